@@ -1,0 +1,166 @@
+"""The inner loop: collect experience on M tasks, then learn each task by a few gradient steps.
+
+    theta_{k+1} = theta_k - alpha * grad L_support(theta_k)          (MAML, Finn 2017, arXiv:1703.03400, equation 1)
+
+Experience is collected outside torch.func on batched tensors; gradients are taken inside, one ``vmap(grad(loss))`` over
+the tasks. The learner is any that has ``act``, ``targets`` and ``loss`` for one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metarl_cli.learners.dqn import DQN
+from metarl_cli.networks import in_head
+from metarl_cli.types import Adaptation, Env, Family, Params, StrictModel, Task, Transitions
+
+
+class SupportConfig(StrictModel):
+    """The experience a task is adapted on."""
+
+    rollouts: int = Field(gt=0, description="episodes collected")
+    steps: int = Field(gt=0, description="longest part of an episode that is used [steps]")
+    epsilon: float = Field(ge=0, le=1, description="share of random actions")
+    fresh: bool = Field(description="collect again, with the adapted policy, before every adaptation step")
+
+
+class InnerConfig(StrictModel):
+    """How a task is adapted to."""
+
+    steps: int = Field(ge=0, description="K, inner steps in meta-training; 0 is plain multi-task training")
+    rule: Literal["sgd", "adam"] = Field(description="the inner update; adam is for fine-tuning, not meta-training")
+    lr: float = Field(gt=0, description="inner learning rate, the first value where rates are learned")
+    rates: Literal["fixed", "tensor", "parameter"] = Field(
+        description="what has a learned rate: nothing, each tensor (MAML++), each parameter (Meta-SGD)"
+    )
+    order: Literal[1, 2] = Field(description="order of the meta-gradient; 1 ignores second derivatives (FOMAML)")
+    scope: Literal["all", "head", "context"] = Field(
+        description="what the inner loop moves: all weights, the head (ANIL), the context inputs (CAVIA)"
+    )
+    lambda_: float = Field(ge=0, le=1, alias="lambda", description="lambda of the support returns; 0 is one-step DQN")
+    support: SupportConfig
+
+
+Act = Callable[[Tensor], Tensor]  # obs [M, N, ...] -> action [M, N]
+
+
+def collect(env: Env, act: Act, steps: int, one_episode: bool = False) -> Transitions:
+    """Act ``steps`` times in every environment -> ``[M, T, N, ...]``.
+
+    ``one_episode`` gives no weight to what follows the first end of each environment's episode.
+    """
+    rows = []
+    weight = torch.ones(env.obs.shape[:2], dtype=env.obs.dtype, device=env.obs.device)
+    for _ in range(steps):
+        obs = env.obs
+        action = act(obs)
+        step = env.step(action)
+        ended = step.terminated | step.truncated
+        rows.append(Transitions(obs, action, step.reward, step.next_obs, step.terminated, ended, weight))
+        if one_episode:
+            weight = weight * ~ended
+    return Transitions(*(torch.stack(field, 1) for field in zip(*rows, strict=True)))
+
+
+def expand(params: Params, num_tasks: int) -> Params:
+    """A copy of the weights for each task, ``[M, ...]``: a view, so that gradients sum back."""
+    return {name: value.expand(num_tasks, *value.shape) for name, value in params.items()}
+
+
+def adapted_names(params: Params, scope: str) -> list[str]:
+    """The weights the inner loop moves."""
+    chosen = {"all": lambda _: True, "head": in_head, "context": lambda name: name == "context"}[scope]
+    names = [name for name in params if chosen(name)]
+    if not names:
+        raise ValueError(f"the network has no weights for inner.scope={scope}; set learner.network.context above 0")
+    return names
+
+
+def initial_rates(params: Params, config: InnerConfig) -> Params:
+    """A learning rate for each adapted weight: a scalar, or one of the weight's shape (rates=parameter)."""
+    names = adapted_names(params, config.scope)
+    full = config.rates == "parameter"
+    return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
+
+
+def support_gradients(learner: DQN, params: Params, names: list[str], support: Transitions, lambda_: float) -> Params:
+    """The gradient of each task's support loss in the weights ``names``; everything leads with [M].
+
+    The targets come from the network that adapts and are held fixed: the semi-gradient of DQN.
+    """
+    target = vmap(lambda p, b: learner.targets(p, p, b, lambda_))(params, support)
+
+    def loss(moving: Params, fixed: Params, batch: Transitions, target: Tensor) -> Tensor:
+        return learner.loss({**fixed, **moving}, batch, target)
+
+    return vmap(grad(loss))({k: params[k] for k in names}, params, support, target)
+
+
+def inner_step(
+    learner: DQN, params: Params, rates: Params, support: Transitions, lambda_: float, order: int = 2
+) -> Params:
+    """One gradient step on each task's support; differentiable in ``params`` and ``rates`` (``order`` 2)."""
+    gradients = support_gradients(learner, params, list(rates), support, lambda_)
+    if order == 1:
+        gradients = {k: g.detach() for k, g in gradients.items()}
+    return {k: p - rates[k] * gradients[k] if k in rates else p for k, p in params.items()}
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980) on stacked weights, for fine-tuning; keeps its moments itself."""
+
+    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        self.betas, self.eps, self.count = betas, eps, 0
+        self.first: Params = {}
+        self.second: Params = {}
+
+    def step(self, params: Params, gradients: Params, rates: Params) -> Params:
+        """The weights after one update."""
+        self.count += 1
+        (b1, b2), moved = self.betas, dict(params)
+        for k, g in gradients.items():
+            self.first[k] = b1 * self.first.get(k, torch.zeros_like(g)) + (1 - b1) * g
+            self.second[k] = b2 * self.second.get(k, torch.zeros_like(g)) + (1 - b2) * g.square()
+            first, second = self.first[k] / (1 - b1**self.count), self.second[k] / (1 - b2**self.count)
+            moved[k] = params[k] - rates[k] * first / (second.sqrt() + self.eps)
+        return moved
+
+
+def collect_support(
+    learner: DQN, params: Params, family: Family, task: Task, config: SupportConfig, rng: torch.Generator
+) -> Transitions:
+    """One episode in each of ``rollouts`` fresh environments per task, cut at ``steps`` -> ``[M, T, N, ...]``."""
+    env = family.make(task, config.rollouts, rng)
+    return collect(env, lambda obs: learner.act(params, obs, config.epsilon, rng), config.steps, one_episode=True)
+
+
+@torch.no_grad()
+def adapt(
+    learner: DQN,
+    params: Params,
+    rates: Params,
+    family: Family,
+    task: Task,
+    steps: int,
+    config: InnerConfig,
+    rng: torch.Generator,
+) -> Iterator[Adaptation]:
+    """Adapt ``params [M, ...]`` to M tasks; yields before the first step and after each."""
+    env_steps, adam, support = 0, Adam(), None
+    yield Adaptation(0, 0, 0, params)
+    for k in range(steps):
+        if support is None or config.support.fresh:
+            support = collect_support(learner, params, family, task, config.support, rng)
+            env_steps += round(float(support.weight.sum()) / support.weight.shape[0])
+        if config.rule == "sgd":
+            params = inner_step(learner, params, rates, support, config.lambda_)
+        else:
+            gradients = support_gradients(learner, params, list(rates), support, config.lambda_)
+            params = adam.step(params, gradients, rates)
+        yield Adaptation(k + 1, k + 1, env_steps, params)

@@ -1,0 +1,55 @@
+"""Experience replay (Lin 1992): a ring of the latest transitions of each task, all tasks as one tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metarl_cli.types import State, Transitions
+
+
+class Replay:
+    """The latest ``capacity`` transitions of each of M tasks.
+
+    Args:
+        num_tasks: M.
+        capacity: transitions kept per task.
+    """
+
+    def __init__(self, num_tasks: int, capacity: int):
+        self.num_tasks, self.capacity = num_tasks, capacity
+        self.data: Transitions | None = None  # each field [M, capacity, ...]
+        self.added = 0  # transitions ever added, per task
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, batch: Transitions) -> None:
+        """Append ``[M, T, N, ...]``; the oldest go when full.
+
+        Raises:
+            ValueError: if one batch holds more than the capacity.
+        """
+        flat = Transitions(*(x.flatten(1, 2) for x in batch))
+        size = flat.reward.shape[1]
+        if size > self.capacity:
+            raise ValueError(f"a batch of {size} transitions does not fit a replay of {self.capacity}")
+        if self.data is None:
+            self.data = Transitions(*(x.new_zeros(self.num_tasks, self.capacity, *x.shape[2:]) for x in flat))
+        places = (self.added + torch.arange(size, device=flat.reward.device)) % self.capacity
+        for stored, new in zip(self.data, flat, strict=True):
+            stored[:, places] = new
+        self.added += size
+
+    def sample(self, tasks: Tensor, size: int, rng: torch.Generator) -> Transitions:
+        """``size`` transitions, uniformly with replacement, of each task in ``tasks [m]``, as ``[m, 1, size, ...]``."""
+        assert self.data is not None, "nothing was added yet"
+        index = torch.randint(len(self), (len(tasks), size), generator=rng, device=tasks.device)
+        return Transitions(*(x[tasks[:, None], index][:, None] for x in self.data))
+
+    def state_dict(self) -> State:
+        return {"data": None if self.data is None else self.data._asdict(), "added": self.added}
+
+    def load_state_dict(self, state: State) -> None:
+        self.data = None if state["data"] is None else Transitions(**state["data"])
+        self.added = state["added"]

@@ -1,0 +1,32 @@
+"""Returns along trajectories, written for one task."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lambda_returns(
+    reward: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lambda_: float
+) -> Tensor:
+    """Q(lambda) targets, ``[T, N]`` each, with next_value the bootstrap value of the true successor.
+
+    ``G_t = r_t + gamma * (1 - terminated_t) * ((1 - lambda) * V_{t+1} + lambda * G_{t+1})``, where ``G_{t+1}`` is ``V_{t+1}``
+    itself at the end of a trajectory or of the data (Peng and Williams 1996; Sutton and Barto 2018, section 12.8).
+    lambda=0 is the one-step target of DQN, lambda=1 the Monte-Carlo return. Computed as one product instead of a
+    loop over time: G = W u with W[t, j] = (gamma*lambda)^(j-t) for j >= t in the same trajectory.
+    """
+    steps = reward.shape[0]
+    discount = gamma * (~terminated).to(reward.dtype)
+    if lambda_ == 0 or steps == 1:
+        return reward + discount * next_value
+    last = ended.clone()
+    last[-1] = True
+    carry = torch.where(last, 1.0, 1.0 - lambda_)
+    u = reward + discount * carry * next_value  # [T, N]
+    index = torch.arange(steps, device=reward.device)
+    distance = (index[None, :] - index[:, None]).to(reward.dtype)  # [T, T]
+    power = torch.where(distance >= 0, (gamma * lambda_) ** distance.clamp(min=0), 0.0)
+    trajectory = ended.long().cumsum(0) - ended.long()  # [T, N] how many trajectories ended before
+    same = trajectory[:, None] == trajectory[None, :]  # [T, T, N]
+    return torch.einsum("tj,tjn,jn->tn", power, same.to(reward.dtype), u)

@@ -1,0 +1,131 @@
+"""The words every part shares: what a task, a step, an environment, a family and an algorithm are.
+
+Axes, always in this order: M tasks, N envs per task, T time, B minibatch, A actions; ``...`` is the observation's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Params = dict[str, Tensor]  # one network; leading [M] where each task owns a copy
+Task = dict[str, Tensor]  # one tensor [M] per physical quantity, SI units
+State = dict[str, Any]  # tensors, numbers, strings, lists and dicts of them: what a checkpoint may hold
+
+
+class StrictModel(BaseModel):
+    """A frozen configuration: unknown keys, wrong types and missing values are errors; the values live in ``conf/``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Spec(NamedTuple):
+    """What a learner must know of a family: the shape of one observation, the number of actions, the time limit."""
+
+    obs_shape: tuple[int, ...]
+    num_actions: int
+    horizon: int  # [steps]
+
+
+class Step(NamedTuple):
+    """One step of every environment at once; all fields are ``[M, N, ...]``.
+
+    ``next_obs`` is where the action led, also at an end; ``obs`` is what to act on now, after any automatic reset.
+    """
+
+    next_obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    obs: Tensor
+
+
+class Transitions(NamedTuple):
+    """Experience for learning; time first, ``[T, N, ...]`` for one task and ``[M, T, N, ...]`` for many.
+
+    ``ended`` marks the last step of a trajectory, by termination or by the time limit: a return never reaches across it.
+    ``weight`` is 1 for experience and 0 for padding, which no loss may see.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    terminated: Tensor
+    ended: Tensor
+    weight: Tensor
+
+
+class Env(Protocol):
+    """M x N running environments, reset automatically when an episode ends."""
+
+    obs: Tensor  # [M, N, ...] what to act on now
+
+    def step(self, action: Tensor) -> Step: ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+class Family(Protocol):
+    """A distribution of tasks and the environments that run them."""
+
+    spec: Spec
+
+    def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
+        """Draw ``num`` tasks of ``split`` (train, validation, test or ood); the first n do not depend on ``num``."""
+        ...
+
+    def named_task(self, values: dict[str, float]) -> Task:
+        """The one task (M=1) with these parameters, the family's nominal ones elsewhere; ValueError on a bad name."""
+        ...
+
+    def make(self, task: Task, num_envs: int, rng: torch.Generator) -> Env:
+        """Start ``num_envs`` environments of each task, each at the beginning of an episode."""
+        ...
+
+    def render(self, obs: Tensor, task: Task) -> Image:
+        """Draw what one environment of one task (M=1) shows."""
+        ...
+
+
+class Adaptation(NamedTuple):
+    """The policies of M tasks after ``step`` adaptation steps, and what they have cost per task."""
+
+    step: int
+    gradient_steps: int
+    env_steps: int
+    params: Params  # leading [M]
+
+
+class Algorithm(Protocol):
+    """What is learned across tasks."""
+
+    env_steps: int  # environment steps of meta-training so far, the x-axis of every curve
+
+    def train_step(self) -> dict[str, float]:
+        """One meta-iteration; returns what happened as ``{"group/name": value}``."""
+        ...
+
+    def adapt(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
+        """Learn these tasks; yields the policies before the first and after each step; leaves the algorithm unchanged."""
+        ...
+
+    def act(self, params: Params, obs: Tensor) -> Tensor:
+        """The greedy actions ``[M, N]`` of adapted policies."""
+        ...
+
+    def learned(self) -> tuple[Task, Params] | None:
+        """Tasks that already own weights (each task learned from scratch), or None where tasks are only adapted to."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
