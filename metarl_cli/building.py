@@ -42,6 +42,7 @@ class TrainConfig(StrictModel):
     """``metarl train``."""
 
     seed: int = Field(ge=0, description="the one seed every random stream derives from")
+    tasks_seed: int = Field(ge=0, description="seed of the held-out tasks; runs with the same one share their tests")
     run: str | None = Field(description="run folder to continue, or where the new run goes; none: named by the config")
     outputs: str = Field(description="where new run folders go")
     train: TrainLoop

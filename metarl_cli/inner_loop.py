@@ -44,6 +44,7 @@ class InnerConfig(StrictModel):
         description="what the inner loop moves: all weights, the head (ANIL), the context inputs (CAVIA)"
     )
     lambda_: float = Field(ge=0, le=1, alias="lambda", description="lambda of the support returns; 0 is one-step DQN")
+    scratch_lr: float = Field(gt=0, description="Adam's rate for the reference that starts from fresh weights")
     support: SupportConfig
 
 
@@ -148,19 +149,37 @@ def adapt(
     family: Family,
     task: Task,
     steps: int,
-    config: InnerConfig,
+    support: SupportConfig,
+    lambda_: float,
+    rng: torch.Generator,
+    adam: Adam | None = None,
+) -> Iterator[Adaptation]:
+    """Adapt ``params [M, ...]`` to M tasks, by plain gradient steps or by ``adam``; yields before the first and after each."""
+    env_steps, batch = 0, None
+    yield Adaptation(0, 0, 0, params)
+    for k in range(1, steps + 1):
+        if batch is None or support.fresh:
+            batch = collect_support(learner, params, family, task, support, rng)
+            env_steps += round(float(batch.weight.sum()) / batch.weight.shape[0])
+        if adam is None:
+            params = inner_step(learner, params, rates, batch, lambda_)
+        else:
+            params = adam.step(params, support_gradients(learner, params, list(rates), batch, lambda_), rates)
+        yield Adaptation(k, k, env_steps, params)
+
+
+def adapt_from_scratch(
+    learner: DQN,
+    family: Family,
+    task: Task,
+    steps: int,
+    support: SupportConfig,
+    lambda_: float,
+    lr: float,
     rng: torch.Generator,
 ) -> Iterator[Adaptation]:
-    """Adapt ``params [M, ...]`` to M tasks; yields before the first step and after each."""
-    env_steps, adam, support = 0, Adam(), None
-    yield Adaptation(0, 0, 0, params)
-    for k in range(steps):
-        if support is None or config.support.fresh:
-            support = collect_support(learner, params, family, task, config.support, rng)
-            env_steps += round(float(support.weight.sum()) / support.weight.shape[0])
-        if config.rule == "sgd":
-            params = inner_step(learner, params, rates, support, config.lambda_)
-        else:
-            gradients = support_gradients(learner, params, list(rates), support, config.lambda_)
-            params = adam.step(params, gradients, rates)
-        yield Adaptation(k + 1, k + 1, env_steps, params)
+    """The same learner from fresh weights, an own draw for each task, by Adam: what no meta-training achieves."""
+    networks = [learner.init(rng) for _ in range(len(next(iter(task.values()))))]
+    params = {k: torch.stack([network[k] for network in networks]) for k in networks[0]}
+    rates = {k: torch.tensor(lr, device=v.device) for k, v in params.items()}
+    return adapt(learner, params, rates, family, task, steps, support, lambda_, rng, Adam())

@@ -86,3 +86,16 @@ HEADS = ("head", "value")
 def in_head(name: str) -> bool:
     """Whether a weight belongs to the network's last layer (what ANIL adapts)."""
     return name.split(".")[0] in HEADS
+
+
+def load_params(params: Params, saved: Params) -> None:
+    """Copy ``saved`` weights into ``params`` in place.
+
+    Raises:
+        ValueError: if the names or shapes are not the same.
+    """
+    mine, theirs = ({k: tuple(v.shape) for k, v in p.items()} for p in (params, saved))
+    if mine != theirs:
+        raise ValueError(f"the saved weights {theirs} do not fit this network {mine}")
+    for name, value in params.items():
+        value.copy_(saved[name])

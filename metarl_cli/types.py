@@ -118,6 +118,10 @@ class Algorithm(Protocol):
         """Learn these tasks; yields the policies before the first and after each step; leaves the algorithm unchanged."""
         ...
 
+    def adapt_from_scratch(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
+        """The reference: the same learner from fresh weights, at the same budget."""
+        ...
+
     def act(self, params: Params, obs: Tensor) -> Tensor:
         """The greedy actions ``[M, N]`` of adapted policies."""
         ...
@@ -126,6 +130,18 @@ class Algorithm(Protocol):
         """Tasks that already own weights (each task learned from scratch), or None where tasks are only adapted to."""
         ...
 
-    def state_dict(self) -> State: ...
+    def weights(self) -> State:
+        """What was learned, all that ``adapt`` needs."""
+        ...
+
+    def load_weights(self, state: State) -> None: ...
+
+    def state_dict(self) -> State:
+        """Everything that training goes on from; holds ``weights`` under that name."""
+        ...
 
     def load_state_dict(self, state: State) -> None: ...
+
+
+class UserError(Exception):
+    """What went wrong in words for the user: printed as one line, exit code 2."""

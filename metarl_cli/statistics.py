@@ -1,0 +1,46 @@
+"""Aggregates that do not lie with few runs (Agarwal 2021, arXiv:2108.13264)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Scores = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def iqm(scores: ArrayLike, axis: int = -1) -> Scores:
+    """Interquartile mean: the mean of the middle half along ``axis`` (scipy's ``trim_mean`` at 0.25)."""
+    ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=axis)
+    size = ordered.shape[axis]
+    cut = size // 4
+    return np.asarray(np.take(ordered, np.arange(cut, size - cut), axis=axis).mean(axis=axis))
+
+
+def iqm_interval(scores: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
+    """IQM of ``scores [R, M]`` (R repeats of M tasks) with its stratified bootstrap interval.
+
+    Repeats are resampled within each task; the percentile interval covers 95 %. Repeats are runs with different seeds, or,
+    within one run, episodes: then the interval tells the noise of measuring on these tasks.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    repeats, tasks = scores.shape
+    rng = np.random.default_rng(seed)
+    values = np.empty(resamples)
+    for i in range(resamples):
+        rows = rng.integers(repeats, size=(repeats, tasks))
+        values[i] = iqm(np.take_along_axis(scores, rows, axis=0).ravel())
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(float(iqm(scores.ravel())), float(low), float(high))

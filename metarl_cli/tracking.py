@@ -1,0 +1,124 @@
+"""Metrics, figures and hyper-parameters of a run: TensorBoard events, and the same numbers in ``metrics.jsonl``.
+
+The step of every point is the meta-training environment steps, for every algorithm, so that runs compare.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from metarl_cli.checkpoint import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LAYOUT = {
+    "Adaptation": {
+        "validation: before and after": ["Multiline", ["eval/return_before", "eval/return_after"]],
+        "validation: each step": ["Multiline", [r"eval/return_step_\d+"]],
+        "validation: after, 95 %": ["Margin", ["eval/return_after", "eval/return_after_low", "eval/return_after_high"]],
+        "held out: before and after": ["Multiline", ["test/return_before", "test/return_after", "ood/return_after"]],
+    },
+    "Training": {
+        "loss": ["Multiline", ["loss/query"]],
+        "gradient norm": ["Multiline", ["grad/norm"]],
+    },
+}
+
+
+class Tracker:
+    """Writes what a run measures.
+
+    Args:
+        folder: the run folder; the events lie directly in it, so that its name is the run's name in TensorBoard.
+        config: nested values for the HParams tab.
+        resume_step: drop what was logged after this step, where a run goes on from a checkpoint; None: a new run.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], resume_step: int | None):
+        self.path = folder / "metrics.jsonl"
+        purge = None if resume_step is None else resume_step + 1
+        if purge is not None and self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) < purge]
+            write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
+        self.lines = self.path.open("a")
+        self.writer = SummaryWriter(str(folder), purge_step=purge)
+        _, start, self.end = hparams(flatten(config), {})  # no experiment summary: TensorBoard takes the union of runs
+        if resume_step is None:
+            self.writer.add_custom_scalars(LAYOUT)
+        self.writer.file_writer.add_summary(start)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write scalars ``{"group/name": value}`` at ``step`` [environment steps]."""
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+        self.writer.file_writer.add_summary(Summary(value=values), step)
+        finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
+        self.lines.write(json.dumps({"step": step, **finite}) + "\n")
+        self.flush()
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Show a matplotlib figure in the Images tab."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
+        self._image(tag, buffer.getvalue(), step)
+
+    def animation(self, tag: str, frames: Sequence[Image.Image], step: int, fps: int = 25) -> None:
+        """Show an animated GIF in the Images tab."""
+        self._image(tag, gif(frames, fps), step)
+
+    def _image(self, tag: str, encoded: bytes, step: int) -> None:
+        width, height = Image.open(io.BytesIO(encoded)).size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        self.writer.flush()
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Show a text in the Text tab."""
+        self.writer.add_text(tag, markdown, step)
+
+    def flush(self) -> None:
+        self.lines.flush()
+        self.writer.flush()
+
+    def close(self, finished: bool) -> None:
+        """Write what is pending; a finished run is marked as a success in HParams."""
+        if finished:
+            self.writer.file_writer.add_summary(self.end)
+        self.lines.close()
+        self.writer.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
+        return math.inf
+
+
+def gif(frames: Sequence[Image.Image], fps: int = 25) -> bytes:
+    """Encode frames as an endless animated GIF."""
+    buffer = io.BytesIO()
+    first, *rest = frames
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=int(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | bool | int | float]:
+    """``{"algo": {"lr": 1}}`` -> ``{"algo.lr": 1}``, lists and None as text."""
+    flat: dict[str, str | bool | int | float] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str | bool | int | float) else str(value)
+    return flat

@@ -1,0 +1,260 @@
+"""``metarl train``: meta-train, select on validation tasks, test on held-out tasks.
+
+Started again on the same folder it goes on from the last checkpoint, bit for bit; a finished run says so.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from metarl_cli import checkpoint
+from metarl_cli.building import TrainConfig
+from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, table
+from metarl_cli.run_folder import Parts, RunFolder, build, default_name, has_ood, held_out_tasks, now
+from metarl_cli.tracking import Tracker, flatten
+from metarl_cli.types import UserError
+
+PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
+
+
+def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> float:
+    """Train a new run, or go on with the one in the folder; returns the IQM after adaptation on the test tasks."""
+    console = Console(highlight=False)
+    folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, choices)))
+    if config.run and folder.exists:
+        config = _continued(config, folder, overrides)
+    if folder.exists and folder.manifest().get("status") == "finished":
+        console.print(f"{folder} is finished already; test it again with: metarl test run={folder}", soft_wrap=True)
+        return float(folder.manifest()["return_after"])
+    parts = build(config)
+    folder.lock()
+    if not folder.exists:
+        folder.create(config, choices, parts.family, parts.device)
+    try:
+        return Training(config, folder, parts, console).run()
+    except BaseException as error:
+        if folder.manifest().get("status") == "running":
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            folder.note(status=status, error=f"{type(error).__name__}: {error}"[:500], ended=now())
+        if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
+            console.print(f"the last checkpoint is {folder.last}; go on with: metarl train run={folder}", soft_wrap=True)
+        raise
+
+
+def _continued(config: TrainConfig, folder: RunFolder, overrides: list[str]) -> TrainConfig:
+    """The saved configuration of a run that goes on.
+
+    Raises:
+        UserError: where an override asks for something else than what the run was made with.
+    """
+    saved = folder.config(config.hardware)
+    ignored = ("run", "outputs", "hardware")
+    mine, theirs = flatten(config.model_dump()), flatten(saved.model_dump())
+    asked = [o.split("=", 1)[0].lstrip("+~") for o in overrides]
+    changed = [
+        f"{key} is {theirs.get(key, 'not there')} in the run, {mine.get(key, 'not there')} here"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+        and key.split(".")[0] not in ignored
+        and any(key == name or key.startswith(f"{name}.") for name in asked)
+    ]
+    if changed:
+        raise UserError(f"{folder} goes on as it was made; {'; '.join(changed[:3])}; choose another folder for a new run")
+    return saved
+
+
+class Interrupt:
+    """Notes SIGTERM, SIGUSR2 and Ctrl-C, so that the loop can save; then hands the signal to whoever had it before."""
+
+    def __enter__(self) -> Interrupt:
+        self.received: int | None = None
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def hand_on(self) -> None:
+        """Send the noted signal again; call after the handlers are back."""
+        if self.received is not None:
+            os.kill(os.getpid(), self.received)
+
+
+class Training:
+    """The training loop of one run and its state: the algorithm, and the best validation score so far."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, parts: Parts, console: Console):
+        self.config, self.folder, self.parts, self.console = config, folder, parts, console
+        self.algorithm = parts.algorithm
+        self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
+        resume_step = None
+        if folder.last.exists():
+            self._restore()
+            resume_step = self.algorithm.env_steps
+            console.print(f"going on from iteration {self.iteration} of {config.train.iterations}: {folder}", soft_wrap=True)
+        else:
+            console.print(f"run folder: {folder}", soft_wrap=True)
+            folder.best.unlink(missing_ok=True)
+        self.tracker = Tracker(folder.path, config.model_dump(exclude={"run", "outputs"}), resume_step)
+        validation = held_out_tasks(parts.family, config, "validation", config.eval.tasks)
+        self.evaluator = Evaluator(parts.family, validation, config.eval.episodes, config.tasks_seed)
+
+    def run(self) -> float:
+        """Train to the end, test, print the table; returns the IQM after adaptation on the test tasks."""
+        self.folder.note(status="running", started=now())
+        try:
+            self._train()
+            score = self._test()
+        except BaseException:
+            self.tracker.close(finished=False)
+            raise
+        self.tracker.close(finished=True)
+        self.folder.note(status="finished", ended=now(), return_after=score)
+        return score
+
+    def _train(self) -> None:
+        loop = self.config.train
+        saved = time.monotonic()
+        with Interrupt() as interrupt, Display(self.console, loop.iterations, self.iteration) as display:
+            while self.iteration < loop.iterations and interrupt.received is None:
+                began, env_steps = time.monotonic(), self.algorithm.env_steps
+                found = self.algorithm.train_step()
+                self.iteration += 1
+                spent = time.monotonic() - began
+                self.seconds += spent
+                if self.iteration % loop.log_every == 0 or self.iteration == 1:
+                    found["time/env_steps_per_second"] = (self.algorithm.env_steps - env_steps) / spent
+                    found["time/training_seconds"] = self.seconds
+                    found["train/iteration"] = self.iteration
+                    self.tracker.log(found, self.algorithm.env_steps)
+                if self.iteration % loop.eval_every == 0 or self.iteration == loop.iterations:
+                    found |= self._validate()
+                display.update(self.iteration, self.algorithm.env_steps, found)
+                if time.monotonic() - saved >= loop.checkpoint_every or self.iteration == loop.iterations:
+                    self._save()
+                    saved = time.monotonic()
+            if interrupt.received is not None and self.iteration < loop.iterations:
+                self._save()
+        if interrupt.received is not None and self.iteration < loop.iterations:
+            self.folder.note(status="interrupted", ended=now())
+            self.tracker.flush()
+            self.console.print(f"saved; go on with: metarl train run={self.folder}", soft_wrap=True)
+            interrupt.hand_on()
+            raise KeyboardInterrupt  # the signal had an owner (a job scheduler's) that came back
+
+    def _validate(self) -> dict[str, float]:
+        """Adaptation curves on validation tasks; the best weights are kept."""
+        found = metrics(self.evaluator.curve(self.algorithm, self.config.eval.steps), "eval")
+        score = found["eval/return_after"]
+        learned = self.evaluator.learned(self.algorithm)
+        if learned is not None:  # each task from scratch: its own tasks are what it is for
+            found["eval/return_learned"] = score = learned.value
+        self.tracker.log(found, self.algorithm.env_steps)
+        if score > self.best:
+            self.best = score
+            weights = {"algorithm": {"weights": self.algorithm.weights()}}
+            checkpoint.save(self.folder.best, {**weights, "env_steps": self.algorithm.env_steps, "score": score})
+        return found
+
+    def _test(self) -> float:
+        """The best weights on test tasks, and on out-of-distribution ones where the family has them."""
+        config, step = self.config, self.algorithm.env_steps
+        load_weights(self.folder, self.parts, "best")
+        reports: dict[str, Report] = {}
+        for split in ("test", "ood") if has_ood(config) else ("test",):
+            tasks = held_out_tasks(self.parts.family, config, split, config.test.tasks)
+            with self.console.status(f"testing on {config.test.tasks} {split} tasks"):
+                reports[split], shown = measure(
+                    self.folder, self.parts, split, tasks, config.test, config.tasks_seed, split
+                )
+            found = metrics(reports[split].curve, split)
+            found |= {
+                f"{split}/return_random": reports[split].random.intervals()[0].value,
+                f"{split}/return_scratch": reports[split].scratch.intervals()[-1].value,
+            }
+            self.tracker.log(found, step)
+            self.tracker.figure(f"{split}/adaptation", shown, step)
+        self.algorithm.env_steps = step
+        titles = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
+        for split, report in reports.items():
+            self.console.print(table(report, f"{config.test.tasks} {titles[split]}, {config.test.episodes} episodes each"))
+        learned = self.evaluator.learned(self.algorithm)
+        if learned is not None:
+            self.console.print(f"return on the tasks learned from scratch: {learned}")
+        self.console.print(f"run folder: {self.folder}", soft_wrap=True)
+        self.console.print(f"look at it: tensorboard --logdir {self.folder.path.parent}", soft_wrap=True)
+        return reports["test"].curve.intervals()[-1].value
+
+    # -- saving
+
+    def _save(self) -> None:
+        state = {
+            "algorithm": self.algorithm.state_dict(),
+            "env_steps": self.algorithm.env_steps,
+            "iteration": self.iteration,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+        self.tracker.flush()
+        checkpoint.save(self.folder.last, state)
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.folder.last, self.parts.device)
+        try:
+            self.algorithm.load_state_dict(state["algorithm"])
+            self.iteration, self.best = int(state["iteration"]), float(state["best"])
+            self.seconds = float(state["seconds"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"refused {self.folder.last}: it does not fit the run's configuration ({error})") from error
+
+
+class Display:
+    """Progress with the numbers that matter: a bar on a terminal, a plain line now and then elsewhere."""
+
+    SHOWN = (("eval/return_before", "before"), ("eval/return_after", "after"), ("eval/return_learned", "learned"))
+
+    def __init__(self, console: Console, total: int, done: int):
+        self.console, self.total, self.first = console, total, done
+        self.numbers: dict[str, float] = {}
+        self.began = self.printed = time.monotonic()
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(
+            *columns, TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal, transient=True
+        )
+        self.task = self.progress.add_task("train", total=total, completed=done, numbers="")
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.stop()
+
+    def update(self, iteration: int, env_steps: int, found: dict[str, float]) -> None:
+        """Show where training stands."""
+        self.numbers |= {name: found[tag] for tag, name in self.SHOWN if tag in found}
+        if "loss/query" in found:
+            self.numbers["loss"] = found["loss/query"]
+        text = "  ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
+        text = f"{env_steps:,} env steps  return on validation tasks: {text}" if self.numbers else f"{env_steps:,} env steps"
+        self.progress.update(self.task, completed=iteration, numbers=text)
+        moment = time.monotonic()
+        if not self.console.is_terminal and (moment - self.printed >= PLAIN_EVERY or iteration == self.total):
+            left = (moment - self.began) / max(iteration - self.first, 1) * (self.total - iteration)
+            self.console.print(f"{iteration}/{self.total}  {text}  about {left:.0f} s left", soft_wrap=True)
+            self.printed = moment
