@@ -75,9 +75,7 @@ def run(config: AdaptConfig) -> float:
     return points[-1].value
 
 
-def _measure(
-    family: Family, task: Task, algorithm: Algorithm, adaptation: Adaptation, config: AdaptConfig
-) -> Interval:
+def _measure(family: Family, task: Task, algorithm: Algorithm, adaptation: Adaptation, config: AdaptConfig) -> Interval:
     rng = torch_rng(config.seed, "adapt", "episodes", device=next(iter(task.values())).device)
     returns = episode_returns(family, task, lambda obs: algorithm.act(adaptation.params, obs), config.episodes, rng)
     return iqm_interval(returns.T.cpu().numpy())

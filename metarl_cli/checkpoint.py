@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load itself checks no sums
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise
         reason = "it holds pickled code" if "weights_only" in str(error).lower() else "it is damaged or cut short"

@@ -16,9 +16,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad, vmap
 
-from metarl_cli.learners.dqn import DQN
 from metarl_cli.networks import in_head
-from metarl_cli.types import Adaptation, Env, Family, Params, StrictModel, Task, Transitions
+from metarl_cli.types import Adaptation, Env, Family, Learner, Params, StrictModel, Task, Transitions
 
 
 class SupportConfig(StrictModel):
@@ -76,8 +75,8 @@ def expand(params: Params, num_tasks: int) -> Params:
 
 def adapted_names(params: Params, scope: str) -> list[str]:
     """The weights the inner loop moves."""
-    chosen = {"all": lambda _: True, "head": in_head, "context": lambda name: name == "context"}[scope]
-    names = [name for name in params if chosen(name)]
+    chosen = {"all": list(params), "head": [name for name in params if in_head(name)], "context": ["context"]}
+    names = [name for name in chosen[scope] if name in params]
     if not names:
         raise ValueError(f"the network has no weights for inner.scope={scope}; set learner.network.context above 0")
     return names
@@ -90,7 +89,7 @@ def initial_rates(params: Params, config: InnerConfig) -> Params:
     return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
 
 
-def support_gradients(learner: DQN, params: Params, names: list[str], support: Transitions, lambda_: float) -> Params:
+def support_gradients(learner: Learner, params: Params, names: list[str], support: Transitions, lambda_: float) -> Params:
     """The gradient of each task's support loss in the weights ``names``; everything leads with [M].
 
     The targets come from the network that adapts and are held fixed: the semi-gradient of DQN.
@@ -100,12 +99,11 @@ def support_gradients(learner: DQN, params: Params, names: list[str], support: T
     def loss(moving: Params, fixed: Params, batch: Transitions, target: Tensor) -> Tensor:
         return learner.loss({**fixed, **moving}, batch, target)
 
-    return vmap(grad(loss))({k: params[k] for k in names}, params, support, target)
+    gradients: Params = vmap(grad(loss))({k: params[k] for k in names}, params, support, target)
+    return gradients
 
 
-def inner_step(
-    learner: DQN, params: Params, rates: Params, support: Transitions, lambda_: float, order: int = 2
-) -> Params:
+def inner_step(learner: Learner, params: Params, rates: Params, support: Transitions, lambda_: float, order: int = 2) -> Params:
     """One gradient step on each task's support; differentiable in ``params`` and ``rates`` (``order`` 2)."""
     gradients = support_gradients(learner, params, list(rates), support, lambda_)
     if order == 1:
@@ -134,7 +132,7 @@ class Adam:
 
 
 def collect_support(
-    learner: DQN, params: Params, family: Family, task: Task, config: SupportConfig, rng: torch.Generator
+    learner: Learner, params: Params, family: Family, task: Task, config: SupportConfig, rng: torch.Generator
 ) -> Transitions:
     """One episode in each of ``rollouts`` fresh environments per task, cut at ``steps`` -> ``[M, T, N, ...]``."""
     env = family.make(task, config.rollouts, rng)
@@ -143,7 +141,7 @@ def collect_support(
 
 @torch.no_grad()
 def adapt(
-    learner: DQN,
+    learner: Learner,
     params: Params,
     rates: Params,
     family: Family,
@@ -169,7 +167,7 @@ def adapt(
 
 
 def adapt_from_scratch(
-    learner: DQN,
+    learner: Learner,
     family: Family,
     task: Task,
     steps: int,

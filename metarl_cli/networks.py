@@ -7,6 +7,7 @@ Context parameters, an input the inner loop can move: CAVIA (Zintgraf 2019, arXi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from metarl_cli.types import Params, Spec, StrictModel
 
-ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "silu": F.silu}
 
 
 class NetworkConfig(StrictModel):
@@ -71,7 +72,9 @@ class QNetwork:
         for i, units in enumerate(self.config.hidden):
             x = F.linear(x, params[f"hidden.{i}.weight"], params[f"hidden.{i}.bias"])
             if self.config.layer_norm:
-                x = F.layer_norm(x, (units,), params[f"hidden.{i}.scale"], params[f"hidden.{i}.shift"])
+                # scale and shift stay outside F.layer_norm: within vmap(grad(...)) the second derivative of its own
+                # affine form is wrong (torch 2.13; by a third in a small case), and so the meta-gradient would be
+                x = F.layer_norm(x, (units,)) * params[f"hidden.{i}.scale"] + params[f"hidden.{i}.shift"]
             x = self.activation(x)
         q = F.linear(x, params["head.weight"], params["head.bias"])
         if self.config.dueling:

@@ -1,12 +1,12 @@
 """A run folder holds everything about one run, and is enough to go on from it.
 
-    config.yaml     the resolved configuration (all but where the folder lies)
-    run.json        command, versions, git revision, seed, task hashes, status
-    tasks.json      the held-out tasks, value by value, with their hashes
-    metrics.jsonl   every metric; events.out.tfevents.* the same for TensorBoard
-    last.pt best.pt where training goes on; the weights chosen on validation tasks
-    results/        test results and figures
-    adapted/        policies adapted with ``metarl adapt``
+config.yaml     the resolved configuration (all but where the folder lies)
+run.json        command, versions, git revision, seed, task hashes, status
+tasks.json      the held-out tasks, value by value, with their hashes
+metrics.jsonl   every metric; events.out.tfevents.* the same for TensorBoard
+last.pt best.pt where training goes on; the weights chosen on validation tasks
+results/        test results and figures
+adapted/        policies adapted with ``metarl adapt``
 """
 
 from __future__ import annotations

@@ -53,15 +53,17 @@ class Tracker:
             write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
         self.lines = self.path.open("a")
         self.writer = SummaryWriter(str(folder), purge_step=purge)
-        _, start, self.end = hparams(flatten(config), {})  # no experiment summary: TensorBoard takes the union of runs
+        self.events: Any = self.writer.file_writer  # all tags of a step go into one event
+        # without the experiment's summary, TensorBoard shows the union of all runs' hyper-parameters
+        _, start, self.end = hparams(flatten(config), {})  # type: ignore[no-untyped-call]
         if resume_step is None:
             self.writer.add_custom_scalars(LAYOUT)
-        self.writer.file_writer.add_summary(start)
+        self.events.add_summary(start)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write scalars ``{"group/name": value}`` at ``step`` [environment steps]."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
-        self.writer.file_writer.add_summary(Summary(value=values), step)
+        self.events.add_summary(Summary(value=values), step)
         finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
         self.lines.write(json.dumps({"step": step, **finite}) + "\n")
         self.flush()
@@ -79,7 +81,7 @@ class Tracker:
     def _image(self, tag: str, encoded: bytes, step: int) -> None:
         width, height = Image.open(io.BytesIO(encoded)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        self.events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
         self.writer.flush()
 
     def text(self, tag: str, markdown: str, step: int) -> None:
@@ -93,7 +95,7 @@ class Tracker:
     def close(self, finished: bool) -> None:
         """Write what is pending; a finished run is marked as a success in HParams."""
         if finished:
-            self.writer.file_writer.add_summary(self.end)
+            self.events.add_summary(self.end)
         self.lines.close()
         self.writer.close()
 

@@ -179,9 +179,7 @@ class Training:
         for split in ("test", "ood") if has_ood(config) else ("test",):
             tasks = held_out_tasks(self.parts.family, config, split, config.test.tasks)
             with self.console.status(f"testing on {config.test.tasks} {split} tasks"):
-                reports[split], shown = measure(
-                    self.folder, self.parts, split, tasks, config.test, config.tasks_seed, split
-                )
+                reports[split], shown = measure(self.folder, self.parts, split, tasks, config.test, config.tasks_seed, split)
             found = metrics(reports[split].curve, split)
             found |= {
                 f"{split}/return_random": reports[split].random.intervals()[0].value,
@@ -232,9 +230,19 @@ class Display:
         self.console, self.total, self.first = console, total, done
         self.numbers: dict[str, float] = {}
         self.began = self.printed = time.monotonic()
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self.progress = Progress(
-            *columns, TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal, transient=True
+            *columns,
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
         )
         self.task = self.progress.add_task("train", total=total, completed=done, numbers="")
 

@@ -96,6 +96,28 @@ class Family(Protocol):
         ...
 
 
+class Learner(Protocol):
+    """How one task is learned: functions of its weights, written for ONE task and vmapped by the caller; but for ``act``."""
+
+    spec: Spec
+
+    def init(self, rng: torch.Generator) -> Params:
+        """Fresh weights of one network."""
+        ...
+
+    def act(self, params: Params, obs: Tensor, epsilon: float, rng: torch.Generator | None = None) -> Tensor:
+        """Actions ``[M, N]`` for ``obs [M, N, ...]`` with ``params`` of M networks."""
+        ...
+
+    def targets(self, params: Params, target_params: Params, batch: Transitions, lambda_: float = 0.0) -> Tensor:
+        """What the network should say about ``batch``, ``[T, N]``, without gradient."""
+        ...
+
+    def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:
+        """A scalar, deterministic."""
+        ...
+
+
 class Adaptation(NamedTuple):
     """The policies of M tasks after ``step`` adaptation steps, and what they have cost per task."""
 

@@ -14,11 +14,10 @@ from pydantic import Field, model_validator
 from torch.func import grad_and_value, vmap
 
 from metarl_cli.inner_loop import SupportConfig, adapt_from_scratch, collect
-from metarl_cli.learners.dqn import DQN
 from metarl_cli.networks import load_params
 from metarl_cli.replay import Replay
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.types import Adaptation, Family, Params, State, StrictModel, Task
+from metarl_cli.types import Adaptation, Family, Learner, Params, State, StrictModel, Task
 
 
 class TargetConfig(StrictModel):
@@ -66,7 +65,7 @@ class Scratch:
         seed: the run's seed; every stream derives from it by name.
     """
 
-    def __init__(self, config: Config, learner: DQN, family: Family, iterations: int, seed: int, device: torch.device):
+    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.learner, self.family, self.iterations = config, learner, family, iterations
         self.rng = Streams(seed, "init", "query", "exploration", "minibatch", device=device)
         self.task = family.sample_tasks(config.tasks, "train", numpy_rng(seed, "tasks", "train"))

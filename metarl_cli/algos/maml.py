@@ -47,11 +47,10 @@ from metarl_cli.inner_loop import (
     initial_rates,
     inner_step,
 )
-from metarl_cli.learners.dqn import DQN
 from metarl_cli.networks import load_params
 from metarl_cli.replay import Replay
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.types import Adaptation, Env, Family, Params, State, StrictModel, Task, Transitions
+from metarl_cli.types import Adaptation, Env, Family, Learner, Params, State, StrictModel, Task, Transitions
 
 
 class QueryConfig(StrictModel):
@@ -117,7 +116,7 @@ class MAML:
         seed: the run's seed; every stream derives from it by name.
     """
 
-    def __init__(self, config: Config, learner: DQN, family: Family, iterations: int, seed: int, device: torch.device):
+    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.learner, self.family, self.iterations = config, learner, family, iterations
         self.rng = Streams(seed, "init", "support", "query", "exploration", "minibatch", device=device)
         self.task = family.sample_tasks(config.tasks, "train", numpy_rng(seed, "tasks", "train"))
@@ -168,9 +167,7 @@ class MAML:
         params, supports = expand(self.meta["init"], config.tasks), []
         for k in range(inner.steps):
             if k == 0 or inner.support.fresh:
-                support = collect_support(
-                    self.learner, params, self.family, self.task, inner.support, self.rng["support"]
-                )
+                support = collect_support(self.learner, params, self.family, self.task, inner.support, self.rng["support"])
                 self.env_steps += int(support.weight.sum())
             supports.append(support)
             params = inner_step(self.learner, params, self.meta["rates"], support, inner.lambda_)
@@ -256,16 +253,12 @@ class MAML:
         params = expand({k: v.detach() for k, v in meta["init"].items()}, len(next(iter(task.values()))))
         inner = self.config.inner
         adam = Adam() if inner.rule == "adam" else None
-        return adapt(
-            self.learner, params, meta["rates"], self.family, task, steps, inner.support, inner.lambda_, rng, adam
-        )
+        return adapt(self.learner, params, meta["rates"], self.family, task, steps, inner.support, inner.lambda_, rng, adam)
 
     def adapt_from_scratch(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
         """The same learner from fresh weights at the same budget."""
         inner = self.config.inner
-        return adapt_from_scratch(
-            self.learner, self.family, task, steps, inner.support, inner.lambda_, inner.scratch_lr, rng
-        )
+        return adapt_from_scratch(self.learner, self.family, task, steps, inner.support, inner.lambda_, inner.scratch_lr, rng)
 
     def act(self, params: Params, obs: Tensor) -> Tensor:
         return self.learner.act(params, obs, epsilon=0.0)

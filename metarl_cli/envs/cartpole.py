@@ -78,9 +78,7 @@ class CartPole(NativeFamily):
             task["length"] * (4.0 / 3.0 - task["masspole"] * cos.square() / total_mass)
         )
         x_acc = temp - polemass_length * theta_acc * cos / total_mass
-        state = torch.stack(
-            [x + TAU * x_dot, x_dot + TAU * x_acc, theta + TAU * theta_dot, theta_dot + TAU * theta_acc], -1
-        )
+        state = torch.stack([x + TAU * x_dot, x_dot + TAU * x_acc, theta + TAU * theta_dot, theta_dot + TAU * theta_acc], -1)
         terminated = (state[..., 0].abs() > X_LIMIT) | (state[..., 2].abs() > THETA_LIMIT)
         return state, torch.ones_like(x), terminated
 

@@ -1,0 +1,218 @@
+"""Hydra's composition, and what went wrong with it: the one place that touches Hydra's internals.
+
+Hydra stops at the first bad override. Here they are tried one by one, so that all are told at once, and a sweep is composed
+and checked job by job before the first one starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from metarl_cli.problems import closest, did_you_mean, flatten, one_line
+
+BASE = "1.3"
+ERRORS = (HydraException, OmegaConfBaseException)
+REFUSED = {  # Hydra's flags that have no place here, and why
+    "experimental_rerun": "--experimental-rerun: refused, it runs pickled code; start the run again: metarl train run=FOLDER",
+    "config_name": "--config-name: the command chooses it; put your own configuration in DIR/experiment and give --config-dir DIR",
+    "config_path": "--config-path: the commands bring their configuration; add your own with --config-dir",
+}
+
+
+class UsageError(Exception):
+    """What is wrong with a command line, one line each."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(problems)
+        self.problems = problems
+
+
+def conf_dir() -> str:
+    """The folder of the configurations: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return str(folder)
+    raise RuntimeError(f"the configurations that belong to {here} are missing; install the package again")
+
+
+def flags_parser() -> argparse.ArgumentParser:
+    """Hydra's own flags."""
+    parser: argparse.ArgumentParser = get_args_parser()
+    parser.exit_on_error = False
+    return parser
+
+
+def parse_flags(words: list[str]) -> argparse.Namespace:
+    """Flags and overrides in any order.
+
+    Raises:
+        UsageError: for a flag that is unknown, incomplete, or does not go with another.
+    """
+    parser = flags_parser()
+    try:
+        args, unknown = parser.parse_known_intermixed_args(words)
+    except argparse.ArgumentError as error:
+        raise UsageError([one_line(error)]) from error
+    flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    problems = [f"{word}: no such flag{did_you_mean(word.split('=')[0], flags)}" for word in unknown]
+    problems += [why for name, why in REFUSED.items() if getattr(args, name)]
+    if args.info and "=" in args.info:  # --info takes a word of its own, but that was an override
+        args.overrides, args.info = [args.info, *args.overrides], "all"
+    if args.run + args.multirun + args.shell_completion + bool(args.cfg) + bool(args.info) > 1:
+        problems.append("use only one of --run, --multirun, --cfg and --info")
+    if args.resolve and not (args.cfg or args.help):
+        problems.append("--resolve goes with --cfg or --help")
+    args.config_dir = args.config_dir or os.environ.get("METARL_CONFIG_DIR") or None
+    if args.config_dir and not os.path.isdir(args.config_dir):
+        problems.append(f"--config-dir (or METARL_CONFIG_DIR): no such folder: {os.path.abspath(args.config_dir)}")
+    if problems:
+        raise UsageError(problems)
+    return args
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Resolved values; a value still missing (``???``) is left out.
+
+    Raises:
+        UsageError: if an interpolation cannot be resolved.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError([f"{error.full_key}: {one_line(str(error).splitlines()[0])}"]) from error
+
+    def given(value: Any) -> Any:
+        return {str(k): given(v) for k, v in value.items() if v != "???"} if isinstance(value, dict) else value
+
+    found: dict[str, Any] = given(values)
+    return found
+
+
+class Composer:
+    """Composes a command's configuration; what cannot be composed is noted in ``problems`` and left out."""
+
+    def __init__(self, command: str, config_dir: str | None):
+        version.setbase(BASE)
+        setup_globals()
+        path = create_config_search_path(conf_dir())
+        if config_dir:
+            path.prepend("command-line", f"file://{os.path.abspath(config_dir)}", SearchPathQuery(provider="schema"))
+        self.command, self.loader = command, ConfigLoaderImpl(config_search_path=path)
+        self.problems: dict[str, str] = {}  # override -> what is wrong with it
+        self.instead: dict[str, str] = {}  # override -> what it probably means, to judge the others by
+
+    def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
+        """Hydra's composition; raises Hydra's errors."""
+        sweep = mode is RunMode.RUN
+        return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=sweep)
+
+    def settle(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig | None:
+        """Compose what can be composed; None if that is nothing."""
+        overrides = [self.instead.get(o, o) for o in overrides if o not in self.problems or o in self.instead]
+        try:
+            return self.compose(overrides, mode)
+        except ERRORS:
+            pass
+        try:
+            config = self.compose([], mode)
+        except ERRORS as error:
+            self.problems[""] = one_line(f"{error} {error.__cause__ or ''}")
+            return None
+        good: list[str] = []
+        groups = self.loader.list_groups("")
+        skipped: list[str] = []
+        for override in sorted(overrides, key=lambda o: _name(o).split("/")[0] not in groups or "." in _name(o)):
+            if any(_name(override).startswith(f"{group}.") for group in skipped):
+                continue  # its group is unknown
+            try:
+                config = self.compose([*good, override], mode)
+                good.append(override)
+            except ERRORS as error:
+                self.problems[override] = self._explain(override, error, config)
+                if override in self.instead:
+                    good.append(self.instead[override])
+                    config = self.compose(good, mode)
+                elif isinstance(error, MissingConfigException):
+                    skipped.append(_name(override))
+        return config
+
+    def _explain(self, override: str, error: Exception, config: DictConfig) -> str:
+        name, _, value = override.partition("=")
+        name = name.lstrip("+~")
+        if isinstance(error, OverrideParseException):
+            reason = "write key=value" if "=" not in override else f"cannot be read ({one_line(str(error).splitlines()[1])})"
+            return f"{override}: {reason}; quote what the shell would split: 'key=[1, 2]'"
+        if isinstance(error, MissingConfigException):
+            options = list(error.options or [])
+            if best := closest(value, options):
+                self.instead[override] = f"{override.partition('=')[0]}={best[0]}"
+            known = f"known: {', '.join(options)}" if options else f"put yours in DIR/{name}/{value}.yaml and give --config-dir DIR"
+            return f"{override}: no such option{did_you_mean(value, options)}; {known}"
+        text = str(error).splitlines() or [""]
+        if text[0].startswith("Could not override"):
+            keys = [k for k in flatten(OmegaConf.to_container(config)) if k.startswith("hydra") == name.startswith("hydra")]
+            return f"{override}: no such key{did_you_mean(name, [*keys, *self.loader.list_groups('')])}"
+        if text[0].startswith(("Ambiguous value", "Sweep parameters")):
+            return f"{override}: several values; add -m to try each, or write a list as {name}=[1,2]"
+        return f"{override}: {one_line(f'{error} {error.__cause__ or str()}')}"
+
+    def jobs(self, overrides: list[str], multirun: bool) -> list[list[str]]:
+        """The overrides of each job: one, or those the basic sweeper will make; none for another sweeper, which knows alone."""
+        master = self.settle(overrides, RunMode.MULTIRUN)
+        if master is None or not (multirun or master.hydra.mode == RunMode.MULTIRUN):
+            return [overrides]
+        if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
+            return []
+        task = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
+        parsed = OverridesParser.create(self.loader).parse_overrides([*task, *master.hydra.overrides.task])
+        (split,) = BasicSweeper.split_arguments(parsed, None)
+        return [[*master.hydra.overrides.hydra, *job] for job in split]
+
+
+def _name(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def find_problems(
+    command: str, args: argparse.Namespace, validate: Callable[[str, dict[str, Any]], object] | None = None
+) -> list[str]:
+    """Everything wrong with the configurations a command line asks for, of each job of a sweep.
+
+    ``validate`` checks the values of one, and raises an exception that has ``problems``.
+    """
+    composer = Composer(command, args.config_dir)
+    found: dict[str, None] = {}
+    for number, job in enumerate(composer.jobs(args.overrides, args.multirun)):
+        config = composer.settle(job)
+        if config is None or validate is None:
+            continue
+        with open_dict(config):
+            config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        try:
+            validate(command, plain(config))
+        except Exception as error:
+            if not hasattr(error, "problems"):
+                raise
+            found |= dict.fromkeys(error.problems)
+    return [*composer.problems.values(), *found]

@@ -1,0 +1,154 @@
+"""What is wrong with a configuration, in words: the key, the value, what is allowed there, and "did you mean".
+
+Nothing here knows the project's own models, and nothing here is slow to import.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from difflib import SequenceMatcher
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+NAMES = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("a text", "texts"),
+}
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+CLOSE = 0.66  # similarity from which a name is worth suggesting
+
+
+def describe(model: type[BaseModel], errors: list[ErrorDetails], values: Any, prefix: str = "") -> dict[str, str]:
+    """One line for each key at fault, by key; keys are shown with ``prefix``."""
+    known = {f"{prefix}{key}" for key in (*_fields(model), *flatten(values))}
+    problems: dict[str, str] = {}
+    for error in errors:
+        key = prefix + ".".join(str(part) for part in error["loc"])
+        problems.setdefault(key, _describe(model, key, error, known))
+    return problems
+
+
+def _describe(model: type[BaseModel], key: str, error: ErrorDetails, known: set[str]) -> str:
+    given = f"{key}={show(error['input'])}"
+    if error["type"] == "extra_forbidden":
+        return f"{given}: no such key{did_you_mean(key, (k for k in known if not f'{k}.'.startswith(f'{key}.')))}"
+    if error["type"] == "value_error":  # a rule between several keys
+        place = f"{key.rstrip('.')}: " if key else ""
+        return place + one_line(error["ctx"]["error"])
+    allowed, meaning, choices = _expected(model, list(error["loc"]))
+    meaning = f" ({meaning})" if meaning else ""
+    if error["type"] == "missing":
+        return f"{key}: missing; must be {allowed}{meaning}"
+    return f"{given}: must be {allowed}{meaning}{did_you_mean(str(error['input']), choices)}"
+
+
+def _expected(model: type[BaseModel], loc: list[Any]) -> tuple[str, str, list[str]]:
+    """What belongs at ``loc``: its type and range in words, its meaning, and the names to choose from if any."""
+    kind: Any = model
+    rules: list[Any] = []
+    meaning = ""
+    for part in loc:
+        kind, rules = _bare(kind, rules)
+        if _is_model(kind):
+            info = next((f for name, f in kind.model_fields.items() if part in (name, f.alias)), None)
+            if info is None:
+                break
+            kind, rules, meaning = info.annotation, info.metadata, info.description or ""
+        elif get_origin(kind) in (list, tuple, dict) and get_args(kind):
+            kind, rules = get_args(kind)[-1], []
+    bare, _ = _bare(kind, rules)
+    return _words(kind, rules), meaning, [str(a) for a in get_args(bare)] if get_origin(bare) is Literal else []
+
+
+def _bare(kind: Any, rules: list[Any]) -> tuple[Any, list[Any]]:
+    """A type without ``| None`` and ``Annotated``, and all its rules."""
+    if get_origin(kind) in (Union, UnionType):
+        others = [a for a in get_args(kind) if a is not NoneType]
+        kind = others[0] if len(others) == 1 else kind
+    if get_origin(kind) is Annotated:
+        kind, *more = get_args(kind)
+        rules = [*rules, *(m for rule in more for m in (rule.metadata if isinstance(rule, FieldInfo) else [rule]))]
+    return kind, rules
+
+
+def _words(kind: Any, rules: list[Any], many: bool = False) -> str:
+    """A type with its range, as people say it."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join("null" if a is NoneType else _words(a, rules) for a in arguments)
+    if origin is Annotated:
+        return _words(*_bare(kind, rules), many)
+    if origin is Literal:
+        return f"one of {', '.join(str(a) for a in arguments)}"
+    limits = {k: getattr(r, k) for r in rules for k in (*SIGNS, "min_length", "max_length") if hasattr(r, k)}
+    if origin is dict or kind is dict or _is_model(kind):
+        inner = f", each value {_words(arguments[1], [])}" if arguments and arguments[1] is not Any else ""
+        return ("groups of names and values" if many else "a group of names and values") + inner
+    if origin in (list, tuple):
+        low, high = limits.get("min_length"), limits.get("max_length")
+        count = f"{low} " if low and low == high else f"at least {low} " if low else ""
+        return f"{'lists' if many else 'a list'} of {count}{_words(arguments[0], [], many=True)}"
+    name = NAMES.get(kind, ("a value", "values"))[many]
+    limit = " and ".join(f"{sign} {limits[k]:g}" for k, sign in SIGNS.items() if k in limits)
+    return f"{name} {limit}" if limit else name
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of a model's keys, groups included."""
+    for name, info in model.model_fields.items():
+        key = f"{prefix}{info.alias or name}"
+        yield key
+        kind, _ = _bare(info.annotation, [])
+        if _is_model(kind):
+            yield from _fields(kind, f"{key}.")
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def flatten(values: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names in nested dicts, groups included."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        yield f"{prefix}{key}"
+        yield from flatten(value, f"{prefix}{key}.")
+
+
+def show(value: object) -> str:
+    """A value as one writes it on the command line, cut if long."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def one_line(error: object) -> str:
+    """A message without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def closest(name: str, known: Iterable[str]) -> list[str]:
+    """The names most like this one, best first; a key's last part counts by itself, so ``lr`` finds ``algo.outer.lr``."""
+
+    def like(a: str, b: str) -> float:
+        return SequenceMatcher(None, a, b).ratio()
+
+    def score(key: str) -> float:
+        if key.endswith(f".{name}"):
+            return 1.0
+        whole, last = like(name, key), like(name.rpartition(".")[2], key.rpartition(".")[2])
+        return max(whole, 0.9 * last) if "." not in name else 0.5 * whole + 0.5 * last
+
+    scores = sorted(((score(key), key) for key in set(known) - {name}), key=lambda pair: (-pair[0], pair[1]))
+    return [key for value, key in scores if value >= max(CLOSE, scores[0][0] - 0.05)][:3]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean a or b?``, or nothing."""
+    best = closest(name, known)
+    return f"; did you mean {' or '.join(best)}?" if best else ""

@@ -1,0 +1,78 @@
+"""Shared by all tests: one thread, small configurations, every yaml of ``conf/``."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from metarl_cli.building import TrainConfig, validate
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+torch.set_num_threads(1)
+
+# The smallest run that still goes through every part of a command.
+TINY = [
+    "train.iterations=4",
+    "train.eval_every=2",
+    "train.log_every=1",
+    "eval.tasks=3",
+    "eval.episodes=2",
+    "eval.steps=1",
+    "test.tasks=4",
+    "test.episodes=2",
+    "test.steps=2",
+    "learner.network.hidden=[8,8]",
+    "env.horizon=20",
+    "hardware=cpu",
+]
+TINY_MAML = [
+    "algo.tasks=4",
+    "algo.outer.tasks=2",
+    "algo.outer.updates=2",
+    "algo.outer.batch=8",
+    "algo.inner.support.rollouts=2",
+    "algo.inner.support.steps=6",
+    "algo.query.envs=2",
+    "algo.query.steps=5",
+    "algo.query.capacity=60",
+]
+TINY_DQN = ["algo.tasks=3", "algo.envs=2", "algo.steps=5", "algo.updates=2", "algo.batch=8", "algo.warmup=1"]
+
+
+def options(group: str) -> list[str]:
+    """The names one can choose in a config group."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def tiny(algo: str) -> list[str]:
+    """Overrides that make a run of ``algo`` small."""
+    return [*TINY, *(TINY_DQN if algo == "dqn" else TINY_MAML)]
+
+
+def compose_values(command: str, overrides: list[str]) -> dict[str, Any]:
+    """A composed configuration as plain values."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = OmegaConf.to_container(compose(command, overrides), resolve=True)
+    assert isinstance(values, dict)
+    return copy.deepcopy(values)  # type: ignore[arg-type]
+
+
+def compose_train(*overrides: str) -> TrainConfig:
+    """A validated ``metarl train`` configuration."""
+    config = validate("train", compose_values("train", list(overrides)))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+@pytest.fixture
+def float64():
+    """Everything new is float64 within the test."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

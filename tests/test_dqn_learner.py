@@ -1,0 +1,89 @@
+"""The DQN learner against numbers worked out by hand."""
+
+import pytest
+import torch
+from conftest import compose_train
+
+from metarl_cli.building import load
+from metarl_cli.learners.dqn import DQN
+from metarl_cli.types import Spec, Transitions
+
+SPEC = Spec(obs_shape=(2,), num_actions=2, horizon=10)
+
+
+def learner(*overrides: str) -> DQN:
+    module, config = load("learner", compose_train("learner.reward_scale=1", "learner.gamma=0.5", *overrides).learner)
+    return module.Learner(config, SPEC)
+
+
+class Table:
+    """Stands in for the network: values read from the parameters, one row per state, the state in obs[0]."""
+
+    def __call__(self, params, obs):
+        return params["q"][obs[..., 0].long()]
+
+
+def transitions(rows) -> Transitions:
+    """(state, action, reward, next state, terminated, ended) -> [1, N]."""
+    state, action, reward, after, terminated, ended = (torch.tensor([column]) for column in zip(*rows, strict=True))
+    wide = [torch.stack([x.float(), torch.zeros_like(x.float())], -1) for x in (state, after)]
+    return Transitions(wide[0], action, reward, wide[1], terminated, ended, torch.ones_like(reward))
+
+
+ONLINE = {"q": torch.tensor([[1.0, 2.0], [4.0, 3.0]])}
+TARGET = {"q": torch.tensor([[10.0, 30.0], [20.0, 40.0]])}
+ROWS = [
+    (0, 0, 1.0, 1, False, False),  # inside an episode
+    (0, 1, 1.0, 1, True, True),  # terminated: no bootstrap
+    (1, 0, 1.0, 0, False, True),  # time limit: bootstrap from the true successor
+]
+
+
+@pytest.mark.parametrize(
+    ("double", "expected"),
+    [
+        (False, [1 + 0.5 * 40, 1.0, 1 + 0.5 * 30]),
+        (True, [1 + 0.5 * 20, 1.0, 1 + 0.5 * 30]),  # online prefers action 0 in state 1, action 1 in state 0
+    ],
+)
+def test_targets(double, expected):
+    dqn = learner(f"learner.double={double}")
+    dqn.network = Table()
+    assert dqn.targets(ONLINE, TARGET, transitions(ROWS)).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("squared", (4 + 0.25) / 2), ("huber", (1.5 + 0.125) / 2)])
+def test_loss_sees_no_padding(kind, expected):
+    dqn = learner(f"learner.loss={kind}")
+    dqn.network = Table()
+    batch = transitions(ROWS)._replace(weight=torch.tensor([[1.0, 0.0, 1.0]]))
+    target = torch.tensor([[3.0, 1e9, 4.5]])  # errors 2 and 0.5; the padding would be enormous
+    assert float(dqn.loss(ONLINE, batch, target)) == pytest.approx(expected)
+
+
+def test_act_is_greedy_per_task_and_explores_by_epsilon():
+    dqn = learner()
+    dqn.network = Table()
+    params = {"q": torch.stack([ONLINE["q"], -ONLINE["q"]])}  # [M=2, ...]
+    obs = torch.zeros(2, 4000, 2)
+    assert dqn.act(params, obs, 0.0)[:, 0].tolist() == [1, 0]
+    rng = torch.Generator().manual_seed(0)
+    share = (dqn.act(params, obs, 0.4, rng) == torch.tensor([[1], [0]])).float().mean()
+    assert float(share) == pytest.approx(0.8, abs=0.02)  # 0.6 greedy + half of 0.4
+    assert float(dqn.act(params, obs, 1.0, rng).float().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("context", [0, 3])
+def test_network_forms(dueling, layer_norm, context):
+    names = f"learner.network.dueling={dueling}", f"learner.network.layer_norm={layer_norm}"
+    dqn = learner(*names, f"learner.network.context={context}")
+    params = dqn.init(torch.Generator().manual_seed(0))
+    obs = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(1))
+    q = dqn.network(params, obs)
+    assert q.shape == (5, 3, 2)
+    torch.testing.assert_close(q[2, 1], dqn.network(params, obs[2, 1]))
+    if dueling:  # advantages are centred: the mean over actions is the value alone
+        moved = {**params, "head.bias": params["head.bias"] + 7}
+        torch.testing.assert_close(dqn.network(moved, obs), q)

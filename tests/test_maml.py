@@ -1,0 +1,205 @@
+"""The meta-gradient against a per-task loop and finite differences; every variant; what adaptation may not touch."""
+
+import copy
+
+import pytest
+import torch
+from conftest import compose_train, options, tiny
+
+from metarl_cli.run_folder import build
+from metarl_cli.seeding import numpy_rng, torch_rng
+from metarl_cli.types import Transitions
+
+VARIANTS = {
+    "plain": ["algo.inner.rates=fixed"],
+    "rates per tensor": ["algo.inner.rates=tensor"],
+    "Meta-SGD": ["algo.inner.rates=parameter"],
+    "ANIL": ["algo.inner.scope=head"],
+    "CAVIA": ["algo.inner.scope=context", "learner.network.context=3"],
+    "every step": ["algo.outer.every_step=true"],
+    "fresh support": ["algo.inner.support.fresh=true"],
+    "one-step targets": ["algo.inner.lambda=0"],
+    "slow target": ["algo.outer.adapted_target=false"],
+    "dueling, Huber": ["learner.network.dueling=true", "learner.loss=huber", "learner.network.layer_norm=false"],
+}
+
+
+def algorithm(*overrides: str, env: str = "cartpole_family", algo: str = "maml_dqn"):
+    names = f"env={env}", f"algo={algo}"
+    return build(compose_train(*names, *tiny(algo), "learner.network.activation=tanh", *overrides)).algorithm
+
+
+def meta_batch(algo, steps=None):
+    """Supports of each inner step, and a query, of all tasks."""
+    supports, _ = algo._collect()
+    rows = torch.arange(algo.config.tasks)
+    query = algo.replay.sample(rows, 8, algo.rng["minibatch"])
+    return supports, query
+
+
+def per_task_loop(algo, supports, query):
+    """The meta-gradient as the paper writes it: one task after the other, plain autograd, no vmap."""
+    learner, config = algo.learner, algo.config
+    order = config.inner.order
+
+    def adapted(meta, row, create_graph):
+        path = [dict(meta["init"])]
+        for support in supports:
+            params = path[-1]
+            one = Transitions(*(x[row] for x in support))
+            held = {k: v.detach() for k, v in params.items()}
+            target = learner.targets(held, held, one, config.inner.lambda_)
+            live = {k: v if v.requires_grad else v.requires_grad_() for k, v in params.items()}
+            names = list(meta["rates"])
+            grads = torch.autograd.grad(learner.loss(live, one, target), [live[k] for k in names], create_graph=create_graph)
+            moved = {k: live[k] - meta["rates"][k] * g for k, g in zip(names, grads, strict=True)}
+            path.append({**live, **moved})
+        return path
+
+    total = 0.0
+    for row in range(config.tasks):
+        path = adapted(algo.meta, row, create_graph=order == 2)
+        slow = {g: {k: v.clone() for k, v in p.items()} for g, p in algo.slow.items()}
+        last = adapted(slow, row, create_graph=False)[-1] if config.outer.adapted_target else slow["init"]
+        one = Transitions(*(x[row] for x in query))
+        for params in path[1:] if config.outer.every_step else path[-1:]:
+            target = learner.targets(params, {k: v.detach() for k, v in last.items()}, one)
+            scored = len(path) - 1 if config.outer.every_step else 1
+            total = total + learner.loss(params, one, target) / config.tasks / scored
+    return total, torch.autograd.grad(total, algo._learned())
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_meta_gradient_equals_the_per_task_loop(variant, steps, order, float64):
+    algo = algorithm(f"algo.inner.steps={steps}", f"algo.inner.order={order}", *VARIANTS[variant])
+    for _ in range(2):
+        algo.train_step()  # so that the slow copy differs and the heads are no longer near zero
+    supports, query = meta_batch(algo)
+    loss, gradients = algo.meta_gradient(supports, query)
+    expected_loss, expected = per_task_loop(algo, supports, query)
+    assert abs(float(loss.detach()) - float(expected_loss.detach())) < 1e-10
+    assert max(float(g.abs().max()) for g in expected) > 1e-6, "a gradient of zero would prove nothing"
+    for mine, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_first_order_differs_from_second(order, float64):
+    algo = algorithm(f"algo.inner.order={order}", "algo.inner.lr=1.0")
+    algo.train_step()
+    supports, query = meta_batch(algo)
+    mine = algo.meta_gradient(supports, query)[1]
+    other = copy.copy(algo)
+    other.config = algo.config.model_copy(update={"inner": algo.config.inner.model_copy(update={"order": 3 - order})})
+    theirs = other.meta_gradient(supports, query)[1]
+    assert max(float((a - b).abs().max()) for a, b in zip(mine, theirs, strict=True)) > 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_meta_gradient_equals_finite_differences(steps, float64):
+    """Central differences of the meta-loss with its targets held fixed, in random directions.
+
+    The inner targets follow the weights but are held fixed by the semi-gradient of DQN: with a discount of zero no
+    target moves, so the whole loss is a plain function of initialisation and rates.
+    """
+    algo = algorithm(f"algo.inner.steps={steps}", "learner.gamma=0", "learner.reward_scale=1", "algo.inner.lr=0.3")
+    algo.train_step()
+    supports, query = meta_batch(algo)
+    noise = torch_rng(0, "noise")
+    # distinct rewards: otherwise every support says the same
+    supports = [s._replace(reward=torch.randn(s.reward.shape, generator=noise)) for s in supports]
+    gradients = algo.meta_gradient(supports, query)[1]
+    weights = algo._learned()
+    for seed in range(5):
+        rng = torch_rng(seed, "direction")
+        direction = [torch.randn(w.shape, generator=rng) for w in weights]
+        values = []
+        for size in (1e-6, -1e-6):
+            with torch.no_grad():
+                for w, d in zip(weights, direction, strict=True):
+                    w += size * d
+                values.append(float(algo.meta_loss(algo.meta, algo.slow, supports, query)))
+                for w, d in zip(weights, direction, strict=True):
+                    w -= size * d
+        slope = (values[0] - values[1]) / 2e-6
+        predicted = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True))
+        assert predicted == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def test_reptile_moves_towards_the_adapted_weights(float64):
+    algo = algorithm("algo.inner.steps=2", "algo.inner.lr=0.05", algo="reptile_dqn")
+    algo.train_step()
+    supports, query = meta_batch(algo)
+    _, gradients = algo.meta_gradient(supports, query)
+    expected = {k: torch.zeros_like(v) for k, v in algo.meta["init"].items()}
+    *_, target = algo.adapted(algo.slow, supports, 4)
+    for row in range(4):
+        params = {k: v.detach().clone() for k, v in algo.meta["init"].items()}
+        for i, batch in enumerate([*supports, query]):
+            one = Transitions(*(x[row] for x in batch))
+            bootstrap = {k: v[row] for k, v in target.items()} if i == 2 else params
+            y = algo.learner.targets(params, bootstrap, one, 0.0 if i == 2 else algo.config.inner.lambda_)
+            live = {k: v.clone().requires_grad_() for k, v in params.items()}
+            grads = torch.autograd.grad(algo.learner.loss(live, one, y), list(live.values()))
+            params = {k: v - 0.05 * g for (k, v), g in zip(params.items(), grads, strict=True)}
+        for k in expected:
+            expected[k] += (algo.meta["init"][k].detach() - params[k]) / 4
+    for mine, theirs in zip(gradients, expected.values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("algo", options("algo"))
+@pytest.mark.parametrize("env", ["cartpole_family", "navigation_2d"])
+def test_every_algorithm_trains_and_adapts(algo, env):
+    """Each yaml of conf/algo: same seed same bits, other seed other; adapting changes nothing."""
+    overrides = (f"algo={algo}", f"env={env}", *tiny(algo))
+    runs = [build(compose_train(*overrides, f"seed={seed}")) for seed in (0, 0, 1)]
+    for parts in runs:
+        for _ in range(3):
+            found = parts.algorithm.train_step()
+            assert all(isinstance(v, float) and v == v for v in found.values())
+    first, again, other = (flat(parts.algorithm.state_dict()["weights"]) for parts in runs)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+    algorithm, family = runs[0].algorithm, runs[0].family
+    before = [x.clone() for x in flat(algorithm.state_dict())]
+    task = family.sample_tasks(5, "test", numpy_rng(0, "tasks"))
+    curve = list(algorithm.adapt(task, 2, torch_rng(0, "adapt")))
+    assert [a.step for a in curve] == [0, 1, 2]
+    assert curve[0].env_steps == 0 < curve[1].env_steps
+    moved = [not torch.equal(curve[0].params[k], curve[2].params[k]) for k in curve[0].params]
+    assert any(moved), "adaptation does something"
+    assert all(torch.equal(a, b) for a, b in zip(before, flat(algorithm.state_dict()), strict=True))
+
+
+@pytest.mark.parametrize("algo", options("algo"))
+def test_state_round_trip_goes_on_with_the_same_bits(algo):
+    overrides = (f"algo={algo}", "env=cartpole_family", *tiny(algo))
+    one, two = (build(compose_train(*overrides)).algorithm for _ in range(2))
+    for _ in range(3):
+        one.train_step()
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    found = [(one.train_step(), two.train_step()) for _ in range(3)]
+    assert all(a == b for a, b in found)
+    assert all(torch.equal(a, b) for a, b in zip(flat(one.state_dict()), flat(two.state_dict()), strict=True))
+
+
+def test_support_is_one_episode_without_what_follows():
+    algo = algorithm("algo.inner.support.steps=20", "env.horizon=4", "algo.inner.steps=1")
+    supports, _ = algo._collect()
+    assert float(supports[0].weight.sum()) == 4 * 2 * 4  # four tasks, two rollouts, four steps until the limit
+    assert bool((supports[0].weight[:, 4:] == 0).all())
+
+
+def flat(state) -> list[torch.Tensor]:
+    """Every tensor of a nested state, in order."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [x for k in sorted(state, key=str) for x in flat(state[k])]
+    if isinstance(state, list | tuple):
+        return [x for item in state for x in flat(item)]
+    return []

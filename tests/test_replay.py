@@ -1,0 +1,41 @@
+"""Replay keeps the latest transitions of each task and mixes no tasks."""
+
+import pytest
+import torch
+
+from metarl_cli.replay import Replay
+from metarl_cli.types import Transitions
+
+
+def batch(first: int, steps: int, tasks: int = 2, envs: int = 2) -> Transitions:
+    """Transitions whose reward tells task and number: 1000 * task + count."""
+    count = first + torch.arange(steps * envs, dtype=torch.float32).reshape(1, steps, envs)
+    reward = 1000.0 * torch.arange(tasks)[:, None, None] + count
+    flags = torch.zeros(tasks, steps, envs, dtype=torch.bool)
+    return Transitions(reward[..., None], flags.long(), reward, reward[..., None], flags, flags, torch.ones_like(reward))
+
+
+def test_keeps_the_latest_of_each_task():
+    replay = Replay(num_tasks=2, capacity=6)
+    replay.add(batch(0, steps=2))
+    assert len(replay) == 4
+    replay.add(batch(4, steps=2))  # two of the first four must go
+    sample = replay.sample(torch.tensor([1, 0]), 500, torch.Generator().manual_seed(0))
+    assert sample.reward.shape == (2, 1, 500)
+    assert sorted(set(sample.reward[0].flatten().tolist())) == [1002, 1003, 1004, 1005, 1006, 1007]
+    assert sorted(set(sample.reward[1].flatten().tolist())) == [2, 3, 4, 5, 6, 7]
+    assert torch.equal(sample.obs[..., 0], sample.reward)
+
+
+def test_refuses_a_batch_it_cannot_hold():
+    with pytest.raises(ValueError, match="does not fit"):
+        Replay(2, capacity=3).add(batch(0, steps=2))
+
+
+def test_round_trip():
+    replay, other = Replay(2, 6), Replay(2, 6)
+    replay.add(batch(0, steps=3))
+    other.load_state_dict(replay.state_dict())
+    rows = torch.arange(2)
+    a, b = (r.sample(rows, 20, torch.Generator().manual_seed(1)).reward for r in (replay, other))
+    assert torch.equal(a, b)

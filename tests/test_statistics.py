@@ -1,0 +1,31 @@
+"""Aggregates against scipy and against what must hold."""
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from metarl_cli.statistics import iqm, iqm_interval
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 50, 101])
+def test_iqm_is_the_trimmed_mean(size):
+    scores = np.random.default_rng(size).normal(size=size)
+    assert iqm(scores) == pytest.approx(trim_mean(scores, 0.25))
+
+
+def test_interval_covers_the_truth_and_shrinks():
+    rng = np.random.default_rng(0)
+    hits, widths = 0, []
+    for _ in range(100):
+        interval = iqm_interval(rng.normal(3.0, 1.0, size=(10, 5)), resamples=300)
+        hits += interval.low <= 3.0 <= interval.high
+        widths.append(interval.high - interval.low)
+    assert 85 <= hits <= 100
+    wide = iqm_interval(rng.normal(3.0, 1.0, size=(1000, 5)), resamples=300)
+    assert wide.high - wide.low < np.mean(widths) / 3
+
+
+def test_resampling_stays_within_tasks():
+    tasks = np.repeat(np.arange(5.0)[None], 8, axis=0)  # every repeat of a task the same: nothing to resample
+    interval = iqm_interval(tasks)
+    assert interval.low == interval.value == interval.high

@@ -1,0 +1,302 @@
+"""The commands end to end: train, go on after a kill, test, adapt, and what TensorBoard serves of it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose_train, options, tiny
+from test_maml import flat
+
+from metarl_cli import checkpoint, train
+from metarl_cli.run_folder import RunFolder, build, held_out_tasks, task_hash
+from metarl_cli.types import UserError
+
+METARL = [sys.executable, "-m", "metarl_cli"]
+
+
+def metarl(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*METARL, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def small(algo: str, env: str = "cartpole_family", **values) -> list[str]:
+    return [f"algo={algo}", f"env={env}", *tiny(algo), *(f"{k}={v}" for k, v in values.items())]
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    state = checkpoint.load(folder / "last.pt")["algorithm"]
+    return flat(state)
+
+
+def logged(folder: Path) -> list[dict]:
+    """Every metric but the clock's."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def run_here(folder: Path, *overrides: str) -> float:
+    """``metarl train`` in this process."""
+    config = compose_train(f"run={folder}", *overrides)
+    return train.run(config, {"algo": "a", "env": "e"}, [])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """One finished run, made by the command."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    done = metarl("train", *small("maml_dqn"), f"run={folder}", cwd=folder.parent)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "after step 2" in done.stdout
+    assert "tensorboard --logdir" in done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("algo", options("algo"))
+def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
+    score = run_here(tmp_path / "run", *small(algo))
+    assert np.isfinite(score)
+    folder = RunFolder(tmp_path / "run")
+    manifest = folder.manifest()
+    assert manifest["status"] == "finished"
+    for split in ("test", "ood"):
+        result = json.loads((folder.results / f"{split}.json").read_text())
+        assert np.array(result["adapted"]["task_returns"]).shape == (3, 4)
+        assert result["adapted"]["gradient_steps"] == [0, 1, 2]
+        assert result["tasks"]["hash"] == manifest["tasks"][split]
+        assert (folder.results / f"{split}.png").stat().st_size > 10_000
+    tags = {tag for row in logged(folder.path) for tag in row}
+    shared = {"eval/return_before", "eval/return_after", "eval/gain", "eval/auc", "eval/return_step_1", "loss/query"}
+    assert shared | {"test/return_after", "ood/return_after", "test/return_scratch", "test/return_random"} <= tags
+    assert "held-out tasks" in capsys.readouterr().out
+
+
+def test_a_run_folder_holds_what_it_must(finished):
+    names = {p.name for p in finished.iterdir() if not p.name.startswith("events")}
+    assert names == {".lock", "config.yaml", "run.json", "tasks.json", "metrics.jsonl", "last.pt", "best.pt", "results"}
+    manifest = json.loads((finished / "run.json").read_text())
+    assert manifest["choices"]["algo"] == "maml_dqn"
+    assert manifest["versions"]["torch"] == torch.__version__ or manifest["versions"]["torch"]
+    config = RunFolder(finished).config()
+    family = build(config).family
+    tasks = json.loads((finished / "tasks.json").read_text())
+    for split, num in (("validation", 3), ("test", 4), ("ood", 4)):
+        assert tasks[split]["hash"] == task_hash(held_out_tasks(family, config, split, num))
+
+
+def test_a_finished_run_does_nothing_and_says_so(finished):
+    before = (finished / "last.pt").read_bytes()
+    again = metarl("train", f"run={finished}", cwd=finished.parent)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    assert (finished / "last.pt").read_bytes() == before
+
+
+def test_going_on_refuses_another_configuration(finished):
+    again = metarl("train", f"run={finished}", "seed=5", cwd=finished.parent)
+    assert again.returncode == 2
+    assert "seed is 0 in the run, 5 here" in again.stderr
+
+
+@pytest.mark.parametrize("algo", ["maml_dqn", "dqn"])
+def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
+    """kill -9 three times, each time continued: the same weights, optimiser, replay, generators and metrics."""
+    arguments = [*small(algo), "train.iterations=60", "train.eval_every=10", "train.checkpoint_every=0.01"]
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert metarl("train", *arguments, f"run={whole}", cwd=tmp_path).returncode == 0
+    kills, rng = 0, random.Random(0)
+    while kills < 3:
+        command = [*METARL, "train", *arguments, f"run={torn}"]
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        seen = (torn / "last.pt").stat().st_mtime_ns if (torn / "last.pt").exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:  # until it has made progress of its own
+            if (torn / "last.pt").exists() and (torn / "last.pt").stat().st_mtime_ns != seen:
+                break
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        assert process.wait() in (-signal.SIGKILL, 0), process.stderr.read()
+        kills += 1
+    assert RunFolder(torn).manifest()["status"] == "running", "killed before it was done, or the kills prove nothing"
+    done = metarl("train", *arguments, f"run={torn}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on from iteration" in done.stdout
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(torn), strict=True))
+    assert logged(whole) == logged(torn)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_signals_save_first(number, code, tmp_path):
+    arguments = [
+        *small("maml_dqn"),
+        "train.iterations=100000",
+        "train.checkpoint_every=1000",
+        f"run={tmp_path / 'run'}",
+    ]
+    process = subprocess.Popen([*METARL, "train", *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "best.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert b"saved; go on with: metarl train run=" in out
+    assert b"Traceback" not in err
+    state = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert state["iteration"] >= 2
+    assert RunFolder(tmp_path / "run").manifest()["status"] == "interrupted"
+
+
+def test_evaluation_changes_no_training_bit(tmp_path):
+    """Neither the number of evaluation tasks, nor episodes, nor the period."""
+    run_here(tmp_path / "a", *small("maml_dqn"), "train.eval_every=1", "eval.tasks=2")
+    run_here(tmp_path / "b", *small("maml_dqn"), "train.eval_every=4", "eval.tasks=7", "eval.episodes=3")
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True))
+
+
+def test_same_seed_same_bits_other_seed_other(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run_here(tmp_path / name, *small("maml_dqn"), f"seed={seed}")
+    assert logged(tmp_path / "a") == logged(tmp_path / "b")
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True))
+    assert not all(torch.equal(a, c) for a, c in zip(weights(tmp_path / "a"), weights(tmp_path / "c"), strict=True))
+
+
+def test_test_command_on_more_tasks_and_steps(finished):
+    done = metarl("test", f"run={finished}", "tasks=6", "episodes=1", "steps=3", "split=ood", cwd=finished.parent)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((finished / "results" / "ood-best-tasks6-episodes1-steps3.json").read_text())
+    assert np.array(result["adapted"]["task_returns"]).shape == (4, 6)
+    assert "after step 3" in done.stdout
+
+
+def test_test_command_repeats_the_end_of_training(finished):
+    done = metarl("test", f"run={finished}", cwd=finished.parent)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((finished / "results" / "test-best-tasks4-episodes2-steps2.json").read_text())
+    assert again["adapted"] == json.loads((finished / "results" / "test.json").read_text())["adapted"]
+
+
+def test_adapt_to_a_named_task(finished, tmp_path):
+    task = ["task.gravity=20", "task.force_mag=-8"]
+    done = metarl("adapt", f"run={finished}", *task, "steps=2", "gif=true", f"out={tmp_path / 'out'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in ("before adaptation", "after step 1", "after step 2"))
+    policy = checkpoint.load(tmp_path / "out" / "policy.pt")
+    assert policy["task"]["gravity"] == 20
+    assert policy["task"]["force_mag"] == -8
+    assert policy["params"]["head.weight"].shape == (2, 8)
+    for name in ("before", "after"):
+        assert (tmp_path / "out" / f"{name}.gif").read_bytes().startswith(b"GIF89a")
+    wrong = metarl("adapt", f"run={finished}", "task.gravty=20", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "gravty" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("file", ["last.pt", "config.yaml"])
+def test_a_damaged_run_is_refused_in_one_line(finished, tmp_path, file):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
+    RunFolder(copy).note(status="interrupted")
+    (copy / file).write_bytes((copy / file).read_bytes()[:100] + b"\x00\xff")
+    done = metarl("train", f"run={copy}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("metarl: error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("algo", {"module": "../../evil"}, "must not"),
+        ("algo", {"_target_": "os.system"}, "must not"),
+        ("env", {"module": "${oc.env:HOME}"}, "must not"),
+        ("seed", -1, "seed"),
+    ],
+)
+def test_a_hostile_configuration_is_refused(finished, tmp_path, key, value, said):
+    import yaml
+
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=said):
+        RunFolder(copy).config()
+
+
+def test_weights_of_another_network_are_refused(finished, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("layer_norm: true", "layer_norm: false"))
+    done = metarl("test", f"run={copy}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "does not fit the run's configuration" in done.stderr
+
+
+def test_one_process_per_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.lock()
+    done = metarl("train", *small("maml_dqn"), f"run={tmp_path / 'run'}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "another process" in done.stderr
+
+
+def test_tensorboard_serves_scalars_hparams_and_figures(finished):
+    """What a browser would ask the real server for."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(finished.parent), "--port", "0", "--bind_all"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    try:
+        assert server.stderr is not None
+        port = next(line.split(":")[-1].split("/")[0] for line in server.stderr if "http://" in line)
+
+        def ask(path: str, body: dict | None = None):
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/data/{path}", data=data)
+            if body is not None:
+                request.add_header("Content-Type", "application/json")
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read())
+
+        for _ in range(100):
+            if finished.name in ask("runs"):
+                break
+            time.sleep(0.1)
+        tags = ask("plugin/scalars/tags")[finished.name]
+        assert {"eval/return_before", "eval/return_after", "test/return_step_2", "loss/query"} <= set(tags)
+        points = ask(f"plugin/scalars/scalars?run={finished.name}&tag=eval/return_after")
+        mine = [row["eval/return_after"] for row in logged(finished) if "eval/return_after" in row]
+        assert [p[2] for p in points] == pytest.approx(mine)
+        images = ask("plugin/images/tags")[finished.name]
+        assert {"test/adaptation", "ood/adaptation"} <= set(images)
+        layout = ask("plugin/custom_scalars/layout")
+        assert [c["title"] for c in layout["category"]] == ["Adaptation", "Training"]
+        session = {"experimentName": "", "colParams": [], "startIndex": 0, "sliceSize": 10}
+        session["allowedStatuses"] = ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING"]
+        groups = ask("plugin/hparams/session_groups", session)["sessionGroups"]
+        assert groups[0]["hparams"]["algo.inner.steps"] == 1
+        assert groups[0]["sessions"][0]["status"] == "STATUS_SUCCESS"
+    finally:
+        server.terminate()
+        server.wait()
