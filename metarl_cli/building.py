@@ -7,11 +7,22 @@ packages add modules through the entry points ``metarl.algos``, ``metarl.learner
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import copy
+import importlib
+import math
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
+from importlib.metadata import entry_points
+from operator import getitem
+from types import ModuleType
+from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
-from metarl_cli.types import StrictModel
+from metarl_cli.problems import choose, describe, one_line, show
+from metarl_cli.types import StrictModel, UserError
 
 
 class Hardware(StrictModel):
@@ -78,3 +89,124 @@ class AdaptConfig(StrictModel):
     gif: bool = Field(description="record an animated GIF before and after")
     out: str | None = Field(description="folder for the adapted policy; none: inside the run folder")
     hardware: Hardware
+
+
+MODELS: dict[str, type[StrictModel]] = {"train": TrainConfig, "test": TestConfig, "adapt": AdaptConfig}
+
+# group -> folder of its modules, and the class each module has beside its Config; env first: a learner needs its spec
+GROUPS = {"env": ("envs", "Family"), "learner": ("learners", "Learner"), "algo": ("algos", "Algo")}
+
+
+class ConfigError(UserError):
+    """A configuration that cannot run; ``problems`` says everything wrong with it, one line each."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+def validate(command: str, values: dict[str, Any]) -> TrainConfig | TestConfig | AdaptConfig:
+    """The checked configuration of a command; groups stay plain dicts, with every number in its field's type.
+
+    Raises:
+        ConfigError: with every problem of the command's own keys and of each group's.
+    """
+    values, problems = dict(values), dict(_unsafe(values))
+    spec = None
+    for group in GROUPS if command == "train" else ():
+        if not isinstance(values.get(group), dict):
+            continue  # told with the command's own keys
+        try:
+            module, config = load(group, values[group])
+            values[group] = {"module": values[group]["module"], **config.model_dump(by_alias=True)}
+            if group == "env":
+                spec = module.Family(config).spec
+            elif group == "learner" and spec is not None:
+                module.Learner(config, spec)
+        except ConfigError as error:
+            problems = {_key(line): line for line in error.problems} | problems
+        except ValueError as error:
+            problems[group] = f"{group}: {one_line(error)}"
+    try:
+        checked = _parse(MODELS[command], values)
+    except ConfigError as error:
+        problems = {_key(line): line for line in error.problems} | problems
+    if problems:
+        raise ConfigError(list(problems.values()))
+    assert isinstance(checked, TrainConfig | TestConfig | AdaptConfig)
+    return checked
+
+
+def load(group: str, values: dict[str, Any]) -> tuple[ModuleType, Any]:
+    """The module that ``values["module"]`` names in ``group`` (algo, learner, env), and its ``Config`` of the other values.
+
+    Raises:
+        ConfigError: if there is no such module, or a value is wrong.
+    """
+    module = _module(group, values.get("module"))
+    return module, _parse(module.Config, {k: v for k, v in values.items() if k != "module"}, f"{group}.")
+
+
+def _module(group: str, name: object) -> ModuleType:
+    """One of this package's modules or of an installed entry point's, looked up in a list: a name is never a path."""
+    folder, needed = GROUPS[group]
+    package = importlib.import_module(f"metarl_cli.{folder}")
+    sources: dict[str, Callable[[], Any]] = {p.name: p.load for p in entry_points(group=f"metarl.{folder}")}
+    for found in pkgutil.iter_modules(package.__path__):
+        sources[found.name] = partial(importlib.import_module, f"{package.__name__}.{found.name}")
+
+    def imported(key: str) -> ModuleType | None:
+        try:
+            module = sources[key]()
+        except ImportError as error:
+            if key != name:
+                return None
+            raise ConfigError([f"{group}.module={name}: cannot be imported: {one_line(error)}"]) from error
+        complete = isinstance(module, ModuleType) and hasattr(module, "Config") and hasattr(module, needed)
+        return module if complete else None
+
+    if isinstance(name, str) and name in sources and (module := imported(name)):
+        return module
+    known = sorted(key for key in sources if imported(key))
+    wrong = ": missing" if name is None else f"={show(name)}: no such module"
+    raise ConfigError([f"{group}.module{wrong}{choose(str(name or ''), known)}"])
+
+
+def _parse(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> Any:
+    """An instance of ``model``; a float without a fraction passes for an integer (``steps=1e5``).
+
+    Raises:
+        ConfigError: with a line for every key at fault.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors()
+    values = copy.deepcopy(values)
+    for wrong in errors:
+        if wrong["type"] == "int_type" and isinstance(wrong["input"], float) and wrong["input"].is_integer():
+            *path, last = wrong["loc"]
+            reduce(getitem, path, cast(Any, values))[last] = int(wrong["input"])
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(list(describe(model, error.errors(), values, prefix).values())) from error
+
+
+def _unsafe(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """What no value may be, anywhere: a name of code, a number that is none; as (key, problem)."""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in pairs:
+        place = f"{prefix}{key}"
+        if key == "_target_":
+            yield place, f"{place}={show(value)}: refused; code is named by module, never by path"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield place, f"{place}={show(value)}: must be a finite number"
+        yield from _unsafe(value, f"{place}.")
+
+
+def _key(problem: str) -> str:
+    return re.split(r"[=:]", problem, maxsplit=1)[0]

@@ -25,13 +25,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metarl_cli.problems import closest, did_you_mean, flatten, one_line
+from metarl_cli.problems import choose, closest, did_you_mean, flatten, no_such_key, one_line
 
 BASE = "1.3"
 ERRORS = (HydraException, OmegaConfBaseException)
 REFUSED = {  # Hydra's flags that have no place here, and why
     "experimental_rerun": "--experimental-rerun: refused, it runs pickled code; start the run again: metarl train run=FOLDER",
-    "config_name": "--config-name: the command chooses it; put your own configuration in DIR/experiment and give --config-dir DIR",
+    "config_name": "--config-name: the command chooses it; add your own as DIR/experiment/NAME.yaml with --config-dir DIR",
     "config_path": "--config-path: the commands bring their configuration; add your own with --config-dir",
 }
 
@@ -67,6 +67,9 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
         UsageError: for a flag that is unknown, incomplete, or does not go with another.
     """
     parser = flags_parser()
+    for place, word in reversed(list(enumerate(words[1:], 1))):
+        if words[place - 1] in ("--info", "-i") and "=" in word:  # an override, not the topic that --info may take
+            words = [*words[:place], "all", *words[place:]]
     try:
         args, unknown = parser.parse_known_intermixed_args(words)
     except argparse.ArgumentError as error:
@@ -74,8 +77,6 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     problems = [f"{word}: no such flag{did_you_mean(word.split('=')[0], flags)}" for word in unknown]
     problems += [why for name, why in REFUSED.items() if getattr(args, name)]
-    if args.info and "=" in args.info:  # --info takes a word of its own, but that was an override
-        args.overrides, args.info = [args.info, *args.overrides], "all"
     if args.run + args.multirun + args.shell_completion + bool(args.cfg) + bool(args.info) > 1:
         problems.append("use only one of --run, --multirun, --cfg and --info")
     if args.resolve and not (args.cfg or args.help):
@@ -122,7 +123,10 @@ class Composer:
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """Hydra's composition; raises Hydra's errors."""
         sweep = mode is RunMode.RUN
-        return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=sweep)
+        try:
+            return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=sweep)
+        except (ValueError, AssertionError, TypeError) as error:  # Hydra's answer to, say, algo=null
+            raise HydraException(one_line(error)) from None
 
     def settle(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig | None:
         """Compose what can be composed; None if that is nothing."""
@@ -134,7 +138,7 @@ class Composer:
         try:
             config = self.compose([], mode)
         except ERRORS as error:
-            self.problems[""] = one_line(f"{error} {error.__cause__ or ''}")
+            self.problems[""] = _reason(error)
             return None
         good: list[str] = []
         groups = self.loader.list_groups("")
@@ -155,24 +159,24 @@ class Composer:
         return config
 
     def _explain(self, override: str, error: Exception, config: DictConfig) -> str:
-        name, _, value = override.partition("=")
-        name = name.lstrip("+~")
+        override = override.lstrip("+")
+        name, value = _name(override), override.partition("=")[2]
         if isinstance(error, OverrideParseException):
-            reason = "write key=value" if "=" not in override else f"cannot be read ({one_line(str(error).splitlines()[1])})"
+            reason = "write key=value" if "=" not in override else f"cannot be read ({one_line(str(error).splitlines()[0])})"
             return f"{override}: {reason}; quote what the shell would split: 'key=[1, 2]'"
-        if isinstance(error, MissingConfigException):
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{name}/{value}":
             options = list(error.options or [])
             if best := closest(value, options):
-                self.instead[override] = f"{override.partition('=')[0]}={best[0]}"
-            known = f"known: {', '.join(options)}" if options else f"put yours in DIR/{name}/{value}.yaml and give --config-dir DIR"
-            return f"{override}: no such option{did_you_mean(value, options)}; {known}"
+                self.instead[override] = f"{name}={best[0]}"
+            add = f"; put yours in DIR/{name}/{value}.yaml and give --config-dir DIR"
+            return f"{override}: no such option{choose(value, options) if options else add}"
         text = str(error).splitlines() or [""]
         if text[0].startswith("Could not override"):
             keys = [k for k in flatten(OmegaConf.to_container(config)) if k.startswith("hydra") == name.startswith("hydra")]
-            return f"{override}: no such key{did_you_mean(name, [*keys, *self.loader.list_groups('')])}"
+            return f"{override}: {no_such_key(name, [*keys, *self.loader.list_groups('')])}"
         if text[0].startswith(("Ambiguous value", "Sweep parameters")):
             return f"{override}: several values; add -m to try each, or write a list as {name}=[1,2]"
-        return f"{override}: {one_line(f'{error} {error.__cause__ or str()}')}"
+        return f"{override}: {_reason(error)}"
 
     def jobs(self, overrides: list[str], multirun: bool) -> list[list[str]]:
         """The overrides of each job: one, or those the basic sweeper will make; none for another sweeper, which knows alone."""
@@ -189,6 +193,11 @@ class Composer:
 
 def _name(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
+
+
+def _reason(error: BaseException) -> str:
+    """Hydra's own words, without the list of folders it looked in."""
+    return one_line(f"{str(error).partition('Config search path')[0]} {error.__cause__ or ''}")
 
 
 def find_problems(
@@ -215,4 +224,5 @@ def find_problems(
             if not hasattr(error, "problems"):
                 raise
             found |= dict.fromkeys(error.problems)
+    HydraConfig.instance().cfg = None
     return [*composer.problems.values(), *found]

@@ -38,7 +38,7 @@ def describe(model: type[BaseModel], errors: list[ErrorDetails], values: Any, pr
 def _describe(model: type[BaseModel], key: str, error: ErrorDetails, known: set[str]) -> str:
     given = f"{key}={show(error['input'])}"
     if error["type"] == "extra_forbidden":
-        return f"{given}: no such key{did_you_mean(key, (k for k in known if not f'{k}.'.startswith(f'{key}.')))}"
+        return f"{given}: {no_such_key(key, (k for k in known if not f'{k}.'.startswith(f'{key}.')))}"
     if error["type"] == "value_error":  # a rule between several keys
         place = f"{key.rstrip('.')}: " if key else ""
         return place + one_line(error["ctx"]["error"])
@@ -93,7 +93,7 @@ def _words(kind: Any, rules: list[Any], many: bool = False) -> str:
         return ("groups of names and values" if many else "a group of names and values") + inner
     if origin in (list, tuple):
         low, high = limits.get("min_length"), limits.get("max_length")
-        count = f"{low} " if low and low == high else f"at least {low} " if low else ""
+        count = f"{low} " if low and low == high else f"{low} or more " if low else ""
         return f"{'lists' if many else 'a list'} of {count}{_words(arguments[0], [], many=True)}"
     name = NAMES.get(kind, ("a value", "values"))[many]
     limit = " and ".join(f"{sign} {limits[k]:g}" for k, sign in SIGNS.items() if k in limits)
@@ -123,7 +123,7 @@ def flatten(values: Any, prefix: str = "") -> Iterator[str]:
 
 def show(value: object) -> str:
     """A value as one writes it on the command line, cut if long."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = str(value) if isinstance(value, str | float) else json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -152,3 +152,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean a or b?``, or nothing."""
     best = closest(name, known)
     return f"; did you mean {' or '.join(best)}?" if best else ""
+
+
+def no_such_key(key: str, known: Iterable[str]) -> str:
+    """The keys most like this one, or else its neighbours."""
+    known = sorted(set(known))
+    group = key.rpartition(".")[0]
+    near = ", ".join(k for k in known if k.rpartition(".")[0] == group)
+    return "no such key" + (did_you_mean(key, known) or (f"; known: {near}" if near else ""))
+
+
+def choose(name: str, known: Iterable[str]) -> str:
+    """``; did you mean a? known: a, b, c``."""
+    known = list(known)
+    hint = did_you_mean(name, known)
+    return f"{hint or ';'} known: {', '.join(known)}"
