@@ -43,8 +43,8 @@ def run(config: AdaptConfig) -> float:
 
     console = Console(highlight=False)
     shown = Table(title=f"{folder.path.name} on {name}", title_justify="left", title_style="bold")
-    for heading in ("", "gradient steps", "env steps", "return, IQM [95 %]"):
-        shown.add_column(heading, justify="right" if heading else "left")
+    for heading in ("", "gradient steps", "env steps", "return: IQM [95 %]"):
+        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     rng = torch_rng(config.seed, "adapt", "support", device=parts.device)
     adaptations = list(parts.algorithm.adapt(task, steps, rng))
     points: list[Interval] = []

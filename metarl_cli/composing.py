@@ -119,6 +119,7 @@ class Composer:
         self.command, self.loader = command, ConfigLoaderImpl(config_search_path=path)
         self.problems: dict[str, str] = {}  # override -> what is wrong with it
         self.instead: dict[str, str] = {}  # override -> what it probably means, to judge the others by
+        self.lost: set[str] = set()  # groups of which nobody knows what is meant: the keys in them cannot be judged
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """Hydra's composition; raises Hydra's errors."""
@@ -131,6 +132,7 @@ class Composer:
     def settle(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig | None:
         """Compose what can be composed; None if that is nothing."""
         overrides = [self.instead.get(o, o) for o in overrides if o not in self.problems or o in self.instead]
+        overrides = [o for o in overrides if _name(o).partition(".")[0] not in self.lost]
         try:
             return self.compose(overrides, mode)
         except ERRORS:
@@ -142,10 +144,9 @@ class Composer:
             return None
         good: list[str] = []
         groups = self.loader.list_groups("")
-        skipped: list[str] = []
         for override in sorted(overrides, key=lambda o: _name(o).split("/")[0] not in groups or "." in _name(o)):
-            if any(_name(override).startswith(f"{group}.") for group in skipped):
-                continue  # its group is unknown
+            if _name(override).partition(".")[0] in self.lost:
+                continue
             try:
                 config = self.compose([*good, override], mode)
                 good.append(override)
@@ -155,7 +156,7 @@ class Composer:
                     good.append(self.instead[override])
                     config = self.compose(good, mode)
                 elif isinstance(error, MissingConfigException):
-                    skipped.append(_name(override))
+                    self.lost.add(_name(override))
         return config
 
     def _explain(self, override: str, error: Exception, config: DictConfig) -> str:

@@ -140,9 +140,8 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
 def table(report: Report, title: str) -> Table:
     """The adaptation table people read."""
     shown = Table(title=title, title_justify="left", title_style="bold")
-    for heading in ("", "gradient steps", "env steps per task"):
-        shown.add_column(heading, justify="left" if not heading else "right")
-    shown.add_column("return, IQM [95 %]", justify="right")
+    for heading in ("", "gradient steps", "env steps", "return: IQM [95 %]"):
+        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
 
     def row(name: str, curve: Curve, k: int, style: str = "") -> None:
         value = str(iqm_interval(curve.returns[k]))

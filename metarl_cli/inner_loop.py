@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metarl_cli.networks import in_head
-from metarl_cli.types import Adaptation, Env, Family, Learner, Params, StrictModel, Task, Transitions
+from metarl_cli.types import Adaptation, Env, Family, Learner, Params, Returns, StrictModel, Task, Transitions
 
 
 class SupportConfig(StrictModel):
@@ -42,7 +42,7 @@ class InnerConfig(StrictModel):
     scope: Literal["all", "head", "context"] = Field(
         description="what the inner loop moves: all weights, the head (ANIL), the context inputs (CAVIA)"
     )
-    lambda_: float = Field(ge=0, le=1, alias="lambda", description="lambda of the support returns; 0 is one-step DQN")
+    returns: Returns = Field(description="what the support teaches")
     scratch_lr: float = Field(gt=0, description="Adam's rate for the reference that starts from fresh weights")
     support: SupportConfig
 
@@ -89,12 +89,12 @@ def initial_rates(params: Params, config: InnerConfig) -> Params:
     return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
 
 
-def support_gradients(learner: Learner, params: Params, names: list[str], support: Transitions, lambda_: float) -> Params:
+def support_gradients(learner: Learner, params: Params, names: list[str], support: Transitions, returns: Returns) -> Params:
     """The gradient of each task's support loss in the weights ``names``; everything leads with [M].
 
     The targets come from the network that adapts and are held fixed: the semi-gradient of DQN.
     """
-    target = vmap(lambda p, b: learner.targets(p, p, b, lambda_))(params, support)
+    target = vmap(lambda p, b: learner.targets(p, p, b, returns))(params, support)
 
     def loss(moving: Params, fixed: Params, batch: Transitions, target: Tensor) -> Tensor:
         return learner.loss({**fixed, **moving}, batch, target)
@@ -103,9 +103,11 @@ def support_gradients(learner: Learner, params: Params, names: list[str], suppor
     return gradients
 
 
-def inner_step(learner: Learner, params: Params, rates: Params, support: Transitions, lambda_: float, order: int = 2) -> Params:
+def inner_step(
+    learner: Learner, params: Params, rates: Params, support: Transitions, returns: Returns, order: int = 2
+) -> Params:
     """One gradient step on each task's support; differentiable in ``params`` and ``rates`` (``order`` 2)."""
-    gradients = support_gradients(learner, params, list(rates), support, lambda_)
+    gradients = support_gradients(learner, params, list(rates), support, returns)
     if order == 1:
         gradients = {k: g.detach() for k, g in gradients.items()}
     return {k: p - rates[k] * gradients[k] if k in rates else p for k, p in params.items()}
@@ -148,7 +150,7 @@ def adapt(
     task: Task,
     steps: int,
     support: SupportConfig,
-    lambda_: float,
+    returns: Returns,
     rng: torch.Generator,
     adam: Adam | None = None,
 ) -> Iterator[Adaptation]:
@@ -160,9 +162,9 @@ def adapt(
             batch = collect_support(learner, params, family, task, support, rng)
             env_steps += round(float(batch.weight.sum()) / batch.weight.shape[0])
         if adam is None:
-            params = inner_step(learner, params, rates, batch, lambda_)
+            params = inner_step(learner, params, rates, batch, returns)
         else:
-            params = adam.step(params, support_gradients(learner, params, list(rates), batch, lambda_), rates)
+            params = adam.step(params, support_gradients(learner, params, list(rates), batch, returns), rates)
         yield Adaptation(k, k, env_steps, params)
 
 
@@ -172,7 +174,7 @@ def adapt_from_scratch(
     task: Task,
     steps: int,
     support: SupportConfig,
-    lambda_: float,
+    returns: Returns,
     lr: float,
     rng: torch.Generator,
 ) -> Iterator[Adaptation]:
@@ -180,4 +182,4 @@ def adapt_from_scratch(
     networks = [learner.init(rng) for _ in range(len(next(iter(task.values()))))]
     params = {k: torch.stack([network[k] for network in networks]) for k in networks[0]}
     rates = {k: torch.tensor(lr, device=v.device) for k, v in params.items()}
-    return adapt(learner, params, rates, family, task, steps, support, lambda_, rng, Adam())
+    return adapt(learner, params, rates, family, task, steps, support, returns, rng, Adam())

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -53,7 +53,7 @@ class Tracker:
             write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
         self.lines = self.path.open("a")
         self.writer = SummaryWriter(str(folder), purge_step=purge)
-        self.events: Any = self.writer.file_writer  # all tags of a step go into one event
+        self.events = cast(Any, self.writer.file_writer)  # all tags of a step go into one event
         # without the experiment's summary, TensorBoard shows the union of all runs' hyper-parameters
         _, start, self.end = hparams(flatten(config), {})  # type: ignore[no-untyped-call]
         if resume_step is None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL.Image import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 Params = dict[str, Tensor]  # one network; leading [M] where each task owns a copy
@@ -96,6 +96,13 @@ class Family(Protocol):
         ...
 
 
+class Returns(StrictModel):
+    """What a network is taught along a trajectory."""
+
+    gamma: float | None = Field(ge=0, lt=1, description="discount; none: the learner's; 0 regresses on the reward alone")
+    lambda_: float = Field(ge=0, le=1, alias="lambda", description="share of longer returns; 0 is one-step DQN")
+
+
 class Learner(Protocol):
     """How one task is learned: functions of its weights, written for ONE task and vmapped by the caller; but for ``act``."""
 
@@ -109,8 +116,8 @@ class Learner(Protocol):
         """Actions ``[M, N]`` for ``obs [M, N, ...]`` with ``params`` of M networks."""
         ...
 
-    def targets(self, params: Params, target_params: Params, batch: Transitions, lambda_: float = 0.0) -> Tensor:
-        """What the network should say about ``batch``, ``[T, N]``, without gradient."""
+    def targets(self, params: Params, target_params: Params, batch: Transitions, returns: Returns | None = None) -> Tensor:
+        """What the network should say about ``batch``, ``[T, N]``, without gradient; one step ahead unless told otherwise."""
         ...
 
     def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ ROOT = CONF.parent
 PACKAGE = ROOT / "metarl_cli"
 # From the bottom up; a module imports only from layers below its own.
 LAYERS = [
-    {"__init__", "types"},
-    {"building", "checkpoint", "statistics", "seeding", "networks", "returns", "replay"},
+    {"__init__", "types", "problems"},
+    {"building", "composing", "checkpoint", "statistics", "seeding", "networks", "returns", "replay"},
     {"run_folder", "tracking", "envs"},
     {"inner_loop"},
     {"learners"},

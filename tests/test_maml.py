@@ -18,7 +18,8 @@ VARIANTS = {
     "CAVIA": ["algo.inner.scope=context", "learner.network.context=3"],
     "every step": ["algo.outer.every_step=true"],
     "fresh support": ["algo.inner.support.fresh=true"],
-    "one-step targets": ["algo.inner.lambda=0"],
+    "one-step targets": ["algo.inner.returns.lambda=0"],
+    "reward alone": ["algo.inner.returns.gamma=0"],
     "slow target": ["algo.outer.adapted_target=false"],
     "dueling, Huber": ["learner.network.dueling=true", "learner.loss=huber", "learner.network.layer_norm=false"],
 }
@@ -48,7 +49,7 @@ def per_task_loop(algo, supports, query):
             params = path[-1]
             one = Transitions(*(x[row] for x in support))
             held = {k: v.detach() for k, v in params.items()}
-            target = learner.targets(held, held, one, config.inner.lambda_)
+            target = learner.targets(held, held, one, config.inner.returns)
             live = {k: v if v.requires_grad else v.requires_grad_() for k, v in params.items()}
             names = list(meta["rates"])
             grads = torch.autograd.grad(learner.loss(live, one, target), [live[k] for k in names], create_graph=create_graph)
@@ -140,7 +141,7 @@ def test_reptile_moves_towards_the_adapted_weights(float64):
         for i, batch in enumerate([*supports, query]):
             one = Transitions(*(x[row] for x in batch))
             bootstrap = {k: v[row] for k, v in target.items()} if i == 2 else params
-            y = algo.learner.targets(params, bootstrap, one, 0.0 if i == 2 else algo.config.inner.lambda_)
+            y = algo.learner.targets(params, bootstrap, one, None if i == 2 else algo.config.inner.returns)
             live = {k: v.clone().requires_grad_() for k, v in params.items()}
             grads = torch.autograd.grad(algo.learner.loss(live, one, y), list(live.values()))
             params = {k: v - 0.05 * g for (k, v), g in zip(params.items(), grads, strict=True)}

@@ -17,7 +17,7 @@ from metarl_cli.inner_loop import SupportConfig, adapt_from_scratch, collect
 from metarl_cli.networks import load_params
 from metarl_cli.replay import Replay
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.types import Adaptation, Family, Learner, Params, State, StrictModel, Task
+from metarl_cli.types import Adaptation, Family, Learner, Params, Returns, State, StrictModel, Task
 
 
 class TargetConfig(StrictModel):
@@ -43,7 +43,7 @@ class Config(StrictModel):
     epsilon: list[float] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
     target: TargetConfig
-    lambda_: float = Field(ge=0, le=1, alias="lambda", description="lambda of the returns when adapting to a task")
+    returns: Returns = Field(description="what the support teaches when adapting to a task")
     scratch_lr: float = Field(gt=0, description="Adam's rate when adapting to a task")
     support: SupportConfig
 
@@ -129,7 +129,7 @@ class Scratch:
         """M fresh networks, a few Adam steps on the support of each task."""
         config = self.config
         return adapt_from_scratch(
-            self.learner, self.family, task, steps, config.support, config.lambda_, config.scratch_lr, rng
+            self.learner, self.family, task, steps, config.support, config.returns, config.scratch_lr, rng
         )
 
     def act(self, params: Params, obs: torch.Tensor) -> torch.Tensor:

@@ -170,7 +170,7 @@ class MAML:
                 support = collect_support(self.learner, params, self.family, self.task, inner.support, self.rng["support"])
                 self.env_steps += int(support.weight.sum())
             supports.append(support)
-            params = inner_step(self.learner, params, self.meta["rates"], support, inner.lambda_)
+            params = inner_step(self.learner, params, self.meta["rates"], support, inner.returns)
         start, end = config.query.epsilon
         epsilon = start + (end - start) * min(self.iteration / config.query.epsilon_iterations, 1.0)
         query = collect(
@@ -207,7 +207,7 @@ class MAML:
         params = expand(meta["init"], num_tasks)
         yield params
         for support in supports:
-            params = inner_step(self.learner, params, meta["rates"], support, self.config.inner.lambda_, order)
+            params = inner_step(self.learner, params, meta["rates"], support, self.config.inner.returns, order)
             yield params
 
     @torch.no_grad()
@@ -253,12 +253,12 @@ class MAML:
         params = expand({k: v.detach() for k, v in meta["init"].items()}, len(next(iter(task.values()))))
         inner = self.config.inner
         adam = Adam() if inner.rule == "adam" else None
-        return adapt(self.learner, params, meta["rates"], self.family, task, steps, inner.support, inner.lambda_, rng, adam)
+        return adapt(self.learner, params, meta["rates"], self.family, task, steps, inner.support, inner.returns, rng, adam)
 
     def adapt_from_scratch(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
         """The same learner from fresh weights at the same budget."""
         inner = self.config.inner
-        return adapt_from_scratch(self.learner, self.family, task, steps, inner.support, inner.lambda_, inner.scratch_lr, rng)
+        return adapt_from_scratch(self.learner, self.family, task, steps, inner.support, inner.returns, inner.scratch_lr, rng)
 
     def act(self, params: Params, obs: Tensor) -> Tensor:
         return self.learner.act(params, obs, epsilon=0.0)

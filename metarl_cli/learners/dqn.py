@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from metarl_cli.networks import NetworkConfig, QNetwork
 from metarl_cli.returns import lambda_returns
-from metarl_cli.types import Params, Spec, StrictModel, Transitions
+from metarl_cli.types import Params, Returns, Spec, StrictModel, Transitions
 
 
 class Config(StrictModel):
@@ -55,14 +55,16 @@ class DQN:
             action = torch.where(explore, anything, action)
         return action
 
-    def targets(self, params: Params, target_params: Params, batch: Transitions, lambda_: float = 0.0) -> Tensor:
-        """What Q(s, a) should be, ``[T, N]``, without gradient; lambda > 0 needs T to be time."""
+    def targets(self, params: Params, target_params: Params, batch: Transitions, returns: Returns | None = None) -> Tensor:
+        """What Q(s, a) should be, ``[T, N]``, without gradient: the one-step target, or ``returns``, for which T is time."""
+        gamma = self.config.gamma if returns is None or returns.gamma is None else returns.gamma
+        lambda_ = 0.0 if returns is None else returns.lambda_
         with torch.no_grad():
             value = self.network(target_params, batch.next_obs)
             chooser = self.network(params, batch.next_obs) if self.config.double else value
             value = value.gather(-1, chooser.argmax(-1, keepdim=True))[..., 0]
             reward = batch.reward * self.config.reward_scale
-            return lambda_returns(reward, value, batch.terminated, batch.ended, self.config.gamma, lambda_)
+            return lambda_returns(reward, value, batch.terminated, batch.ended, gamma, lambda_)
 
     def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:
         """The scalar loss of one task, the mean over its experience; ``target [T, N]``."""
