@@ -7,6 +7,7 @@ and checked job by job before the first one starts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,7 @@ class Composer:
         self.command, self.loader = command, ConfigLoaderImpl(config_search_path=path)
         self.problems: dict[str, str] = {}  # override -> what is wrong with it
         self.instead: dict[str, str] = {}  # override -> what it probably means, to judge the others by
+        self.ready: tuple[list[str], DictConfig] | None = None  # what was composed already
         self.lost: set[str] = set()  # groups of which nobody knows what is meant: the keys in them cannot be judged
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
@@ -131,6 +133,8 @@ class Composer:
 
     def settle(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig | None:
         """Compose what can be composed; None if that is nothing."""
+        if self.ready and self.ready[0] is overrides:
+            return self.ready[1]
         overrides = [self.instead.get(o, o) for o in overrides if o not in self.problems or o in self.instead]
         overrides = [o for o in overrides if _name(o).partition(".")[0] not in self.lost]
         try:
@@ -181,6 +185,11 @@ class Composer:
 
     def jobs(self, overrides: list[str], multirun: bool) -> list[list[str]]:
         """The overrides of each job: one, or those the basic sweeper will make; none for another sweeper, which knows alone."""
+        if not multirun:
+            with contextlib.suppress(*ERRORS):
+                self.ready = (overrides, self.compose(overrides))
+                if self.ready[1].hydra.mode != RunMode.MULTIRUN:
+                    return [overrides]
         master = self.settle(overrides, RunMode.MULTIRUN)
         if master is None or not (multirun or master.hydra.mode == RunMode.MULTIRUN):
             return [overrides]
@@ -226,4 +235,6 @@ def find_problems(
                 raise
             found |= dict.fromkeys(error.problems)
     HydraConfig.instance().cfg = None
-    return [*composer.problems.values(), *found]
+    written = {override: place for place, override in enumerate(args.overrides)}
+    refused = sorted(composer.problems, key=lambda override: written.get(override, len(written)))
+    return [*(composer.problems[override] for override in refused), *found]
