@@ -122,9 +122,9 @@ def hydra(command: str, words: list[str]) -> int:
     except SystemExit as done:  # Hydra's way to end --help
         return int(done.code or 0)
     except Exception as error:
-        if not hasattr(error, "exit_code"):  # told already, when its job of a sweep failed
+        if not hasattr(error, "metarl_exit_code"):  # told already, when its job of a sweep failed
             raise
-        return int(error.exit_code)
+        return int(error.metarl_exit_code)
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
         if traces is not None:
@@ -142,7 +142,7 @@ def task(config: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from metarl_cli.composing import plain
+    from metarl_cli.composing import UsageError, plain
     from metarl_cli.types import UserError
 
     job = HydraConfig.get()
@@ -155,7 +155,7 @@ def task(config: DictConfig) -> float | None:
         choices = {name: option for name, option in job.runtime.choices.items() if not name.startswith("hydra/")}
         return run(values, choices, list(job.overrides.task))  # type: ignore[no-any-return]
     except Exception as error:
-        bad_input = isinstance(error, UserError) or hasattr(error, "problems")
+        bad_input = isinstance(error, UserError | UsageError)
         problems = getattr(error, "problems", [str(error)])
         if job.mode != RunMode.MULTIRUN:
             if bad_input:
@@ -165,7 +165,7 @@ def task(config: DictConfig) -> float | None:
             traceback.print_exc()
             problems = [f"{type(error).__name__}: {error}"]
         fail([f"job {job.job.num} ({' '.join(job.overrides.task)}): {problem}" for problem in problems])
-        error.exit_code = 2 if bad_input else 1  # type: ignore[attr-defined]  # Hydra raises it after the last job
+        error.metarl_exit_code = 2 if bad_input else 1  # type: ignore[attr-defined]  # Hydra raises it after the last job
         raise
 
 

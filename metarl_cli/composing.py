@@ -125,9 +125,9 @@ class Composer:
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """Hydra's composition; raises Hydra's errors."""
-        sweep = mode is RunMode.RUN
+        single = mode is RunMode.RUN  # refuses "seed=0,1"
         try:
-            return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=sweep)
+            return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=single)
         except (ValueError, AssertionError, TypeError) as error:  # Hydra's answer to, say, algo=null
             raise HydraException(one_line(error)) from None
 
@@ -164,24 +164,24 @@ class Composer:
         return config
 
     def _explain(self, override: str, error: Exception, config: DictConfig) -> str:
-        override = override.lstrip("+")
+        written = override.lstrip("+")
         name, value = _name(override), override.partition("=")[2]
         if isinstance(error, OverrideParseException):
             reason = "write key=value" if "=" not in override else f"cannot be read ({one_line(str(error).splitlines()[0])})"
-            return f"{override}: {reason}; quote what the shell would split: 'key=[1, 2]'"
+            return f"{written}: {reason}; quote what the shell would split: 'key=[1, 2]'"
         if isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{name}/{value}":
             options = list(error.options or [])
             if best := closest(value, options):
                 self.instead[override] = f"{name}={best[0]}"
             add = f"; put yours in DIR/{name}/{value}.yaml and give --config-dir DIR"
-            return f"{override}: no such option{choose(value, options) if options else add}"
+            return f"{written}: no such option{choose(value, options) if options else add}"
         text = str(error).splitlines() or [""]
         if text[0].startswith("Could not override"):
             keys = [k for k in flatten(OmegaConf.to_container(config)) if k.startswith("hydra") == name.startswith("hydra")]
-            return f"{override}: {no_such_key(name, [*keys, *self.loader.list_groups('')])}"
+            return f"{written}: {no_such_key(name, [*keys, *self.loader.list_groups('')])}"
         if text[0].startswith(("Ambiguous value", "Sweep parameters")):
-            return f"{override}: several values; add -m to try each, or write a list as {name}=[1,2]"
-        return f"{override}: {_reason(error)}"
+            return f"{written}: several values; add -m to try each, or write a list as {name}=[1,2]"
+        return f"{written}: {_reason(error)}"
 
     def jobs(self, overrides: list[str], multirun: bool) -> list[list[str]]:
         """The overrides of each job: one, or those the basic sweeper will make; none for another sweeper, which knows alone."""
