@@ -1,0 +1,88 @@
+"""The adaptation table of the README: every variant, several seeds, the same held-out tasks; slow.
+
+    python benchmarks/adaptation.py cartpole --seeds 3 --jobs 2            train what is not finished yet, then print the table
+    python benchmarks/adaptation.py navigation --only maml_dqn pretrain_dqn
+
+Every run is an ordinary ``metarl train experiment=maml_dqn_<family>`` with the overrides named below, so that it can be repeated
+alone. Scores are the mean returns of each held-out task after adaptation; the IQM goes over seeds and tasks, its interval is the
+stratified bootstrap over seeds within tasks. Each run uses one core; time is its own training time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from metarl_cli.statistics import iqm_interval
+
+# What a variant changes. pretrain_dqn gets more iterations, so that it has at least the environment steps and at least the
+# wall time of maml_dqn: its own curve is chosen from on validation tasks like every other.
+VARIANTS: dict[str, dict[str, list[str]]] = {
+    "cartpole": {},
+    "navigation": {},
+}
+
+
+def train(command: list[str]) -> int:
+    """One run; finished ones are skipped by metarl itself."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = Path(next(w for w in command if w.startswith("run=")).removeprefix("run=") + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        return subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def row(name: str, folders: list[Path], split: str) -> str:
+    """One line of the table from the finished runs of a variant."""
+    results = [json.loads((f / "results" / f"{split}.json").read_text()) for f in folders]
+    lines = [(f / "metrics.jsonl").read_text().splitlines() for f in folders]
+    seconds = [max(json.loads(x).get("time/training_seconds", 0.0) for x in rows) for rows in lines]
+    steps = [max(json.loads(x)["step"] for x in rows) for rows in lines]
+
+    def cell(who: str, k: int) -> str:
+        return str(iqm_interval(np.array([r[who]["task_returns"][k] for r in results])))
+
+    last = len(results[0]["adapted"]["task_returns"]) - 1
+    cells = [name, str(len(folders)), f"{np.mean(steps) / 1e6:.2f} M", f"{np.mean(seconds) / 60:.1f} min"]
+    cells += [cell("adapted", 0), cell("adapted", 1), cell("adapted", last), cell("from_scratch", last)]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=VARIANTS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--only", nargs="*", help="these variants alone")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/adaptation"))
+    parser.add_argument("--no-train", action="store_true", help="print the table of what is finished")
+    args = parser.parse_args()
+    chosen = {k: v for k, v in VARIANTS[args.family].items() if not args.only or k in args.only}
+    folders = {n: [args.outputs / f"{args.family}-{n}-seed{s}" for s in range(args.seeds)] for n in chosen}
+    if not args.no_train:
+        commands = [
+            ["metarl", "train", f"experiment=maml_dqn_{args.family}", *chosen[n], f"seed={s}", f"run={folders[n][s]}"]
+            for s in range(args.seeds)
+            for n in chosen
+        ]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for command, code in zip(commands, pool.map(train, commands), strict=True):
+                print(code, " ".join(command), flush=True)
+    for split in ("test", "ood"):
+        done = {n: [f for f in fs if (f / "results" / f"{split}.json").exists()] for n, fs in folders.items()}
+        print(f"\n{split} tasks, return as IQM [95 %]\n")
+        print("| algorithm | seeds | env steps | training | before | after 1 step | after the last | from scratch |")
+        print("|---|---|---|---|---|---|---|---|")
+        for name, found in done.items():
+            if found:
+                print(row(name, found, split))
+
+
+if __name__ == "__main__":
+    main()
