@@ -92,7 +92,8 @@ def initial_rates(params: Params, config: InnerConfig) -> Params:
 def support_gradients(learner: Learner, params: Params, names: list[str], support: Transitions, returns: Returns) -> Params:
     """The gradient of each task's support loss in the weights ``names``; everything leads with [M].
 
-    The targets come from the network that adapts and are held fixed: the semi-gradient of DQN.
+    The targets come from the network that adapts. The inner gradient holds them fixed, the semi-gradient of DQN; an outer
+    gradient goes through them, as they too depend on the initialisation.
     """
     target = vmap(lambda p, b: learner.targets(p, p, b, returns))(params, support)
 

@@ -117,7 +117,7 @@ class Learner(Protocol):
         ...
 
     def targets(self, params: Params, target_params: Params, batch: Transitions, returns: Returns | None = None) -> Tensor:
-        """What the network should say about ``batch``, ``[T, N]``, without gradient; one step ahead unless told otherwise."""
+        """What the network should say about ``batch``, ``[T, N]``; one step ahead unless told otherwise."""
         ...
 
     def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:

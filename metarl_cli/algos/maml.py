@@ -2,7 +2,7 @@
 
 Model-Agnostic Meta-Learning (Finn 2017, arXiv:1703.03400) with Q-learning inside and outside:
 
-    inner   theta_i = theta - alpha * grad L_DQN(theta; support_i)                      K times, targets held fixed
+    inner   theta_i = theta - alpha * grad L_DQN(theta; support_i)                      K times, grad holds the targets fixed
     outer   min over theta, alpha of  sum_i L_DQN(theta_i; query_i),   targets of the query from theta^-_i
     target  theta^-_i = the slow copy of (theta, alpha), adapted on the same support_i
 
@@ -224,7 +224,8 @@ class MAML:
         scored = path[1:] if config.outer.every_step and supports else path[-1:]
         losses = []
         for params in scored:
-            target = vmap(self.learner.targets)(params, target_params, query)
+            with torch.no_grad():
+                target = vmap(self.learner.targets)(params, target_params, query)
             losses.append(vmap(self.learner.loss)(params, query, target).mean())
         return torch.stack(losses).mean()
 

@@ -56,15 +56,18 @@ class DQN:
         return action
 
     def targets(self, params: Params, target_params: Params, batch: Transitions, returns: Returns | None = None) -> Tensor:
-        """What Q(s, a) should be, ``[T, N]``, without gradient: the one-step target, or ``returns``, for which T is time."""
+        """What Q(s, a) should be, ``[T, N]``: the one-step target, or ``returns``, for which T is time.
+
+        DQN holds targets fixed: the caller gives them to ``loss`` as numbers. They are left differentiable in
+        ``target_params`` for a meta-gradient, which sees how the initialisation moves them.
+        """
         gamma = self.config.gamma if returns is None or returns.gamma is None else returns.gamma
         lambda_ = 0.0 if returns is None else returns.lambda_
-        with torch.no_grad():
-            value = self.network(target_params, batch.next_obs)
-            chooser = self.network(params, batch.next_obs) if self.config.double else value
-            value = value.gather(-1, chooser.argmax(-1, keepdim=True))[..., 0]
-            reward = batch.reward * self.config.reward_scale
-            return lambda_returns(reward, value, batch.terminated, batch.ended, gamma, lambda_)
+        value = self.network(target_params, batch.next_obs)
+        chooser = self.network(params, batch.next_obs) if self.config.double and params is not target_params else value
+        value = value.gather(-1, chooser.argmax(-1, keepdim=True))[..., 0]
+        reward = batch.reward * self.config.reward_scale
+        return lambda_returns(reward, value, batch.terminated, batch.ended, gamma, lambda_)
 
     def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:
         """The scalar loss of one task, the mean over its experience; ``target [T, N]``."""
