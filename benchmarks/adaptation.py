@@ -21,11 +21,35 @@ import numpy as np
 
 from metarl_cli.statistics import iqm_interval
 
-# What a variant changes. pretrain_dqn gets more iterations, so that it has at least the environment steps and at least the
-# wall time of maml_dqn: its own curve is chosen from on validation tasks like every other.
+# What a variant changes. pretrain_dqn's iterations are cheaper and collect no support: it gets so many more of them that it has at
+# least the environment steps and the wall time of maml_dqn; its fine-tuning was tuned on the validation tasks.
+SAME = {name: [f"algo={name}"] for name in ("maml_dqn", "metasgd_dqn", "fomaml_dqn", "anil_dqn", "reptile_dqn")}
 VARIANTS: dict[str, dict[str, list[str]]] = {
-    "cartpole": {},
-    "navigation": {},
+    "cartpole": SAME
+    | {
+        "pretrain_dqn": [
+            "algo=pretrain_dqn",
+            "train.iterations=1100",
+            "train.eval_every=50",
+            "algo.inner.lr=0.003",
+            "eval.steps=5",
+            "test.steps=5",
+        ]
+    },
+    "navigation": SAME
+    | {
+        "pretrain_dqn": [
+            "algo=pretrain_dqn",
+            "train.iterations=700",
+            "train.eval_every=20",
+            "algo.inner.rule=sgd",
+            "algo.inner.lr=0.05",
+            "algo.inner.returns.gamma=null",
+            "algo.inner.returns.lambda=0.95",
+            "eval.steps=3",
+            "test.steps=3",
+        ]
+    },
 }
 
 
@@ -68,8 +92,8 @@ def main() -> None:
     if not args.no_train:
         commands = [
             ["metarl", "train", f"experiment=maml_dqn_{args.family}", *chosen[n], f"seed={s}", f"run={folders[n][s]}"]
-            for s in range(args.seeds)
             for n in chosen
+            for s in range(args.seeds)
         ]
         with ThreadPoolExecutor(args.jobs) as pool:
             for command, code in zip(commands, pool.map(train, commands), strict=True):

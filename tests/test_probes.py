@@ -1,0 +1,111 @@
+"""Probe environments with known answers: what each algorithm must be able to learn, in seconds."""
+
+import pytest
+import torch
+from conftest import compose_train
+
+from metarl_cli.algos import dqn
+from metarl_cli.building import load
+from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.evaluate import Evaluator
+from metarl_cli.learners.dqn import DQN
+from metarl_cli.seeding import numpy_rng
+from metarl_cli.types import Spec
+
+CPU = torch.device("cpu")
+
+
+class Buttons(NativeFamily):
+    """Two buttons, one pays 1, the other -1; which one is hidden and differs between tasks. Nothing is observed."""
+
+    parameters = {"side": 1.0}  # noqa: RUF012
+
+    def __init__(self, horizon: int = 4):
+        super().__init__(NativeConfig(horizon=horizon, ranges={"side": [-1.0, 1.0]}, ood_ranges={}))
+        self.spec = Spec(obs_shape=(1,), num_actions=2, horizon=horizon)
+
+    def initial_state(self, shape, like, rng):
+        return torch.ones(*shape, 1, dtype=like.dtype)
+
+    def dynamics(self, state, action, task):
+        pays = (action == 1) == (task["side"] > 0)
+        return state, torch.where(pays, 1.0, -1.0), torch.zeros_like(pays)
+
+
+class Corridor(NativeFamily):
+    """Five cells in a row; reward 1 and the end at the right one, 0 elsewhere. Value of cell s: gamma^(4 - s - 1)."""
+
+    parameters = {"length": 5.0}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__(NativeConfig(horizon=30, ranges={}, ood_ranges={}))
+        self.spec = Spec(obs_shape=(1,), num_actions=2, horizon=30)
+
+    def initial_state(self, shape, like, rng):
+        return torch.zeros(*shape, 1, dtype=like.dtype)
+
+    def dynamics(self, state, action, task):
+        state = (state + torch.where(action == 1, 0.25, -0.25)[..., None]).clamp(0.0, 1.0)
+        there = state[..., 0] >= 1.0
+        return state, there.to(state.dtype), there
+
+
+def parts(algo: str, family: NativeFamily, *overrides: str, iterations: int = 30, seed: int = 0):
+    config = compose_train(f"algo={algo}", "learner.network.hidden=[32]", *overrides)
+    learner = DQN(load("learner", config.learner)[1], family.spec)
+    module, values = load("algo", config.algo)
+    algorithm = module.Algo(values, learner, family, iterations, seed, CPU)
+    for _ in range(iterations):
+        algorithm.train_step()
+    return algorithm
+
+
+MAML = [
+    "learner.gamma=0.5",
+    "learner.reward_scale=1",
+    "algo.tasks=16",
+    "algo.inner.support.rollouts=4",
+    "algo.inner.support.steps=4",
+    "algo.query.steps=4",
+    "algo.query.epsilon_iterations=10",
+    "algo.outer.tasks=8",
+    "algo.outer.batch=32",
+]
+
+
+@pytest.mark.parametrize("algo", ["maml_dqn", "metasgd_dqn", "fomaml_dqn", "anil_dqn"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_gradient_step_tells_the_button(algo, seed):
+    family = Buttons()
+    algorithm = parts(algo, family, *MAML, seed=seed)
+    tasks = family.sample_tasks(40, "test", numpy_rng(seed, "tasks", "test"))
+    before, after = Evaluator(family, tasks, 1, seed).curve(algorithm, 1).returns.mean(axis=(1, 2))
+    assert abs(before) < 2, "without adaptation the sides cancel"
+    assert after > 3.5, "after one step the right button, every time: 4"
+
+
+def test_pretraining_cannot_tell_the_button():
+    """What the test above measures is adaptation: a network for all tasks, without it, gets nothing."""
+    family = Buttons()
+    algorithm = parts("pretrain_dqn", family, *MAML)
+    tasks = family.sample_tasks(40, "test", numpy_rng(0, "tasks", "test"))
+    before = Evaluator(family, tasks, 1, 0).curve(algorithm, 1).returns[0].mean()
+    assert abs(before) < 2
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_dqn_learns_the_values_of_the_corridor(double):
+    family = Corridor()
+    overrides = ["learner.gamma=0.5", "learner.reward_scale=1", f"learner.double={double}", "algo.tasks=3", "algo.envs=4"]
+    overrides += ["algo.epsilon=[1.0,0.5]", "algo.lr=0.005", "algo.target.every=20", "algo.target.polyak=1"]
+    algorithm = parts("dqn", family, *overrides)
+    assert isinstance(algorithm, dqn.Scratch)
+    _, params = algorithm.learned()
+    cells = torch.tensor([0.0, 0.25, 0.5, 0.75])[:, None]
+    right = 0.5 ** torch.tensor([3.0, 2.0, 1.0, 0.0])
+    left = 0.5 * torch.tensor([right[0], right[0], right[1], right[2]])  # one step back, then as before
+    for row in range(3):
+        q = algorithm.learner.network({k: v[row] for k, v in params.items()}, cells)
+        torch.testing.assert_close(q, torch.stack([left, right], 1), atol=0.04, rtol=0)
+
+
