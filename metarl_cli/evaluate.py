@@ -33,12 +33,9 @@ class Curve(NamedTuple):
     """Returns along adaptation on M tasks, E episodes each."""
 
     returns: Scores  # [K + 1, E, M]
+    iqm: list[Interval]  # [K + 1] over tasks and episodes, with its interval over both
     gradient_steps: list[int]  # [K + 1] spent per task
     env_steps: list[int]  # [K + 1] spent per task
-
-    def intervals(self) -> list[Interval]:
-        """IQM over tasks and episodes with its interval, at each step."""
-        return [iqm_interval(scores) for scores in self.returns]
 
 
 class Report(NamedTuple):
@@ -89,7 +86,7 @@ class Evaluator:
             returns.append(self._returns(self.task, lambda obs, params=params: algorithm.act(params, obs)))  # type: ignore[misc]
             gradient_steps.append(adaptation.gradient_steps)
             env_steps.append(adaptation.env_steps)
-        return Curve(np.stack(returns), gradient_steps, env_steps)
+        return _curve(returns, gradient_steps, env_steps)
 
     def curve(self, algorithm: Algorithm, steps: int) -> Curve:
         """The algorithm's own adaptation."""
@@ -110,7 +107,7 @@ class Evaluator:
         def act(obs: Tensor) -> Tensor:
             return torch.randint(actions, obs.shape[:2], generator=rng, device=obs.device)
 
-        return Curve(self._returns(self.task, act)[None], [0], [0])
+        return _curve([self._returns(self.task, act)], [0], [0])
 
     def learned(self, algorithm: Algorithm) -> Interval | None:
         """The networks of tasks the algorithm learned from scratch, each on its own task."""
@@ -121,9 +118,14 @@ class Evaluator:
         return iqm_interval(self._returns(task, lambda obs: algorithm.act(params, obs)))
 
 
+def _curve(returns: list[Scores], gradient_steps: list[int], env_steps: list[int]) -> Curve:
+    points = [iqm_interval(scores, over_tasks=True) for scores in returns]
+    return Curve(np.stack(returns), points, gradient_steps, env_steps)
+
+
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:
     """A curve as scalars, under the tags every algorithm shares."""
-    points = curve.intervals()
+    points = curve.iqm
     values = [point.value for point in points]
     found = {f"return_step_{k}": value for k, value in enumerate(values)}
     found |= {
@@ -144,7 +146,7 @@ def table(report: Report, title: str) -> Table:
         shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
 
     def row(name: str, curve: Curve, k: int, style: str = "") -> None:
-        value = str(iqm_interval(curve.returns[k]))
+        value = str(curve.iqm[k])
         shown.add_row(name, str(curve.gradient_steps[k]), str(curve.env_steps[k]), value, style=style)
 
     row("random policy", report.random, 0, "dim")
@@ -169,12 +171,13 @@ def figure(report: Report, title: str) -> Figure:
             ("adapted", report.curve, "tab:blue"),
             ("from scratch", report.scratch, "tab:orange"),
         ):
-            x, points = getattr(curve, name), curve.intervals()
+            x, points = getattr(curve, name), curve.iqm
             axes.plot(x, [p.value for p in points], marker="o", color=colour, label=label)
             axes.fill_between(x, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.2)
-        axes.axhline(report.random.intervals()[0].value, color="grey", linestyle=":", label="random policy")
+        axes.axhline(report.random.iqm[0].value, color="grey", linestyle=":", label="random policy")
         axes.set_xlabel(f"{name.replace('_', ' ').replace('env', 'environment')} of adaptation, per task")
         axes.grid(alpha=0.3)
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.set_ylabel("return (IQM, 95 % interval)")
     left.legend()
     shown.suptitle(title)
@@ -188,7 +191,7 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
         return {
             "gradient_steps": curve.gradient_steps,
             "env_steps": curve.env_steps,
-            "iqm": [point._asdict() for point in curve.intervals()],
+            "iqm": [point._asdict() for point in curve.iqm],
             "task_returns": curve.returns.mean(axis=1).tolist(),  # [K + 1, M]
         }
 
@@ -255,4 +258,4 @@ def run(config: TestConfig) -> float:
         report, _ = measure(folder, parts, config.split, tasks, budget, trained.tasks_seed, name)
     console.print(table(report, f"{folder.path.name}: {budget.tasks} {config.split} tasks, {path.name}"))
     console.print(f"written: {folder.results / name}.json and .png", soft_wrap=True)
-    return report.curve.intervals()[-1].value
+    return report.curve.iqm[-1].value

@@ -29,18 +29,20 @@ def iqm(scores: ArrayLike, axis: int = -1) -> Scores:
     return np.asarray(np.take(ordered, np.arange(cut, size - cut), axis=axis).mean(axis=axis))
 
 
-def iqm_interval(scores: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
-    """IQM of ``scores [R, M]`` (R repeats of M tasks) with its stratified bootstrap interval.
+def iqm_interval(scores: ArrayLike, over_tasks: bool = False, resamples: int = 2000, seed: int = 0) -> Interval:
+    """IQM of ``scores [R, M]`` (R repeats of M tasks) with its 95 % percentile bootstrap interval.
 
-    Repeats are resampled within each task; the percentile interval covers 95 %. Repeats are runs with different seeds, or,
-    within one run, episodes: then the interval tells the noise of measuring on these tasks.
+    Stratified: repeats (runs with different seeds) are resampled within each task, and the interval tells how sure one is of
+    the score on these tasks. ``over_tasks`` resamples the tasks too: how sure one is of the score on the family, which is what
+    a single run can tell (its repeats are episodes, and may all be the same).
     """
     scores = np.asarray(scores, dtype=np.float64)
     repeats, tasks = scores.shape
     rng = np.random.default_rng(seed)
     values = np.empty(resamples)
     for i in range(resamples):
+        sample = scores[:, rng.integers(tasks, size=tasks)] if over_tasks else scores
         rows = rng.integers(repeats, size=(repeats, tasks))
-        values[i] = iqm(np.take_along_axis(scores, rows, axis=0).ravel())
+        values[i] = iqm(np.take_along_axis(sample, rows, axis=0).ravel())
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(iqm(scores.ravel())), float(low), float(high))

@@ -22,16 +22,17 @@ from metarl_cli.checkpoint import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LAYOUT = {
+LAYOUT = {  # tags are regular expressions
     "Adaptation": {
-        "validation: before and after": ["Multiline", ["eval/return_before", "eval/return_after"]],
-        "validation: each step": ["Multiline", [r"eval/return_step_\d+"]],
+        "validation: before and after": ["Multiline", ["eval/return_before$", "eval/return_after$", "eval/return_learned$"]],
+        "validation: each step": ["Multiline", [r"eval/return_step_\d+$"]],
         "validation: after, 95 %": ["Margin", ["eval/return_after", "eval/return_after_low", "eval/return_after_high"]],
-        "held out: before and after": ["Multiline", ["test/return_before", "test/return_after", "ood/return_after"]],
+        "held out: before and after": ["Multiline", ["(test|ood)/return_before$", "(test|ood)/return_after$"]],
     },
     "Training": {
-        "loss": ["Multiline", ["loss/query"]],
-        "gradient norm": ["Multiline", ["grad/norm"]],
+        "loss": ["Multiline", ["loss/query$"]],
+        "gradient norm": ["Multiline", ["grad/norm$"]],
+        "inner learning rate": ["Multiline", ["train/inner_lr$"]],
     },
 }
 

@@ -182,8 +182,8 @@ class Training:
                 reports[split], shown = measure(self.folder, self.parts, split, tasks, config.test, config.tasks_seed, split)
             found = metrics(reports[split].curve, split)
             found |= {
-                f"{split}/return_random": reports[split].random.intervals()[0].value,
-                f"{split}/return_scratch": reports[split].scratch.intervals()[-1].value,
+                f"{split}/return_random": reports[split].random.iqm[0].value,
+                f"{split}/return_scratch": reports[split].scratch.iqm[-1].value,
             }
             self.tracker.log(found, step)
             self.tracker.figure(f"{split}/adaptation", shown, step)
@@ -196,7 +196,7 @@ class Training:
             self.console.print(f"return on the tasks learned from scratch: {learned}")
         self.console.print(f"run folder: {self.folder}", soft_wrap=True)
         self.console.print(f"look at it: tensorboard --logdir {self.folder.path.parent}", soft_wrap=True)
-        return reports["test"].curve.intervals()[-1].value
+        return reports["test"].curve.iqm[-1].value
 
     # -- saving
 

@@ -107,5 +107,3 @@ def test_dqn_learns_the_values_of_the_corridor(double):
     for row in range(3):
         q = algorithm.learner.network({k: v[row] for k, v in params.items()}, cells)
         torch.testing.assert_close(q, torch.stack([left, right], 1), atol=0.04, rtol=0)
-
-

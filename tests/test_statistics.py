@@ -29,3 +29,5 @@ def test_resampling_stays_within_tasks():
     tasks = np.repeat(np.arange(5.0)[None], 8, axis=0)  # every repeat of a task the same: nothing to resample
     interval = iqm_interval(tasks)
     assert interval.low == interval.value == interval.high
+    over = iqm_interval(tasks, over_tasks=True)
+    assert over.low < over.value < over.high
