@@ -3,9 +3,9 @@
     python benchmarks/adaptation.py cartpole --seeds 3 --jobs 2            train what is not finished yet, then print the table
     python benchmarks/adaptation.py navigation --only maml_dqn pretrain_dqn
 
-Every run is an ordinary ``metarl train experiment=maml_dqn_<family>`` with the overrides named below, so that it can be repeated
-alone. Scores are the mean returns of each held-out task after adaptation; the IQM goes over seeds and tasks, its interval is the
-stratified bootstrap over seeds within tasks. Each run uses one core; time is its own training time.
+Every run is an ordinary ``metarl train experiment=maml_dqn_<family>`` with the overrides named below, so that it can be
+repeated alone. Scores are the mean returns of each held-out task after adaptation; the IQM goes over seeds and tasks, its
+interval is the stratified bootstrap over seeds within tasks. Each run uses one core; time is its own training time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 
 from metarl_cli.statistics import iqm_interval
 
-# What a variant changes. pretrain_dqn's iterations are cheaper and collect no support: it gets so many more of them that it has at
-# least the environment steps and the wall time of maml_dqn; its fine-tuning was tuned on the validation tasks.
+# What a variant changes. pretrain_dqn's iterations are cheaper and collect no support: it gets so many more of them that it
+# has at least the environment steps and the wall time of maml_dqn; its fine-tuning was tuned on the validation tasks.
 SAME = {name: [f"algo={name}"] for name in ("maml_dqn", "metasgd_dqn", "fomaml_dqn", "anil_dqn", "reptile_dqn")}
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "cartpole": SAME
