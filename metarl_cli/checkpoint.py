@@ -59,8 +59,8 @@ def save(path: Path, state: State) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> State:
-    """Read a checkpoint.
+def load(path: Path) -> State:
+    """Read a checkpoint; its tensors are on the CPU.
 
     Raises:
         UserError: if it is missing, damaged, of another format, or holds anything but tensors and plain values.
@@ -73,7 +73,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load itself checks no sums
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
-        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise
         reason = "it holds pickled code" if "weights_only" in str(error).lower() else "it is damaged or cut short"
         raise UserError(f"refused {path}: {reason}") from error
@@ -89,18 +89,15 @@ def refuse_unsafe(value: Any, where: str) -> None:
     Raises:
         UserError: for ``_target_``, an interpolation, an absolute path or one with ``..``.
     """
-    for text in _texts(value):
+    for text in _texts(value, set()):
         if UNSAFE.search(text):
             raise UserError(f"refused {where}: it names something it must not: {text[:80]!r}")
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, seen: set[int]) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _texts(item)
+    elif isinstance(value, dict | list | tuple | set | frozenset) and id(value) not in seen:
+        seen.add(id(value))  # once each: YAML's aliases can refer to themselves
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(item, seen)

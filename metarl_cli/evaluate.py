@@ -44,6 +44,7 @@ class Report(NamedTuple):
     curve: Curve
     scratch: Curve
     random: Curve
+    learned: Interval | None  # the algorithm's own training tasks, where each is learned from scratch
 
 
 @torch.no_grad()
@@ -68,15 +69,16 @@ class Evaluator:
         family: where the tasks live.
         task: the held-out tasks.
         episodes: full episodes per task and adaptation step.
-        seed: of the support and evaluation episodes.
+        seed: of the support and evaluation episodes, with the split: a stream of their own for each.
+        split: the tasks' split.
     """
 
-    def __init__(self, family: Family, task: Task, episodes: int, seed: int):
-        self.family, self.task, self.episodes, self.seed = family, task, episodes, seed
+    def __init__(self, family: Family, task: Task, episodes: int, seed: int, split: str):
+        self.family, self.task, self.episodes, self.seed, self.split = family, task, episodes, seed, split
         self.device = next(iter(task.values())).device
 
     def _returns(self, task: Task, act: Act) -> Scores:
-        rng = torch_rng(self.seed, "evaluation", "episodes", device=self.device)  # the same episodes for every policy
+        rng = torch_rng(self.seed, self.split, "episodes", device=self.device)  # the same episodes for every policy
         return episode_returns(self.family, task, act, self.episodes, rng).T.double().cpu().numpy()  # [E, M]
 
     def _curve(self, algorithm: Algorithm, adaptations: Iterator[Adaptation]) -> Curve:
@@ -90,18 +92,18 @@ class Evaluator:
 
     def curve(self, algorithm: Algorithm, steps: int) -> Curve:
         """The algorithm's own adaptation."""
-        rng = torch_rng(self.seed, "evaluation", "support", device=self.device)
+        rng = torch_rng(self.seed, self.split, "support", device=self.device)
         return self._curve(algorithm, algorithm.adapt(self.task, steps, rng))
 
     def report(self, algorithm: Algorithm, steps: int) -> Report:
         """The algorithm's adaptation beside the references."""
-        rng = torch_rng(self.seed, "evaluation", "support", device=self.device)
+        rng = torch_rng(self.seed, self.split, "support", device=self.device)
         scratch = self._curve(algorithm, algorithm.adapt_from_scratch(self.task, steps, rng))
-        return Report(self.curve(algorithm, steps), scratch, self.random())
+        return Report(self.curve(algorithm, steps), scratch, self.random(), self.learned(algorithm))
 
     def random(self) -> Curve:
         """A policy that acts uniformly at random."""
-        rng = torch_rng(self.seed, "evaluation", "random", device=self.device)
+        rng = torch_rng(self.seed, self.split, "random", device=self.device)
         actions = self.family.spec.num_actions
 
         def act(obs: Tensor) -> Tensor:
@@ -210,10 +212,18 @@ def measure(
     folder: RunFolder, parts: Parts, split: str, tasks: Task, budget: Evaluation, seed: int, name: str
 ) -> tuple[Report, Figure]:
     """Test on ``tasks`` and keep the result as ``results/<name>.json`` and ``.png``."""
-    report = Evaluator(parts.family, tasks, budget.episodes, seed).report(parts.algorithm, budget.steps)
+    evaluator = Evaluator(parts.family, tasks, budget.episodes, seed, split)
+    report = evaluator.report(parts.algorithm, budget.steps)
     shown = figure(report, f"{folder.path.name}: {len(next(iter(tasks.values())))} {split} tasks")
     folder.results.mkdir(exist_ok=True)
-    folder.write_json(f"results/{name}.json", as_json(report, tasks, {"split": split, "env_steps": parts.algorithm.env_steps}))
+    folder.write_json(
+        f"results/{name}.json",
+        as_json(
+            report,
+            tasks,
+            {"split": split, "env_steps": parts.algorithm.env_steps, "learned": report.learned and report.learned._asdict()},
+        ),
+    )
     shown.savefig(folder.results / f"{name}.png", dpi=150)
     return report, shown
 
@@ -227,7 +237,7 @@ def load_weights(folder: RunFolder, parts: Parts, checkpoint: str) -> Path:
     path = folder.best if checkpoint == "best" else folder.last
     if not path.exists():
         raise UserError(f"{folder} has no {checkpoint} checkpoint yet ({path.name}); is it still training?")
-    state = load(path, parts.device)
+    state = load(path)
     try:
         saved = state["algorithm"]["weights"]
         parts.algorithm.load_weights(saved)
@@ -250,12 +260,13 @@ def run(config: TestConfig) -> float:
         steps=config.steps or default.steps,
     )
     parts = build(trained)
+    folder.check_tasks(trained, parts.family)
     path = load_weights(folder, parts, config.checkpoint)
     tasks = held_out_tasks(parts.family, trained, config.split, budget.tasks)
     name = f"{config.split}-{config.checkpoint}-tasks{budget.tasks}-episodes{budget.episodes}-steps{budget.steps}"
     console = Console()
     with console.status(f"adapting to {budget.tasks} {config.split} tasks"):
-        report, _ = measure(folder, parts, config.split, tasks, budget, trained.tasks_seed, name)
+        report, _ = measure(folder, parts, config.split, tasks, budget, trained.seed, name)
     console.print(table(report, f"{folder.path.name}: {budget.tasks} {config.split} tasks, {path.name}"))
     console.print(f"written: {folder.results / name}.json and .png", soft_wrap=True)
     return report.curve.iqm[-1].value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": to
 class NetworkConfig(StrictModel):
     """The shape of a Q-network."""
 
-    hidden: list[int] = Field(min_length=1, description="units of each hidden layer")
+    hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each hidden layer")
     activation: Literal["relu", "tanh", "silu"] = Field(description="nonlinearity of the hidden layers")
     layer_norm: bool = Field(description="normalise each hidden layer before its activation")
     dueling: bool = Field(description="separate heads for the value and the advantages")

@@ -14,10 +14,11 @@ class Replay:
     Args:
         num_tasks: M.
         capacity: transitions kept per task.
+        device: where they are kept.
     """
 
-    def __init__(self, num_tasks: int, capacity: int):
-        self.num_tasks, self.capacity = num_tasks, capacity
+    def __init__(self, num_tasks: int, capacity: int, device: torch.device | str = "cpu"):
+        self.num_tasks, self.capacity, self.device = num_tasks, capacity, device
         self.data: Transitions | None = None  # each field [M, capacity, ...]
         self.added = 0  # transitions ever added, per task
 
@@ -51,5 +52,8 @@ class Replay:
         return {"data": None if self.data is None else self.data._asdict(), "added": self.added}
 
     def load_state_dict(self, state: State) -> None:
-        self.data = None if state["data"] is None else Transitions(**state["data"])
+        data = None if state["data"] is None else Transitions(**state["data"])
+        if data is not None and any(x.shape[:2] != (self.num_tasks, self.capacity) for x in data):
+            raise ValueError("the saved replay has another size")
+        self.data = None if data is None else Transitions(*(x.to(self.device) for x in data))
         self.added = state["added"]

@@ -31,6 +31,7 @@ from metarl_cli.checkpoint import refuse_unsafe, write_whole
 from metarl_cli.seeding import numpy_rng
 from metarl_cli.types import Algorithm, Family, Task, UserError
 
+BEGUN = {".lock", "results", "tasks.json", "config.yaml"}  # what a run killed while it was made may leave
 PLACES = ("run", "outputs")  # where a run lies is no part of what it is
 
 
@@ -88,6 +89,16 @@ def task_hash(task: Task) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_disjoint(splits: dict[str, Task]) -> None:
+    """Raises UserError if two splits share a task."""
+    seen: dict[tuple[float, ...], str] = {}
+    for split, task in splits.items():
+        for row in torch.stack(list(task.values()), 1).tolist():
+            other = seen.setdefault(tuple(row), split)
+            if other != split:
+                raise UserError(f"a task stands in both the {other} and the {split} split: {dict(zip(task, row, strict=True))}")
+
+
 def content(config: TrainConfig) -> dict[str, Any]:
     """What a run is, without where it lies."""
     return config.model_dump(exclude=set(PLACES))
@@ -96,7 +107,8 @@ def content(config: TrainConfig) -> dict[str, Any]:
 def default_name(config: TrainConfig, choices: dict[str, str]) -> str:
     """``<algo>-<env>-seed<n>-<hash>``: the same configuration has the same folder, so a sweep can be run again."""
     text = json.dumps(content(config), sort_keys=True)
-    names = [choices.get("experiment") or f"{choices.get('algo')}-{choices.get('env')}"]
+    algo, env, experiment = (choices.get(group) or "" for group in ("algo", "env", "experiment"))
+    names = [experiment, *([] if algo in experiment else [algo])] if experiment else [algo, env]
     return "-".join([*names, f"seed{config.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]).replace("/", "_")
 
 
@@ -119,22 +131,19 @@ class RunFolder:
     def exists(self) -> bool:
         return (self.path / "run.json").is_file()
 
-    def create(self, config: TrainConfig, choices: dict[str, str], family: Family, device: torch.device) -> None:
-        """Make the folder with its configuration, manifest and held-out tasks.
+    def create(self, config: TrainConfig, choices: dict[str, str], parts: Parts) -> None:
+        """Write the configuration, the manifest and the held-out tasks of a new run into the locked folder.
 
         Raises:
-            UserError: if it cannot be written, or is in use for something else.
+            UserError: if it cannot be written, or a task stands in two splits of a family that has more than one.
         """
-        if self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
-            raise UserError(f"{self} is not empty and not a run; choose another folder")
-        try:
-            self.results.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot create {self}: {error.strerror}") from error
+        self.results.mkdir(exist_ok=True)
         splits = {"validation": config.eval.tasks, "test": config.test.tasks}
         if has_ood(config):
             splits["ood"] = config.test.tasks
-        tasks = {split: held_out_tasks(family, config, split, num) for split, num in splits.items()}
+        tasks = {split: held_out_tasks(parts.family, config, split, num) for split, num in splits.items()}
+        if config.env.get("ranges"):
+            check_disjoint({"train": parts.algorithm.task, **tasks})
         saved = {
             split: {"hash": task_hash(task), "parameters": {k: v.tolist() for k, v in task.items()}}
             for split, task in tasks.items()
@@ -148,7 +157,7 @@ class RunFolder:
             "created": now(),
             "seed": config.seed,
             "tasks": {split: entry["hash"] for split, entry in saved.items()},
-            "device": str(device),
+            "device": str(parts.device),
             "git": git_revision(),
             "versions": versions(),
         }
@@ -179,6 +188,13 @@ class RunFolder:
         assert isinstance(config, TrainConfig)
         return config
 
+    def check_tasks(self, config: TrainConfig, family: Family) -> None:
+        """Raises UserError if the held-out tasks are no longer the ones the run was made with."""
+        for split, saved in self.manifest().get("tasks", {}).items():
+            num = config.eval.tasks if split == "validation" else config.test.tasks
+            if task_hash(held_out_tasks(family, config, split, num)) != saved:
+                raise UserError(f"the {split} tasks of {self} are not those it was made with; use the version in its run.json")
+
     def manifest(self) -> dict[str, Any]:
         try:
             manifest = json.loads((self.path / "run.json").read_text())
@@ -196,17 +212,25 @@ class RunFolder:
         write_whole(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
 
     def lock(self) -> None:
-        """Keep the folder to this process until it ends.
+        """Make the folder if need be, and keep it to this process until it ends.
 
         Raises:
-            UserError: if another process holds it.
+            UserError: if another process holds it, it is used for something else, or cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            foreign = [p.name for p in self.path.iterdir() if p.name not in BEGUN and not p.name.endswith(".tmp")]
+            if foreign and not self.exists:
+                raise UserError(f"{self} is not empty and not a run (it holds {foreign[0]}); choose another folder")
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"cannot write in {self}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process is training {self}") from error
+        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
 
 
 def now() -> str:

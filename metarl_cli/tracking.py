@@ -5,6 +5,7 @@ The step of every point is the meta-training environment steps, for every algori
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -48,9 +49,9 @@ class Tracker:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resume_step: int | None):
         self.path = folder / "metrics.jsonl"
-        purge = None if resume_step is None else resume_step + 1
-        if purge is not None and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) < purge]
+        purge = 0 if resume_step is None else resume_step + 1
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _kept(line, purge)]
             write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
         self.lines = self.path.open("a")
         self.writer = SummaryWriter(str(folder), purge_step=purge)
@@ -97,15 +98,18 @@ class Tracker:
         """Write what is pending; a finished run is marked as a success in HParams."""
         if finished:
             self.events.add_summary(self.end)
-        self.lines.close()
-        self.writer.close()
+        with contextlib.suppress(OSError):  # the reason why nothing can be written was told before
+            self.lines.close()
+            self.writer.close()
 
 
-def _step(line: str) -> float:
+def _kept(line: str, purge: int) -> bool:
+    """Whether a logged line is from before the step to go on from; what testing logged is measured again."""
     try:
-        return float(json.loads(line)["step"])
+        row = json.loads(line)
+        return row["step"] < purge and not any(tag.startswith(("test/", "ood/")) for tag in row)
     except (ValueError, KeyError, TypeError):  # a line cut short by a crash
-        return math.inf
+        return False
 
 
 def gif(frames: Sequence[Image.Image], fps: int = 25) -> bytes:

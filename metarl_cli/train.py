@@ -5,12 +5,14 @@ Started again on the same folder it goes on from the last checkpoint, bit for bi
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,6 +23,9 @@ from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metric
 from metarl_cli.run_folder import Parts, RunFolder, build, default_name, has_ood, held_out_tasks, now
 from metarl_cli.tracking import Tracker, flatten
 from metarl_cli.types import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 
@@ -36,14 +41,20 @@ def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> f
         return float(folder.manifest()["return_after"])
     parts = build(config)
     folder.lock()
-    if not folder.exists:
-        folder.create(config, choices, parts.family, parts.device)
+    if folder.exists:
+        folder.check_tasks(config, parts.family)
+        _same_device(folder, parts)
+    else:
+        folder.create(config, choices, parts)
     try:
         return Training(config, folder, parts, console).run()
     except BaseException as error:
-        if folder.manifest().get("status") == "running":
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            folder.note(status=status, error=f"{type(error).__name__}: {error}"[:500], ended=now())
+        with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
+            if folder.manifest().get("status") == "running":
+                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                folder.note(status=status, error=f"{type(error).__name__}: {error}"[:500], ended=now())
+        if isinstance(error, OSError):
+            raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
         if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
             console.print(f"the last checkpoint is {folder.last}; go on with: metarl train run={folder}", soft_wrap=True)
         raise
@@ -55,20 +66,27 @@ def _continued(config: TrainConfig, folder: RunFolder, overrides: list[str]) -> 
     Raises:
         UserError: where an override asks for something else than what the run was made with.
     """
-    saved = folder.config(config.hardware)
+    asked = [o.split("=", 1)[0].lstrip("+~") for o in overrides]
+    saved = folder.config(config.hardware if any(name.split(".")[0] == "hardware" for name in asked) else None)
     ignored = ("run", "outputs", "hardware")
     mine, theirs = flatten(config.model_dump()), flatten(saved.model_dump())
-    asked = [o.split("=", 1)[0].lstrip("+~") for o in overrides]
     changed = [
         f"{key} is {theirs.get(key, 'not there')} in the run, {mine.get(key, 'not there')} here"
         for key in sorted(mine.keys() | theirs.keys())
         if mine.get(key) != theirs.get(key)
         and key.split(".")[0] not in ignored
-        and any(key == name or key.startswith(f"{name}.") for name in asked)
+        and any(name in (key, "experiment") or key.startswith(f"{name}.") for name in asked)
     ]
     if changed:
         raise UserError(f"{folder} goes on as it was made; {'; '.join(changed[:3])}; choose another folder for a new run")
     return saved
+
+
+def _same_device(folder: RunFolder, parts: Parts) -> None:
+    """Raises UserError where a run would go on with other random streams than it has saved."""
+    made = str(folder.manifest().get("device"))
+    if made != str(parts.device):
+        raise UserError(f"{folder} was made on {made} and cannot go on on {parts.device}; use hardware={made}")
 
 
 class Interrupt:
@@ -79,7 +97,8 @@ class Interrupt:
         self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-                self.before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -108,15 +127,15 @@ class Training:
             resume_step = self.algorithm.env_steps
             console.print(f"going on from iteration {self.iteration} of {config.train.iterations}: {folder}", soft_wrap=True)
         else:
-            console.print(f"run folder: {folder}", soft_wrap=True)
+            console.print(f"new run folder: {folder}", soft_wrap=True)
             folder.best.unlink(missing_ok=True)
         self.tracker = Tracker(folder.path, config.model_dump(exclude={"run", "outputs"}), resume_step)
         validation = held_out_tasks(parts.family, config, "validation", config.eval.tasks)
-        self.evaluator = Evaluator(parts.family, validation, config.eval.episodes, config.tasks_seed)
+        self.evaluator = Evaluator(parts.family, validation, config.eval.episodes, config.seed, "validation")
 
     def run(self) -> float:
         """Train to the end, test, print the table; returns the IQM after adaptation on the test tasks."""
-        self.folder.note(status="running", started=now())
+        self.folder.note(status="running", started=now(), error=None)
         try:
             self._train()
             score = self._test()
@@ -135,6 +154,8 @@ class Training:
                 began, env_steps = time.monotonic(), self.algorithm.env_steps
                 found = self.algorithm.train_step()
                 self.iteration += 1
+                if not all(math.isfinite(value) for value in found.values()):
+                    raise UserError(f"training diverged at iteration {self.iteration}: {found}; try lower learning rates")
                 spent = time.monotonic() - began
                 self.seconds += spent
                 if self.iteration % loop.log_every == 0 or self.iteration == 1:
@@ -148,9 +169,9 @@ class Training:
                 if time.monotonic() - saved >= loop.checkpoint_every or self.iteration == loop.iterations:
                     self._save()
                     saved = time.monotonic()
-            if interrupt.received is not None and self.iteration < loop.iterations:
+            if interrupt.received is not None:
                 self._save()
-        if interrupt.received is not None and self.iteration < loop.iterations:
+        if interrupt.received is not None:
             self.folder.note(status="interrupted", ended=now())
             self.tracker.flush()
             self.console.print(f"saved; go on with: metarl train run={self.folder}", soft_wrap=True)
@@ -175,28 +196,29 @@ class Training:
         """The best weights on test tasks, and on out-of-distribution ones where the family has them."""
         config, step = self.config, self.algorithm.env_steps
         load_weights(self.folder, self.parts, "best")
-        reports: dict[str, Report] = {}
+        reports: dict[str, tuple[Report, Figure]] = {}
         for split in ("test", "ood") if has_ood(config) else ("test",):
             tasks = held_out_tasks(self.parts.family, config, split, config.test.tasks)
             with self.console.status(f"testing on {config.test.tasks} {split} tasks"):
-                reports[split], shown = measure(self.folder, self.parts, split, tasks, config.test, config.tasks_seed, split)
-            found = metrics(reports[split].curve, split)
-            found |= {
-                f"{split}/return_random": reports[split].random.iqm[0].value,
-                f"{split}/return_scratch": reports[split].scratch.iqm[-1].value,
-            }
+                reports[split] = measure(self.folder, self.parts, split, tasks, config.test, config.seed, split)
+        self.algorithm.env_steps = step
+        for split, (report, shown) in reports.items():
+            found = metrics(report.curve, split)
+            found[f"{split}/return_random"] = report.random.iqm[0].value
+            found[f"{split}/return_scratch"] = report.scratch.iqm[-1].value
+            if report.learned:
+                found[f"{split}/return_learned"] = report.learned.value
             self.tracker.log(found, step)
             self.tracker.figure(f"{split}/adaptation", shown, step)
-        self.algorithm.env_steps = step
         titles = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
-        for split, report in reports.items():
+        for split, (report, _) in reports.items():
             self.console.print(table(report, f"{config.test.tasks} {titles[split]}, {config.test.episodes} episodes each"))
-        learned = self.evaluator.learned(self.algorithm)
-        if learned is not None:
-            self.console.print(f"return on the tasks learned from scratch: {learned}")
+        tested = reports["test"][0]
+        if tested.learned:
+            self.console.print(f"return on the {config.algo['tasks']} tasks learned from scratch: {tested.learned}")
         self.console.print(f"run folder: {self.folder}", soft_wrap=True)
         self.console.print(f"look at it: tensorboard --logdir {self.folder.path.parent}", soft_wrap=True)
-        return reports["test"].curve.iqm[-1].value
+        return (tested.learned or tested.curve.iqm[-1]).value
 
     # -- saving
 
@@ -212,7 +234,7 @@ class Training:
         checkpoint.save(self.folder.last, state)
 
     def _restore(self) -> None:
-        state = checkpoint.load(self.folder.last, self.parts.device)
+        state = checkpoint.load(self.folder.last)
         try:
             self.algorithm.load_state_dict(state["algorithm"])
             self.iteration, self.best = int(state["iteration"]), float(state["best"])
@@ -256,10 +278,12 @@ class Display:
     def update(self, iteration: int, env_steps: int, found: dict[str, float]) -> None:
         """Show where training stands."""
         self.numbers |= {name: found[tag] for tag, name in self.SHOWN if tag in found}
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
+        text = f"{env_steps:,} env steps"
+        if self.numbers:
+            text += f"  return on validation tasks: {numbers}"
         if "loss/query" in found:
-            self.numbers["loss"] = found["loss/query"]
-        text = "  ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
-        text = f"{env_steps:,} env steps  return on validation tasks: {text}" if self.numbers else f"{env_steps:,} env steps"
+            text += f"  loss {found['loss/query']:.3g}"
         self.progress.update(self.task, completed=iteration, numbers=text)
         moment = time.monotonic()
         if not self.console.is_terminal and (moment - self.printed >= PLAIN_EVERY or iteration == self.total):

@@ -6,7 +6,7 @@ Axes, always in this order: M tasks, N envs per task, T time, B minibatch, A act
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 Params = dict[str, Tensor]  # one network; leading [M] where each task owns a copy
 Task = dict[str, Tensor]  # one tensor [M] per physical quantity, SI units
 State = dict[str, Any]  # tensors, numbers, strings, lists and dicts of them: what a checkpoint may hold
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class StrictModel(BaseModel):
@@ -137,6 +140,7 @@ class Adaptation(NamedTuple):
 class Algorithm(Protocol):
     """What is learned across tasks."""
 
+    task: Task  # the training tasks
     env_steps: int  # environment steps of meta-training so far, the x-axis of every curve
 
     def train_step(self) -> dict[str, float]:

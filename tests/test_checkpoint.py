@@ -78,6 +78,12 @@ def test_refuses_texts_that_reach_out(tmp_path, value):
         checkpoint.load(path)
 
 
+def test_texts_that_refer_to_themselves_end():
+    loop: dict = {}
+    loop["x"] = [loop]
+    checkpoint.refuse_unsafe(loop, "a loop")
+
+
 def test_refuses_another_format_and_a_missing_file(tmp_path):
     torch.save({"weights": 1}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="not a metarl checkpoint"):

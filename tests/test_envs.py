@@ -172,6 +172,11 @@ def test_renders_a_frame(name):
     assert len(image.getcolors(maxcolors=100_000)) > 1, "something is drawn"
 
 
+def test_physics_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="masscart must be above 0"):
+        family("cartpole_family").named_task({"masscart": -0.1})
+
+
 def test_named_task_refuses_an_unknown_parameter():
     with pytest.raises(ValueError, match="no such task parameter: gravty"):
         family("cartpole_family").named_task({"gravty": 9.0})

@@ -79,7 +79,7 @@ def test_one_gradient_step_tells_the_button(algo, seed):
     family = Buttons()
     algorithm = parts(algo, family, *MAML, seed=seed)
     tasks = family.sample_tasks(40, "test", numpy_rng(seed, "tasks", "test"))
-    before, after = Evaluator(family, tasks, 1, seed).curve(algorithm, 1).returns.mean(axis=(1, 2))
+    before, after = Evaluator(family, tasks, 1, seed, "test").curve(algorithm, 1).returns.mean(axis=(1, 2))
     assert abs(before) < 2, "without adaptation the sides cancel"
     assert after > 3.5, "after one step the right button, every time: 4"
 
@@ -89,7 +89,7 @@ def test_pretraining_cannot_tell_the_button():
     family = Buttons()
     algorithm = parts("pretrain_dqn", family, *MAML)
     tasks = family.sample_tasks(40, "test", numpy_rng(0, "tasks", "test"))
-    before = Evaluator(family, tasks, 1, 0).curve(algorithm, 1).returns[0].mean()
+    before = Evaluator(family, tasks, 1, 0, "test").curve(algorithm, 1).returns[0].mean()
     assert abs(before) < 2
 
 

@@ -142,6 +142,63 @@ def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     assert logged(whole) == logged(torn)
 
 
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "while testing"])
+def test_killed_outside_the_checkpoints_counts_nothing_twice(moment, tmp_path):
+    arguments = [*small("maml_dqn"), "train.iterations=30", "train.checkpoint_every=1000"]
+    if moment == "while testing":
+        arguments += ["test.tasks=60", "test.episodes=30", "env.horizon=300"]
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert metarl("train", *arguments, f"run={whole}", cwd=tmp_path).returncode == 0
+    sign = torn / ("metrics.jsonl" if moment == "before the first checkpoint" else "results/test.json")
+    process = subprocess.Popen([*METARL, "train", *arguments, f"run={torn}"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (sign.exists() and sign.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert RunFolder(torn).manifest()["status"] == "running"
+    assert (torn / "last.pt").exists() == (moment == "while testing")
+    assert metarl("train", *arguments, f"run={torn}", cwd=tmp_path).returncode == 0
+    assert logged(whole) == logged(torn)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(torn), strict=True))
+
+
+def test_killed_while_the_folder_was_made(tmp_path):
+    torn = tmp_path / "torn"
+    (torn / "results").mkdir(parents=True)
+    (torn / "tasks.json").write_text("{")
+    (torn / ".config.yaml.123.tmp").write_text("half")
+    assert np.isfinite(run_here(torn, *small("maml_dqn")))
+    assert not list(torn.glob(".*.tmp"))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"not a run \(it holds thesis.tex\)"):
+        run_here(tmp_path, *small("maml_dqn"))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="cannot write in"):
+        run_here(tmp_path / "thesis.tex" / "run", *small("maml_dqn"))
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    def full(self, metrics, step):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.Tracker, "log", full)
+    with pytest.raises(UserError, match=r"No space left on device; go on with: metarl train run="):
+        run_here(tmp_path / "run", *small("maml_dqn"))
+    assert RunFolder(tmp_path / "run").manifest()["status"] == "failed"
+    monkeypatch.undo()
+    assert np.isfinite(run_here(tmp_path / "run", *small("maml_dqn")))
+    assert RunFolder(tmp_path / "run").manifest()["error"] is None
+
+
+def test_divergence_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match="training diverged at iteration"):
+        run_here(tmp_path / "run", *small("maml_dqn"), "algo.inner.lr=1e30", "algo.inner.steps=3")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_signals_save_first(number, code, tmp_path):
     arguments = [
@@ -177,6 +234,25 @@ def test_same_seed_same_bits_other_seed_other(tmp_path):
     assert logged(tmp_path / "a") == logged(tmp_path / "b")
     assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / "a"), weights(tmp_path / "b"), strict=True))
     assert not all(torch.equal(a, c) for a, c in zip(weights(tmp_path / "a"), weights(tmp_path / "c"), strict=True))
+
+
+def test_going_on_keeps_the_hardware_it_was_made_with(finished, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
+    RunFolder(copy).note(status="interrupted", device="cuda")
+    done = metarl("train", f"run={copy}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "was made on cuda and cannot go on on cpu" in done.stderr
+    assert RunFolder(copy).config().hardware.device == "cpu"  # as the run was made, not the default
+
+
+def test_going_on_refuses_other_tasks(finished, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
+    RunFolder(copy).note(tasks={"test": "0123456789abcdef"})
+    done = metarl("test", f"run={copy}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the test tasks of" in done.stderr
 
 
 def test_test_command_on_more_tasks_and_steps(finished):
@@ -248,7 +324,7 @@ def test_weights_of_another_network_are_refused(finished, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
     text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("layer_norm: true", "layer_norm: false"))
+    (copy / "config.yaml").write_text(text.replace("layer_norm: false", "layer_norm: true"))
     done = metarl("test", f"run={copy}", cwd=tmp_path)
     assert done.returncode == 2
     assert "does not fit the run's configuration" in done.stderr

@@ -17,7 +17,7 @@ from metarl_cli.inner_loop import SupportConfig, adapt_from_scratch, collect
 from metarl_cli.networks import load_params
 from metarl_cli.replay import Replay
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.types import Adaptation, Family, Learner, Params, Returns, State, StrictModel, Task
+from metarl_cli.types import Adaptation, Family, Learner, Params, Returns, Share, State, StrictModel, Task
 
 
 class TargetConfig(StrictModel):
@@ -40,7 +40,7 @@ class Config(StrictModel):
     lr: float = Field(gt=0, description="Adam's learning rate")
     final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
     clip: float = Field(gt=0, description="largest norm of each task's gradient")
-    epsilon: list[float] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
+    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
     target: TargetConfig
     returns: Returns = Field(description="what the support teaches when adapting to a task")
@@ -74,7 +74,7 @@ class Scratch:
         self.target_params = {k: v.detach().clone() for k, v in self.params.items()}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.lr)  # elementwise: each row its own
         self.env = family.make(self.task, config.envs, self.rng["query"])
-        self.replay = Replay(config.tasks, config.capacity)
+        self.replay = Replay(config.tasks, config.capacity, device)
         self.rows = torch.arange(config.tasks, device=device)
         self.iteration = self.updates = self.env_steps = 0
 

@@ -50,7 +50,7 @@ from metarl_cli.inner_loop import (
 from metarl_cli.networks import load_params
 from metarl_cli.replay import Replay
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.types import Adaptation, Env, Family, Learner, Params, State, StrictModel, Task, Transitions
+from metarl_cli.types import Adaptation, Env, Family, Learner, Params, Share, State, StrictModel, Task, Transitions
 
 
 class QueryConfig(StrictModel):
@@ -58,7 +58,7 @@ class QueryConfig(StrictModel):
 
     envs: int = Field(gt=0, description="environments per task; their episodes go on across iterations")
     steps: int = Field(gt=0, description="steps per iteration in each environment")
-    epsilon: list[float] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
+    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
     capacity: int = Field(gt=0, description="replay per task [transitions]")
 
@@ -126,7 +126,7 @@ class MAML:
         self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
         self.optimizer = torch.optim.Adam([v.requires_grad_() for v in self._learned()], lr=config.outer.lr)
         self.env: Env = family.make(self.task, config.query.envs, self.rng["query"])
-        self.replay = Replay(config.tasks, config.query.capacity)
+        self.replay = Replay(config.tasks, config.query.capacity, device)
         self.iteration = 0
         self.env_steps = 0
 

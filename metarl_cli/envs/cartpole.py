@@ -49,6 +49,8 @@ class CartPole(NativeFamily):
 
     parameters = {"gravity": 9.8, "masscart": 1.0, "masspole": 0.1, "length": 0.5, "force_mag": 10.0}  # noqa: RUF012
 
+    positive = frozenset({"masscart", "masspole", "length"})
+
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
         self.reversible = config.reversible

@@ -53,13 +53,20 @@ class NativeFamily:
 
     spec: Spec
     parameters: dict[str, float]  # name -> nominal value, SI units
+    positive: frozenset[str] = frozenset()  # parameters that make no sense at zero or below
 
     def __init__(self, config: NativeConfig, device: torch.device | str = "cpu"):
         unknown = [name for name in config.ranges if name not in self.parameters]
         if unknown:
             raise ValueError(f"no such task parameter: {', '.join(unknown)}; known: {', '.join(self.parameters)}")
+        for name, (low, _) in [*config.ranges.items(), *config.ood_ranges.items()]:
+            self._check_positive(name, low)
         self.config = config
         self.device = torch.device(device)
+
+    def _check_positive(self, name: str, value: float) -> None:
+        if name in self.positive and value <= 0:
+            raise ValueError(f"{name} must be above 0, got {value:g}")
 
     # -- the physics, given by the family
 
@@ -118,11 +125,12 @@ class NativeFamily:
         """One task (M=1): the family's nominal parameters with ``values`` in their place.
 
         Raises:
-            ValueError: for a name the family does not have.
+            ValueError: for a name the family does not have, or a value that makes no sense.
         """
         for name in values:
             if name not in self.parameters:
                 raise ValueError(f"no such task parameter: {name}; known: {', '.join(self.parameters)}")
+            self._check_positive(name, values[name])
         merged = {**self.parameters, **values}
         return {k: torch.full((1,), float(v), device=self.device) for k, v in merged.items()}
 
@@ -159,6 +167,8 @@ class NativeEnv:
         return {"state": self.state, "clock": self.clock, "rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["state"].shape != self.state.shape or state["clock"].shape != self.shape:
+            raise ValueError("the saved environments have another shape")
         self.state = state["state"].to(self.like.device)
         self.clock = state["clock"].to(self.like.device)
         self.rng.set_state(state["rng"].cpu())
