@@ -66,8 +66,11 @@ def test_test_and_adapt_are_valid_once_the_run_is_named():
         ({"test": ...}, "test: missing; must be a group of names and values"),
         ({"algo": ...}, "algo: missing; must be a group of names and values"),
         ({"algo__outer": 3}, "algo.outer=3: must be a group of names and values"),
-        ({"learner__network__hidden": [8, "x"]}, "learner.network.hidden.1=x: must be an integer (units of each hidden layer)"),
-        ({"learner__network__hidden": []}, "learner.network.hidden=[]: must be a list of 1 or more integers (units of"),
+        (
+            {"learner__network__hidden": [8, "x"]},
+            "learner.network.hidden.1=x: must be an integer > 0 (units of each hidden layer)",
+        ),
+        ({"learner__network__hidden": []}, "learner.network.hidden=[]: must be a list of 1 or more integers > 0 (units of"),
         ({"env__ranges__gravity": [3]}, "env.ranges.gravity=[3]: must be a list of 2 numbers ([low, high] of each task"),
         ({"env__ranges__gravity": [3, 2]}, "env: range of gravity must be [low, high] with low <= high"),
         ({"env__ranges__gravty": [1, 2]}, "env: no such task parameter: gravty; known: gravity, masscart"),

@@ -26,7 +26,11 @@ def play(env, actions, rng):
 
 @pytest.mark.parametrize("name", ["cartpole_family", "cartpole_physics", "cartpole_v1"])
 def test_cartpole_equals_gymnasium(name, float64):
-    """Step for step, in float64, on random physics, ends and time limit included."""
+    """Step for step, in float64, on random physics, ends and time limit included.
+
+    Every step starts from the same state: left alone, an unstable pole would amplify the last bit in which the sine and
+    cosine of two libraries differ.
+    """
     ours, num = family(name), 20
     tasks = ours.sample_tasks(num, "train", numpy_rng(0, "tasks"))
     env = ours.make(tasks, 1, torch_rng(0, "env"))
@@ -42,18 +46,17 @@ def test_cartpole_equals_gymnasium(name, float64):
         for row, other in enumerate(theirs):
             if begin[row]:
                 other.reset(seed=row)
-                other.unwrapped.state = env.state[row, 0].numpy().copy()
-        # mostly push under the fall, so that some episodes reach the time limit and others end before
+            other.unwrapped.state = env.state[row, 0].numpy().copy()
+        # push under the fall, half of the tasks too carelessly to reach the time limit
         angle = env.state[:, 0, 2] + 0.5 * env.state[:, 0, 3] + 0.05 * env.state[:, 0, 0] + 0.1 * env.state[:, 0, 1]
         action = ((angle > 0) == (tasks["force_mag"] > 0)).long()
-        action = torch.where(torch.as_tensor(rng.random(num) < 0.02), 1 - action, action)
+        action = torch.where(torch.as_tensor(rng.random(num) < np.tile([0.0, 0.4], num // 2)), 1 - action, action)
         step = env.step(action[:, None])
         for row, other in enumerate(theirs):
             _, reward, terminated, truncated, _ = other.step(int(action[row]))
             assert float(step.reward[row]) == reward
             assert (bool(step.terminated[row]), bool(step.truncated[row])) == (terminated, truncated)
-            # sine and cosine may differ between libraries in the last bit; everything else is exact
-            np.testing.assert_allclose(step.next_obs[row, 0].numpy(), other.unwrapped.state, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(step.next_obs[row, 0].numpy(), other.unwrapped.state, rtol=0, atol=2e-15)
             begin[row] = terminated or truncated
             seen["terminated"] += terminated
             seen["truncated"] += truncated
