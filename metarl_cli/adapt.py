@@ -56,7 +56,7 @@ def run(config: AdaptConfig) -> float:
     console.print(shown)
 
     policy = {
-        "params": {k: v[0].clone() for k, v in adaptations[-1].params.items()},
+        "params": {k: v[0].cpu().clone() for k, v in adaptations[-1].params.items()},
         "task": {k: float(v) for k, v in task.items()},
         "returns": [point._asdict() for point in points],
         "gradient_steps": adaptations[-1].gradient_steps,
