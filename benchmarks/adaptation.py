@@ -62,19 +62,19 @@ def train(command: list[str]) -> int:
         return subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
 
 
-def row(name: str, folders: list[Path], split: str) -> str:
+def row(name: str, folders: list[Path]) -> str:
     """One line of the table from the finished runs of a variant."""
-    results = [json.loads((f / "results" / f"{split}.json").read_text()) for f in folders]
-    lines = [(f / "metrics.jsonl").read_text().splitlines() for f in folders]
-    seconds = [max(json.loads(x).get("time/training_seconds", 0.0) for x in rows) for rows in lines]
-    steps = [max(json.loads(x)["step"] for x in rows) for rows in lines]
+    lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
+    minutes = np.mean([max(x.get("time/training_seconds", 0.0) for x in rows) for rows in lines]) / 60
+    millions = np.mean([rows[-1]["step"] for rows in lines]) / 1e6
 
-    def cell(who: str, k: int) -> str:
-        return str(iqm_interval(np.array([r[who]["task_returns"][k] for r in results])))
+    def cell(split: str, who: str, k: int) -> str:
+        results = [json.loads((f / "results" / f"{split}.json").read_text())[who]["task_returns"][k] for f in folders]
+        return str(iqm_interval(np.array(results)))
 
-    last = len(results[0]["adapted"]["task_returns"]) - 1
-    cells = [name, str(len(folders)), f"{np.mean(steps) / 1e6:.2f} M", f"{np.mean(seconds) / 60:.1f} min"]
-    cells += [cell("adapted", 0), cell("adapted", 1), cell("adapted", last), cell("from_scratch", last)]
+    found = json.loads((folders[0] / "results" / "test.json").read_text())["adapted"]["gradient_steps"][-1]
+    cells = [f"`{name}`", str(len(folders)), cell("test", "adapted", 0), f"{cell('test', 'adapted', -1)}", str(found)]
+    cells += [cell("ood", "adapted", -1), cell("test", "from_scratch", -1), f"{millions:.1f} M", f"{minutes:.1f} min"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -98,14 +98,12 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             for command, code in zip(commands, pool.map(train, commands), strict=True):
                 print(code, " ".join(command), flush=True)
-    for split in ("test", "ood"):
-        done = {n: [f for f in fs if (f / "results" / f"{split}.json").exists()] for n, fs in folders.items()}
-        print(f"\n{split} tasks, return as IQM [95 %]\n")
-        print("| algorithm | seeds | env steps | training | before | after 1 step | after the last | from scratch |")
-        print("|---|---|---|---|---|---|---|---|")
-        for name, found in done.items():
-            if found:
-                print(row(name, found, split))
+    print("\n| algorithm | seeds | before | after | steps | out of distribution | from scratch | env steps | training |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, all_folders in folders.items():
+        finished = [f for f in all_folders if (f / "results" / "ood.json").exists()]
+        if finished:
+            print(row(name, finished))
 
 
 if __name__ == "__main__":
