@@ -199,7 +199,9 @@ def test_divergence_stops_the_run(tmp_path):
         run_here(tmp_path / "run", *small("maml_dqn"), "algo.inner.lr=1e30", "algo.inner.steps=3")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGUSR2, -signal.SIGUSR2), (signal.SIGINT, 130)]
+)
 def test_signals_save_first(number, code, tmp_path):
     arguments = [
         *small("maml_dqn"),
