@@ -86,10 +86,6 @@ class Tracker:
         self.events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
         self.writer.flush()
 
-    def text(self, tag: str, markdown: str, step: int) -> None:
-        """Show a text in the Text tab."""
-        self.writer.add_text(tag, markdown, step)
-
     def flush(self) -> None:
         self.lines.flush()
         self.writer.flush()
