@@ -111,7 +111,7 @@ def test_going_on_refuses_another_configuration(finished):
 @pytest.mark.parametrize("algo", ["maml_dqn", "dqn"])
 def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     """kill -9 three times, each time continued: the same weights, optimiser, replay, generators and metrics."""
-    arguments = [*small(algo), "train.iterations=60", "train.eval_every=10", "train.checkpoint_every=0.01"]
+    arguments = [*small(algo), "train.iterations=200", "train.eval_every=25", "train.checkpoint_every=0.01"]
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert metarl("train", *arguments, f"run={whole}", cwd=tmp_path).returncode == 0
     kills, rng = 0, random.Random(0)
