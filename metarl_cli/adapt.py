@@ -87,11 +87,11 @@ def film(
 ) -> list[Image.Image]:
     """The frames of one greedy episode, at most ``longest`` of them."""
     rng = torch_rng(seed, "adapt", "film", device=next(iter(task.values())).device)
-    env = family.make(task, 1, rng)
-    frames = [family.render(env.obs[0, 0], task)]
+    env = family.make(task, 1, rng, drawing=True)
+    frames: list[Image.Image] = []
     while len(frames) < longest:
+        frames.append(env.render())
         step = env.step(algorithm.act(adaptation.params, env.obs))
-        frames.append(family.render(step.next_obs[0, 0], task))
         if bool(step.terminated[0, 0] | step.truncated[0, 0]):
             break
     return frames

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from metarl_cli.actions import random_actions
 from metarl_cli.building import Evaluation, TestConfig
 from metarl_cli.checkpoint import load
 from metarl_cli.inner_loop import Act
-from metarl_cli.run_folder import Parts, RunFolder, build, has_ood, held_out_tasks, task_hash
+from metarl_cli.run_folder import Parts, RunFolder, build, held_out_tasks, task_hash
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, Scores, iqm_interval
 from metarl_cli.types import Adaptation, Algorithm, Family, Task, UserError
@@ -51,7 +52,7 @@ class Report(NamedTuple):
 def episode_returns(family: Family, task: Task, act: Act, episodes: int, rng: torch.Generator) -> Tensor:
     """Undiscounted returns ``[M, episodes]`` of one full episode in each of ``episodes`` fresh environments per task."""
     env = family.make(task, episodes, rng)
-    total = torch.zeros(env.obs.shape[:2], dtype=env.obs.dtype, device=env.obs.device)
+    total = torch.zeros(env.obs.shape[:2], device=env.obs.device)
     running = torch.ones_like(total, dtype=torch.bool)
     for _ in range(family.spec.horizon):
         step = env.step(act(env.obs))
@@ -104,10 +105,9 @@ class Evaluator:
     def random(self) -> Curve:
         """A policy that acts uniformly at random."""
         rng = torch_rng(self.seed, self.split, "random", device=self.device)
-        actions = self.family.spec.num_actions
 
         def act(obs: Tensor) -> Tensor:
-            return torch.randint(actions, obs.shape[:2], generator=rng, device=obs.device)
+            return random_actions(self.family.spec, obs, rng)
 
         return _curve([self._returns(self.task, act)], [0], [0])
 
@@ -251,8 +251,6 @@ def run(config: TestConfig) -> float:
     """``metarl test``: repeat the evaluation of a saved run; returns the IQM after adaptation."""
     folder = RunFolder(config.run)
     trained = folder.config(config.hardware)
-    if config.split == "ood" and not has_ood(trained):
-        raise UserError(f"the family of {folder} has no out-of-distribution tasks; use split=test")
     default = trained.test if config.split != "validation" else trained.eval
     budget = Evaluation(
         tasks=config.tasks or default.tasks,
@@ -260,6 +258,10 @@ def run(config: TestConfig) -> float:
         steps=config.steps or default.steps,
     )
     parts = build(trained)
+    if config.split not in parts.family.splits:
+        raise UserError(
+            f"the family of {folder} has no {config.split} tasks; choose split={' or '.join(parts.family.splits[1:])}"
+        )
     folder.check_tasks(trained, parts.family)
     path = load_weights(folder, parts, config.checkpoint)
     tasks = held_out_tasks(parts.family, trained, config.split, budget.tasks)

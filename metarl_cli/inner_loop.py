@@ -56,7 +56,7 @@ def collect(env: Env, act: Act, steps: int, one_episode: bool = False) -> Transi
     ``one_episode`` gives no weight to what follows the first end of each environment's episode.
     """
     rows = []
-    weight = torch.ones(env.obs.shape[:2], dtype=env.obs.dtype, device=env.obs.device)
+    weight = torch.ones(env.obs.shape[:2], device=env.obs.device)
     for _ in range(steps):
         obs = env.obs
         action = act(obs)

@@ -20,9 +20,18 @@ from metarl_cli.types import Params, Spec, StrictModel
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "silu": F.silu}
 
 
+class ConvolutionConfig(StrictModel):
+    """One convolutional layer over an image."""
+
+    channels: int = Field(gt=0, description="filters")
+    kernel: int = Field(gt=0, description="width and height of a filter [pixels]")
+    stride: int = Field(gt=0, description="step between neighbours [pixels]")
+
+
 class NetworkConfig(StrictModel):
     """The shape of a Q-network."""
 
+    convolutions: list[ConvolutionConfig] = Field(description="layers over observations [channels, height, width]; may be none")
     hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each hidden layer")
     activation: Literal["relu", "tanh", "silu"] = Field(description="nonlinearity of the hidden layers")
     layer_norm: bool = Field(description="normalise each hidden layer before its activation")
@@ -31,42 +40,70 @@ class NetworkConfig(StrictModel):
 
 
 class QNetwork:
-    """Observation -> one value per action.
+    """Observation -> values of ``outputs``: one per action, or one per bin of each action dimension.
 
-    Weights are named ``hidden.<i>.{weight,bias,scale,shift}``, ``head.{weight,bias}``, ``value.{weight,bias}`` (dueling) and
-    ``context``.
+    Weights are named ``convolution.<i>.{weight,bias}``, ``hidden.<i>.{weight,bias,scale,shift}``, ``head.{weight,bias}``,
+    ``value.{weight,bias}`` (dueling) and ``context``.
+
+    Raises:
+        ValueError: if there are convolutions, and observations are no images or too small for them.
     """
 
-    def __init__(self, config: NetworkConfig, spec: Spec):
-        self.config, self.spec = config, spec
+    def __init__(self, config: NetworkConfig, spec: Spec, outputs: tuple[int, ...]):
+        self.config, self.spec, self.outputs = config, spec, outputs
         self.activation = ACTIVATIONS[config.activation]
+        self.features = math.prod(spec.obs_shape)
+        if config.convolutions:
+            if len(spec.obs_shape) != 3:
+                raise ValueError(f"network.convolutions need images [channels, height, width], not {list(spec.obs_shape)}")
+            channels, height, width = spec.obs_shape
+            for layer in config.convolutions:
+                channels = layer.channels
+                height, width = ((size - layer.kernel) // layer.stride + 1 for size in (height, width))
+            if min(height, width) < 1:
+                raise ValueError(f"images of {list(spec.obs_shape[1:])} are too small for network.convolutions")
+            self.features = channels * height * width
 
     def init(self, rng: torch.Generator) -> Params:
         """Fresh weights: He-uniform hidden layers, small heads, zero biases and context."""
         params: Params = {}
-        fan_in = math.prod(self.spec.obs_shape) + self.config.context
+        fan_in = self.features + self.config.context
         if self.config.context:
             params["context"] = torch.zeros(self.config.context, device=rng.device)
 
-        def dense(name: str, rows: int, columns: int, gain: float) -> None:
-            bound = gain * math.sqrt(3 / columns)
-            weight = torch.rand(rows, columns, generator=rng, device=rng.device) * 2 * bound - bound
-            params[f"{name}.weight"], params[f"{name}.bias"] = weight, torch.zeros(rows, device=rng.device)
+        def layer(name: str, shape: tuple[int, ...], gain: float) -> None:
+            bound = gain * math.sqrt(3 / math.prod(shape[1:]))
+            weight = torch.rand(*shape, generator=rng, device=rng.device) * 2 * bound - bound
+            params[f"{name}.weight"], params[f"{name}.bias"] = weight, torch.zeros(shape[0], device=rng.device)
+
+        channels = self.spec.obs_shape[0] if self.config.convolutions else 0
+        for i, c in enumerate(self.config.convolutions):
+            layer(f"convolution.{i}", (c.channels, channels, c.kernel, c.kernel), math.sqrt(2))
+            channels = c.channels
 
         for i, units in enumerate(self.config.hidden):
-            dense(f"hidden.{i}", units, fan_in, math.sqrt(2))
+            layer(f"hidden.{i}", (units, fan_in), math.sqrt(2))
             if self.config.layer_norm:
                 params[f"hidden.{i}.scale"] = torch.ones(units, device=rng.device)
                 params[f"hidden.{i}.shift"] = torch.zeros(units, device=rng.device)
             fan_in = units
-        dense("head", self.spec.num_actions, fan_in, 0.1)
+        layer("head", (math.prod(self.outputs), fan_in), 0.1)
         if self.config.dueling:
-            dense("value", 1, fan_in, 0.1)
+            layer("value", (1, fan_in), 0.1)
         return params
 
     def __call__(self, params: Params, obs: Tensor) -> Tensor:
-        """Values ``[..., A]`` of observations ``[..., *obs_shape]``, for one network."""
-        x = obs.flatten(obs.dim() - len(self.spec.obs_shape))
+        """Values ``[..., *outputs]`` of observations ``[..., *obs_shape]``, for one network; bytes are pixels, 0 to 255."""
+        x = obs / 255 if obs.dtype == torch.uint8 else obs
+        if self.spec.obs_scale:
+            x = x / x.new_tensor(self.spec.obs_scale)
+        leading = x.shape[: x.dim() - len(self.spec.obs_shape)]
+        if self.config.convolutions:
+            x = x.reshape(-1, *self.spec.obs_shape)
+            for i, c in enumerate(self.config.convolutions):
+                weight, bias = params[f"convolution.{i}.weight"], params[f"convolution.{i}.bias"]
+                x = self.activation(F.conv2d(x, weight, bias, stride=c.stride))
+        x = x.reshape(*leading, self.features)
         if self.config.context:
             x = torch.cat([x, params["context"].expand(*x.shape[:-1], -1)], -1)
         for i, units in enumerate(self.config.hidden):
@@ -76,9 +113,10 @@ class QNetwork:
                 # affine form is wrong (torch 2.13; by a third in a small case), and so the meta-gradient would be
                 x = F.layer_norm(x, (units,)) * params[f"hidden.{i}.scale"] + params[f"hidden.{i}.shift"]
             x = self.activation(x)
-        q = F.linear(x, params["head.weight"], params["head.bias"])
+        q = F.linear(x, params["head.weight"], params["head.bias"]).reshape(*leading, *self.outputs)
         if self.config.dueling:
             value = F.linear(x, params["value.weight"], params["value.bias"])
+            value = value.reshape(*leading, *[1] * len(self.outputs))
             q = value + q - q.mean(-1, keepdim=True)
         return q
 

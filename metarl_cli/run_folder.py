@@ -76,11 +76,6 @@ def held_out_tasks(family: Family, config: TrainConfig, split: str, num: int) ->
     return family.sample_tasks(num, split, numpy_rng(config.tasks_seed, "tasks", split))
 
 
-def has_ood(config: TrainConfig) -> bool:
-    """Whether the family has out-of-distribution tasks."""
-    return bool(config.env.get("ood_ranges"))
-
-
 def task_hash(task: Task) -> str:
     """A hash of the tasks' parameters."""
     digest = hashlib.sha256()
@@ -93,10 +88,12 @@ def check_disjoint(splits: dict[str, Task]) -> None:
     """Raises UserError if two splits share a task."""
     seen: dict[tuple[float, ...], str] = {}
     for split, task in splits.items():
-        for row in torch.stack(list(task.values()), 1).tolist():
+        columns = [value.reshape(len(value), -1) for value in task.values()]
+        for number, row in enumerate(torch.cat(columns, 1).tolist()):
             other = seen.setdefault(tuple(row), split)
             if other != split:
-                raise UserError(f"a task stands in both the {other} and the {split} split: {dict(zip(task, row, strict=True))}")
+                found = {name: value[number].tolist() for name, value in task.items()}
+                raise UserError(f"a task stands in both the {other} and the {split} split: {found}")
 
 
 def content(config: TrainConfig) -> dict[str, Any]:
@@ -139,10 +136,10 @@ class RunFolder:
         """
         self.results.mkdir(exist_ok=True)
         splits = {"validation": config.eval.tasks, "test": config.test.tasks}
-        if has_ood(config):
+        if "ood" in parts.family.splits:
             splits["ood"] = config.test.tasks
         tasks = {split: held_out_tasks(parts.family, config, split, num) for split, num in splits.items()}
-        if config.env.get("ranges"):
+        if not parts.family.finite:
             check_disjoint({"train": parts.algorithm.task, **tasks})
         saved = {
             split: {"hash": task_hash(task), "parameters": {k: v.tolist() for k, v in task.items()}}

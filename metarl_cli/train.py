@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metarl_cli import checkpoint
 from metarl_cli.building import TrainConfig
 from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, table
-from metarl_cli.run_folder import Parts, RunFolder, build, default_name, has_ood, held_out_tasks, now
+from metarl_cli.run_folder import Parts, RunFolder, build, default_name, held_out_tasks, now
 from metarl_cli.tracking import Tracker, flatten
 from metarl_cli.types import UserError
 
@@ -197,7 +197,7 @@ class Training:
         config, step = self.config, self.algorithm.env_steps
         load_weights(self.folder, self.parts, "best")
         reports: dict[str, tuple[Report, Figure]] = {}
-        for split in ("test", "ood") if has_ood(config) else ("test",):
+        for split in ("test", "ood") if "ood" in self.parts.family.splits else ("test",):
             tasks = held_out_tasks(self.parts.family, config, split, config.test.tasks)
             with self.console.status(f"testing on {config.test.tasks} {split} tasks"):
                 reports[split] = measure(self.folder, self.parts, split, tasks, config.test, config.seed, split)

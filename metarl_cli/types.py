@@ -1,12 +1,13 @@
 """The words every part shares: what a task, a step, an environment, a family and an algorithm are.
 
-Axes, always in this order: M tasks, N envs per task, T time, B minibatch, A actions; ``...`` is the observation's shape.
+Axes, always in this order: M tasks, N envs per task, T time, B minibatch, D action dimensions, A actions; ``...`` is the
+observation's shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 Params = dict[str, Tensor]  # one network; leading [M] where each task owns a copy
-Task = dict[str, Tensor]  # one tensor [M] per physical quantity, SI units
+Task = dict[str, Tensor]  # one tensor [M, ...] per physical quantity, SI units
 State = dict[str, Any]  # tensors, numbers, strings, lists and dicts of them: what a checkpoint may hold
 
 
@@ -28,12 +29,26 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Box(NamedTuple):
+    """Actions that are vectors: the least and the greatest value of each of D dimensions."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
 class Spec(NamedTuple):
-    """What a learner must know of a family: the shape of one observation, the number of actions, the time limit."""
+    """What a learner must know of a family.
+
+    An action is a whole number below ``num_actions``, ``[M, N]``; where ``box`` is given, a vector within it, ``[M, N, D]``.
+    With ``masked``, the last ``num_actions`` entries of an observation are 1 for each action one can take now, else 0.
+    """
 
     obs_shape: tuple[int, ...]
-    num_actions: int
-    horizon: int  # [steps]
+    num_actions: int  # 0 where actions are vectors
+    horizon: int  # [steps] of an episode, the longest where tasks differ
+    box: Box | None = None
+    masked: bool = False
+    obs_scale: tuple[float, ...] = ()  # [O] the usual size of each entry, for a network to divide by; none: about 1 already
 
 
 class Step(NamedTuple):
@@ -72,6 +87,10 @@ class Env(Protocol):
 
     def step(self, action: Tensor) -> Step: ...
 
+    def render(self) -> Image:
+        """Draw what the first environment of the first task shows; where needed, ``make`` was asked for drawing."""
+        ...
+
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> None: ...
@@ -81,6 +100,8 @@ class Family(Protocol):
     """A distribution of tasks and the environments that run them."""
 
     spec: Spec
+    splits: tuple[str, ...]  # the splits it has, of train, validation, test and ood
+    finite: bool  # whether its tasks are so few that the splits share them
 
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
         """Draw ``num`` tasks of ``split`` (train, validation, test or ood); the first n do not depend on ``num``."""
@@ -90,12 +111,12 @@ class Family(Protocol):
         """The one task (M=1) with these parameters, the family's nominal ones elsewhere; ValueError on a bad name."""
         ...
 
-    def make(self, task: Task, num_envs: int, rng: torch.Generator) -> Env:
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, drawing: bool = False) -> Env:
         """Start ``num_envs`` environments of each task, each at the beginning of an episode."""
         ...
 
-    def render(self, obs: Tensor, task: Task) -> Image:
-        """Draw what one environment of one task (M=1) shows."""
+    def optimum(self, task: Task) -> Tensor | None:
+        """The expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
         ...
 
 
@@ -138,7 +159,7 @@ class Adaptation(NamedTuple):
 
 
 class Algorithm(Protocol):
-    """What is learned across tasks."""
+    """What is learned across tasks; adapts to a task as a :class:`GradientAlgorithm` or a :class:`TrialAlgorithm` does."""
 
     task: Task  # the training tasks
     env_steps: int  # environment steps of meta-training so far, the x-axis of every curve
@@ -146,6 +167,22 @@ class Algorithm(Protocol):
     def train_step(self) -> dict[str, float]:
         """One meta-iteration; returns what happened as ``{"group/name": value}``."""
         ...
+
+    def weights(self) -> State:
+        """What was learned, all that adaptation needs."""
+        ...
+
+    def load_weights(self, state: State) -> None: ...
+
+    def state_dict(self) -> State:
+        """Everything that training goes on from; holds ``weights`` under that name."""
+        ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+class GradientAlgorithm(Algorithm, Protocol):
+    """Adapts by gradient steps on a few episodes: a policy before, and one after each step."""
 
     def adapt(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
         """Learn these tasks; yields the policies before the first and after each step; leaves the algorithm unchanged."""
@@ -163,17 +200,24 @@ class Algorithm(Protocol):
         """Tasks that already own weights (each task learned from scratch), or None where tasks are only adapted to."""
         ...
 
-    def weights(self) -> State:
-        """What was learned, all that ``adapt`` needs."""
+
+@runtime_checkable
+class TrialAlgorithm(Algorithm, Protocol):
+    """Adapts by memory, within a trial of several episodes on one task: what RL² learns, and what bandit strategies do."""
+
+    episodes: int  # of a trial
+
+    def begin(self, task: Task, num_envs: int, rng: torch.Generator) -> State:
+        """The memory of M x N trials at their start; ``task`` is for those that are told it (an oracle)."""
         ...
 
-    def load_weights(self, state: State) -> None: ...
-
-    def state_dict(self) -> State:
-        """Everything that training goes on from; holds ``weights`` under that name."""
+    def act_in_trial(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
+        """The actions for ``obs [M, N, ...]``, and the memory after choosing them."""
         ...
 
-    def load_state_dict(self, state: State) -> None: ...
+    def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
+        """The memory after seeing where the actions led; it lasts across the episodes of the trial."""
+        ...
 
 
 class UserError(Exception):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import compose_train, options
 
+from metarl_cli.actions import random_actions
 from metarl_cli.building import load
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -17,10 +18,10 @@ def family(name: str, *overrides: str):
     return module.Family(config)
 
 
-def play(env, actions, rng):
+def play(env, spec, rng):
     steps = []
     for _ in range(60):
-        steps.append(env.step(torch.randint(actions, env.obs.shape[:2], generator=rng)))
+        steps.append(env.step(random_actions(spec, env.obs, rng)))
     return [torch.stack(field) for field in zip(*steps, strict=True)]
 
 
@@ -99,7 +100,7 @@ def test_shapes_and_true_successor(name):
     env = ours.make(tasks, 3, torch_rng(0, "env"))
     rng, before = torch_rng(0, "act"), env.obs
     for _ in range(60):
-        step = env.step(torch.randint(ours.spec.num_actions, (4, 3), generator=rng))
+        step = env.step(random_actions(ours.spec, env.obs, rng))
         assert step.next_obs.shape == step.obs.shape == (4, 3, *ours.spec.obs_shape)
         assert step.reward.shape == step.terminated.shape == step.truncated.shape == (4, 3)
         assert step.terminated.dtype == step.truncated.dtype == torch.bool
@@ -116,13 +117,13 @@ def test_state_round_trip_goes_on_with_the_same_bits(name):
     ours = family(name)
     tasks = ours.sample_tasks(3, "train", numpy_rng(0, "tasks"))
     env = ours.make(tasks, 2, torch_rng(0, "env"))
-    play(env, ours.spec.num_actions, torch_rng(0, "act"))
+    play(env, ours.spec, torch_rng(0, "act"))
     saved = env.state_dict()
     saved = {k: v.clone() for k, v in saved.items()}
-    first = play(env, ours.spec.num_actions, torch_rng(1, "act"))
+    first = play(env, ours.spec, torch_rng(1, "act"))
     other = ours.make(tasks, 2, torch_rng(9, "env"))
     other.load_state_dict(saved)
-    second = play(other, ours.spec.num_actions, torch_rng(1, "act"))
+    second = play(other, ours.spec, torch_rng(1, "act"))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -130,7 +131,7 @@ def test_state_round_trip_goes_on_with_the_same_bits(name):
 def test_same_seed_same_episodes_other_seed_other(name):
     ours = family(name)
     tasks = ours.sample_tasks(3, "train", numpy_rng(0, "tasks"))
-    runs = [play(ours.make(tasks, 2, torch_rng(s, "env")), ours.spec.num_actions, torch_rng(s, "act")) for s in (0, 0, 1)]
+    runs = [play(ours.make(tasks, 2, torch_rng(s, "env")), ours.spec, torch_rng(s, "act")) for s in (0, 0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not torch.equal(runs[0][0], runs[2][0])
 
@@ -138,16 +139,16 @@ def test_same_seed_same_episodes_other_seed_other(name):
 @pytest.mark.parametrize("name", ENVS)
 def test_tasks_of_the_splits(name):
     ours = family(name)
-    splits = ["train", "validation", "test", *(["ood"] if ours.config.ood_ranges else [])]
+    splits = ours.splits
     drawn = {s: ours.sample_tasks(50, s, numpy_rng(0, "tasks", s)) for s in splits}
     for split, tasks in drawn.items():
         fewer = ours.sample_tasks(7, split, numpy_rng(0, "tasks", split))
         assert all(torch.equal(fewer[k], tasks[k][:7]) for k in tasks), "the first tasks do not depend on the number"
-    if ours.config.ranges:
+    if ours.ranges:
         rows = [tuple(r) for tasks in drawn.values() for r in torch.stack(list(tasks.values()), 1).tolist()]
         assert len(set(rows)) == len(rows), "splits share no task"
     for split in splits[:3]:
-        for key, (low, high) in ours.config.ranges.items():
+        for key, (low, high) in ours.ranges.items():
             assert bool(((drawn[split][key].abs() >= low - 1e-6) | (drawn[split][key] >= low - 1e-6)).all())
             assert float(drawn[split][key].abs().max()) <= max(abs(low), abs(high)) + 1e-6
     if "ood" in drawn:
@@ -158,11 +159,11 @@ def test_tasks_of_the_splits(name):
 @pytest.mark.parametrize("name", [n for n in ENVS if n != "cartpole_v1"])
 def test_every_task_parameter_matters(name):
     ours = family(name)
-    for key, (low, high) in ours.config.ranges.items():
+    for key, (low, high) in ours.ranges.items():
         results = []
         for value in (low, high):
             env = ours.make(ours.named_task({key: value}), 2, torch_rng(0, "env"))
-            results.append(play(env, ours.spec.num_actions, torch_rng(0, "act")))
+            results.append(play(env, ours.spec, torch_rng(0, "act")))
         assert not all(torch.equal(a, b) for a, b in zip(*results, strict=True)), f"{key} changes nothing"
 
 
@@ -171,7 +172,7 @@ def test_renders_a_frame(name):
     ours = family(name)
     task = ours.named_task({})
     env = ours.make(task, 1, torch_rng(0, "env"))
-    image = ours.render(env.obs[0, 0], task)
+    image = env.render()
     assert len(image.getcolors(maxcolors=100_000)) > 1, "something is drawn"
 
 

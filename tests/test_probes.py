@@ -27,7 +27,7 @@ class Buttons(NativeFamily):
     def initial_state(self, shape, like, rng):
         return torch.ones(*shape, 1, dtype=like.dtype)
 
-    def dynamics(self, state, action, task):
+    def dynamics(self, state, action, task, rng):
         pays = (action == 1) == (task["side"] > 0)
         return state, torch.where(pays, 1.0, -1.0), torch.zeros_like(pays)
 
@@ -44,7 +44,7 @@ class Corridor(NativeFamily):
     def initial_state(self, shape, like, rng):
         return torch.zeros(*shape, 1, dtype=like.dtype)
 
-    def dynamics(self, state, action, task):
+    def dynamics(self, state, action, task, rng):
         state = (state + torch.where(action == 1, 0.25, -0.25)[..., None]).clamp(0.0, 1.0)
         there = state[..., 0] >= 1.0
         return state, there.to(state.dtype), there

@@ -30,7 +30,8 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
 
-from metarl_cli.envs.native import Columns, NativeConfig, NativeFamily, Range
+from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.tasks import Columns, Range
 from metarl_cli.types import Spec, Task
 
 TAU = 0.02  # [s] between states; every constant here is CartPole-v1's
@@ -69,7 +70,7 @@ class CartPole(NativeFamily):
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.1 - 0.05
 
-    def dynamics(self, state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         x, x_dot, theta, theta_dot = state.unbind(-1)
         force = torch.where(action == 1, task["force_mag"], -task["force_mag"])
         total_mass = task["masspole"] + task["masscart"]

@@ -1,72 +1,31 @@
-"""What every native family shares: M x N environments as one tensor, automatic reset, time limit, splits, saving.
+"""What every native family shares: M x N environments as one tensor, automatic reset, time limit, saving.
 
-A family gives its physics as pure functions (``initial_state``, ``dynamics``, ``observe``) and its parameters' ranges.
+A family gives its physics as pure functions: ``initial_state``, ``dynamics``, ``observe`` and ``render``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import Field, model_validator
+from PIL.Image import Image
+from pydantic import Field
 from torch import Tensor
 
-from metarl_cli.types import Spec, State, Step, StrictModel, Task
-
-Range = Annotated[list[float], Field(min_length=2, max_length=2)]
-Columns = dict[str, np.ndarray]  # one array [num] per task parameter
-SPLITS = ("train", "validation", "test", "ood")
+from metarl_cli.tasks import Tasks, TasksConfig
+from metarl_cli.types import Spec, State, Step, Task
 
 
-class NativeConfig(StrictModel):
+class NativeConfig(TasksConfig):
     """Values every native family has."""
 
     horizon: int = Field(gt=0, description="time limit of an episode [steps]")
-    ranges: dict[str, Range] = Field(description="[low, high] of each task parameter, drawn uniformly")
-    ood_ranges: dict[str, Range] = Field(
-        description="the wider [low, high] of out-of-distribution tasks; none: the family has no such split"
-    )
-
-    @model_validator(mode="after")
-    def _ranges_are_nested(self) -> NativeConfig:
-        for group in (self.ranges, self.ood_ranges):
-            for name, (low, high) in group.items():
-                if not low <= high:
-                    raise ValueError(f"range of {name} must be [low, high] with low <= high, got [{low}, {high}]")
-        for name, (low, high) in self.ood_ranges.items():
-            inner = self.ranges.get(name)
-            if inner is None or not (low <= inner[0] and inner[1] <= high):
-                raise ValueError(f"ood_ranges.{name} [{low}, {high}] must contain ranges.{name} {inner}")
-        if self.ood_ranges and all(self.ranges[name] == wide for name, wide in self.ood_ranges.items()):
-            raise ValueError("ood_ranges must be wider than ranges for at least one parameter")
-        return self
 
 
-class NativeFamily:
-    """A distribution of tasks over native physics.
-
-    Args:
-        config: horizon and ranges.
-        device: where the environments live.
-    """
+class NativeFamily(Tasks):
+    """A distribution of tasks over native physics."""
 
     spec: Spec
-    parameters: dict[str, float]  # name -> nominal value, SI units
-    positive: frozenset[str] = frozenset()  # parameters that make no sense at zero or below
-
-    def __init__(self, config: NativeConfig, device: torch.device | str = "cpu"):
-        unknown = [name for name in config.ranges if name not in self.parameters]
-        if unknown:
-            raise ValueError(f"no such task parameter: {', '.join(unknown)}; known: {', '.join(self.parameters)}")
-        for name, (low, _) in [*config.ranges.items(), *config.ood_ranges.items()]:
-            self._check_positive(name, low)
-        self.config = config
-        self.device = torch.device(device)
-
-    def _check_positive(self, name: str, value: float) -> None:
-        if name in self.positive and value <= 0:
-            raise ValueError(f"{name} must be above 0, got {value:g}")
 
     # -- the physics, given by the family
 
@@ -74,67 +33,27 @@ class NativeFamily:
         """States ``[*shape, S]`` at the start of an episode, of ``like``'s dtype and device."""
         raise NotImplementedError
 
-    def dynamics(self, state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-        """``state [..., S]``, ``action [...]``, task parameters that broadcast -> next state, reward, terminated."""
+    def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """One step: ``state [M, N, S]``, ``action [M, N]`` or ``[M, N, D]``, parameters ``[M, 1, ...]``; ``rng`` for chance.
+
+        Returns the next state ``[M, N, S]``, the reward ``[M, N]`` and whether the episode terminated ``[M, N]``.
+        """
         raise NotImplementedError
 
     def observe(self, state: Tensor) -> Tensor:
         """What the agent sees of ``state [..., S]``."""
         return state
 
-    # -- tasks
+    def render(self, obs: Tensor, task: Task) -> Image:
+        """Draw what one environment of one task (M=1) shows."""
+        raise NotImplementedError
 
-    def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
-        """Parameters from numbers uniform in [0, 1); a parameter without a range keeps its nominal value."""
-        bounds = {name: ranges.get(name, [value, value]) for name, value in self.parameters.items()}
-        return {name: low + (high - low) * unit[name] for name, (low, high) in bounds.items()}
+    def optimum(self, task: Task) -> Tensor | None:
+        """The expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
+        return None
 
-    def _draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
-        unit = rng.random((num, len(self.parameters)))  # row by row: the first n tasks do not depend on num
-        return self.place(dict(zip(self.parameters, unit.T, strict=True)), ranges)
-
-    def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
-        """Draw ``num`` tasks ``{name: [num]}`` of a split.
-
-        The splits are disjoint because the caller derives one stream per split; ``ood`` tasks come from the wider ranges
-        and lie outside the training range in at least one parameter.
-
-        Raises:
-            ValueError: for an unknown split, or ``ood`` where the family has none.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-        if split != "ood":
-            drawn = self._draw(num, self.config.ranges, rng)
-        else:
-            if not self.config.ood_ranges:
-                raise ValueError("this family has no out-of-distribution split")
-            drawn = {name: np.empty(0) for name in self.parameters}
-            while len(next(iter(drawn.values()))) < num:
-                more = self._draw(1, {**self.config.ranges, **self.config.ood_ranges}, rng)
-                if self.outside(more)[0]:
-                    drawn = {name: np.concatenate([drawn[name], more[name]]) for name in drawn}
-        return {k: torch.as_tensor(v, dtype=torch.get_default_dtype(), device=self.device) for k, v in drawn.items()}
-
-    def outside(self, rows: Columns) -> np.ndarray:
-        """``[num]`` whether a task lies outside the training range in at least one parameter."""
-        hits = [(rows[k] < low) | (rows[k] > high) for k, (low, high) in self.config.ranges.items()]
-        return np.asarray(np.any(hits, axis=0))
-
-    def named_task(self, values: dict[str, float]) -> Task:
-        """One task (M=1): the family's nominal parameters with ``values`` in their place.
-
-        Raises:
-            ValueError: for a name the family does not have, or a value that makes no sense.
-        """
-        for name in values:
-            if name not in self.parameters:
-                raise ValueError(f"no such task parameter: {name}; known: {', '.join(self.parameters)}")
-            self._check_positive(name, values[name])
-        merged = {**self.parameters, **values}
-        return {k: torch.full((1,), float(v), device=self.device) for k, v in merged.items()}
-
-    def make(self, task: Task, num_envs: int, rng: torch.Generator) -> NativeEnv:
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, drawing: bool = False) -> NativeEnv:
+        """Start ``num_envs`` environments of each task; any can be drawn."""
         return NativeEnv(self, task, num_envs, rng)
 
 
@@ -144,7 +63,7 @@ class NativeEnv:
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         first = next(iter(task.values()))
         self.family, self.rng = family, rng
-        self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1]
+        self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
         self.shape = (len(first), num_envs)
         self.like = first
         self.state = family.initial_state(self.shape, first, rng)  # [M, N, S]
@@ -152,8 +71,8 @@ class NativeEnv:
         self.obs = family.observe(self.state)
 
     def step(self, action: Tensor) -> Step:
-        """Act in every environment; ``action [M, N]``. Episodes that end start anew within the same step."""
-        state, reward, terminated = self.family.dynamics(self.state, action, self.task)
+        """Act in every environment; ``action [M, N]``, or ``[M, N, D]``. Episodes that end start anew within the same step."""
+        state, reward, terminated = self.family.dynamics(self.state, action, self.task, self.rng)
         self.clock = self.clock + 1
         truncated = self.clock >= self.family.spec.horizon
         ended = terminated | truncated
@@ -162,6 +81,10 @@ class NativeEnv:
         self.clock = torch.where(ended, 0, self.clock)
         self.obs = self.family.observe(self.state)
         return Step(self.family.observe(state), reward, terminated, truncated, self.obs)
+
+    def render(self) -> Image:
+        """Draw the first environment of the first task."""
+        return self.family.render(self.obs[0, 0], {name: value[0] for name, value in self.task.items()})
 
     def state_dict(self) -> State:
         return {"state": self.state, "clock": self.clock, "rng": self.rng.get_state()}

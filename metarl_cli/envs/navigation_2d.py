@@ -41,7 +41,7 @@ class Navigation2D(NativeFamily):
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros(*shape, 2, dtype=like.dtype, device=like.device)
 
-    def dynamics(self, state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         moves = STRIDE * torch.tensor(MOVES, dtype=state.dtype, device=state.device)
         state = state + moves[action]
         goal = torch.stack([task["goal_x"], task["goal_y"]], -1)

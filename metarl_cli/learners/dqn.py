@@ -5,6 +5,9 @@
 Double DQN (van Hasselt 2016, arXiv:1509.06461): the bootstrap action is chosen by the network that learns. Along a
 trajectory the target may be the Q(lambda) return. The true successor stands in ``next_obs`` also at a time limit, and only
 termination stops the bootstrap.
+
+Where actions are vectors, each dimension is cut into bins and chosen on its own (decoupled Q, Seyde 2022,
+arXiv:2210.12566): Q(s, a) = mean over d of Q_d(s, a_d), and so the maximum is the mean of the maxima.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
 
+from metarl_cli.actions import Bins, random_actions
 from metarl_cli.networks import NetworkConfig, QNetwork
 from metarl_cli.returns import lambda_returns
 from metarl_cli.types import Params, Returns, Spec, StrictModel, Transitions
@@ -26,6 +30,7 @@ class Config(StrictModel):
     """What a DQN is, apart from when and on what it learns."""
 
     network: NetworkConfig
+    bins: int = Field(ge=2, description="choices of each action dimension, where actions are vectors; the bounds among them")
     gamma: float = Field(ge=0, lt=1, description="discount per step")
     double: bool = Field(description="choose the bootstrap action by the learning network (Double DQN)")
     loss: Literal["huber", "squared"] = Field(description="loss of the temporal difference")
@@ -37,23 +42,49 @@ class DQN:
 
     def __init__(self, config: Config, spec: Spec):
         self.config, self.spec = config, spec
-        self.network = QNetwork(config.network, spec)
+        self.bins = None if spec.box is None else Bins(spec.box, config.bins)
+        outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
+        self.network = QNetwork(config.network, spec, outputs)
 
     def init(self, rng: torch.Generator) -> Params:
         """Fresh weights of one network."""
         return self.network.init(rng)
 
     def act(self, params: Params, obs: Tensor, epsilon: float, rng: torch.Generator | None = None) -> Tensor:
-        """Epsilon-greedy actions ``[M, N]``; ``params`` lead with [M], ``obs`` is ``[M, N, ...]``; greedy needs no ``rng``."""
+        """Epsilon-greedy actions ``[M, N]``, or ``[M, N, D]``; ``params`` lead with [M], ``obs`` is ``[M, N, ...]``.
+
+        Greedy needs no ``rng``.
+        """
         if epsilon >= 1:
-            return torch.randint(self.spec.num_actions, obs.shape[:2], generator=rng, device=obs.device)
+            return self._anything(obs, rng)
         with torch.no_grad():
-            action = vmap(self.network)(params, obs).argmax(-1)
+            action = self._values(vmap(lambda p, o: self._best(self.network(p, o), o))(params, obs))
         if epsilon > 0:
-            explore = torch.rand(action.shape, generator=rng, device=obs.device) < epsilon
-            anything = torch.randint(self.spec.num_actions, action.shape, generator=rng, device=obs.device)
-            action = torch.where(explore, anything, action)
+            explore = torch.rand(obs.shape[:2], generator=rng, device=obs.device) < epsilon
+            anything = self._anything(obs, rng)
+            action = torch.where(explore if self.bins is None else explore[..., None], anything, action)
         return action
+
+    def _anything(self, obs: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Random actions, of those the learner can choose."""
+        if self.bins is None:
+            return random_actions(self.spec, obs, rng)
+        shape = (*obs.shape[:2], self.network.outputs[0])
+        return self._values(torch.randint(self.bins.num, shape, generator=rng, device=obs.device))
+
+    def _values(self, choice: Tensor) -> Tensor:
+        return choice if self.bins is None else self.bins.values(choice)
+
+    def _best(self, q: Tensor, obs: Tensor) -> Tensor:
+        """The best choices, ``[...]`` or ``[..., D]``, of those one can take in ``obs``."""
+        if self.spec.masked:
+            q = q.masked_fill(obs[..., -self.spec.num_actions :] == 0, -torch.inf)
+        return q.argmax(-1)
+
+    def _value(self, q: Tensor, choice: Tensor) -> Tensor:
+        """Q ``[...]`` of choices, from ``q [..., A]`` or ``[..., D, bins]``."""
+        value = q.gather(-1, choice[..., None])[..., 0]
+        return value if self.bins is None else value.mean(-1)
 
     def targets(self, params: Params, target_params: Params, batch: Transitions, returns: Returns | None = None) -> Tensor:
         """What Q(s, a) should be, ``[T, N]``: the one-step target, or ``returns``, for which T is time.
@@ -63,15 +94,16 @@ class DQN:
         """
         gamma = self.config.gamma if returns is None or returns.gamma is None else returns.gamma
         lambda_ = 0.0 if returns is None else returns.lambda_
-        value = self.network(target_params, batch.next_obs)
-        chooser = self.network(params, batch.next_obs) if self.config.double and params is not target_params else value
-        value = value.gather(-1, chooser.argmax(-1, keepdim=True))[..., 0]
+        q = self.network(target_params, batch.next_obs)
+        chooser = self.network(params, batch.next_obs) if self.config.double and params is not target_params else q
+        value = self._value(q, self._best(chooser, batch.next_obs))
         reward = batch.reward * self.config.reward_scale
         return lambda_returns(reward, value, batch.terminated, batch.ended, gamma, lambda_)
 
     def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:
         """The scalar loss of one task, the mean over its experience; ``target [T, N]``."""
-        q = self.network(params, batch.obs).gather(-1, batch.action[..., None])[..., 0]
+        choice = batch.action if self.bins is None else self.bins.index(batch.action)
+        q = self._value(self.network(params, batch.obs), choice)
         error = F.huber_loss(q, target, reduction="none") if self.config.loss == "huber" else (q - target).square()
         return (error * batch.weight).sum() / batch.weight.sum()
 

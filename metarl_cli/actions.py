@@ -1,0 +1,51 @@
+"""Actions: at random within what a family allows, and vectors as a grid of choices for learners that choose.
+
+Factorised discretisation (Seyde 2022, arXiv:2210.12566): each of D dimensions has B bins at equal distances, from bound to
+bound, and is chosen on its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metarl_cli.types import Box, Spec
+
+
+def random_actions(spec: Spec, obs: Tensor, rng: torch.Generator | None) -> Tensor:
+    """Uniformly random actions for ``obs [M, N, ...]``: ``[M, N]`` of those one can take, or ``[M, N, D]`` in the bounds."""
+    if spec.box is not None:
+        low, high = bounds(spec.box, obs.device)
+        return low + (high - low) * torch.rand(*obs.shape[:2], len(low), generator=rng, device=obs.device, dtype=low.dtype)
+    if spec.masked:
+        legal = obs[..., -spec.num_actions :].flatten(0, 1).float()
+        return torch.multinomial(legal, 1, generator=rng).reshape(obs.shape[:2])
+    return torch.randint(spec.num_actions, obs.shape[:2], generator=rng, device=obs.device)
+
+
+def bounds(box: Box, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The least and the greatest actions, ``[D]`` each."""
+    low, high = (torch.tensor(edge, dtype=torch.get_default_dtype(), device=device) for edge in box)
+    return low, high
+
+
+class Bins:
+    """B equidistant values of each of D action dimensions, the bounds among them.
+
+    Args:
+        box: the bounds.
+        num: B, at least 2.
+    """
+
+    def __init__(self, box: Box, num: int):
+        self.box, self.num = box, num
+
+    def values(self, index: Tensor) -> Tensor:
+        """The actions ``[..., D]`` of the choices ``index [..., D]``."""
+        low, high = bounds(self.box, index.device)
+        return low + (high - low) * index / (self.num - 1)
+
+    def index(self, action: Tensor) -> Tensor:
+        """The nearest choices ``[..., D]`` of ``action [..., D]``."""
+        low, high = bounds(self.box, action.device)
+        return ((action - low) / (high - low) * (self.num - 1)).round().long()
