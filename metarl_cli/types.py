@@ -211,7 +211,7 @@ class TrialAlgorithm(Algorithm, Protocol):
         """The memory of M x N trials at their start; ``task`` is for those that are told it (an oracle)."""
         ...
 
-    def act_in_trial(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
+    def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
         """The actions for ``obs [M, N, ...]``, and the memory after choosing them."""
         ...
 
