@@ -1,15 +1,16 @@
 """The one evaluator: adaptation curves of any algorithm on tasks it never trained on; and ``metarl test``.
 
 A curve is the return of full greedy episodes before adaptation and after each adaptation step, per task, against the
-gradient steps and environment steps spent (Beck 2023, arXiv:2301.08028, section 2.3). Evaluation owns its environments and
-random streams: how often and on how many tasks it runs moves nothing else.
+gradient steps and environment steps spent (Beck 2023, arXiv:2301.08028, section 2.3). For an algorithm that adapts within a
+trial it is the return of each of the trial's episodes. Evaluation owns its environments and random streams: how often and on
+how many tasks it runs moves nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,29 +24,43 @@ from metarl_cli.checkpoint import load
 from metarl_cli.inner_loop import Act
 from metarl_cli.run_folder import Parts, RunFolder, build, held_out_tasks, task_hash
 from metarl_cli.seeding import torch_rng
-from metarl_cli.statistics import Interval, Scores, iqm_interval
-from metarl_cli.types import Adaptation, Algorithm, Family, Task, UserError
+from metarl_cli.statistics import Interval, Scores, iqm, iqm_interval
+from metarl_cli.types import Adaptation, Algorithm, Family, GradientAlgorithm, Task, TrialAlgorithm, UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Curve(NamedTuple):
-    """Returns along adaptation on M tasks, E episodes each."""
+    """Returns along adaptation on M tasks, E repeats each, at P points: adaptation steps, or episodes of a trial."""
 
-    returns: Scores  # [K + 1, E, M]
-    iqm: list[Interval]  # [K + 1] over tasks and episodes, with its interval over both
-    gradient_steps: list[int]  # [K + 1] spent per task
-    env_steps: list[int]  # [K + 1] spent per task
+    steps: list[int]  # [P] adaptation steps, or episodes of a trial before this one
+    returns: Scores  # [P, E, M]
+    iqm: list[Interval]  # [P] over tasks and repeats, with its interval over both
+    gradient_steps: list[int]  # [P] spent per task
+    env_steps: list[int]  # [P] spent per task
+
+
+class Total(NamedTuple):
+    """The return of whole trials, all their episodes together: mean over tasks and trials, standard error over tasks."""
+
+    episodes: int
+    mean: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.standard_error:.2f}"
 
 
 class Report(NamedTuple):
     """The curve of an algorithm, and its references on the same tasks at the same budget."""
 
     curve: Curve
-    scratch: Curve
+    scratch: Curve | None  # the same learner from fresh weights; none for an algorithm without gradient steps
     random: Curve
     learned: Interval | None  # the algorithm's own training tasks, where each is learned from scratch
+    optimum: Scores | None  # [M] of the best policy that knows the task, where the family can tell
+    total: Total | None  # of an algorithm that adapts within a trial
 
 
 @torch.no_grad()
@@ -63,13 +78,39 @@ def episode_returns(family: Family, task: Task, act: Act, episodes: int, rng: to
     return total
 
 
+@torch.no_grad()
+def trial(
+    family: Family, task: Task, algorithm: TrialAlgorithm, trials: int, env_rng: torch.Generator, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Whole trials of ``algorithm.episodes`` episodes: ``trials`` of them on each of M tasks, memory kept throughout.
+
+    Returns the undiscounted return and the length [steps] of every episode, ``[episodes, M, trials]`` both.
+    """
+    env = family.make(task, trials, env_rng)
+    memory = algorithm.begin(task, trials, rng)
+    episodes, shape, device = algorithm.episodes, env.obs.shape[:2], env.obs.device
+    returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)  # the last row takes what follows a trial's end
+    current = torch.zeros(1, *shape, dtype=torch.long, device=device)
+    for _ in range(episodes * family.spec.horizon):
+        obs = env.obs
+        action, memory = algorithm.choose(memory, obs)
+        step = env.step(action)
+        memory = algorithm.observe(memory, obs, action, step)
+        returns.scatter_add_(0, current, step.reward[None])
+        lengths.scatter_add_(0, current, torch.ones_like(step.reward[None]))
+        current = (current + (step.terminated | step.truncated)).clamp(max=episodes)
+        if (current == episodes).all():
+            break
+    return returns[:-1], lengths[:-1]
+
+
 class Evaluator:
     """Measures on a fixed set of tasks.
 
     Args:
         family: where the tasks live.
         task: the held-out tasks.
-        episodes: full episodes per task and adaptation step.
+        episodes: full episodes per task and adaptation step; trials per task, for an algorithm that adapts within them.
         seed: of the support and evaluation episodes, with the split: a stream of their own for each.
         split: the tasks' split.
     """
@@ -78,66 +119,109 @@ class Evaluator:
         self.family, self.task, self.episodes, self.seed, self.split = family, task, episodes, seed, split
         self.device = next(iter(task.values())).device
 
+    def _rng(self, name: str) -> torch.Generator:
+        return torch_rng(self.seed, self.split, name, device=self.device)
+
     def _returns(self, task: Task, act: Act) -> Scores:
-        rng = torch_rng(self.seed, self.split, "episodes", device=self.device)  # the same episodes for every policy
+        rng = self._rng("episodes")  # the same episodes for every policy
         return episode_returns(self.family, task, act, self.episodes, rng).T.double().cpu().numpy()  # [E, M]
 
-    def _curve(self, algorithm: Algorithm, adaptations: Iterator[Adaptation]) -> Curve:
-        returns, gradient_steps, env_steps = [], [], []
+    def _adaptation(self, algorithm: GradientAlgorithm, adaptations: Iterator[Adaptation]) -> Curve:
+        steps, returns, gradient_steps, env_steps = [], [], [], []
         for adaptation in adaptations:
             params = adaptation.params
+            steps.append(adaptation.step)
             returns.append(self._returns(self.task, lambda obs, params=params: algorithm.act(params, obs)))  # type: ignore[misc]
             gradient_steps.append(adaptation.gradient_steps)
             env_steps.append(adaptation.env_steps)
-        return _curve(returns, gradient_steps, env_steps)
+        return _curve(steps, returns, gradient_steps, env_steps)
+
+    def _trial(self, algorithm: TrialAlgorithm) -> tuple[Curve, Total]:
+        found, lengths = trial(self.family, self.task, algorithm, self.episodes, self._rng("episodes"), self._rng("trial"))
+        returns = found.transpose(1, 2).double().cpu().numpy()  # [episodes, E, M]
+        spent = torch.cat([torch.zeros(1), lengths.mean((1, 2)).cumsum(0).cpu()]).round().long().tolist()
+        points = _spread(algorithm.episodes)
+        curve = _curve(points, [returns[k] for k in points], [0] * len(points), [spent[k] for k in points])
+        totals = returns.sum(0).mean(0)  # [M]
+        error = totals.std(ddof=1) / np.sqrt(len(totals)) if len(totals) > 1 else float("nan")
+        return curve, Total(algorithm.episodes, float(totals.mean()), float(error))
 
     def curve(self, algorithm: Algorithm, steps: int) -> Curve:
-        """The algorithm's own adaptation."""
-        rng = torch_rng(self.seed, self.split, "support", device=self.device)
-        return self._curve(algorithm, algorithm.adapt(self.task, steps, rng))
+        """The algorithm's own adaptation: by ``steps`` gradient steps, or along a trial of its own length."""
+        if isinstance(algorithm, TrialAlgorithm):
+            return self._trial(algorithm)[0]
+        return self._adaptation(_by_gradient(algorithm), _by_gradient(algorithm).adapt(self.task, steps, self._rng("support")))
 
     def report(self, algorithm: Algorithm, steps: int) -> Report:
         """The algorithm's adaptation beside the references."""
-        rng = torch_rng(self.seed, self.split, "support", device=self.device)
-        scratch = self._curve(algorithm, algorithm.adapt_from_scratch(self.task, steps, rng))
-        return Report(self.curve(algorithm, steps), scratch, self.random(), self.learned(algorithm))
+        best = self.family.optimum(self.task)
+        optimum = None if best is None else best.double().cpu().numpy()
+        if isinstance(algorithm, TrialAlgorithm):
+            curve, total = self._trial(algorithm)
+            return Report(curve, None, self.random(), None, optimum, total)
+        adapting = _by_gradient(algorithm)
+        scratch = self._adaptation(adapting, adapting.adapt_from_scratch(self.task, steps, self._rng("support")))
+        return Report(self.curve(algorithm, steps), scratch, self.random(), self.learned(algorithm), optimum, None)
 
     def random(self) -> Curve:
         """A policy that acts uniformly at random."""
-        rng = torch_rng(self.seed, self.split, "random", device=self.device)
-
-        def act(obs: Tensor) -> Tensor:
-            return random_actions(self.family.spec, obs, rng)
-
-        return _curve([self._returns(self.task, act)], [0], [0])
+        rng = self._rng("random")
+        return _curve([0], [self._returns(self.task, lambda obs: random_actions(self.family.spec, obs, rng))], [0], [0])
 
     def learned(self, algorithm: Algorithm) -> Interval | None:
         """The networks of tasks the algorithm learned from scratch, each on its own task."""
-        found = algorithm.learned()
+        found = None if isinstance(algorithm, TrialAlgorithm) else _by_gradient(algorithm).learned()
         if found is None:
             return None
         task, params = found
-        return iqm_interval(self._returns(task, lambda obs: algorithm.act(params, obs)))
+        return iqm_interval(self._returns(task, lambda obs: _by_gradient(algorithm).act(params, obs)))
 
 
-def _curve(returns: list[Scores], gradient_steps: list[int], env_steps: list[int]) -> Curve:
+def _by_gradient(algorithm: Algorithm) -> GradientAlgorithm:
+    return cast(GradientAlgorithm, algorithm)  # what is no TrialAlgorithm
+
+
+def _spread(episodes: int, most: int = 20) -> list[int]:
+    """At most ``most`` of the episodes of a trial, the first and the last among them, close together where more changes."""
+    if episodes <= most:
+        return list(range(episodes))
+    return sorted({round(k) - 1 for k in np.geomspace(1, episodes, most)})
+
+
+def _curve(steps: list[int], returns: list[Scores], gradient_steps: list[int], env_steps: list[int]) -> Curve:
     points = [iqm_interval(scores, over_tasks=True) for scores in returns]
-    return Curve(np.stack(returns), points, gradient_steps, env_steps)
+    return Curve(steps, np.stack(returns), points, gradient_steps, env_steps)
 
 
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:
     """A curve as scalars, under the tags every algorithm shares."""
     points = curve.iqm
     values = [point.value for point in points]
-    found = {f"return_step_{k}": value for k, value in enumerate(values)}
+    found = {f"return_step_{k}": value for k, value in zip(curve.steps, values, strict=True)}
     found |= {
         "return_before": values[0],
         "return_after": values[-1],
         "return_after_low": points[-1].low,
         "return_after_high": points[-1].high,
         "gain": values[-1] - values[0],
-        "auc": float(np.trapezoid(values) / max(len(values) - 1, 1)),
+        "auc": float(np.trapezoid(values, curve.steps) / max(curve.steps[-1], 1)),
     }
+    return {f"{prefix}/{name}": value for name, value in found.items()}
+
+
+def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
+    """What the references say, as scalars."""
+    found = {"return_random": report.random.iqm[0].value}
+    if report.scratch:
+        found["return_scratch"] = report.scratch.iqm[-1].value
+    if report.learned:
+        found["return_learned"] = report.learned.value
+    if report.optimum is not None:
+        found["return_optimum"] = float(iqm(report.optimum))
+        found["regret"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())
+    if report.total:
+        found["trial_return"] = report.total.mean
+        found["trial_return_error"] = report.total.standard_error
     return {f"{prefix}/{name}": value for name, value in found.items()}
 
 
@@ -152,32 +236,47 @@ def table(report: Report, title: str) -> Table:
         shown.add_row(name, str(curve.gradient_steps[k]), str(curve.env_steps[k]), value, style=style)
 
     row("random policy", report.random, 0, "dim")
-    row("from scratch", report.scratch, len(report.scratch.returns) - 1, "dim")
-    last = len(report.curve.returns) - 1
-    for k in range(last + 1):
-        name = "before adaptation" if k == 0 else f"after step {k}"
+    if report.scratch:
+        row("from scratch", report.scratch, -1, "dim")
+    last = len(report.curve.steps) - 1
+    for k, step in enumerate(report.curve.steps):
+        name = label(step, trial=report.total is not None)
         row(name, report.curve, k, "bold" if k in (0, last) else "")
+    if report.optimum is not None:
+        shown.add_row("optimum, told the task", "", "", f"{float(iqm(report.optimum)):.2f}", style="dim")
+    if report.total:
+        shown.add_row(f"whole trial, {report.total.episodes} episodes: mean", "", "", str(report.total), style="bold")
     return shown
 
 
+def label(step: int, trial: bool) -> str:
+    """What a point of a curve is called."""
+    if trial:
+        return f"episode {step + 1}"
+    return "before adaptation" if step == 0 else f"after step {step}"
+
+
 def figure(report: Report, title: str) -> Figure:
-    """Return against gradient steps and against environment steps, with the references."""
+    """Return against gradient steps (or episodes of the trial) and against environment steps, with the references."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(shown)
     left, right = shown.subplots(1, 2, sharey=True)
-    for axes, name in ((left, "gradient_steps"), (right, "env_steps")):
-        for label, curve, colour in (
-            ("adapted", report.curve, "tab:blue"),
-            ("from scratch", report.scratch, "tab:orange"),
-        ):
+    lines = [("adapted", report.curve, "tab:blue")]
+    if report.scratch:
+        lines.append(("from scratch", report.scratch, "tab:orange"))
+    first = "episodes of the trial before" if report.total else "gradient steps of adaptation, per task"
+    for axes, name in ((left, "steps"), (right, "env_steps")):
+        for text, curve, colour in lines:
             x, points = getattr(curve, name), curve.iqm
-            axes.plot(x, [p.value for p in points], marker="o", color=colour, label=label)
+            axes.plot(x, [p.value for p in points], marker="o", color=colour, label=text)
             axes.fill_between(x, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.2)
         axes.axhline(report.random.iqm[0].value, color="grey", linestyle=":", label="random policy")
-        axes.set_xlabel(f"{name.replace('_', ' ').replace('env', 'environment')} of adaptation, per task")
+        if report.optimum is not None:
+            axes.axhline(float(iqm(report.optimum)), color="black", linestyle="--", label="optimum, told the task")
+        axes.set_xlabel(first if name == "steps" else "environment steps of adaptation, per task")
         axes.grid(alpha=0.3)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_ylabel("return (IQM, 95 % interval)")
@@ -187,14 +286,15 @@ def figure(report: Report, title: str) -> Figure:
 
 
 def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any]:
-    """A report as plain values: aggregates, and the mean return of every task at every step."""
+    """A report as plain values: aggregates, and the mean return of every task at every point."""
 
     def entry(curve: Curve) -> dict[str, Any]:
         return {
+            "steps": curve.steps,
             "gradient_steps": curve.gradient_steps,
             "env_steps": curve.env_steps,
             "iqm": [point._asdict() for point in curve.iqm],
-            "task_returns": curve.returns.mean(axis=1).tolist(),  # [K + 1, M]
+            "task_returns": curve.returns.mean(axis=1).tolist(),  # [P, M]
         }
 
     parameters = {name: value.tolist() for name, value in tasks.items()}
@@ -203,8 +303,11 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
         "tasks": {"hash": task_hash(tasks), "parameters": parameters},
         "episodes": report.curve.returns.shape[1],
         "adapted": entry(report.curve),
-        "from_scratch": entry(report.scratch),
+        "from_scratch": report.scratch and entry(report.scratch),
         "random": entry(report.random),
+        "learned": report.learned and report.learned._asdict(),
+        "optimum": None if report.optimum is None else report.optimum.tolist(),  # [M]
+        "trial": report.total and report.total._asdict(),
     }
 
 
@@ -221,7 +324,7 @@ def measure(
         as_json(
             report,
             tasks,
-            {"split": split, "env_steps": parts.algorithm.env_steps, "learned": report.learned and report.learned._asdict()},
+            {"split": split, "env_steps": parts.algorithm.env_steps},
         ),
     )
     shown.savefig(folder.results / f"{name}.png", dpi=150)
@@ -263,6 +366,8 @@ def run(config: TestConfig) -> float:
             f"the family of {folder} has no {config.split} tasks; choose split={' or '.join(parts.family.splits[1:])}"
         )
     folder.check_tasks(trained, parts.family)
+    if config.steps and isinstance(parts.algorithm, TrialAlgorithm):
+        parts.algorithm.episodes = config.steps + 1
     path = load_weights(folder, parts, config.checkpoint)
     tasks = held_out_tasks(parts.family, trained, config.split, budget.tasks)
     name = f"{config.split}-{config.checkpoint}-tasks{budget.tasks}-episodes{budget.episodes}-steps{budget.steps}"

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from metarl_cli import checkpoint
 from metarl_cli.building import TrainConfig
-from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, table
+from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, reference_metrics, table
 from metarl_cli.run_folder import Parts, RunFolder, build, default_name, held_out_tasks, now
 from metarl_cli.tracking import Tracker, flatten
 from metarl_cli.types import UserError
@@ -148,9 +148,10 @@ class Training:
 
     def _train(self) -> None:
         loop = self.config.train
+        iterations = loop.iterations if self.algorithm.learns else 1
         saved = time.monotonic()
-        with Interrupt() as interrupt, Display(self.console, loop.iterations, self.iteration) as display:
-            while self.iteration < loop.iterations and interrupt.received is None:
+        with Interrupt() as interrupt, Display(self.console, iterations, self.iteration) as display:
+            while self.iteration < iterations and interrupt.received is None:
                 began, env_steps = time.monotonic(), self.algorithm.env_steps
                 found = self.algorithm.train_step()
                 self.iteration += 1
@@ -163,10 +164,10 @@ class Training:
                     found["time/training_seconds"] = self.seconds
                     found["train/iteration"] = self.iteration
                     self.tracker.log(found, self.algorithm.env_steps)
-                if self.iteration % loop.eval_every == 0 or self.iteration == loop.iterations:
+                if self.iteration % loop.eval_every == 0 or self.iteration == iterations:
                     found |= self._validate()
                 display.update(self.iteration, self.algorithm.env_steps, found)
-                if time.monotonic() - saved >= loop.checkpoint_every or self.iteration == loop.iterations:
+                if time.monotonic() - saved >= loop.checkpoint_every or self.iteration == iterations:
                     self._save()
                     saved = time.monotonic()
             if interrupt.received is not None:
@@ -203,12 +204,7 @@ class Training:
                 reports[split] = measure(self.folder, self.parts, split, tasks, config.test, config.seed, split)
         self.algorithm.env_steps = step
         for split, (report, shown) in reports.items():
-            found = metrics(report.curve, split)
-            found[f"{split}/return_random"] = report.random.iqm[0].value
-            found[f"{split}/return_scratch"] = report.scratch.iqm[-1].value
-            if report.learned:
-                found[f"{split}/return_learned"] = report.learned.value
-            self.tracker.log(found, step)
+            self.tracker.log(metrics(report.curve, split) | reference_metrics(report, split), step)
             self.tracker.figure(f"{split}/adaptation", shown, step)
         titles = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
         for split, (report, _) in reports.items():

@@ -163,6 +163,7 @@ class Algorithm(Protocol):
 
     task: Task  # the training tasks
     env_steps: int  # environment steps of meta-training so far, the x-axis of every curve
+    learns: bool  # False for a reference, which has nothing to train
 
     def train_step(self) -> dict[str, float]:
         """One meta-iteration; returns what happened as ``{"group/name": value}``."""

@@ -116,6 +116,8 @@ class MAML:
         seed: the run's seed; every stream derives from it by name.
     """
 
+    learns = True
+
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.learner, self.family, self.iterations = config, learner, family, iterations
         self.rng = Streams(seed, "init", "support", "query", "exploration", "minibatch", device=device)
