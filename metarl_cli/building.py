@@ -81,7 +81,9 @@ class AdaptConfig(StrictModel):
     """``metarl adapt``."""
 
     run: str = Field(description="the run folder to adapt from")
-    task: dict[str, float] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
+    task: dict[str, float | dict[str, float]] = Field(
+        description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere"
+    )
     steps: int | None = Field(gt=0, description="adaptation steps; none: as at the end of training")
     episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
     seed: int = Field(ge=0, description="seed of the support episodes and of the measuring ones")
