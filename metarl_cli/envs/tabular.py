@@ -1,0 +1,110 @@
+"""What every family with few states and few actions shares: a model of each task, and its exact value.
+
+A state is a whole number below S, an action one below A. A task is a Markov decision process of S states and A actions;
+where its episodes terminate, they do so into an absorbing state without reward, so that the transition probabilities and the
+expected rewards say everything.
+"""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image, ImageDraw
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from metarl_cli.envs.native import NativeFamily
+from metarl_cli.types import StrictModel, Task
+
+
+class TabularConfig(StrictModel):
+    """Values every tabular family has."""
+
+    horizon: int = Field(gt=0, description="time limit of an episode [steps]")
+
+
+class TabularFamily(NativeFamily):
+    """A distribution of Markov decision processes; observes the state as one-hot ``[..., S]``.
+
+    Args:
+        num_states: S.
+        first_state: where every episode begins.
+        device: where the tasks live.
+    """
+
+    parameters: dict[str, float] = {}  # noqa: RUF012
+
+    def __init__(self, num_states: int, first_state: int, device: torch.device | str = "cpu"):
+        # no ranges: a table's entries are drawn by the family itself
+        self.ranges, self.ood_ranges, self.device = {}, {}, torch.device(device)
+        self.num_states, self.first_state = num_states, first_state
+
+    def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
+        return torch.full((*shape, 1), self.first_state, device=like.device)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return one_hot(state[..., 0], self.num_states).to(torch.get_default_dtype())
+
+    def start(self, task: Task) -> Tensor:
+        """The distribution ``[M, S]`` of an episode's first state."""
+        first = next(iter(task.values()))
+        state = torch.full((len(first),), self.first_state, device=first.device)
+        return one_hot(state, self.num_states).to(first.dtype)
+
+    def model(self, task: Task) -> tuple[Tensor, Tensor]:
+        """The transition probabilities ``[M, S, A, S]`` and the expected rewards ``[M, S, A]`` of tasks.
+
+        Here those of a family without chance, read off its own ``dynamics``.
+        """
+        first = next(iter(task.values()))
+        pairs = torch.arange(self.num_states * self.spec.num_actions, device=first.device).expand(len(first), -1)
+        state = (pairs // self.spec.num_actions)[..., None]
+        broad = {name: value[:, None] for name, value in task.items()}
+        rng = torch.Generator(first.device)
+        after, reward, _ = self.dynamics(state, pairs % self.spec.num_actions, broad, rng)
+        table = (len(first), self.num_states, self.spec.num_actions)
+        return one_hot(after.reshape(table), self.num_states).to(reward.dtype), reward.reshape(table)
+
+    def optimum(self, task: Task) -> Tensor:
+        """The expected return ``[M]`` of an episode under the best policy that knows the task, by value iteration."""
+        values, _ = value_iteration(*self.model(task), self.spec.horizon)
+        return (self.start(task) * values[0]).sum(-1)
+
+
+def value_iteration(transition: Tensor, reward: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """The best undiscounted values and actions of an episode, backwards from its last step (Bellman 1957).
+
+    ``V[H](s) = 0`` and ``V[t](s) = max_a R(s, a) + Σ_s' P(s' | s, a) V[t+1](s')``; the index is the step, not the steps to go.
+
+    Args:
+        transition: ``P [M, S, A, S]``.
+        reward: ``R [M, S, A]``, expected.
+        horizon: H, the steps of an episode.
+
+    Returns:
+        The values ``V [H+1, M, S]`` and the actions ``[H, M, S]`` that reach them; the first of equally good ones.
+    """
+    values, actions = [reward.new_zeros(reward.shape[:2])], []
+    for _ in range(horizon):
+        best = (reward + torch.einsum("msan,mn->msa", transition, values[-1])).max(-1)
+        values.append(best.values)
+        actions.append(best.indices)
+    return torch.stack(values[::-1]), torch.stack(actions[::-1])
+
+
+def draw_cells(columns: int, rows: int, cells: dict[str, int]) -> Image.Image:
+    """A board of squares, 20 pixels each, some in the colours that ``cells`` names; the later lies on top, smaller.
+
+    Square 0 is at the bottom left, square 1 to its right.
+    """
+    side = 20
+    image = Image.new("RGB", (columns * side + 1, rows * side + 1), "white")
+    draw = ImageDraw.Draw(image)
+    for x in range(columns):
+        for y in range(rows):
+            draw.rectangle([x * side, y * side, (x + 1) * side, (y + 1) * side], outline="lightgrey")
+    for inset, (colour, cell) in enumerate(cells.items()):
+        x, y, margin = cell % columns, rows - 1 - cell // columns, 2 + 2 * inset
+        box = [x * side + margin, y * side + margin, (x + 1) * side - margin, (y + 1) * side - margin]
+        draw.rectangle(box, fill=colour)
+    return image

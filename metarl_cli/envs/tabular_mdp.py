@@ -1,0 +1,78 @@
+"""Random Markov decision processes (Osband, Russo and Van Roy 2013, arXiv:1306.0940; Duan et al. 2016, arXiv:1611.02779).
+
+Ten states, five actions, everything else unknown: explore a table, then exploit it, over the episodes of a trial.
+
+Action space: 0 to A - 1. Observation, ``[..., S]``: the state, one-hot. Reward: the mean of state and action plus normal noise.
+Start: state 0. Ends: at the horizon only (truncated).
+
+Task parameters: transition, ``[M, S, A, S]``, each row uniform on the simplex, Dirichlet(1, ..., 1); reward, ``[M, S, A]``, the
+expected rewards, normal. Best possible, at the paper's sizes: 21.83 an episode on average; random actions: 10.
+A named task has one parameter, seed, a whole number: the process drawn with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from metarl_cli.envs.tabular import TabularConfig, TabularFamily, draw_cells
+from metarl_cli.tasks import Columns, Range
+from metarl_cli.types import Spec, Task
+
+
+class Config(TabularConfig):
+    """Sizes of the table and the distribution of its rewards."""
+
+    states: int = Field(gt=0, description="S")
+    actions: int = Field(gt=0, description="A")
+    reward_mean: float = Field(description="average of the expected rewards")
+    reward_std: float = Field(ge=0, description="standard deviation of the expected rewards")
+    noise: float = Field(ge=0, description="standard deviation of a reward around its expectation")
+
+
+class TabularMDP(TabularFamily):
+    """Explore a random table; see the module's docstring."""
+
+    parameters = {"seed": 0}  # noqa: RUF012
+
+    def __init__(self, config: Config, device: torch.device | str = "cpu"):
+        super().__init__(config.states, first_state=0, device=device)
+        self.config = config
+        self.spec = Spec(obs_shape=(config.states,), num_actions=config.actions, horizon=config.horizon)
+
+    def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
+        states, actions = self.config.states, self.config.actions
+        unit = rng.random((num, states, actions, states + 2))  # row by row: what one task takes never depends on num
+        exponential = -np.log1p(-unit)  # S of them in proportion are Dirichlet(1, ..., 1)
+        transition = exponential[..., :states] / exponential[..., :states].sum(-1, keepdims=True)
+        normal = np.sqrt(2 * exponential[..., -2]) * np.cos(2 * np.pi * unit[..., -1])  # Box and Muller 1958
+        return {"transition": transition, "reward": self.config.reward_mean + self.config.reward_std * normal}
+
+    def named_task(self, values: dict[str, float]) -> Task:
+        seed = float(super().named_task(values)["seed"])
+        if seed < 0 or seed % 1:
+            raise ValueError(f"seed must be a whole number, not below 0, got {seed:g}")
+        return self.sample_tasks(1, "train", np.random.default_rng(int(seed)))
+
+    def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        row = torch.arange(len(action), device=action.device)[:, None]
+        now = (row, 0, state[..., 0], action)
+        transition, mean = task["transition"][now], task["reward"][now]  # [M, N, S], [M, N]
+        chance = torch.rand(*action.shape, 1, generator=rng, dtype=mean.dtype, device=mean.device)
+        below = (transition.cumsum(-1) <= chance).sum(-1, keepdim=True)
+        noise = torch.randn(mean.shape, generator=rng, dtype=mean.dtype, device=mean.device)
+        after = below.clamp(max=self.num_states - 1)  # rounded probabilities may add up to less than 1
+        return after, mean + self.config.noise * noise, torch.zeros_like(action, dtype=torch.bool)
+
+    def model(self, task: Task) -> tuple[Tensor, Tensor]:
+        return task["transition"], task["reward"]
+
+    def render(self, obs: Tensor, task: Task) -> Image.Image:
+        """The states as a row of squares, the present one blue."""
+        return draw_cells(self.num_states, 1, {"royalblue": int(obs.argmax())})
+
+
+Family = TabularMDP
