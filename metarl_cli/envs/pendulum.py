@@ -1,0 +1,109 @@
+"""Pendulum with masses, lengths, gravity and motors that vary, equal to Gymnasium's Pendulum-v1 step for step.
+
+A rod turns about one end, and a motor too weak to lift it at once swings it up and keeps it upright.
+
+Action space: a vector of one number in ±2; the motor's torque [N m] is ``gain`` times it, so that a negative ``gain`` is a
+reversed actuator.
+
+Observation, ``[..., 3]``:
+
+| index | meaning | unit | bounds |
+|---|---|---|---|
+| 0, 1 | cosine and sine of the angle from upright | - | ±1 |
+| 2 | angular velocity | rad/s | ±8 |
+
+Reward: ``-(θ² + 0.1 ω² + 0.001 torque²)``, of the state before the step, θ within ±π. Start: angle uniform in ±π, angular
+velocity in ±1. Ends: at the horizon only (truncated).
+
+Task parameters: g [m/s²], m [kg], l [m], gain.
+
+Source: Gymnasium's Pendulum-v1, which has no paper; ``gain`` is added here: its 1 is Gymnasium's motor, and the reward counts
+the torque that acts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from pydantic import Field
+from torch import Tensor
+
+from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.tasks import Columns, Range
+from metarl_cli.types import Box, Spec, Task
+
+# every constant here is Pendulum-v1's
+TAU = 0.05  # [s] between states
+MAX_SPEED = 8.0  # [rad/s]
+MAX_TORQUE = 2.0  # [N m]
+
+
+class Config(NativeConfig):
+    """Ranges of the four physical parameters."""
+
+    reversible: bool = Field(description="whether half of the tasks have a reversed actuator (gain below zero)")
+
+
+class Pendulum(NativeFamily):
+    """Swing a rod up and keep it there; see the module's docstring."""
+
+    parameters = {"g": 10.0, "m": 1.0, "l": 1.0, "gain": 1.0}  # noqa: RUF012
+
+    positive = frozenset({"m", "l"})
+
+    def __init__(self, config: Config, device: torch.device | str = "cpu"):
+        super().__init__(config, device)
+        self.reversible = config.reversible
+        self.spec = Spec(
+            obs_shape=(3,),
+            num_actions=0,
+            horizon=config.horizon,
+            box=Box((-MAX_TORQUE,), (MAX_TORQUE,)),
+            obs_scale=(1.0, 1.0, MAX_SPEED),
+        )
+
+    def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
+        if not self.reversible:
+            return super().place(unit, ranges)
+        centred = 2 * unit["gain"] - 1  # its sign is the actuator's, its size the gain's place in the range
+        rows = super().place({**unit, "gain": np.abs(centred)}, ranges)
+        return {**rows, "gain": np.where(centred < 0, -1, 1) * rows["gain"]}
+
+    def outside(self, rows: Columns) -> np.ndarray:
+        return super().outside({**rows, "gain": np.abs(rows["gain"])})
+
+    def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
+        centred = 2 * torch.rand(*shape, 2, generator=rng, dtype=like.dtype, device=like.device) - 1
+        return centred * torch.tensor([math.pi, 1.0], dtype=like.dtype, device=like.device)
+
+    def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        theta, omega = state.unbind(-1)
+        torque = task["gain"] * action[..., 0].clamp(-MAX_TORQUE, MAX_TORQUE)
+        from_upright = torch.remainder(theta + math.pi, 2 * math.pi) - math.pi
+        cost = from_upright.square() + 0.1 * omega.square() + 0.001 * torque.square()
+        lift = 3 * task["g"] / (2 * task["l"]) * torch.sin(theta)
+        omega = omega + (lift + 3 / (task["m"] * task["l"].square()) * torque) * TAU
+        omega = omega.clamp(-MAX_SPEED, MAX_SPEED)
+        return torch.stack([theta + omega * TAU, omega], -1), -cost, torch.zeros_like(omega, dtype=torch.bool)
+
+    def observe(self, state: Tensor) -> Tensor:
+        theta, omega = state.unbind(-1)
+        return torch.stack([torch.cos(theta), torch.sin(theta), omega], -1)
+
+    def render(self, obs: Tensor, task: Task) -> Image.Image:
+        """One frame of one environment, ``obs [3]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""
+        cos, sin, _ = obs.tolist()
+        size, scale = 200, 55  # [pixels], [pixels/m]
+        image = Image.new("RGB", (size, size), "white")
+        draw = ImageDraw.Draw(image)
+        reach, centre = scale * float(task["l"]), size / 2
+        draw.line([(centre, centre), (centre - reach * sin, centre - reach * cos)], fill="indianred", width=10)
+        colour = "firebrick" if float(task["gain"]) < 0 else "black"
+        draw.ellipse([centre - 5, centre - 5, centre + 5, centre + 5], fill=colour)
+        return image
+
+
+Family = Pendulum
