@@ -13,7 +13,9 @@ from metarl_cli.envs.tabular import value_iteration
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.types import UserError
 
-TABULAR = ["bandit", "bandit_gaussian", "tabular_mdp"]
+TABULAR = ["bandit", "bandit_gaussian", "tabular_mdp", "gridworld", "dark_room", "key_to_door"]
+GRIDS = ["gridworld", "dark_room", "key_to_door"]
+STAY, UP, RIGHT, DOWN, LEFT = range(5)
 
 
 def family(name: str, *overrides: str):
@@ -157,3 +159,112 @@ def test_a_random_mdp_is_named_by_its_seed():
     for wrong in (-1, 0.5):
         with pytest.raises(ValueError, match="seed must be a whole number"):
             ours.named_task({"seed": wrong})
+
+
+def rewards(ours, task, actions):
+    """What a list of actions brings in one environment: rewards and terminations."""
+    env = ours.make(task, 1, torch_rng(0, "env"))
+    steps = [env.step(torch.tensor([[action]])) for action in actions]
+    return [round(float(step.reward), 6) for step in steps], [bool(step.terminated) for step in steps]
+
+
+def test_gridworld_by_hand():
+    ours = family("gridworld")
+    moves = [UP, LEFT, RIGHT, RIGHT, DOWN, STAY, UP, DOWN, DOWN]  # the fourth move reaches (2, 1)
+    got, ended = rewards(ours, ours.named_task({"goal_x": 2, "goal_y": 1}), moves)
+    assert got == [-0.1, -0.1, -0.1, 1.0, -0.1, -0.1, 1.0, -0.1, -0.1]
+    assert not any(ended)
+
+
+def test_gridworld_has_21_goals_and_their_values():
+    """VariBAD's grid: -0.1 a step on the way, 1 a step on the goal; 11.07 for an agent that knows where it is."""
+    ours = family("gridworld")
+    tasks = sample(ours, 3000)
+    goals = {(int(x), int(y)) for x, y in zip(tasks["goal_x"], tasks["goal_y"], strict=True)}
+    assert goals == {(x, y) for x in range(5) for y in range(5) if max(x, y) > 1}
+    total = 0.0
+    for x, y in goals:
+        (value,) = ours.optimum(ours.named_task({"goal_x": x, "goal_y": y})).tolist()
+        assert value == pytest.approx(-0.1 * (x + y - 1) + (15 - (x + y) + 1), abs=1e-4)
+        total += value / len(goals)
+    assert total == pytest.approx(11.07, abs=0.005)
+
+
+@pytest.mark.parametrize("overrides", [(), ("env.size=4", "env.start=[0,3]", "env.horizon=4")])
+def test_dark_room_is_worth_its_distance(overrides):
+    ours = family("dark_room", *overrides)
+    horizon, size = ours.spec.horizon, ours.size
+    x0, y0 = (4, 4) if not overrides else (0, 3)
+    for x, y in itertools.product(range(size), repeat=2):
+        (value,) = ours.optimum(ours.named_task({"goal_x": x, "goal_y": y})).tolist()
+        assert value == max(0, horizon + 1 - max(1, abs(x - x0) + abs(y - y0)))
+    seen = sample(ours, 3000)
+    assert len(set(zip(seen["goal_x"].tolist(), seen["goal_y"].tolist(), strict=True))) == size**2
+
+
+def test_dark_room_by_hand():
+    ours = family("dark_room")
+    got, ended = rewards(ours, ours.named_task({"goal_x": 5, "goal_y": 3}), [DOWN, RIGHT, STAY, UP, DOWN])
+    assert (got, any(ended)) == ([0, 1, 1, 0, 1], False)
+
+
+def test_key_to_door_by_hand():
+    ours = family("key_to_door")
+    task = ours.named_task({"key_x": 4, "key_y": 6, "door_x": 4, "door_y": 5})
+    got, ended = rewards(ours, task, [UP, UP, UP, DOWN, DOWN, UP, UP, DOWN])
+    assert got == [0, 1, 0, 0, 1, 0, 1, 1], "the door without the key is nothing; the key counts once, and anew after the end"
+    assert ended == [False, False, False, False, True, False, False, True]
+    beside = ours.named_task({"key_x": 4, "key_y": 4, "door_x": 4, "door_y": 4})
+    assert rewards(ours, beside, [STAY, STAY]) == ([2, 2], [True, True]), "key, door and start may be one cell"
+
+
+@pytest.mark.parametrize("horizon", [3, 8, 50])
+def test_key_to_door_is_worth_its_distances(horizon):
+    """The closed form against value iteration, and against Manhattan's distances by hand."""
+    ours = family("key_to_door", f"env.horizon={horizon}")
+    tasks = sample(ours, 60)
+    optimum = ours.optimum(tasks)
+    values, _ = value_iteration(*ours.model(tasks), horizon)
+    assert torch.equal(optimum, (ours.start(tasks) * values[0]).sum(-1))
+    for row in range(60):
+        kx, ky, dx, dy = (float(tasks[name][row]) for name in ("key_x", "key_y", "door_x", "door_y"))
+        key = max(1, abs(kx - 4) + abs(ky - 4))
+        assert float(optimum[row]) == (key <= horizon) + (key + abs(kx - dx) + abs(ky - dy) <= horizon)
+
+
+def test_key_to_door_splits_share_no_pair():
+    ours = family("key_to_door", "env.size=3", "env.start=[1,1]")
+    drawn = {}
+    for split in ours.splits:
+        tasks = sample(ours, 3000, split)
+        drawn[split] = {tuple(row) for row in torch.stack(list(tasks.values()), 1).tolist()}
+    assert {split: len(pairs) for split, pairs in drawn.items()} == {"train": 65, "validation": 8, "test": 8}
+    assert len(set.union(*drawn.values())) == 81
+    with pytest.raises(ValueError, match="no split 'ood'"):
+        sample(ours, 1, "ood")
+
+
+def test_key_to_door_may_hide_the_key():
+    ours = family("key_to_door", "env.observe=cell")
+    env = ours.make(ours.named_task({"key_x": 4, "key_y": 4, "door_x": 0, "door_y": 0}), 1, torch_rng(0, "env"))
+    step = env.step(torch.tensor([[STAY]]))
+    assert (float(step.reward), step.obs.shape, int(step.obs.argmax())) == (1.0, (1, 1, 81), 40)
+    assert int(env.state) == 81 + 40
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_refuse_what_is_not_a_cell(name):
+    ours = family(name)
+    key = next(iter(ours.parameters))
+    for wrong in (-1, 9, 0.5):
+        with pytest.raises(ValueError, match=f"{key} must be a whole number from 0"):
+            ours.named_task({key: wrong})
+    with pytest.raises(UserError, match="not on a grid"):
+        family(name, "env.start=[0,9]")
+
+
+def test_a_grid_without_a_goal_is_refused():
+    with pytest.raises(UserError, match="no cell is left for a goal"):
+        family("gridworld", "env.clear=4")
+    with pytest.raises(UserError, match="leaves a split without any"):
+        family("key_to_door", "env.size=2", "env.start=[0,0]", "env.held_out=0.01")

@@ -1,32 +1,41 @@
-"""2D navigation to a hidden goal (Finn, Abbeel and Levine 2017, arXiv:1703.03400, section 5.3), with discrete moves.
+"""2D navigation to a hidden goal (Finn, Abbeel and Levine 2017, arXiv:1703.03400, section 5.3).
 
 A point robot starts at the origin; the goal is somewhere in the unit square around it and is not observed: only the
 rewards tell the task.
 
-Action space: 0 stays; 1, 2, 3, 4 move 0.1 along +x, -x, +y, -y. Observation, ``[..., 2]``: the position. Reward: minus the
-Euclidean distance to the goal after the move. Start: the origin. Ends: at the horizon only (truncated).
+Action space, discrete: 0 stays; 1, 2, 3, 4 move 0.1 along +x, -x, +y, -y. Continuous: a vector ``[2]``, the move along x
+and y [m], clipped to ±0.1 each. Observation, ``[..., 2]``: the position [m]. Reward: minus the Euclidean distance to the goal
+after the move. Start: the origin. Ends: at the horizon (truncated); with continuous moves also within 0.01 of the goal in x and
+in y (terminated).
 
-Task parameters: goal_x, goal_y [m].
+Task parameters: goal_x, goal_y [m]. Best possible with continuous moves: both coordinates straight to the goal at full speed.
 
-Differs from the paper: five moves of fixed length, so that a Q-learner can act; horizon 20 instead of 100, as a step
-is 0.1 long either way; an episode does not end at the goal.
+Differs from the paper: the distance is not squared, as in its published code. The discrete moves, for learners that
+choose among actions, are of fixed length; their horizon is 20 instead of 100, as a step is 0.1 long either way, and an episode
+does not end at the goal.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from PIL import Image, ImageDraw
+from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.types import Spec, Task
+from metarl_cli.types import Box, Spec, Task
 
-STRIDE = 0.1  # [m] per move
+STRIDE = 0.1  # [m] per move; along each axis where moves are continuous
+NEAR = 0.01  # [m] from the goal along each axis, where continuous episodes end
 MOVES = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
 
 
 class Config(NativeConfig):
-    """Horizon and the ranges of the goal."""
+    """Horizon, moves and the ranges of the goal."""
+
+    moves: Literal["discrete", "continuous"] = Field(description="five moves to choose from, or a vector")
 
 
 class Navigation2D(NativeFamily):
@@ -36,17 +45,35 @@ class Navigation2D(NativeFamily):
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
-        self.spec = Spec(obs_shape=(2,), num_actions=len(MOVES), horizon=config.horizon)
+        self.continuous = config.moves == "continuous"
+        box = Box((-STRIDE, -STRIDE), (STRIDE, STRIDE)) if self.continuous else None
+        num_actions = 0 if self.continuous else len(MOVES)
+        self.spec = Spec(obs_shape=(2,), num_actions=num_actions, horizon=config.horizon, box=box)
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros(*shape, 2, dtype=like.dtype, device=like.device)
 
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        moves = STRIDE * torch.tensor(MOVES, dtype=state.dtype, device=state.device)
-        state = state + moves[action]
         goal = torch.stack([task["goal_x"], task["goal_y"]], -1)
-        distance = (state - goal).norm(dim=-1)
-        return state, -distance, torch.zeros_like(distance, dtype=torch.bool)
+        if self.continuous:
+            state = state + action.clamp(-STRIDE, STRIDE)
+            terminated = ((state - goal).abs() < NEAR).all(-1)
+        else:
+            moves = STRIDE * torch.tensor(MOVES, dtype=state.dtype, device=state.device)
+            state = state + moves[action]
+            terminated = torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
+        return state, -(state - goal).norm(dim=-1), terminated
+
+    def optimum(self, task: Task) -> Tensor | None:
+        """With continuous moves, the return of going straight in x and in y, at which every step is as near as can be."""
+        if not self.continuous:
+            return None
+        goal = torch.stack([task["goal_x"], task["goal_y"]], -1).abs()  # [M, 2]
+        walked = STRIDE * torch.arange(1, self.spec.horizon + 1, device=goal.device)
+        left = (goal - walked[:, None, None]).clamp(min=0)  # [T, M, 2]
+        over = (left < NEAR).all(-1).cumsum(0) > 1  # the episode ended before this step
+        distance: Tensor = left.norm(dim=-1)
+        return -distance.where(~over, 0).sum(0)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """One frame of one environment, ``obs [2]``, 200 x 200 pixels: the robot blue, the goal green."""

@@ -1,4 +1,4 @@
-"""What every family with few states and few actions shares: a model of each task, and its exact value.
+"""What every family with few states and few actions shares: a model of each task, and its exact value; and what grids share.
 
 A state is a whole number below S, an action one below A. A task is a Markov decision process of S states and A actions;
 where its episodes terminate, they do so into an absorbing state without reward, so that the transition probabilities and the
@@ -7,20 +7,37 @@ expected rewards say everything.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from metarl_cli.envs.native import NativeFamily
+from metarl_cli.tasks import Columns
 from metarl_cli.types import StrictModel, Task
+
+MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # [cells] in x and y: stay, up, right, down, left
 
 
 class TabularConfig(StrictModel):
     """Values every tabular family has."""
 
     horizon: int = Field(gt=0, description="time limit of an episode [steps]")
+
+
+class GridConfig(TabularConfig):
+    """Values every grid has."""
+
+    size: int = Field(gt=1, description="cells along each side")
+    start: list[int] = Field(min_length=2, max_length=2, description="[x, y] of the cell where every episode begins")
+
+    @model_validator(mode="after")
+    def _start_is_on_the_grid(self) -> GridConfig:
+        if not all(0 <= value < self.size for value in self.start):
+            raise ValueError(f"start {self.start} is not on a grid of size {self.size}")
+        return self
 
 
 class TabularFamily(NativeFamily):
@@ -69,6 +86,49 @@ class TabularFamily(NativeFamily):
         """The expected return ``[M]`` of an episode under the best policy that knows the task, by value iteration."""
         values, _ = value_iteration(*self.model(task), self.spec.horizon)
         return (self.start(task) * values[0]).sum(-1)
+
+
+class GridFamily(TabularFamily):
+    """A square grid to walk on; cell ``x + size * y`` lies x to the right of and y above the bottom left one.
+
+    A task says where hidden things are, ``{thing_x: [M], thing_y: [M], ...}`` in cells. Walking against an edge is staying.
+
+    Args:
+        config: the grid.
+        num_states: S, where a state says more than a cell.
+        device: where the tasks live.
+    """
+
+    def __init__(self, config: GridConfig, num_states: int | None = None, device: torch.device | str = "cpu"):
+        first = config.start[0] + config.size * config.start[1]
+        super().__init__(num_states or config.size**2, first, device)
+        self.size = config.size
+
+    def walk(self, cell: Tensor, action: Tensor) -> Tensor:
+        """The cells ``[...]`` after one move each."""
+        moves = torch.tensor(MOVES, device=cell.device)[action]
+        x = (cell % self.size + moves[..., 0]).clamp(0, self.size - 1)
+        y = (cell // self.size + moves[..., 1]).clamp(0, self.size - 1)
+        return x + self.size * y
+
+    def cell(self, task: Task, thing: str) -> Tensor:
+        """The cell where a hidden thing is, in the shape of the task's parameters."""
+        return (task[f"{thing}_x"] + self.size * task[f"{thing}_y"]).long()
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """The fewest moves between cells: Manhattan's distance."""
+        return (a % self.size - b % self.size).abs() + (a // self.size - b // self.size).abs()
+
+    def coordinates(self, thing: str, cells: np.ndarray) -> Columns:
+        """The task parameters that put a thing into ``cells [num]``."""
+        return {f"{thing}_x": cells % self.size, f"{thing}_y": cells // self.size}
+
+    def named_task(self, values: dict[str, float]) -> Task:
+        task = super().named_task(values)
+        for name, value in values.items():
+            if value not in range(self.size):
+                raise ValueError(f"{name} must be a whole number from 0 to {self.size - 1}, got {value:g}")
+        return task
 
 
 def value_iteration(transition: Tensor, reward: Tensor, horizon: int) -> tuple[Tensor, Tensor]:

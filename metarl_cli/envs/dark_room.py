@@ -1,0 +1,53 @@
+"""The dark room (Laskin et al. 2022, arXiv:2210.14215): a 9x9 grid in which nothing shows where the goal is.
+
+Action space: 0 stays, 1 up, 2 right, 3 down, 4 left. Observation, ``[..., 81]``: the cell, one-hot. Reward: 1 for every step
+that ends on the goal, else 0. Start: the centre. Ends: at the horizon only (truncated).
+
+Task parameters: goal_x, goal_y [cells], uniform over all 81 cells, the start included; all splits share them. Best possible:
+``H + 1 - max(d, 1)`` for a goal d moves away; 16.54 on average.
+
+Differs from the paper: cells are one-hot, which is all that coordinates tell; tasks are drawn with replacement, so that
+training and test share goals where the paper holds some out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
+from metarl_cli.tasks import Columns, Range
+from metarl_cli.types import Spec, Task
+
+
+class Config(GridConfig):
+    """The room."""
+
+
+class DarkRoom(GridFamily):
+    """Find the goal in the dark; see the module's docstring."""
+
+    parameters = {"goal_x": 0, "goal_y": 0}  # noqa: RUF012
+    finite = True
+
+    def __init__(self, config: Config, device: torch.device | str = "cpu"):
+        super().__init__(config, device=device)
+        self.spec = Spec(obs_shape=(self.num_states,), num_actions=len(MOVES), horizon=config.horizon)
+
+    def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
+        return self.coordinates("goal", (self.num_states * rng.random(num)).astype(int))
+
+    def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        cell = self.walk(state[..., 0], action)
+        there = cell == self.cell(task, "goal")
+        return cell[..., None], there.to(task["goal_x"].dtype), torch.zeros_like(there)
+
+    def render(self, obs: Tensor, task: Task) -> Image.Image:
+        """The room from above, lit: the goal green, the agent blue."""
+        goal, agent = int(self.cell(task, "goal")), int(obs.argmax())
+        return draw_cells(self.size, self.size, {"seagreen": goal, "royalblue": agent})
+
+
+Family = DarkRoom
