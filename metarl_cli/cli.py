@@ -27,6 +27,11 @@ COMMANDS = {
     "test": ("evaluate", "adaptation curves of a saved run on held-out tasks, with baselines"),
     "adapt": ("adapt", "adapt a saved run to one task you name, in a few gradient steps"),
 }
+LISTS = {  # what only shows what there is
+    "envs": "the families of environments, or one in full",
+    "algos": "the algorithms, or one in full",
+}
+WORDS = {name: line for name, (_, line) in COMMANDS.items()} | LISTS
 
 HELP = f"""\
 metarl {__version__}: meta-reinforcement learning from one command.
@@ -34,7 +39,7 @@ metarl {__version__}: meta-reinforcement learning from one command.
 usage: metarl COMMAND [key=value ...] [flags]
 
 commands
-{chr(10).join(f"  {name:<6} {line}" for name, (_, line) in COMMANDS.items())}
+{chr(10).join(f"  {name:<6} {line}" for name, line in WORDS.items())}
 
 examples
   metarl train                                             MAML-DQN on a family of CartPoles
@@ -45,6 +50,7 @@ examples
   tensorboard --logdir outputs                             curves of all runs
 
 where to look next
+  metarl envs NAME             a family in full; without NAME, one line for each (metarl algos does the same)
   metarl COMMAND --help        what a command can be told: options to choose from, every value, examples
   metarl COMMAND --cfg job     the configuration as it would run, with your overrides
   metarl COMMAND --hydra-help  Hydra's own flags and groups
@@ -65,10 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     if words[0] in ("-sc", "--shell-completion"):
         return complete(words)
     command, *rest = words
+    if command in LISTS:
+        return show(command, rest)
     if command not in COMMANDS:
         from metarl_cli.problems import choose
 
-        hint = "; the command comes first" if set(words) & set(COMMANDS) else choose(command, COMMANDS)
+        hint = "; the command comes first" if set(words) & set(WORDS) else choose(command, WORDS)
         return fail([f"{command}: no such command{hint} (see metarl --help)"])
     if command == "adapt":  # the task's names are the family's: the configuration cannot list them
         rest = [re.sub(r"^task(?=[.=])", "++task", word) for word in rest]
@@ -77,6 +85,19 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("metarl: interrupted", file=sys.stderr)
         return 130
+
+
+def show(command: str, words: list[str]) -> int:
+    """One of the commands that only show what there is; returns the exit code."""
+    from metarl_cli import composing, listing
+
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" ends it without a traceback
+    try:
+        listing.run(command, LISTS[command], words)
+        return 0
+    except composing.UsageError as error:
+        return fail(error.problems)
 
 
 class BadInput(BaseException):
@@ -187,14 +208,21 @@ def complete(words: list[str]) -> int:
     typed = line.split()[1:]
     command = typed[0] if typed else ""
     if len(typed) == 0 or (len(typed) == 1 and not line.endswith(" ")):
-        print(" ".join(name for name in (*COMMANDS, "--help", "--version") if name.startswith(command)))
+        print(" ".join(name for name in (*WORDS, "--help", "--version") if name.startswith(command)))
         return 0
     word = "" if line.endswith(" ") else typed[-1]
-    if command not in COMMANDS:
+    if command not in WORDS:
         return 0
     from metarl_cli import composing
 
-    if word.startswith("-"):
+    if command in LISTS:
+        from metarl_cli import listing
+
+        with contextlib.suppress(composing.UsageError):
+            given = composing.parse_flags([w for w in typed[1:] if w != word])
+            known = [*listing.names(command, given.config_dir), "--config-dir", "--help"]
+            print(" ".join(name for name in known if name.startswith(word) and (word or name[0] != "-")))
+    elif word.startswith("-"):
         flags = [f for f in composing.flags_parser()._option_string_actions if f.startswith("--")]
         print(" ".join(f for f in flags if f.startswith(word) and f[2:].replace("-", "_") not in composing.REFUSED))
     elif word.startswith("run="):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -52,6 +56,30 @@ def conf_dir() -> str:
         if (folder / "train.yaml").is_file():
             return str(folder)
     raise RuntimeError(f"the configurations that belong to {here} are missing; install the package again")
+
+
+def installed_folders() -> Iterator[tuple[str, str]]:
+    """The folders of configurations that installed packages bring by the entry point ``metarl.conf``, as (name, folder).
+
+    The entry point names a folder as a package, ``windy = "metarl_windy.conf"``; nothing of it is imported.
+    """
+    for point in entry_points(group="metarl.conf"):
+        package, *inside = point.value.split(".")
+        spec = find_spec(package)
+        for place in (spec and spec.submodule_search_locations) or ():
+            if Path(place, *inside).is_dir():
+                yield point.name, str(Path(place, *inside))
+
+
+class InstalledConfigurations(SearchPathPlugin):
+    """Has Hydra look into ``installed_folders`` too, after the configurations of this package."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for name, folder in installed_folders():
+            search_path.append(name, f"file://{folder}")
+
+
+Plugins.instance().register(InstalledConfigurations)
 
 
 def flags_parser() -> argparse.ArgumentParser:

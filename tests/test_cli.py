@@ -69,7 +69,7 @@ def shell(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
 def test_help_shows_the_commands(words, capsys):
     assert cli.main(words) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {command} " in shown for command in cli.COMMANDS)
+    assert all(f"  {command} " in shown for command in cli.WORDS)
     assert "metarl COMMAND --help" in shown
     assert max(len(line) for line in shown.splitlines()) <= 120
 
@@ -235,7 +235,9 @@ def test_a_sweep_can_live_in_an_experiment(mine, runs):
 
 def test_unknown_command(capsys):
     assert cli.main(["trian"]) == 2
-    assert errors(capsys) == ["trian: no such command; did you mean train? known: train, test, adapt (see metarl --help)"]
+    assert errors(capsys) == [
+        "trian: no such command; did you mean train? known: train, test, adapt, envs, algos (see metarl --help)"
+    ]
     assert cli.main(["-m", "train"]) == 2
     assert errors(capsys) == ["-m: no such command; the command comes first (see metarl --help)"]
 
@@ -255,7 +257,7 @@ def test_every_bad_override_is_told_at_once(runs, capsys, elsewhere):
 # what is written -> how the line about it starts; in the order of the lines: as written, what does not compose first
 BAD = {
     "algo=null": "algo=null: Config group override must be a string or a list",
-    "env=qqq": "env=qqq: no such option; known: cartpole_family, ",
+    "env=qqq": f"env=qqq: no such option; known: {', '.join(options('env'))}",
     "hydra/launcher=qqq": "hydra/launcher=qqq: no such option; known: ",
     "lr=3": "lr=3: no such key; did you mean algo.inner.lr or algo.outer.lr?",
     "outer.lr=3": "outer.lr=3: no such key; did you mean algo.outer.lr?",
@@ -442,7 +444,7 @@ def test_the_return_value_is_the_objective_of_a_sweep(runs, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarl ", [*cli.COMMANDS, "--help", "--version"]),
+        ("metarl ", [*cli.WORDS, "--help", "--version"]),
         ("metarl t", ["train", "test"]),
         ("metarl train", ["train"]),
         ("metarl train al", ["algo.", "algo="]),

@@ -24,7 +24,7 @@ LAYERS = [
     {"learners"},
     {"algos"},
     {"evaluate"},
-    {"train", "adapt"},
+    {"train", "adapt", "listing"},
     {"cli"},
     {"__main__"},
 ]
