@@ -31,7 +31,7 @@ def run(config: AdaptConfig) -> float:
     trained = folder.config(config.hardware)
     parts = build(trained)
     load_weights(folder, parts, config.checkpoint)
-    named = flatten(config.task)  # a family of a mix groups its parameters by name
+    named = {key: float(value) for key, value in flatten(config.task).items()}  # a mix has parameters of each family
     try:
         task = parts.family.named_task(named)
     except ValueError as error:

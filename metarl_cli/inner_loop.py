@@ -26,6 +26,7 @@ class SupportConfig(StrictModel):
     rollouts: int = Field(gt=0, description="episodes collected")
     steps: int = Field(gt=0, description="longest part of an episode that is used [steps]")
     epsilon: float = Field(ge=0, le=1, description="share of random actions")
+    repeat: int = Field(gt=0, description="steps a random action lasts; more reach further (temporally extended exploration)")
     fresh: bool = Field(description="collect again, with the adapted policy, before every adaptation step")
 
 
@@ -48,6 +49,36 @@ class InnerConfig(StrictModel):
 
 
 Act = Callable[[Tensor], Tensor]  # obs [M, N, ...] -> action [M, N]
+
+
+def explorer(learner: Learner, params: Params, epsilon: float, repeat: int, rng: torch.Generator) -> Act:
+    """Epsilon-greedy where a random action lasts ``repeat`` steps; the share of random steps stays epsilon.
+
+    Temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration. ``params`` lead with [M].
+    """
+    if repeat == 1:
+        return lambda obs: learner.act(params, obs, epsilon, rng)
+    held: Tensor | None = None
+    left: Tensor | None = None
+
+    def act(obs: Tensor) -> Tensor:
+        nonlocal held, left
+        anything = learner.act(params, obs, 1.0, rng)
+        if held is None or left is None:
+            held, left = anything, torch.zeros(obs.shape[:2], dtype=torch.long, device=obs.device)
+            # as if it had always explored: some are in the middle of a random action
+            part = torch.randint(1, repeat + 1, left.shape, generator=rng, device=obs.device)
+            left = torch.where(torch.rand(left.shape, generator=rng, device=obs.device) < epsilon, part, left)
+        starts = epsilon / (epsilon + repeat * (1 - epsilon))  # of idle steps, so that a share epsilon of all is random
+        begin = (left == 0) & (torch.rand(left.shape, generator=rng, device=obs.device) < starts)
+        left = torch.where(begin, repeat, left)
+        wide = (...,) + (None,) * (anything.dim() - 2)
+        held = torch.where(begin[wide], anything, held)
+        random = left > 0
+        left = (left - 1).clamp(min=0)
+        return held if epsilon >= 1 else torch.where(random[wide], held, learner.act(params, obs, 0.0))
+
+    return act
 
 
 def collect(env: Env, act: Act, steps: int, one_episode: bool = False) -> Transitions:
@@ -139,7 +170,7 @@ def collect_support(
 ) -> Transitions:
     """One episode in each of ``rollouts`` fresh environments per task, cut at ``steps`` -> ``[M, T, N, ...]``."""
     env = family.make(task, config.rollouts, rng)
-    return collect(env, lambda obs: learner.act(params, obs, config.epsilon, rng), config.steps, one_episode=True)
+    return collect(env, explorer(learner, params, config.epsilon, config.repeat, rng), config.steps, one_episode=True)
 
 
 @torch.no_grad()

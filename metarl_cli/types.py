@@ -100,8 +100,16 @@ class Family(Protocol):
     """A distribution of tasks and the environments that run them."""
 
     spec: Spec
-    splits: tuple[str, ...]  # the splits it has, of train, validation, test and ood
-    finite: bool  # whether its tasks are so few that the splits share them
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits it has, of train, validation, test and ood."""
+        ...
+
+    @property
+    def finite(self) -> bool:
+        """Whether its tasks are so few that the splits share them."""
+        ...
 
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
         """Draw ``num`` tasks of ``split`` (train, validation, test or ood); the first n do not depend on ``num``."""

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.func import grad_and_value, vmap
 
-from metarl_cli.inner_loop import SupportConfig, adapt_from_scratch, collect
+from metarl_cli.inner_loop import SupportConfig, adapt_from_scratch, collect, explorer
 from metarl_cli.networks import load_params
 from metarl_cli.replay import Replay
 from metarl_cli.seeding import Streams, numpy_rng
@@ -42,6 +42,7 @@ class Config(StrictModel):
     clip: float = Field(gt=0, description="largest norm of each task's gradient")
     epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
+    repeat: int = Field(gt=0, description="steps a random action lasts")
     target: TargetConfig
     returns: Returns = Field(description="what the support teaches when adapting to a task")
     scratch_lr: float = Field(gt=0, description="Adam's rate when adapting to a task")
@@ -85,9 +86,8 @@ class Scratch:
         config = self.config
         start, end = config.epsilon
         epsilon = start + (end - start) * min(self.iteration / config.epsilon_iterations, 1.0)
-        experience = collect(
-            self.env, lambda obs: self.learner.act(self.params, obs, epsilon, self.rng["exploration"]), config.steps
-        )
+        policy = explorer(self.learner, self.params, epsilon, config.repeat, self.rng["exploration"])
+        experience = collect(self.env, policy, config.steps)
         self.replay.add(experience)
         self.env_steps += experience.reward.numel()
         metrics = {

@@ -44,6 +44,7 @@ from metarl_cli.inner_loop import (
     collect,
     collect_support,
     expand,
+    explorer,
     initial_rates,
     inner_step,
 )
@@ -60,6 +61,7 @@ class QueryConfig(StrictModel):
     steps: int = Field(gt=0, description="steps per iteration in each environment")
     epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
+    repeat: int = Field(gt=0, description="steps a random action lasts")
     capacity: int = Field(gt=0, description="replay per task [transitions]")
 
 
@@ -175,9 +177,8 @@ class MAML:
             params = inner_step(self.learner, params, self.meta["rates"], support, inner.returns)
         start, end = config.query.epsilon
         epsilon = start + (end - start) * min(self.iteration / config.query.epsilon_iterations, 1.0)
-        query = collect(
-            self.env, lambda obs: self.learner.act(params, obs, epsilon, self.rng["exploration"]), config.query.steps
-        )
+        policy = explorer(self.learner, params, epsilon, config.query.repeat, self.rng["exploration"])
+        query = collect(self.env, policy, config.query.steps)
         self.replay.add(query)
         self.env_steps += query.reward.numel()
         ends = float(query.ended.sum())

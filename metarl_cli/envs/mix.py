@@ -115,7 +115,8 @@ class Mix:
         asked = {key.split(".", 1)[0] for key in values if key != "family"}
         unknown = [key for key in values if key != "family" and (key.split(".", 1)[0] not in names or "." not in key)]
         if unknown:
-            raise ValueError(f"no such task parameter: {', '.join(unknown)}; known: family, {', '.join(f'{n}.*' for n in names)}")
+            known = ", ".join(f"{name}.*" for name in names)
+            raise ValueError(f"no such task parameter: {', '.join(unknown)}; known: family, {known}")
         number = values.get("family", float(names.index(min(asked))) if asked else 0.0)
         if number not in range(len(names)):
             raise ValueError(f"family must be one of 0 to {len(names) - 1} ({', '.join(names)}), got {number:g}")
