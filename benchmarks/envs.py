@@ -4,9 +4,10 @@
     python benchmarks/envs.py acrobot_v1 pendulum_v1 --shapes 64x64    some of them
     python benchmarks/envs.py --seconds 2 --windows 5                  longer, for a busy machine
 
-A shape is tasks x environments of each; Gymnasium runs as many copies of its nominal environment. All take random actions from
-the same function, one thread computes, automatic resets included. In one run the contenders take turns in short windows, and
-the best window of each counts: what else the machine does can only slow one down.
+A shape is tasks x environments of each; Gymnasium runs as many copies of its nominal environment, in the family's wrappers, and
+its own vectorised one, where it has one, at its defaults. All take random actions from the same function, one thread computes,
+automatic resets included. In one run the contenders take turns in short windows, and the best window of each counts: what else
+the machine does can only slow one down.
 
 Ratios above 1 say that metarl is faster. A dash: Gymnasium has nothing of the kind to compare with.
 """
@@ -76,9 +77,9 @@ def speeds(contenders: dict[str, Stepper], copies: int, seconds: float, windows:
     return best
 
 
-def rivals(key: str, copies: int) -> tuple[dict[str, VectorEnv], dict[str, str]]:
-    """Gymnasium's vector environments of so many copies, and a word for each that there cannot be."""
-    make = [lambda: gymnasium.make(key)] * copies
+def rivals(key: str, build: Callable[[], gymnasium.Env[Any, Any]], copies: int) -> tuple[dict[str, VectorEnv], dict[str, str]]:
+    """Gymnasium's vector environments of so many copies of what ``build`` gives, and a word for each that there cannot be."""
+    make = [build] * copies
     envs: dict[str, VectorEnv] = {SYNC: SyncVectorEnv(make)}
     if copies <= MOST_PROCESSES:
         envs[ASYNC] = AsyncVectorEnv(make)
@@ -99,8 +100,13 @@ def measure(values: dict[str, Any], shape: Shape, seconds: float, windows: int) 
         if "pip install" not in str(error):
             raise
         return {OURS: "not installed"}
-    key = SAME_AS.get(values["module"], values.get("id"))
-    envs, words = rivals(key, copies) if key else ({}, {})
+    envs: dict[str, VectorEnv] = {}
+    words: dict[str, str] = {}
+    if not native(values):  # the same environment, in the same wrappers
+        nominal = {name: parameter.nominal for name, parameter in config.parameters.items()}
+        envs, words = rivals(config.id, lambda: module.build(config, nominal), copies)
+    elif key := SAME_AS.get(values["module"]):
+        envs, words = rivals(key, lambda: gymnasium.make(key), copies)
     try:
         steppers = {OURS: ours(family, *shape), **{name: theirs(env, family.spec) for name, env in envs.items()}}
         return {**speeds(steppers, copies, seconds, windows), **words}
