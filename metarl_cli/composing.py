@@ -72,7 +72,7 @@ def installed_folders() -> Iterator[tuple[str, str]]:
 
 
 class InstalledConfigurations(SearchPathPlugin):
-    """Has Hydra look into ``installed_folders`` too, after the configurations of this package."""
+    """Has Hydra look into ``installed_folders`` too: after the configurations of this package, before ``--config-dir``."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for name, folder in installed_folders():

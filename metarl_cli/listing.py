@@ -125,9 +125,9 @@ class Catalogue:
         lines = [line for line in self.text(name).splitlines() if not line.startswith("# @package")]
         return lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
 
-    def docstring(self, name: str) -> str:
-        """What its module says of itself; read, not imported."""
-        module = str(self.values[name].get("module", ""))
+    def docstring(self, values: dict[str, Any]) -> str:
+        """What the module of an option says of itself; read, not imported."""
+        module = str(values.get("module", ""))
         installed = {point.name: point.module for point in entry_points(group=f"metarl.{self.command}")}
         try:
             spec = find_spec(f"metarl_cli.{self.command}.{module}") if module.isidentifier() else None
@@ -139,15 +139,15 @@ class Catalogue:
         text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
         return re.sub(r":\w+:`", "`", text)  # roles are Sphinx's
 
-    def paper(self, name: str) -> str:
+    def paper(self, values: dict[str, Any]) -> str:
         """The paper of an option: of the row of its module's docstring whose values it has, else the first one cited."""
-        text = self.docstring(name)
-        own = {f"{'.'.join(path)}={problems.show(value)}" for path, value in leaves(self.values[name])}
+        text = self.docstring(values)
+        own = {f"{'.'.join(path)}={problems.show(value)}" for path, value in leaves(values)}
         for line in text.splitlines():
             _, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             if len(cells) == 2 and own.issuperset(v if "=" in v else f"{v}=true" for v in cells[0].split(", ")):
                 return cells[1] if re.search(r"\b\d{4}\b", cells[1]) else ""
-        cited = re.search(r"\(([^()]*(?:arXiv:|doi:)[^()]*)\)", f"{self.description(name)}\n{text}")
+        cited = re.search(r"\(([^()]*(?:arXiv:|doi:)[^()]*)\)", text)
         return problems.one_line(cited[1]) if cited else ""
 
     def experiments(self, name: str) -> list[str]:
@@ -206,7 +206,7 @@ def _list(console: Console, catalogue: Catalogue) -> None:
     for name in catalogue.names:
         values = catalogue.values[name]
         short = mixed(values) or [f"{key}={span.replace(' ', '')}" for key, (span, _) in varied(values).items()]
-        more = ", ".join(short) if catalogue.group == "env" else catalogue.paper(name)
+        more = ", ".join(short) if catalogue.group == "env" else catalogue.paper(values)
         what = f"cannot be composed: {broken}" if (broken := catalogue.broken.get(name)) else catalogue.description(name)
         if console.is_terminal:
             table.add_row(Text(name, "bold", no_wrap=True), Text(what) + Text(f"\n{more}" if more else "", "dim"))
@@ -237,7 +237,7 @@ def _show(console: Console, catalogue: Catalogue, name: str) -> None:
         facts["not here"] = problems.one_line(error)
     if family:
         facts |= _family_facts(family)
-    if group == "algo" and (paper := catalogue.paper(name)):
+    if group == "algo" and (paper := catalogue.paper(values)):
         facts["paper"] = paper
 
     console.print(Text(name, "bold") + Text(f": {catalogue.description(name)}", "not bold"))
@@ -246,7 +246,7 @@ def _show(console: Console, catalogue: Catalogue, name: str) -> None:
         _table(console, (), [(Text(key, "dim"), Text(text)) for key, text in facts.items()])
     if group == "env" and (parameters := list(_parameter_rows(values, family))):
         _table(console, ("task parameter", "nominal", "range", "out of distribution"), parameters)
-    if text := catalogue.docstring(name):
+    if text := catalogue.docstring(values):
         console.print(Markdown(text) if console.is_terminal else Text(text))
         console.print()
     shown = [(path, value) for path, value in leaves(values) if not {*path} & {*TOLD}]
@@ -254,7 +254,7 @@ def _show(console: Console, catalogue: Catalogue, name: str) -> None:
         inner = {key: None for key, group in values.items() if mixed({key: group})}  # families have a model of their own
         rows = [(Text(".".join((group, *p))), Text(problems.show(v)), _meaning(inner.get(p[0], model), p)) for p, v in shown]
         _table(console, ("value", "", "meaning; what is allowed"), rows)
-    for line in _examples(catalogue, name, values):
+    for line in _examples(catalogue, name, {} if "not here" in facts else values):
         console.print(Text(f"  {line}", no_wrap=True, overflow="ignore"))
     console.print()
 
@@ -266,7 +266,9 @@ def _table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[Text
     table = Table(*columns, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_header=bool(columns))
     for row in rows:
         table.add_row(*row)
-    table.columns[0].min_width = max(len(row[0]) for row in rows)  # a key is never cut
+    for column in table.columns[1:]:
+        column.overflow = "fold"
+    table.columns[0].width = max(len(head) for head in (*columns[:1], *(row[0].plain for row in rows)))  # a key is never cut
     console.print(table)
     console.print()
 
@@ -315,13 +317,13 @@ def _meaning(model: Any, path: tuple[str, ...]) -> Text:
 
 
 def _examples(catalogue: Catalogue, name: str, values: dict[str, Any]) -> Iterator[str]:
-    """Commands that use it and that work, the measured settings first."""
+    """Commands that use it and that work here, the measured settings first; ``values`` are empty where it cannot be built."""
     from metarl_cli import building
 
     group, more = catalogue.group, f" --config-dir {catalogue.config_dir}" if catalogue.config_dir else ""
     yield from (f"metarl train experiment={experiment}{more}" for experiment in catalogue.experiments(name))
     others = [f"algo={algo}" for algo in catalogue.composer.loader.get_group_options("algo")] if group == "env" else []
-    for first in ("", *others):
+    for first in ("", *others) if values else ():
         try:
             building.validate("train", catalogue.compose(name, *filter(None, [first])))
         except (building.ConfigError, *composing.ERRORS, composing.UsageError):

@@ -69,15 +69,21 @@ def test_papers_follow_the_variant(capsys):
     assert lines["pretrain_dqn"].endswith(first_line("algo", "pretrain_dqn")), "no paper"
 
 
+@pytest.fixture(scope="module")
+def catalogues():
+    return {command: listing.Catalogue(command, None) for command in COMMANDS}
+
+
 @pytest.mark.parametrize(("command", "name"), EVERY)
-def test_one_in_full(command, name, capsys):
+def test_one_in_full(command, name, catalogues, capsys):
     group = listing.GROUPS[command]
     shown = said(capsys, command, name)
     assert shown.startswith(f"{name}: {first_line(group, name)}\n\n")
-    catalogue = listing.Catalogue(command, None)
-    assert len(catalogue.docstring(name)) > 100
-    assert catalogue.docstring(name).splitlines()[0] in shown
-    for path, _ in listing.leaves(catalogue.values[name]):
+    values = catalogues[command].values[name]
+    text = catalogues[command].docstring(values)
+    assert len(text) > 100
+    assert text.splitlines()[0] in shown
+    for path, _ in listing.leaves(values):
         if path[0] in ("ranges", "choices"):
             assert path[1:] == () or f"\n{path[1]} " in shown
         elif not {*path} & {*listing.TOLD}:
@@ -178,6 +184,15 @@ def test_what_cannot_be_built_here_says_why(mine, capsys):
     assert "env.horizon=-1: must be an integer > 0" in said(capsys, "envs", "wrong", *flag)
 
 
+def test_a_simulator_that_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setattr("metarl_cli.envs.gymnasium.find_spec", lambda name: None)
+    assert "lunar_lander_family" in said(capsys, "envs")
+    shown = said(capsys, "envs", "lunar_lander_family")
+    assert 'pip install "metarl-cli[box2d]"\n' in shown
+    assert "\nwind_power " in shown
+    assert "metarl train env" not in shown
+
+
 def test_one_that_does_not_compose_leaves_the_others(mine, capsys):
     (mine / "env" / "broken.yaml").write_text("# Inherits from nobody.\ndefaults: [nobody]\n")
     lines = {line.split()[0]: line for line in said(capsys, "envs", "--config-dir", str(mine)).splitlines()}
@@ -194,6 +209,7 @@ def test_on_a_terminal_nothing_is_wider_than_it(width, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     for words in (["envs"], ["algos"], ["envs", "cartpole_family"], ["algos", "maml_dqn"]):
         shown = re.sub(r"\x1b\[[0-9;]*m", "", said(capsys, *words))
+        assert words != ["algos", "maml_dqn"] or "\nalgo.inner.support.rollouts  " in shown, "a key is never cut"
         assert max(map(len, shown.splitlines())) <= min(width, listing.WIDEST)
 
 
