@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from metarl_cli.building import TrainConfig, validate
+from metarl_cli.building import TrainConfig, load, validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 torch.set_num_threads(1)
@@ -42,6 +42,7 @@ TINY_MAML = [
     "algo.query.steps=5",
     "algo.query.capacity=60",
 ]
+TINY_REFERENCE = [override for override in TINY if not override.startswith("env.")]
 TINY_DQN = ["algo.tasks=3", "algo.envs=2", "algo.steps=5", "algo.updates=2", "algo.batch=8", "algo.warmup=1"]
 
 
@@ -53,6 +54,12 @@ def options(group: str) -> list[str]:
 def tiny(algo: str) -> list[str]:
     """Overrides that make a run of ``algo`` small."""
     return [*TINY, *(TINY_DQN if algo == "dqn" else TINY_MAML)]
+
+
+def algorithms(learns: bool) -> list[str]:
+    """The algorithms that learn across tasks, or the references, which have nothing to learn."""
+    found = {name: load("algo", compose_values("train", [f"algo={name}"])["algo"])[0].Algo for name in options("algo")}
+    return [name for name, algorithm in found.items() if algorithm.learns == learns]
 
 
 def compose_values(command: str, overrides: list[str]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train, compose_values, options
+from conftest import TINY_MAML, TINY_REFERENCE, compose_train, compose_values, options
 
 from metarl_cli.actions import bounds, random_actions
 from metarl_cli.building import load
+from metarl_cli.evaluate import Evaluator
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 ENVS = options("env")
@@ -283,3 +284,22 @@ def test_physics_that_make_no_sense_are_refused():
 def test_named_task_refuses_an_unknown_parameter():
     with pytest.raises(ValueError, match="no such task parameter: gravty"):
         family("cartpole_family").named_task({"gravty": 9.0})
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_maml_dqn_runs_on_every_family(name):
+    """One meta-iteration and one adaptation, whatever the observations and actions are."""
+    ours = short(name)
+    image = len(ours.spec.obs_shape) == 3 and ours.spec.obs_shape[0] <= 4
+    small = [{"channels": 2, "kernel": 8, "stride": 8}] if image and min(ours.spec.obs_shape[1:]) > 16 else []
+    tiny = [o for o in TINY_REFERENCE if o != "train.iterations=4"]
+    config = compose_train("algo=maml_dqn", *tiny, *TINY_MAML)
+    learner = {**config.learner, "network": {**config.learner["network"], "convolutions": small}}
+    module, values = load("learner", learner)
+    algo, chosen = load("algo", config.algo)
+    algorithm = algo.Algo(chosen, module.Learner(values, ours.spec), ours, 4, 0, torch.device("cpu"))
+    assert all(np.isfinite(v) for v in algorithm.train_step().values())
+    tasks = ours.sample_tasks(2, "test", numpy_rng(0, "tasks", "test"))
+    curve = Evaluator(ours, tasks, 1, 0, "test").curve(algorithm, 1)
+    assert np.isfinite(curve.returns).all()
+    assert curve.env_steps[1] > 0

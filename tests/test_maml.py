@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import compose_train, options, tiny
+from conftest import algorithms, compose_train, tiny
 
 from metarl_cli.run_folder import build
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -150,7 +150,7 @@ def test_reptile_moves_towards_the_adapted_weights(float64):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("algo", options("algo"))
+@pytest.mark.parametrize("algo", algorithms(learns=True))
 @pytest.mark.parametrize("env", ["cartpole_family", "navigation_2d"])
 def test_every_algorithm_trains_and_adapts(algo, env):
     """Each yaml of conf/algo: same seed same bits, other seed other; adapting changes nothing."""
@@ -175,7 +175,7 @@ def test_every_algorithm_trains_and_adapts(algo, env):
     assert all(torch.equal(a, b) for a, b in zip(before, flat(algorithm.state_dict()), strict=True))
 
 
-@pytest.mark.parametrize("algo", options("algo"))
+@pytest.mark.parametrize("algo", algorithms(learns=True))
 def test_state_round_trip_goes_on_with_the_same_bits(algo):
     overrides = (f"algo={algo}", "env=cartpole_family", *tiny(algo))
     one, two = (build(compose_train(*overrides)).algorithm for _ in range(2))

@@ -132,6 +132,14 @@ def test_thompson_samples_the_posterior(env):
     assert bool((optimistic >= mean - 1e-6).all())
 
 
+def test_the_prior_is_the_family_s():
+    _, algorithm = parts("greedy", "bandit", "env.location=0.4", "env.scale=0.2")  # variance 0.2²/12: that of Beta(37, 37)
+    assert algorithm.prior_mean == pytest.approx(0.5)
+    assert algorithm.prior_pulls == pytest.approx(74)
+    _, algorithm = parts("greedy", "bandit_gaussian", "env.location=2.0", "env.scale=0.5", "env.noise=3.0")
+    assert (algorithm.prior_mean, algorithm.prior_pulls) == (2.0, pytest.approx(36))
+
+
 def test_epsilon_is_a_share_of_random_arms():
     _, algorithm = parts("epsilon_greedy", "bandit", "algo.epsilon=0.3")
     memory = seen([[[1.0, 0.0, 0.0, 0.0, 0.0]] * 50_000], [[[1.0, 0.0, 0.0, 0.0, 0.0]] * 50_000])

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train, options, tiny
+from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, tiny
 from test_maml import flat
 
-from metarl_cli import checkpoint, train
+from metarl_cli import adapt, checkpoint, evaluate, train
+from metarl_cli.building import validate
 from metarl_cli.run_folder import RunFolder, build, held_out_tasks, task_hash
 from metarl_cli.types import UserError
 
@@ -62,7 +63,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("algo", options("algo"))
+@pytest.mark.parametrize("algo", algorithms(learns=True))
 def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
     score = run_here(tmp_path / "run", *small(algo))
     assert np.isfinite(score)
@@ -79,6 +80,30 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
     shared = {"eval/return_before", "eval/return_after", "eval/gain", "eval/auc", "eval/return_step_1", "loss/query"}
     assert shared | {"test/return_after", "ood/return_after", "test/return_scratch", "test/return_random"} <= tags
     assert "held-out tasks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("algo", "env"), [("thompson", "bandit"), ("psrl", "tabular_mdp"), ("oracle", "gridworld")])
+def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
+    run_here(tmp_path / "run", *TINY_REFERENCE, f"algo={algo}", f"env={env}", "algo.episodes=3")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.manifest()["status"] == "finished"
+    result = json.loads((folder.results / "test.json").read_text())
+    returns = np.array(result["adapted"]["task_returns"])
+    assert returns.shape == (3, 4), "one row an episode, one column a task"
+    assert result["trial"]["episodes"] == 3
+    assert result["trial"]["mean"] == pytest.approx(returns.sum(0).mean(), rel=1e-5)
+    assert np.array(result["optimum"]).shape == (4,)
+    tags = {tag for row in logged(folder.path) for tag in row}
+    assert {"test/regret", "test/return_optimum", "test/trial_return", "test/return_step_2", "test/return_random"} <= tags
+    shown = capsys.readouterr().out
+    for text in ("episode 3", "whole trial, 3 episodes", "optimum, told the task"):
+        assert text in shown
+    if algo == "oracle":
+        assert returns == pytest.approx(np.tile(result["optimum"], (3, 1))), "told the task, it is the optimum"
+    evaluate.run(validate("test", compose_values("test", [f"run={folder}", "steps=4", "hardware=cpu"])))
+    assert "whole trial, 5 episodes" in capsys.readouterr().out
+    adapt.run(validate("adapt", compose_values("adapt", [f"run={folder}", "gif=true", "episodes=5", "hardware=cpu"])))
+    assert (folder.path / "adapted" / "nominal" / "trial.gif").stat().st_size > 500
 
 
 def test_a_run_folder_holds_what_it_must(finished):
