@@ -16,7 +16,8 @@ ones, each with the mean and variance of the family's. Nothing is learned: train
 
 Differs from the paper: it tunes c and ε for each setting, here they are single values. It does not say how arms never pulled
 count; its short trials with many arms rule out that each is pulled once, and counting the prior meets its columns. So does
-the first of equals: greedy would do better with ties broken at random (80.3 rather than 78.1 of its 100 pulls of 50 arms).
+the first of equals: greedy would do better with ties broken at random (80.3 rather than 78.1 of 100 pulls of 50 arms). Its
+column of optimistic Thompson sampling is not reached (5.99 rather than 6.5 of 10 pulls of 5 arms).
 """
 
 from __future__ import annotations

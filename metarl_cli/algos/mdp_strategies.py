@@ -5,8 +5,8 @@ they plan on. With α_s' the Dirichlet weights of the successors of a state and 
 imagined rewards of mean μ beside the n real ones:
 
 psrl            one process sampled from the posterior (Osband 2013, arXiv:1306.0940)
-opsrl           the greatest of the values of several samples, for each state, action and step (Osband and Van Roy 2017,
-                arXiv:1607.00215, call for it; as in the authors' code, github.com/iosband/TabulaRL)
+opsrl           the greatest of the values of several samples, for each state, action and step (as in Osband's own
+                comparison of PSRL with others, github.com/iosband/TabulaRL)
 ucrl2           the best process within √(c² ln(2SAT/δ) / n) of the mean reward and √S times that of the mean transition, in
                 L1 (Jaksch 2010, jmlr.org/papers/v11/jaksch10a)
 beb             the mean, and β / (1 + n) more reward (Kolter and Ng 2009, doi:10.1145/1553374.1553441)
@@ -18,7 +18,7 @@ Nothing is learned: training passes at once. A state seen to end an episode coun
 
 Differs from the papers: UCRL2 plans over the episode and at its start, not on doubled counts and without end; BEB's n counts
 visits alone, not the prior. The RL² paper tunes the constants for each setting and does not name them; here they are one
-value each. Its greedy column is without a prior (``prior`` near 0), which is worse.
+value each. Its greedy column is close to what greedy does without a prior (``prior`` near 0), which is worse.
 """
 
 from __future__ import annotations
