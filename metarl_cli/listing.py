@@ -139,15 +139,16 @@ class Catalogue:
         text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
         return re.sub(r":\w+:`", "`", text)  # roles are Sphinx's
 
-    def paper(self, values: dict[str, Any]) -> str:
-        """The paper of an option: of the row of its module's docstring whose values it has, else the first one cited."""
+    def paper(self, name: str, values: dict[str, Any]) -> str:
+        """The paper of an option: of the row of its module's docstring with its values or name, else the first one cited."""
         text = self.docstring(values)
         own = {f"{'.'.join(path)}={problems.show(value)}" for path, value in leaves(values)}
         for line in text.splitlines():
             _, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             if len(cells) == 2 and own.issuperset(v if "=" in v else f"{v}=true" for v in cells[0].split(", ")):
                 return cells[1] if re.search(r"\b\d{4}\b", cells[1]) else ""
-        cited = re.search(r"\(([^()]*(?:arXiv:|doi:)[^()]*)\)", text)
+        cited = re.search(rf"^{re.escape(name)} .*\(([^()]*\b\d{{4}}\b[^()]*)\)", text, re.MULTILINE)
+        cited = cited or re.search(r"\(([^()]*(?:arXiv:|doi:)[^()]*)\)", text)
         return problems.one_line(cited[1]) if cited else ""
 
     def experiments(self, name: str) -> list[str]:
@@ -206,7 +207,7 @@ def _list(console: Console, catalogue: Catalogue) -> None:
     for name in catalogue.names:
         values = catalogue.values[name]
         short = mixed(values) or [f"{key}={span.replace(' ', '')}" for key, (span, _) in varied(values).items()]
-        more = ", ".join(short) if catalogue.group == "env" else catalogue.paper(values)
+        more = ", ".join(short) if catalogue.group == "env" else catalogue.paper(name, values)
         what = f"cannot be composed: {broken}" if (broken := catalogue.broken.get(name)) else catalogue.description(name)
         if console.is_terminal:
             table.add_row(Text(name, "bold", no_wrap=True), Text(what) + Text(f"\n{more}" if more else "", "dim"))
@@ -237,7 +238,7 @@ def _show(console: Console, catalogue: Catalogue, name: str) -> None:
         facts["not here"] = problems.one_line(error)
     if family:
         facts |= _family_facts(family)
-    if group == "algo" and (paper := catalogue.paper(values)):
+    if group == "algo" and (paper := catalogue.paper(name, values)):
         facts["paper"] = paper
 
     console.print(Text(name, "bold") + Text(f": {catalogue.description(name)}", "not bold"))
