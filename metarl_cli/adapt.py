@@ -17,7 +17,7 @@ from metarl_cli.evaluate import Evaluator, episode_returns, label, load_weights
 from metarl_cli.run_folder import RunFolder, build
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, iqm_interval
-from metarl_cli.tracking import Tracker, flatten, gif
+from metarl_cli.tracking import Tracker, gif
 from metarl_cli.types import Adaptation, Family, GradientAlgorithm, Task, TrialAlgorithm, UserError
 
 
@@ -31,13 +31,12 @@ def run(config: AdaptConfig) -> float:
     trained = folder.config(config.hardware)
     parts = build(trained)
     load_weights(folder, parts, config.checkpoint)
-    named = {key: float(value) for key, value in flatten(config.task).items()}  # a mix has parameters of each family
     try:
-        task = parts.family.named_task(named)
+        task = parts.family.named_task(config.task)
     except ValueError as error:
         raise UserError(str(error)) from error
     steps = config.steps or trained.test.steps
-    name = "-".join(f"{key}={value:g}" for key, value in named.items()) or "nominal"
+    name = "-".join(f"{key}={value:g}" for key, value in config.task.items()) or "nominal"
     out = Path(config.out) if config.out else folder.path / "adapted" / name
     try:
         out.mkdir(parents=True, exist_ok=True)

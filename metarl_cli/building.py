@@ -19,7 +19,7 @@ from operator import getitem
 from types import ModuleType
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from metarl_cli.problems import choose, describe, one_line, show
 from metarl_cli.types import StrictModel, UserError
@@ -81,9 +81,7 @@ class AdaptConfig(StrictModel):
     """``metarl adapt``."""
 
     run: str = Field(description="the run folder to adapt from")
-    task: dict[str, float | dict[str, float]] = Field(
-        description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere"
-    )
+    task: dict[str, float] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
     steps: int | None = Field(gt=0, description="adaptation steps; none: as at the end of training")
     episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
     seed: int = Field(ge=0, description="seed of the support episodes and of the measuring ones")
@@ -91,6 +89,15 @@ class AdaptConfig(StrictModel):
     gif: bool = Field(description="record an animated GIF before and after")
     out: str | None = Field(description="folder for the adapted policy; none: inside the run folder")
     hardware: Hardware
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _parameters_of_a_mix(cls, task: object) -> object:
+        """``{family: {name: value}}`` -> ``{"family.name": value}``: the parameters of one family in a mix."""
+        if not isinstance(task, dict):
+            return task
+        nested = {k: v if isinstance(v, dict) else {"": v} for k, v in task.items()}
+        return {f"{k}.{name}".rstrip("."): value for k, group in nested.items() for name, value in group.items()}
 
 
 MODELS: dict[str, type[StrictModel]] = {"train": TrainConfig, "test": TestConfig, "adapt": AdaptConfig}

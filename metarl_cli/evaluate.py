@@ -49,7 +49,7 @@ class Total(NamedTuple):
     standard_error: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.standard_error:.2f}"
+        return f"mean {self.mean:.2f} ± {self.standard_error:.2f}"
 
 
 class Report(NamedTuple):
@@ -245,7 +245,7 @@ def table(report: Report, title: str) -> Table:
     if report.optimum is not None:
         shown.add_row("optimum, told the task", "", "", f"{float(iqm(report.optimum)):.2f}", style="dim")
     if report.total:
-        shown.add_row(f"whole trial, {report.total.episodes} episodes: mean", "", "", str(report.total), style="bold")
+        shown.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
     return shown
 
 

@@ -313,7 +313,7 @@ def _meaning(model: Any, path: tuple[str, ...]) -> Text:
     """What a value means and what is allowed there."""
     if model is None:
         return Text()
-    allowed, meaning, _ = problems._expected(model, list(path))
+    allowed, meaning, _ = problems.expected(model, list(path))
     return Text(f"{meaning}; " if meaning else "") + Text(allowed, "dim")
 
 

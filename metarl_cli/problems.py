@@ -42,14 +42,14 @@ def _describe(model: type[BaseModel], key: str, error: ErrorDetails, known: set[
     if error["type"] == "value_error":  # a rule between several keys
         place = f"{key.rstrip('.')}: " if key else ""
         return place + one_line(error["ctx"]["error"])
-    allowed, meaning, choices = _expected(model, list(error["loc"]))
+    allowed, meaning, choices = expected(model, list(error["loc"]))
     meaning = f" ({meaning})" if meaning else ""
     if error["type"] == "missing":
         return f"{key}: missing; must be {allowed}{meaning}"
     return f"{given}: must be {allowed}{meaning}{did_you_mean(str(error['input']), choices)}"
 
 
-def _expected(model: type[BaseModel], loc: list[Any]) -> tuple[str, str, list[str]]:
+def expected(model: type[BaseModel], loc: list[Any]) -> tuple[str, str, list[str]]:
     """What belongs at ``loc``: its type and range in words, its meaning, and the names to choose from if any."""
     kind: Any = model
     rules: list[Any] = []

@@ -51,6 +51,7 @@ class Tasks:
     parameters: dict[str, float]  # name -> nominal value, SI units
     positive: frozenset[str] = frozenset()  # parameters that make no sense at zero or below
     finite = False  # whether the tasks are so few that the splits share them
+    reversed: str | None = None  # the actuator's parameter, where it is negative in half of the tasks; its range is of its size
 
     def __init__(self, config: TasksConfig, device: torch.device | str = "cpu"):
         unknown = [name for name in config.ranges if name not in self.parameters]
@@ -74,7 +75,11 @@ class Tasks:
     def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
         """Parameters from numbers uniform in [0, 1); a parameter without a range keeps its nominal value."""
         bounds = {name: ranges.get(name, [value, value]) for name, value in self.parameters.items()}
-        return {name: low + (high - low) * unit[name] for name, (low, high) in bounds.items()}
+        signs: Columns = {}
+        if self.reversed is not None:
+            centred = 2 * unit[self.reversed] - 1  # its sign is the actuator's, its size the place in the range
+            unit, signs = {**unit, self.reversed: np.abs(centred)}, {self.reversed: np.where(centred < 0, -1, 1)}
+        return {name: signs.get(name, 1) * (low + (high - low) * unit[name]) for name, (low, high) in bounds.items()}
 
     def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
         """``num`` tasks; row by row, so that the first n do not depend on ``num``."""
@@ -106,7 +111,8 @@ class Tasks:
 
     def outside(self, rows: Columns) -> np.ndarray:
         """``[num]`` whether a task lies outside the training range in at least one parameter."""
-        hits = [(rows[k] < low) | (rows[k] > high) for k, (low, high) in self.ranges.items()]
+        sizes = {name: np.abs(value) if name == self.reversed else value for name, value in rows.items()}
+        hits = [(sizes[k] < low) | (sizes[k] > high) for k, (low, high) in self.ranges.items()]
         return np.asarray(np.any(hits, axis=0))
 
     def named_task(self, values: dict[str, float]) -> Task:

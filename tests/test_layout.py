@@ -20,7 +20,7 @@ LAYERS = [
     {"building", "composing", "checkpoint", "statistics", "seeding", "networks", "returns", "replay"},
     {"actions", "tasks"},
     {"run_folder", "tracking", "envs"},
-    {"inner_loop"},
+    {"inner_loop", "reference"},
     {"learners"},
     {"algos"},
     {"evaluate"},

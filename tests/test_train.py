@@ -96,12 +96,12 @@ def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
     tags = {tag for row in logged(folder.path) for tag in row}
     assert {"test/regret", "test/return_optimum", "test/trial_return", "test/return_step_2", "test/return_random"} <= tags
     shown = capsys.readouterr().out
-    for text in ("episode 3", "whole trial, 3 episodes", "optimum, told the task"):
+    for text in ("episode 3", "sum of 3 episodes", "optimum, told the task"):
         assert text in shown
     if algo == "oracle":
         assert returns == pytest.approx(np.tile(result["optimum"], (3, 1))), "told the task, it is the optimum"
     evaluate.run(validate("test", compose_values("test", [f"run={folder}", "steps=4", "hardware=cpu"])))
-    assert "whole trial, 5 episodes" in capsys.readouterr().out
+    assert "sum of 5 episodes" in capsys.readouterr().out
     adapt.run(validate("adapt", compose_values("adapt", [f"run={folder}", "gif=true", "episodes=5", "hardware=cpu"])))
     assert (folder.path / "adapted" / "nominal" / "trial.gif").stat().st_size > 500
 

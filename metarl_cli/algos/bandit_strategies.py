@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from metarl_cli.envs.bandit import Bandit
+from metarl_cli.reference import Reference
 from metarl_cli.seeding import numpy_rng
 from metarl_cli.types import Family, Learner, Share, State, Step, StrictModel, Task
 
@@ -51,32 +52,28 @@ class Config(StrictModel):
     epsilon: Share = Field(description="share of random pulls")
 
 
-class Strategy:
+class Strategy(Reference):
     """Pull the arm of the greatest index.
 
     Args:
         config: see :class:`Config`.
         learner: unused.
-        family: the bandits.
+        family: the family.
         seed: of the one training task the interface asks for.
 
     Raises:
         ValueError: for a family that is no bandit, or Gittins indices for arms that are not Bernoulli.
     """
 
-    learns = False
-
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        bandits: object = family
-        if not isinstance(bandits, Bandit):
+        if not isinstance(family, Bandit):
             raise ValueError("this algorithm is for bandits (env=bandit)")
-        arms = bandits.config
+        arms = family.config
         self.bernoulli = arms.rewards == "bernoulli"
         if config.index == "gittins" and not self.bernoulli:
             raise ValueError("algo=gittins needs Bernoulli arms (env=bandit)")
         self.config, self.episodes = config, config.episodes
         self.task = family.sample_tasks(1, "train", numpy_rng(seed, "tasks", "train"))
-        self.env_steps = 0
         uniform = arms.prior == "uniform"
         mean = arms.location + arms.scale / 2 if uniform else arms.location
         variance = arms.scale**2 / (12 if uniform else 1)
@@ -84,7 +81,7 @@ class Strategy:
         self.noise, self.prior_mean, self.prior_pulls = arms.noise, mean, max(chance / variance, FEWEST)
         if config.index == "gittins":
             wins, losses = self.prior_mean * self.prior_pulls, (1 - self.prior_mean) * self.prior_pulls
-            pulls = config.episodes * bandits.spec.horizon
+            pulls = config.episodes * family.spec.horizon
             self.table: Tensor = gittins_indices(wins, losses, config.discount, pulls).to(device)
 
     def begin(self, task: Task, num_envs: int, rng: torch.Generator) -> State:
@@ -130,21 +127,6 @@ class Strategy:
             return mean + self.noise * n.rsqrt() * noise
         gamma = torch._standard_gamma(torch.stack([mean * n, (1 - mean) * n]), generator=rng)
         return gamma[0] / gamma.sum(0)
-
-    def train_step(self) -> dict[str, float]:
-        return {}
-
-    def weights(self) -> State:
-        return {}
-
-    def load_weights(self, state: State) -> None:
-        pass
-
-    def state_dict(self) -> State:
-        return {"weights": {}}
-
-    def load_state_dict(self, state: State) -> None:
-        pass
 
 
 @lru_cache(maxsize=8)

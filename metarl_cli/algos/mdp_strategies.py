@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from metarl_cli.envs.tabular import TabularFamily, value_iteration
+from metarl_cli.reference import Reference
 from metarl_cli.seeding import numpy_rng
 from metarl_cli.types import Family, Learner, Share, State, Step, StrictModel, Task
 
@@ -58,7 +59,7 @@ class Config(StrictModel):
     prior: PriorConfig
 
 
-class Explorer:
+class Explorer(Reference):
     """Plan at the start of every episode on what is known.
 
     Args:
@@ -71,15 +72,11 @@ class Explorer:
         ValueError: for a family that is not tabular, or does not show its state.
     """
 
-    learns = False
-
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        tabular: object = family
-        if not isinstance(tabular, TabularFamily) or tabular.spec.obs_shape != (tabular.num_states,):
+        if not isinstance(family, TabularFamily) or family.spec.obs_shape != (family.num_states,):
             raise ValueError("this algorithm needs a table of states it can see (env=tabular_mdp)")
-        self.config, self.family, self.episodes = config, tabular, config.episodes
+        self.config, self.family, self.episodes = config, family, config.episodes
         self.task = family.sample_tasks(1, "train", numpy_rng(seed, "tasks", "train"))
-        self.env_steps = 0
 
     def begin(self, task: Task, num_envs: int, rng: torch.Generator) -> State:
         """Nothing seen yet.
@@ -165,21 +162,6 @@ class Explorer:
             value = best.values * (1 - final)
             plan.append(best.indices)
         return torch.stack(plan[::-1])
-
-    def train_step(self) -> dict[str, float]:
-        return {}
-
-    def weights(self) -> State:
-        return {}
-
-    def load_weights(self, state: State) -> None:
-        pass
-
-    def state_dict(self) -> State:
-        return {"weights": {}}
-
-    def load_state_dict(self, state: State) -> None:
-        pass
 
 
 def sample_process(weights: Tensor, mean: Tensor, std: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -30,14 +30,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.tasks import Columns, Range
 from metarl_cli.types import Spec, Task
 
 # every constant here is Acrobot-v1's
@@ -69,19 +67,9 @@ class Acrobot(NativeFamily):
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
-        self.reversible = config.reversible
+        self.reversed = "torque" if config.reversible else None
         # the velocities that a swing up passes through
         self.spec = Spec(obs_shape=(6,), num_actions=3, horizon=config.horizon, obs_scale=(1.0, 1.0, 1.0, 1.0, 2.5, 5.0))
-
-    def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
-        if not self.reversible:
-            return super().place(unit, ranges)
-        centred = 2 * unit["torque"] - 1  # its sign is the actuator's, its size the torque's place in the range
-        rows = super().place({**unit, "torque": np.abs(centred)}, ranges)
-        return {**rows, "torque": np.where(centred < 0, -1, 1) * rows["torque"]}
-
-    def outside(self, rows: Columns) -> np.ndarray:
-        return super().outside({**rows, "torque": np.abs(rows["torque"])})
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.1

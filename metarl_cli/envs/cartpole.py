@@ -24,14 +24,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.tasks import Columns, Range
 from metarl_cli.types import Spec, Task
 
 TAU = 0.02  # [s] between states; every constant here is CartPole-v1's
@@ -54,18 +52,8 @@ class CartPole(NativeFamily):
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
-        self.reversible = config.reversible
+        self.reversed = "force_mag" if config.reversible else None
         self.spec = Spec(obs_shape=(4,), num_actions=2, horizon=config.horizon)
-
-    def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
-        if not self.reversible:
-            return super().place(unit, ranges)
-        centred = 2 * unit["force_mag"] - 1  # its sign is the actuator's, its size the force's place in the range
-        rows = super().place({**unit, "force_mag": np.abs(centred)}, ranges)
-        return {**rows, "force_mag": np.where(centred < 0, -1, 1) * rows["force_mag"]}
-
-    def outside(self, rows: Columns) -> np.ndarray:
-        return super().outside({**rows, "force_mag": np.abs(rows["force_mag"])})
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.1 - 0.05

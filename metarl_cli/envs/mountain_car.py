@@ -33,7 +33,6 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.tasks import Columns, Range
 from metarl_cli.types import Spec, Task
 
 # every constant here is MountainCar-v0's
@@ -57,19 +56,9 @@ class MountainCar(NativeFamily):
             if ranges.get("goal_position", [0.0, 0.0])[1] > MAX_POSITION:
                 raise ValueError(f"{name}.goal_position must not be beyond the end of the track, {MAX_POSITION}")
         super().__init__(config, device)
-        self.reversible = config.reversible
+        self.reversed = "force" if config.reversible else None
         # the car swings about a valley at -0.52, up to the speed limit
         self.spec = Spec(obs_shape=(2,), num_actions=3, horizon=config.horizon, obs_scale=(0.6, MAX_SPEED))
-
-    def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
-        if not self.reversible:
-            return super().place(unit, ranges)
-        centred = 2 * unit["force"] - 1  # its sign is the actuator's, its size the force's place in the range
-        rows = super().place({**unit, "force": np.abs(centred)}, ranges)
-        return {**rows, "force": np.where(centred < 0, -1, 1) * rows["force"]}
-
-    def outside(self, rows: Columns) -> np.ndarray:
-        return super().outside({**rows, "force": np.abs(rows["force"])})
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         position = torch.rand(shape, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.6

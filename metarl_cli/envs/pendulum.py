@@ -25,14 +25,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.tasks import Columns, Range
 from metarl_cli.types import Box, Spec, Task
 
 # every constant here is Pendulum-v1's
@@ -56,7 +54,7 @@ class Pendulum(NativeFamily):
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
-        self.reversible = config.reversible
+        self.reversed = "gain" if config.reversible else None
         self.spec = Spec(
             obs_shape=(3,),
             num_actions=0,
@@ -64,16 +62,6 @@ class Pendulum(NativeFamily):
             box=Box((-MAX_TORQUE,), (MAX_TORQUE,)),
             obs_scale=(1.0, 1.0, MAX_SPEED),
         )
-
-    def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
-        if not self.reversible:
-            return super().place(unit, ranges)
-        centred = 2 * unit["gain"] - 1  # its sign is the actuator's, its size the gain's place in the range
-        rows = super().place({**unit, "gain": np.abs(centred)}, ranges)
-        return {**rows, "gain": np.where(centred < 0, -1, 1) * rows["gain"]}
-
-    def outside(self, rows: Columns) -> np.ndarray:
-        return super().outside({**rows, "gain": np.abs(rows["gain"])})
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         centred = 2 * torch.rand(*shape, 2, generator=rng, dtype=like.dtype, device=like.device) - 1
