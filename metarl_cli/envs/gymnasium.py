@@ -307,9 +307,8 @@ def build(config: Config, row: Row, drawing: bool = False) -> gymnasium.Env[Any,
     _set_attributes(env.unwrapped, config, row)
     for name, arguments in wrappers:
         library = WRAPPERS[name]
-        wrapper = getattr(importlib.import_module(library), name) if library else OWN[name]
         try:
-            env = wrapper(env, **arguments)
+            env = (getattr(importlib.import_module(library), name) if library else OWN[name])(env, **arguments)
         except Exception as error:
             raise ValueError(f"wrapper {name} cannot be built from {arguments}: {one_line(error)}") from error
     return gymnasium.wrappers.TimeLimit(env, config.horizon)
