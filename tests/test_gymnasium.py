@@ -144,15 +144,42 @@ def test_processes_change_nothing(name):
     assert equal(runs[0], runs[2])
 
 
-def test_processes_end_with_the_environments():
+def test_processes_end_with_the_family():
     family, env = start(CARTPOLE, processes=2)
     processes = [crew.process for crew in env.crews]
     play(family, env, 3)
     assert len(processes) == 2
-    assert all(p.is_alive() for p in processes)
     del env
     gc.collect()
+    assert all(p.is_alive() for p in processes), "they wait for more"
+    del family
+    gc.collect()
     assert not any(p.is_alive() for p in processes)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_simulators_are_used_again_and_remember_nothing(name):
+    family = simulated.Family(shipped(name, "env.horizon=20"))
+    task = family.sample_tasks(2, "train", numpy_rng(0, "tasks"))
+    env = family.make(task, 1, torch_rng(0, "env"))
+    expected, built = play(family, env, 30), env.crews[0]
+    beside = family.make(task, 1, torch_rng(0, "env"))
+    assert beside.crews[0] is not built, "one that is in use is not"
+    del env
+    gc.collect()
+    again = family.make(task, 1, torch_rng(0, "env"))
+    assert again.crews[0] is built
+    assert equal(expected, play(family, again, 30))
+
+
+def test_few_simulators_wait(monkeypatch):
+    monkeypatch.setattr(simulated, "MOST_IDLE", 5)
+    family = simulated.Family(config(CARTPOLE))
+    tasks = [family.sample_tasks(2, "train", numpy_rng(seed, "tasks")) for seed in range(3)]
+    for task in tasks:
+        family.make(task, 1, torch_rng(0, "env"))
+        gc.collect()
+    assert sum(family.idle.copies.values()) == 4
 
 
 def test_an_error_elsewhere_is_told_here():

@@ -57,6 +57,7 @@ from metarl_cli.types import Box, Spec, State, Step, StrictModel, Task
 Number = int | float
 Plain = bool | int | float | str | list[bool | int | float | str]
 Row = dict[str, Number]  # the parameters of one task
+MOST_IDLE = 256  # environments kept for later
 
 
 class Direction(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -494,10 +495,42 @@ def _work(pipe: Connection, other_end: Connection, arguments: tuple[Any, ...]) -
 def _close(crews: list[Here | Elsewhere]) -> None:
     for crew in crews:
         crew.close()
+    crews.clear()
+
+
+class Idle:
+    """Crews that nobody uses now, by what they simulate: building simulators costs more than the short episodes of a support.
+
+    Nothing of what they did before remains in what they do next: every episode starts from its own seed.
+    """
+
+    def __init__(self) -> None:
+        self.crews: dict[Any, list[Here | Elsewhere]] = {}
+        self.copies: dict[Any, int] = {}
+        weakref.finalize(self, Idle._close_all, self.crews)
+
+    @staticmethod
+    def _close_all(crews: dict[Any, list[Here | Elsewhere]]) -> None:
+        for idle in crews.values():
+            _close(idle)
+
+    def take(self, key: Any) -> list[Here | Elsewhere]:
+        """The crews of this key, or none."""
+        self.copies.pop(key, None)
+        return self.crews.pop(key, [])
+
+    def give(self, key: Any, copies: int, crews: list[Here | Elsewhere]) -> None:
+        """Keep crews for later; those idle for longest end where there are too many."""
+        if not crews:
+            return
+        _close(self.take(key))
+        self.crews[key], self.copies[key] = crews, copies
+        while sum(self.copies.values()) > MOST_IDLE:
+            _close(self.take(next(iter(self.crews))))
 
 
 class GymnasiumEnv:
-    """M x N environments in one or more processes, which end when this is dropped."""
+    """M x N environments in one or more processes; when this is dropped they wait for the next one of the same tasks."""
 
     def __init__(self, family: GymnasiumFamily, task: Task, num_envs: int, rng: torch.Generator, drawing: bool):
         config, rows = family.config, family.rows(task)
@@ -505,11 +538,15 @@ class GymnasiumEnv:
         total = len(rows) * num_envs
         copies = [row for row in rows for _ in range(num_envs)]
         self.parts = np.array_split(np.arange(total), min(config.processes, total))
-        # who draws may fail so badly that its process ends, as MuJoCo without OpenGL does
+        if drawing:  # who draws may fail so badly that its process ends, as MuJoCo without OpenGL does
+            self.crews: list[Here | Elsewhere] = []
+            weakref.finalize(self, _close, self.crews)
+        else:
+            key = (num_envs, *(tuple(row.items()) for row in rows))
+            self.crews = family.idle.take(key)
+            weakref.finalize(self, family.idle.give, key, total, self.crews)
         place = Elsewhere if drawing or len(self.parts) > 1 else Here
-        self.crews: list[Here | Elsewhere] = []
-        weakref.finalize(self, _close, self.crews)
-        for part in self.parts:
+        for part in [] if self.crews else self.parts:
             self.crews.append(place(config, [copies[i] for i in part], drawing and not self.crews))
         self.seeds = torch.randint(2**62, self.shape, generator=rng, device=rng.device).cpu()
         self.episodes = torch.zeros(self.shape, dtype=torch.long)
@@ -520,9 +557,13 @@ class GymnasiumEnv:
 
     def _ask(self, method: str, *values: list[Any]) -> list[Any]:
         """What each crew answers, asked all at once; ``values`` are one per crew."""
-        for crew, *arguments in zip(self.crews, *values, strict=True):
-            crew.ask(method, *arguments)
-        return [crew.answer() for crew in self.crews]
+        try:
+            for crew, *arguments in zip(self.crews, *values, strict=True):
+                crew.ask(method, *arguments)
+            return [crew.answer() for crew in self.crews]
+        except BaseException:
+            _close(self.crews)  # some may have answers that nobody will fetch
+            raise
 
     def _begin(self) -> None:
         numbers = [x.flatten().numpy() for x in (self.seeds, self.episodes, self.clock)]
@@ -604,6 +645,7 @@ class GymnasiumFamily(Tasks):
         self.positive = frozenset(name for name, p in config.parameters.items() if p.set.startswith("scale."))
         super().__init__(config, device)
         self.config, self.choices, self.ood_choices = config, config.choices, config.ood_choices
+        self.idle = Idle()
         everything = {name: [*self.choices[name], *more] for name, more in self.ood_choices.items()}
         # so the ood split exists, and its tasks are the ones drawn with a "range" of these parameters
         self.ood_ranges: dict[str, Range] = {
