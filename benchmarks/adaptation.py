@@ -24,6 +24,9 @@ from metarl_cli.statistics import iqm_interval
 # What a variant changes. pretrain_dqn's iterations are cheaper and collect no support: it gets so many more of them that it
 # has at least the environment steps and the wall time of maml_dqn; its fine-tuning was tuned on the validation tasks.
 SAME = {name: [f"algo={name}"] for name in ("maml_dqn", "metasgd_dqn", "fomaml_dqn", "anil_dqn", "reptile_dqn")}
+# On the families of this line the rival has at least the wall time of maml_dqn, and its fine-tuning is not tuned.
+RIVAL = ["algo=pretrain_dqn", "algo.inner.returns.gamma=null", "eval.steps=3", "test.steps=3"]
+MAML = {"maml_dqn": SAME["maml_dqn"]}
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "cartpole": SAME
     | {
@@ -50,6 +53,10 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
             "test.steps=3",
         ]
     },
+    "mountain_car": MAML | {"pretrain_dqn": [*RIVAL, "train.iterations=400", "train.eval_every=40"]},
+    "acrobot": MAML | {"pretrain_dqn": [*RIVAL, "train.iterations=400", "train.eval_every=40"]},
+    "classic_mix": MAML | {"pretrain_dqn": [*RIVAL, "train.iterations=400", "train.eval_every=40"]},
+    "half_cheetah_dir": MAML,
 }
 
 
@@ -62,20 +69,40 @@ def train(command: list[str]) -> int:
         return subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
 
 
-def row(name: str, folders: list[Path]) -> str:
-    """One line of the table from the finished runs of a variant."""
+def done(folder: Path) -> bool:
+    """Whether the run is finished."""
+    return bool(json.loads((folder / "run.json").read_text())["status"] == "finished")
+
+
+def rows(name: str, folders: list[Path]) -> list[str]:
+    """The lines of the table from the finished runs of a variant: one, or one for each family of a mix."""
     lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
-    minutes = np.mean([max(x.get("time/training_seconds", 0.0) for x in rows) for rows in lines]) / 60
-    millions = np.mean([rows[-1]["step"] for rows in lines]) / 1e6
+    minutes = np.mean([max(x.get("time/training_seconds", 0.0) for x in found) for found in lines]) / 60
+    millions = np.mean([found[-1]["step"] for found in lines]) / 1e6
+    results = {
+        split: [json.loads((f / "results" / f"{split}.json").read_text()) for f in folders]
+        for split in ("test", "ood")
+        if (folders[0] / "results" / f"{split}.json").exists()
+    }
+    steps = results["test"][0]["adapted"]["gradient_steps"][-1]
 
-    def cell(split: str, who: str, k: int) -> str:
-        results = [json.loads((f / "results" / f"{split}.json").read_text())[who]["task_returns"][k] for f in folders]
-        return str(iqm_interval(np.array(results)))
+    def cell(split: str, who: str, k: int, group: int | None) -> str:
+        if split not in results:
+            return "-"
+        found = np.array([result[who]["task_returns"][k] for result in results[split]])  # [seeds, M]
+        if group is not None:
+            found = found[:, np.array(results[split][0]["tasks"]["parameters"]["family"]) == group]
+        return str(iqm_interval(found))
 
-    found = json.loads((folders[0] / "results" / "test.json").read_text())["adapted"]["gradient_steps"][-1]
-    cells = [f"`{name}`", str(len(folders)), cell("test", "adapted", 0), f"{cell('test', 'adapted', -1)}", str(found)]
-    cells += [cell("ood", "adapted", -1), cell("test", "from_scratch", -1), f"{millions:.1f} M", f"{minutes:.1f} min"]
-    return f"| {' | '.join(cells)} |"
+    def line(title: str, group: int | None) -> str:
+        cells = [title, str(len(folders)), cell("test", "adapted", 0, group), cell("test", "adapted", -1, group), str(steps)]
+        cells += [cell("ood", "adapted", -1, group), cell("test", "from_scratch", -1, group)]
+        return f"| {' | '.join([*cells, f'{millions:.1f} M', f'{minutes:.1f} min'])} |"
+
+    families = list(results["test"][0]["adapted"].get("groups", {}))
+    if not families:
+        return [line(f"`{name}`", None)]
+    return [line(f"`{name}`, {family}", number) for number, family in enumerate(families)]
 
 
 def main() -> None:
@@ -101,9 +128,9 @@ def main() -> None:
     print("\n| algorithm | seeds | before | after | steps | out of distribution | from scratch | env steps | training |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, all_folders in folders.items():
-        finished = [f for f in all_folders if (f / "results" / "ood.json").exists()]
+        finished = [f for f in all_folders if (f / "results" / "test.json").exists() and done(f)]
         if finished:
-            print(row(name, finished))
+            print(*rows(name, finished), sep="\n")
 
 
 if __name__ == "__main__":

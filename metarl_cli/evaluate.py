@@ -39,6 +39,12 @@ class Curve(NamedTuple):
     iqm: list[Interval]  # [P] over tasks and repeats, with its interval over both
     gradient_steps: list[int]  # [P] spent per task
     env_steps: list[int]  # [P] spent per task
+    groups: dict[str, list[Interval]]  # the same of tasks whose returns do not compare with the others'
+
+    @property
+    def score(self) -> float:
+        """What a checkpoint is chosen by: the IQM after adaptation, averaged over the groups where there are any."""
+        return float(np.mean([points[-1].value for points in self.groups.values() or [self.iqm]]))
 
 
 class Total(NamedTuple):
@@ -118,6 +124,7 @@ class Evaluator:
     def __init__(self, family: Family, task: Task, episodes: int, seed: int, split: str):
         self.family, self.task, self.episodes, self.seed, self.split = family, task, episodes, seed, split
         self.device = next(iter(task.values())).device
+        self.groups = {name: rows.cpu().numpy() for name, rows in family.groups(task).items() if len(rows)}
 
     def _rng(self, name: str) -> torch.Generator:
         return torch_rng(self.seed, self.split, name, device=self.device)
@@ -134,17 +141,22 @@ class Evaluator:
             returns.append(self._returns(self.task, lambda obs, params=params: algorithm.act(params, obs)))  # type: ignore[misc]
             gradient_steps.append(adaptation.gradient_steps)
             env_steps.append(adaptation.env_steps)
-        return _curve(steps, returns, gradient_steps, env_steps)
+        return self._points(steps, returns, gradient_steps, env_steps)
 
     def _trial(self, algorithm: TrialAlgorithm) -> tuple[Curve, Total]:
         found, lengths = trial(self.family, self.task, algorithm, self.episodes, self._rng("episodes"), self._rng("trial"))
         returns = found.transpose(1, 2).double().cpu().numpy()  # [episodes, E, M]
         spent = torch.cat([torch.zeros(1), lengths.mean((1, 2)).cumsum(0).cpu()]).round().long().tolist()
         points = _spread(algorithm.episodes)
-        curve = _curve(points, [returns[k] for k in points], [0] * len(points), [spent[k] for k in points])
+        curve = self._points(points, [returns[k] for k in points], [0] * len(points), [spent[k] for k in points])
         totals = returns.sum(0).mean(0)  # [M]
         error = totals.std(ddof=1) / np.sqrt(len(totals)) if len(totals) > 1 else float("nan")
         return curve, Total(algorithm.episodes, float(totals.mean()), float(error))
+
+    def _points(self, steps: list[int], returns: list[Scores], gradient_steps: list[int], env_steps: list[int]) -> Curve:
+        points = [iqm_interval(scores, over_tasks=True) for scores in returns]
+        apart = {g: [iqm_interval(scores[:, rows], over_tasks=True) for scores in returns] for g, rows in self.groups.items()}
+        return Curve(steps, np.stack(returns), points, gradient_steps, env_steps, apart)
 
     def curve(self, algorithm: Algorithm, steps: int) -> Curve:
         """The algorithm's own adaptation: by ``steps`` gradient steps, or along a trial of its own length."""
@@ -166,7 +178,8 @@ class Evaluator:
     def random(self) -> Curve:
         """A policy that acts uniformly at random."""
         rng = self._rng("random")
-        return _curve([0], [self._returns(self.task, lambda obs: random_actions(self.family.spec, obs, rng))], [0], [0])
+        returns = self._returns(self.task, lambda obs: random_actions(self.family.spec, obs, rng))
+        return self._points([0], [returns], [0], [0])
 
     def learned(self, algorithm: Algorithm) -> Interval | None:
         """The networks of tasks the algorithm learned from scratch, each on its own task."""
@@ -188,11 +201,6 @@ def _spread(episodes: int, most: int = 20) -> list[int]:
     return sorted({round(k) - 1 for k in np.geomspace(1, episodes, most)})
 
 
-def _curve(steps: list[int], returns: list[Scores], gradient_steps: list[int], env_steps: list[int]) -> Curve:
-    points = [iqm_interval(scores, over_tasks=True) for scores in returns]
-    return Curve(steps, np.stack(returns), points, gradient_steps, env_steps)
-
-
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:
     """A curve as scalars, under the tags every algorithm shares."""
     points = curve.iqm
@@ -206,6 +214,8 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
         "gain": values[-1] - values[0],
         "auc": float(np.trapezoid(values, curve.steps) / max(curve.steps[-1], 1)),
     }
+    for group, apart in curve.groups.items():
+        found |= {f"return_before_{group}": apart[0].value, f"return_after_{group}": apart[-1].value}
     return {f"{prefix}/{name}": value for name, value in found.items()}
 
 
@@ -242,6 +252,12 @@ def table(report: Report, title: str) -> Table:
     for k, step in enumerate(report.curve.steps):
         name = label(step, trial=report.total is not None)
         row(name, report.curve, k, "bold" if k in (0, last) else "")
+    for group in report.curve.groups:
+        shown.add_section()
+        shown.add_row(f"{group}: random policy", "", "", str(report.random.groups[group][0]), style="dim")
+        for k in (0, last):
+            name = f"{group}: {label(report.curve.steps[k], trial=report.total is not None)}"
+            shown.add_row(name, "", "", str(report.curve.groups[group][k]), style="bold")
     if report.optimum is not None:
         shown.add_row("optimum, told the task", "", "", f"{float(iqm(report.optimum)):.2f}", style="dim")
     if report.total:
@@ -294,6 +310,7 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
             "gradient_steps": curve.gradient_steps,
             "env_steps": curve.env_steps,
             "iqm": [point._asdict() for point in curve.iqm],
+            "groups": {group: [point._asdict() for point in apart] for group, apart in curve.groups.items()},
             "task_returns": curve.returns.mean(axis=1).tolist(),  # [P, M]
         }
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from metarl_cli.types import StrictModel, Task
 
@@ -127,3 +128,7 @@ class Tasks:
             self._check_positive(name, values[name])
         merged = {**self.parameters, **values}
         return {k: torch.full((1,), float(v), device=self.device) for k, v in merged.items()}
+
+    def groups(self, task: Task) -> dict[str, Tensor]:
+        """None: the returns of all tasks compare."""
+        return {}

@@ -181,8 +181,8 @@ class Training:
 
     def _validate(self) -> dict[str, float]:
         """Adaptation curves on validation tasks; the best weights are kept."""
-        found = metrics(self.evaluator.curve(self.algorithm, self.config.eval.steps), "eval")
-        score = found["eval/return_after"]
+        curve = self.evaluator.curve(self.algorithm, self.config.eval.steps)
+        found, score = metrics(curve, "eval"), curve.score
         learned = self.evaluator.learned(self.algorithm)
         if learned is not None:  # each task from scratch: its own tasks are what it is for
             found["eval/return_learned"] = score = learned.value

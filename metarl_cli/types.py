@@ -127,6 +127,10 @@ class Family(Protocol):
         """The expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
         ...
 
+    def groups(self, task: Task) -> dict[str, Tensor]:
+        """Rows ``[m]`` of tasks whose returns are of different sizes and reported apart; none where all compare."""
+        ...
+
 
 class Returns(StrictModel):
     """What a network is taught along a trajectory."""

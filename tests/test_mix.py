@@ -6,9 +6,11 @@ from conftest import compose_train
 
 from metarl_cli.actions import random_actions
 from metarl_cli.building import load
+from metarl_cli.evaluate import Evaluator, metrics
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.run_folder import build
 from metarl_cli.seeding import numpy_rng, torch_rng
+from metarl_cli.statistics import iqm
 
 
 def family(name: str, *overrides: str):
@@ -103,3 +105,15 @@ def test_vector_actions_are_a_grid_in_a_mix():
     step = env.step(torch.stack([torch.arange(5), torch.zeros(5, dtype=torch.long)]))
     expected = one.step(torch.linspace(-2, 2, 5)[None, :, None])
     torch.testing.assert_close(step.reward[0], expected.reward[0])
+
+
+def test_returns_are_reported_for_each_family():
+    mix = family("classic_mix")
+    task = mix.sample_tasks(7, "test", numpy_rng(0, "tasks"))
+    curve = Evaluator(mix, task, 3, 0, "test").random()
+    assert list(curve.groups) == ["cartpole_family", "mountain_car_family"]
+    for number, points in enumerate(curve.groups.values()):
+        assert points[0].value == pytest.approx(float(iqm(curve.returns[0][:, number::2].ravel())))
+    assert curve.groups["cartpole_family"][0].value > 0 > curve.groups["mountain_car_family"][0].value
+    assert curve.score == pytest.approx(sum(points[0].value for points in curve.groups.values()) / 2)
+    assert metrics(curve, "test")["test/return_after_mountain_car_family"] == curve.groups["mountain_car_family"][0].value

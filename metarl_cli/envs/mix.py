@@ -137,6 +137,10 @@ class Mix:
         """The rows ``[m]`` of each family."""
         return [torch.nonzero(task["family"] == i)[:, 0] for i in range(len(self.members))]
 
+    def groups(self, task: Task) -> dict[str, Tensor]:
+        """The rows of each family: their returns do not compare."""
+        return dict(zip(self.families, self.rows(task), strict=True))
+
     def optimum(self, task: Task) -> Tensor | None:
         """The expected return ``[M]`` of the best policy that knows the task; None if any family cannot tell."""
         found = torch.zeros(len(task["family"]), device=self.device)
