@@ -451,3 +451,14 @@ def test_what_was_not_asked_for_cannot_be_drawn():
     with pytest.raises(ValueError, match="CartPole-v1 cannot be drawn"):
         env.render()
     assert family.optimum(family.named_task({})) is None
+
+
+def test_few_tasks_all_come_up_before_one_comes_again():
+    few = {"force": [5.0, 10.0, 20.0], "gravity": [5.0, 10.0]}
+    places = {"force": "attribute.force_mag", "gravity": "attribute.gravity"}
+    parameters = {name: {"nominal": 10.0, "set": place} for name, place in places.items()}
+    family = simulated.Family(config({"id": "CartPole-v1", "horizon": 20, "parameters": parameters, "choices": few}))
+    tasks = family.sample_tasks(14, "train", numpy_rng(0, "tasks"))
+    rows = list(zip(tasks["force"].tolist(), tasks["gravity"].tolist(), strict=True))
+    assert len(set(rows[:6])) == len(set(rows[6:12])) == 6
+    assert rows[:6] != rows[6:12], "in another order"

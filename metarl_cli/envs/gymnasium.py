@@ -656,6 +656,15 @@ class GymnasiumFamily(Tasks):
         self.spec, self.action = _spec(env, config.horizon), _action(env)
         env.close()
 
+    def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
+        """``num`` tasks; where they are few, all of them come up before one comes again."""
+        few = list(itertools.product(*self.choices.values()))
+        if not self.finite or ranges is not self.ranges or not self.choices:
+            return super().draw(num, ranges, rng)
+        order = np.concatenate([rng.permutation(len(few)) for _ in range(-(-num // len(few)))])[:num]
+        drawn = dict(zip(self.choices, np.asarray(few, float)[order].T, strict=True))
+        return {name: drawn.get(name, np.full(num, value)) for name, value in self.parameters.items()}
+
     def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
         rows = super().place(unit, ranges)
         for name, choices in self.choices.items():
