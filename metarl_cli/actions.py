@@ -6,6 +6,8 @@ bound, and is chosen on its own.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,14 @@ def random_actions(spec: Spec, obs: Tensor, rng: torch.Generator | None) -> Tens
 
 def bounds(box: Box, device: torch.device) -> tuple[Tensor, Tensor]:
     """The least and the greatest actions, ``[D]`` each."""
-    low, high = (torch.tensor(edge, dtype=torch.get_default_dtype(), device=device) for edge in box)
+    low, high = (constant(edge, torch.get_default_dtype(), device) for edge in box)
     return low, high
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values as a tensor that is made once: never change it."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 class Bins:

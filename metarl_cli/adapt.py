@@ -9,15 +9,14 @@ from typing import cast
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from metarl_cli import checkpoint
 from metarl_cli.building import AdaptConfig
-from metarl_cli.evaluate import Evaluator, episode_returns, label, load_weights
+from metarl_cli.evaluate import Evaluator, empty_table, episode_returns, label, load_weights
 from metarl_cli.run_folder import RunFolder, build
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, iqm_interval
-from metarl_cli.tracking import Tracker, gif
+from metarl_cli.tracking import Tracker, gif, wide_console
 from metarl_cli.types import Adaptation, Family, GradientAlgorithm, Task, TrialAlgorithm, UserError
 
 
@@ -43,11 +42,13 @@ def run(config: AdaptConfig) -> float:
     except OSError as error:
         raise UserError(f"cannot create {out}: {error.strerror}") from error
 
-    console = Console(highlight=False)
+    console = wide_console()
     if isinstance(parts.algorithm, TrialAlgorithm):
+        if config.steps:
+            parts.algorithm.episodes = config.steps + 1
         return _trial(parts.family, task, parts.algorithm, config, out, console, f"{folder.path.name} on {name}")
     algorithm = cast(GradientAlgorithm, parts.algorithm)
-    shown = _table(f"{folder.path.name} on {name}")
+    shown = empty_table(f"{folder.path.name} on {name}", trial=False)
     rng = torch_rng(config.seed, "adapt", "support", device=parts.device)
     adaptations = list(algorithm.adapt(task, steps, rng))
     points: list[Interval] = []
@@ -77,31 +78,24 @@ def run(config: AdaptConfig) -> float:
     return points[-1].value
 
 
-def _table(title: str) -> Table:
-    shown = Table(title=title, title_justify="left", title_style="bold")
-    for heading in ("", "gradient steps", "env steps", "return: IQM [95 %]"):
-        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    return shown
-
-
 def _trial(
     family: Family, task: Task, algorithm: TrialAlgorithm, config: AdaptConfig, out: Path, console: Console, title: str
 ) -> float:
     """Trials on the task: prints and keeps the return of each episode; the film shows the first steps of one trial."""
     evaluator = Evaluator(family, task, config.episodes, config.seed, "adapt")
     curve = evaluator.curve(algorithm, 0)
-    shown = _table(title)
+    shown = empty_table(title, trial=True)
     for k, step in enumerate(curve.steps):
-        shown.add_row(label(step, trial=True), "0", str(curve.env_steps[k]), str(curve.iqm[k]))
+        shown.add_row(label(step, trial=True), "0", str(curve.env_steps[k]), str(curve.points[k]))
     console.print(shown)
-    kept = {"task": {k: v[0].tolist() for k, v in task.items()}, "returns": [point._asdict() for point in curve.iqm]}
+    kept = {"task": {k: v[0].tolist() for k, v in task.items()}, "returns": [point._asdict() for point in curve.points]}
     checkpoint.write_whole(out / "trial.json", (json.dumps(kept, indent=1) + "\n").encode())
     console.print(f"returns: {out / 'trial.json'}", soft_wrap=True)
     if config.gif:
         frames = film_trial(family, task, algorithm, config.seed)
         checkpoint.write_whole(out / "trial.gif", gif(frames))
         console.print(f"trial: {out / 'trial.gif'}", soft_wrap=True)
-    return curve.iqm[-1].value
+    return curve.points[-1].value
 
 
 def _measure(family: Family, task: Task, algorithm: GradientAlgorithm, adaptation: Adaptation, config: AdaptConfig) -> Interval:

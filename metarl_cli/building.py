@@ -46,7 +46,7 @@ class Evaluation(StrictModel):
 
     tasks: int = Field(gt=0, description="tasks evaluated")
     episodes: int = Field(gt=0, description="full episodes per task and adaptation step")
-    steps: int = Field(gt=0, description="adaptation steps")
+    steps: int = Field(gt=0, description="adaptation steps; an algorithm with memory has trials of algo.episodes instead")
 
 
 class TrainConfig(StrictModel):
@@ -72,7 +72,7 @@ class TestConfig(StrictModel):
     split: Literal["validation", "test", "ood"] = Field(description="which held-out tasks")
     tasks: int | None = Field(gt=0, description="tasks evaluated; none: as at the end of training")
     episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
-    steps: int | None = Field(gt=0, description="adaptation steps; none: as at the end of training")
+    steps: int | None = Field(gt=0, description="adaptation steps (episodes after a trial's first); none: as in training")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
     hardware: Hardware
 
@@ -82,7 +82,7 @@ class AdaptConfig(StrictModel):
 
     run: str = Field(description="the run folder to adapt from")
     task: dict[str, float] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
-    steps: int | None = Field(gt=0, description="adaptation steps; none: as at the end of training")
+    steps: int | None = Field(gt=0, description="adaptation steps (episodes after a trial's first); none: as in training")
     episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
     seed: int = Field(ge=0, description="seed of the support episodes and of the measuring ones")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
@@ -96,8 +96,11 @@ class AdaptConfig(StrictModel):
         """``{family: {name: value}}`` -> ``{"family.name": value}``: the parameters of one family in a mix."""
         if not isinstance(task, dict):
             return task
-        nested = {k: v if isinstance(v, dict) else {"": v} for k, v in task.items()}
-        return {f"{k}.{name}".rstrip("."): value for k, group in nested.items() for name, value in group.items()}
+        flat: dict[str, object] = {}
+        for name, value in task.items():
+            group = cls._parameters_of_a_mix(value)
+            flat |= {f"{name}.{key}": v for key, v in group.items()} if isinstance(group, dict) else {name: value}
+        return flat
 
 
 MODELS: dict[str, type[StrictModel]] = {"train": TrainConfig, "test": TestConfig, "adapt": AdaptConfig}

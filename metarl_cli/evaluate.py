@@ -8,13 +8,12 @@ how many tasks it runs moves nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -24,7 +23,8 @@ from metarl_cli.checkpoint import load
 from metarl_cli.inner_loop import Act
 from metarl_cli.run_folder import Parts, RunFolder, build, held_out_tasks, task_hash
 from metarl_cli.seeding import torch_rng
-from metarl_cli.statistics import Interval, Scores, iqm, iqm_interval
+from metarl_cli.statistics import Interval, Scores, iqm_interval, mean_interval, together
+from metarl_cli.tracking import wide_console
 from metarl_cli.types import Adaptation, Algorithm, Family, GradientAlgorithm, Task, TrialAlgorithm, UserError
 
 if TYPE_CHECKING:
@@ -36,15 +36,10 @@ class Curve(NamedTuple):
 
     steps: list[int]  # [P] adaptation steps, or episodes of a trial before this one
     returns: Scores  # [P, E, M]
-    iqm: list[Interval]  # [P] over tasks and repeats, with its interval over both
+    points: list[Interval]  # [P] IQM over tasks and repeats with its interval over both; of a trial's episodes the mean
     gradient_steps: list[int]  # [P] spent per task
     env_steps: list[int]  # [P] spent per task
-    groups: dict[str, list[Interval]]  # the same of tasks whose returns do not compare with the others'
-
-    @property
-    def score(self) -> float:
-        """What a checkpoint is chosen by: the IQM after adaptation, averaged over the groups where there are any."""
-        return float(np.mean([points[-1].value for points in self.groups.values() or [self.iqm]]))
+    groups: dict[str, list[Interval]]  # the same of tasks whose returns do not compare; ``points`` are then their averages
 
 
 class Total(NamedTuple):
@@ -52,10 +47,10 @@ class Total(NamedTuple):
 
     episodes: int
     mean: float
-    standard_error: float
+    standard_error: float | None  # none with a single task
 
     def __str__(self) -> str:
-        return f"mean {self.mean:.2f} ± {self.standard_error:.2f}"
+        return f"{self.mean:.2f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2f}")
 
 
 class Report(NamedTuple):
@@ -66,6 +61,7 @@ class Report(NamedTuple):
     random: Curve
     learned: Interval | None  # the algorithm's own training tasks, where each is learned from scratch
     optimum: Scores | None  # [M] of the best policy that knows the task, where the family can tell
+    best: Interval | None  # the same over the tasks
     total: Total | None  # of an algorithm that adapts within a trial
 
 
@@ -110,6 +106,14 @@ def trial(
     return returns[:-1], lengths[:-1]
 
 
+Aggregate = Callable[[Scores], Interval]  # returns [E, M] -> what is reported of them
+
+
+def iqm_over_tasks(scores: Scores) -> Interval:
+    """IQM over tasks and repeats, with its interval over both."""
+    return iqm_interval(scores, over_tasks=True)
+
+
 class Evaluator:
     """Measures on a fixed set of tasks.
 
@@ -148,14 +152,22 @@ class Evaluator:
         returns = found.transpose(1, 2).double().cpu().numpy()  # [episodes, E, M]
         spent = torch.cat([torch.zeros(1), lengths.mean((1, 2)).cumsum(0).cpu()]).round().long().tolist()
         points = _spread(algorithm.episodes)
-        curve = self._points(points, [returns[k] for k in points], [0] * len(points), [spent[k] for k in points])
+        chosen, steps = [returns[k] for k in points], [spent[k] for k in points]
+        curve = self._points(points, chosen, [0] * len(points), steps, mean_interval)
         totals = returns.sum(0).mean(0)  # [M]
-        error = totals.std(ddof=1) / np.sqrt(len(totals)) if len(totals) > 1 else float("nan")
-        return curve, Total(algorithm.episodes, float(totals.mean()), float(error))
+        error = float(totals.std(ddof=1) / np.sqrt(len(totals))) if len(totals) > 1 else None
+        return curve, Total(algorithm.episodes, float(totals.mean()), error)
 
-    def _points(self, steps: list[int], returns: list[Scores], gradient_steps: list[int], env_steps: list[int]) -> Curve:
-        points = [iqm_interval(scores, over_tasks=True) for scores in returns]
-        apart = {g: [iqm_interval(scores[:, rows], over_tasks=True) for scores in returns] for g, rows in self.groups.items()}
+    def _points(
+        self,
+        steps: list[int],
+        returns: list[Scores],
+        gradient_steps: list[int],
+        env_steps: list[int],
+        aggregate: Aggregate = iqm_over_tasks,
+    ) -> Curve:
+        apart = {name: [aggregate(scores[:, rows]) for scores in returns] for name, rows in self.groups.items()}
+        points = [together(column) for column in zip(*apart.values(), strict=True)] or [aggregate(x) for x in returns]
         return Curve(steps, np.stack(returns), points, gradient_steps, env_steps, apart)
 
     def curve(self, algorithm: Algorithm, steps: int) -> Curve:
@@ -166,20 +178,30 @@ class Evaluator:
 
     def report(self, algorithm: Algorithm, steps: int) -> Report:
         """The algorithm's adaptation beside the references."""
-        best = self.family.optimum(self.task)
-        optimum = None if best is None else best.double().cpu().numpy()
+        in_trial = isinstance(algorithm, TrialAlgorithm)
+        aggregate = mean_interval if in_trial else iqm_over_tasks
+        optimum, best = self._optimum(aggregate)
         if isinstance(algorithm, TrialAlgorithm):
             curve, total = self._trial(algorithm)
-            return Report(curve, None, self.random(), None, optimum, total)
+            return Report(curve, None, self.random(aggregate), None, optimum, best, total)
         adapting = _by_gradient(algorithm)
         scratch = self._adaptation(adapting, adapting.adapt_from_scratch(self.task, steps, self._rng("support")))
-        return Report(self.curve(algorithm, steps), scratch, self.random(), self.learned(algorithm), optimum, None)
+        random, learned = self.random(aggregate), self.learned(algorithm)
+        return Report(self.curve(algorithm, steps), scratch, random, learned, optimum, best, None)
 
-    def random(self) -> Curve:
+    def _optimum(self, aggregate: Aggregate) -> tuple[Scores | None, Interval | None]:
+        """The best return of each task ``[M]`` and over all, where the family can tell."""
+        known = self.family.optimum(self.task)
+        if known is None:
+            return None, None
+        optimum = known.double().cpu().numpy()
+        return optimum, self._points([0], [optimum[None]], [0], [0], aggregate).points[0]
+
+    def random(self, aggregate: Aggregate = iqm_over_tasks) -> Curve:
         """A policy that acts uniformly at random."""
         rng = self._rng("random")
         returns = self._returns(self.task, lambda obs: random_actions(self.family.spec, obs, rng))
-        return self._points([0], [returns], [0], [0])
+        return self._points([0], [returns], [0], [0], aggregate)
 
     def learned(self, algorithm: Algorithm) -> Interval | None:
         """The networks of tasks the algorithm learned from scratch, each on its own task."""
@@ -187,7 +209,9 @@ class Evaluator:
         if found is None:
             return None
         task, params = found
-        return iqm_interval(self._returns(task, lambda obs: _by_gradient(algorithm).act(params, obs)))
+        returns = self._returns(task, lambda obs: _by_gradient(algorithm).act(params, obs))
+        groups = [rows.cpu().numpy() for rows in self.family.groups(task).values() if len(rows)]
+        return together([iqm_interval(returns[:, rows]) for rows in groups]) if groups else iqm_interval(returns)
 
 
 def _by_gradient(algorithm: Algorithm) -> GradientAlgorithm:
@@ -203,8 +227,7 @@ def _spread(episodes: int, most: int = 20) -> list[int]:
 
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:
     """A curve as scalars, under the tags every algorithm shares."""
-    points = curve.iqm
-    values = [point.value for point in points]
+    points, values = curve.points, [point.value for point in curve.points]
     found = {f"return_step_{k}": value for k, value in zip(curve.steps, values, strict=True)}
     found |= {
         "return_before": values[0],
@@ -212,7 +235,7 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
         "return_after_low": points[-1].low,
         "return_after_high": points[-1].high,
         "gain": values[-1] - values[0],
-        "auc": float(np.trapezoid(values, curve.steps) / max(curve.steps[-1], 1)),
+        "auc": float(np.trapezoid(values, curve.steps) / curve.steps[-1]) if curve.steps[-1] else values[0],
     }
     for group, apart in curve.groups.items():
         found |= {f"return_before_{group}": apart[0].value, f"return_after_{group}": apart[-1].value}
@@ -221,28 +244,37 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
 
 def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
     """What the references say, as scalars."""
-    found = {"return_random": report.random.iqm[0].value}
+    found = {"return_random": report.random.points[0].value}
     if report.scratch:
-        found["return_scratch"] = report.scratch.iqm[-1].value
+        found["return_scratch"] = report.scratch.points[-1].value
     if report.learned:
         found["return_learned"] = report.learned.value
-    if report.optimum is not None:
-        found["return_optimum"] = float(iqm(report.optimum))
-        found["regret"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())
+    if report.optimum is not None and report.best is not None:
+        found["return_optimum"] = report.best.value
+        found["regret_after"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())  # per episode
+        if report.total:
+            found["regret"] = report.total.episodes * float(report.optimum.mean()) - report.total.mean
     if report.total:
         found["trial_return"] = report.total.mean
-        found["trial_return_error"] = report.total.standard_error
     return {f"{prefix}/{name}": value for name, value in found.items()}
+
+
+def empty_table(title: str, trial: bool) -> Table:
+    """The columns of an adaptation table; no number is ever cut off."""
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown.add_column("", overflow="fold")
+    for heading in ("gradient steps", "env steps"):
+        shown.add_column(heading, justify="right", overflow="fold")
+    shown.add_column(f"return: {'mean' if trial else 'IQM'} [95 %]", justify="right", no_wrap=True)
+    return shown
 
 
 def table(report: Report, title: str) -> Table:
     """The adaptation table people read."""
-    shown = Table(title=title, title_justify="left", title_style="bold")
-    for heading in ("", "gradient steps", "env steps", "return: IQM [95 %]"):
-        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    shown = empty_table(title, trial=report.total is not None)
 
     def row(name: str, curve: Curve, k: int, style: str = "") -> None:
-        value = str(curve.iqm[k])
+        value = str(curve.points[k])
         shown.add_row(name, str(curve.gradient_steps[k]), str(curve.env_steps[k]), value, style=style)
 
     row("random policy", report.random, 0, "dim")
@@ -258,8 +290,10 @@ def table(report: Report, title: str) -> Table:
         for k in (0, last):
             name = f"{group}: {label(report.curve.steps[k], trial=report.total is not None)}"
             shown.add_row(name, "", "", str(report.curve.groups[group][k]), style="bold")
-    if report.optimum is not None:
-        shown.add_row("optimum, told the task", "", "", f"{float(iqm(report.optimum)):.2f}", style="dim")
+        if report.scratch:
+            shown.add_row(f"{group}: from scratch", "", "", str(report.scratch.groups[group][-1]), style="dim")
+    if report.best:
+        shown.add_row("optimum, told the task", "", "", f"{report.best.value:.2f}", style="dim")
     if report.total:
         shown.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
     return shown
@@ -286,16 +320,16 @@ def figure(report: Report, title: str) -> Figure:
     first = "episodes of the trial before" if report.total else "gradient steps of adaptation, per task"
     for axes, name in ((left, "steps"), (right, "env_steps")):
         for text, curve, colour in lines:
-            x, points = getattr(curve, name), curve.iqm
+            x, points = getattr(curve, name), curve.points
             axes.plot(x, [p.value for p in points], marker="o", color=colour, label=text)
             axes.fill_between(x, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.2)
-        axes.axhline(report.random.iqm[0].value, color="grey", linestyle=":", label="random policy")
-        if report.optimum is not None:
-            axes.axhline(float(iqm(report.optimum)), color="black", linestyle="--", label="optimum, told the task")
+        axes.axhline(report.random.points[0].value, color="grey", linestyle=":", label="random policy")
+        if report.best:
+            axes.axhline(report.best.value, color="black", linestyle="--", label="optimum, told the task")
         axes.set_xlabel(first if name == "steps" else "environment steps of adaptation, per task")
         axes.grid(alpha=0.3)
     left.xaxis.get_major_locator().set_params(integer=True)
-    left.set_ylabel("return (IQM, 95 % interval)")
+    left.set_ylabel(f"return ({'mean' if report.total else 'IQM'}, 95 % interval)")
     left.legend()
     shown.suptitle(title)
     return shown
@@ -309,7 +343,7 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
             "steps": curve.steps,
             "gradient_steps": curve.gradient_steps,
             "env_steps": curve.env_steps,
-            "iqm": [point._asdict() for point in curve.iqm],
+            "mean" if report.total else "iqm": [point._asdict() for point in curve.points],
             "groups": {group: [point._asdict() for point in apart] for group, apart in curve.groups.items()},
             "task_returns": curve.returns.mean(axis=1).tolist(),  # [P, M]
         }
@@ -383,14 +417,16 @@ def run(config: TestConfig) -> float:
             f"the family of {folder} has no {config.split} tasks; choose split={' or '.join(parts.family.splits[1:])}"
         )
     folder.check_tasks(trained, parts.family)
-    if config.steps and isinstance(parts.algorithm, TrialAlgorithm):
-        parts.algorithm.episodes = config.steps + 1
+    if isinstance(parts.algorithm, TrialAlgorithm):
+        if config.steps:
+            parts.algorithm.episodes = config.steps + 1
+        budget = budget.model_copy(update={"steps": parts.algorithm.episodes - 1})
     path = load_weights(folder, parts, config.checkpoint)
     tasks = held_out_tasks(parts.family, trained, config.split, budget.tasks)
     name = f"{config.split}-{config.checkpoint}-tasks{budget.tasks}-episodes{budget.episodes}-steps{budget.steps}"
-    console = Console()
+    console = wide_console()
     with console.status(f"adapting to {budget.tasks} {config.split} tasks"):
         report, _ = measure(folder, parts, config.split, tasks, budget, trained.seed, name)
     console.print(table(report, f"{folder.path.name}: {budget.tasks} {config.split} tasks, {path.name}"))
     console.print(f"written: {folder.results / name}.json and .png", soft_wrap=True)
-    return report.curve.iqm[-1].value
+    return report.curve.points[-1].value

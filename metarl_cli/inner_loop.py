@@ -66,14 +66,17 @@ def explorer(learner: Learner, params: Params, epsilon: float, repeat: int, rng:
         anything = learner.act(params, obs, 1.0, rng)
         if held is None or left is None:
             held, left = anything, torch.zeros(obs.shape[:2], dtype=torch.long, device=obs.device)
-            # as if it had always explored: some are in the middle of a random action
-            part = torch.randint(1, repeat + 1, left.shape, generator=rng, device=obs.device)
+            # as if it had always explored: some are in the middle of a random action, of which 0 to repeat - 1 steps are left
+            part = torch.randint(repeat, left.shape, generator=rng, device=obs.device)
             left = torch.where(torch.rand(left.shape, generator=rng, device=obs.device) < epsilon, part, left)
         starts = epsilon / (epsilon + repeat * (1 - epsilon))  # of idle steps, so that a share epsilon of all is random
         begin = (left == 0) & (torch.rand(left.shape, generator=rng, device=obs.device) < starts)
         left = torch.where(begin, repeat, left)
         wide = (...,) + (None,) * (anything.dim() - 2)
         held = torch.where(begin[wide], anything, held)
+        if learner.spec.masked:  # what was chosen may no longer be allowed
+            legal = obs[..., -learner.spec.num_actions :].gather(-1, held[..., None])[..., 0] > 0
+            held = torch.where(legal, held, anything)
         random = left > 0
         left = (left - 1).clamp(min=0)
         return held if epsilon >= 1 else torch.where(random[wide], held, learner.act(params, obs, 0.0))

@@ -147,8 +147,9 @@ class Catalogue:
             _, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             if len(cells) == 2 and own.issuperset(v if "=" in v else f"{v}=true" for v in cells[0].split(", ")):
                 return cells[1] if re.search(r"\b\d{4}\b", cells[1]) else ""
-        cited = re.search(rf"^{re.escape(name)} .*\(([^()]*\b\d{{4}}\b[^()]*)\)", text, re.MULTILINE)
-        cited = cited or re.search(r"\(([^()]*(?:arXiv:|doi:)[^()]*)\)", text)
+        row = re.search(rf"^{re.escape(name.removeprefix('mdp_'))} {{2,}}.*", text, re.MULTILINE)
+        year = r"\(([^()]*\b\d{4}\b[^()]*)\)"
+        cited = re.search(year, row[0]) if row else re.search(r"\(([^()]*(?:arXiv:|doi:)[^()]*)\)", text)
         return problems.one_line(cited[1]) if cited else ""
 
     def experiments(self, name: str) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from metarl_cli.actions import constant
 from metarl_cli.types import Params, Spec, StrictModel
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "silu": F.silu}
@@ -96,7 +97,7 @@ class QNetwork:
         """Values ``[..., *outputs]`` of observations ``[..., *obs_shape]``, for one network; bytes are pixels, 0 to 255."""
         x = obs / 255 if obs.dtype == torch.uint8 else obs
         if self.spec.obs_scale:
-            x = x / x.new_tensor(self.spec.obs_scale)
+            x = x / constant(self.spec.obs_scale, x.dtype, x.device)
         leading = x.shape[: x.dim() - len(self.spec.obs_shape)]
         if self.config.convolutions:
             x = x.reshape(-1, *self.spec.obs_shape)

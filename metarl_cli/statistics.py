@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,3 +47,19 @@ def iqm_interval(scores: ArrayLike, over_tasks: bool = False, resamples: int = 2
         values[i] = iqm(np.take_along_axis(sample, rows, axis=0).ravel())
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(iqm(scores.ravel())), float(low), float(high))
+
+
+def mean_interval(scores: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of ``scores [R, M]`` with its 95 % percentile bootstrap interval over tasks.
+
+    For returns that are mostly chance (a bandit pays 0 or 1): the middle half says nothing of their expectation.
+    """
+    tasks = np.asarray(scores, dtype=np.float64).mean(axis=0)  # [M]
+    rows = np.random.default_rng(seed).integers(len(tasks), size=(resamples, len(tasks)))
+    low, high = np.quantile(tasks[rows].mean(axis=1), [0.025, 0.975])
+    return Interval(float(tasks.mean()), float(low), float(high))
+
+
+def together(intervals: Sequence[Interval]) -> Interval:
+    """The average of groups whose scores do not compare; of its bounds too, which is wider than the average's own interval."""
+    return Interval(*(float(np.mean(column)) for column in zip(*intervals, strict=True)))

@@ -100,9 +100,10 @@ class Tasks:
             raise ValueError(f"no split {split!r}; this family has {', '.join(self.splits)}")
         if split != "ood":
             return self._tensors(self.draw(num, self.ranges, rng))
-        rows: list[Columns] = []
-        while len(rows) < num:
-            row = self.draw(1, {**self.ranges, **self.ood_ranges}, rng)
+        wide = {**self.ranges, **self.ood_ranges}
+        rows = [self.draw(0, wide, rng)]
+        while len(rows) <= num:
+            row = self.draw(1, wide, rng)
             if self.outside(row)[0]:
                 rows.append(row)
         return self._tensors({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
+from rich.console import Console
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -36,6 +37,15 @@ LAYOUT = {  # tags are regular expressions
         "inner learning rate": ["Multiline", ["train/inner_lr$"]],
     },
 }
+
+
+PLAIN_WIDTH = 120  # [characters] of what is printed where there is no terminal to fit
+
+
+def wide_console() -> Console:
+    """Where a command prints; wide enough for every table also in a file or a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 class Tracker:

@@ -21,7 +21,7 @@ from metarl_cli import checkpoint
 from metarl_cli.building import TrainConfig
 from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, reference_metrics, table
 from metarl_cli.run_folder import Parts, RunFolder, build, default_name, held_out_tasks, now
-from metarl_cli.tracking import Tracker, flatten
+from metarl_cli.tracking import Tracker, flatten, wide_console
 from metarl_cli.types import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 
 def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> float:
     """Train a new run, or go on with the one in the folder; returns the IQM after adaptation on the test tasks."""
-    console = Console(highlight=False)
+    console = wide_console()
     folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, choices)))
     if config.run and folder.exists:
         config = _continued(config, folder, overrides)
@@ -160,7 +160,7 @@ class Training:
                 spent = time.monotonic() - began
                 self.seconds += spent
                 if self.iteration % loop.log_every == 0 or self.iteration == 1:
-                    found["time/env_steps_per_second"] = (self.algorithm.env_steps - env_steps) / spent
+                    found["time/env_steps_per_second"] = (self.algorithm.env_steps - env_steps) / max(spent, 1e-9)
                     found["time/training_seconds"] = self.seconds
                     found["train/iteration"] = self.iteration
                     self.tracker.log(found, self.algorithm.env_steps)
@@ -182,7 +182,7 @@ class Training:
     def _validate(self) -> dict[str, float]:
         """Adaptation curves on validation tasks; the best weights are kept."""
         curve = self.evaluator.curve(self.algorithm, self.config.eval.steps)
-        found, score = metrics(curve, "eval"), curve.score
+        found, score = metrics(curve, "eval"), curve.points[-1].value
         learned = self.evaluator.learned(self.algorithm)
         if learned is not None:  # each task from scratch: its own tasks are what it is for
             found["eval/return_learned"] = score = learned.value
@@ -214,7 +214,7 @@ class Training:
             self.console.print(f"return on the {config.algo['tasks']} tasks learned from scratch: {tested.learned}")
         self.console.print(f"run folder: {self.folder}", soft_wrap=True)
         self.console.print(f"look at it: tensorboard --logdir {self.folder.path.parent}", soft_wrap=True)
-        return (tested.learned or tested.curve.iqm[-1]).value
+        return (tested.learned or tested.curve.points[-1]).value
 
     # -- saving
 

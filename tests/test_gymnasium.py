@@ -3,6 +3,10 @@
 import gc
 import itertools
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import gymnasium
 import numpy as np
@@ -462,3 +466,42 @@ def test_few_tasks_all_come_up_before_one_comes_again():
     rows = list(zip(tasks["force"].tolist(), tasks["gravity"].tolist(), strict=True))
     assert len(set(rows[:6])) == len(set(rows[6:12])) == 6
     assert rows[:6] != rows[6:12], "in another order"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_signals_are_for_the_process_that_saves(number):
+    """A scheduler signals every process of a job; the simulators must outlive what asks them to save."""
+    family, env = start(CARTPOLE, processes=2)
+    for crew in env.crews:
+        os.kill(crew.process.pid, number)
+    assert len(play(family, env, 5)) == 5
+
+
+def test_a_program_ends_though_its_simulators_ignore_signals(tmp_path):
+    program = """
+import torch
+from metarl_cli.envs import gymnasium as simulated
+from metarl_cli.seeding import numpy_rng, torch_rng
+family = simulated.Family(simulated.Config.model_validate(VALUES))
+env = family.make(family.sample_tasks(2, "train", numpy_rng(0, "tasks")), 2, torch_rng(0, "env"))
+print("made", flush=True)
+"""
+    values = config(CARTPOLE, processes=2).model_dump(by_alias=True)
+    path = tmp_path / "program.py"
+    path.write_text(program.replace("VALUES", repr(values)))
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
+
+
+def test_what_the_simulator_refuses_at_the_end_of_a_range_is_told_at_once():
+    pytest.importorskip("Box2D")
+    with pytest.raises(ValueError, match="LunarLander-v3 cannot be built"):
+        simulated.Family(shipped("lunar_lander_family", "env.ood_ranges.gravity=[-20.0,-1.0]"))
+
+
+def test_a_wrapper_that_misses_something_says_so():
+    wrappers = [{"name": "Velocity", "arguments": {}}]
+    place = {"velocity": {"nominal": 1.0, "set": "wrapper.Velocity.velocity"}}
+    values = config({"id": "Pendulum-v1", "horizon": 20, "parameters": place, "wrappers": wrappers})
+    with pytest.raises(ValueError, match="Pendulum-v1 does not tell 'x_velocity'"):
+        simulated.Family(values)

@@ -31,6 +31,7 @@ def test_a_share_of_epsilon_is_random_and_lasts(box, epsilon, repeat):
     moved = other.any(-1) if box else other
     chance = 1 - (1 / 25 if box else 1 / 5)  # that a random action is not the greedy one
     assert float(moved.float().mean()) == pytest.approx(epsilon * chance, abs=0.02)
+    assert float(moved[0].float().mean()) == pytest.approx(epsilon * chance, abs=0.04), "from the first step on"
     if epsilon == 1 and repeat > 1:
         changes = (action[1:] != action[:-1]).float().mean((0, 1, 2))
         expected = (1 - 1 / 5) / repeat

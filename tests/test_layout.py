@@ -17,8 +17,8 @@ PACKAGE = ROOT / "metarl_cli"
 # From the bottom up; a module imports only from layers below its own.
 LAYERS = [
     {"__init__", "types", "problems"},
-    {"building", "composing", "checkpoint", "statistics", "seeding", "networks", "returns", "replay"},
-    {"actions", "tasks"},
+    {"building", "composing", "checkpoint", "statistics", "seeding", "returns", "replay", "actions", "tasks"},
+    {"networks"},
     {"run_folder", "tracking", "envs"},
     {"inner_loop", "reference"},
     {"learners"},

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, compose_values
 
 from metarl_cli.actions import random_actions
-from metarl_cli.building import load
+from metarl_cli.building import ConfigError, load, validate
 from metarl_cli.evaluate import Evaluator, metrics
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.run_folder import build
@@ -115,5 +115,19 @@ def test_returns_are_reported_for_each_family():
     for number, points in enumerate(curve.groups.values()):
         assert points[0].value == pytest.approx(float(iqm(curve.returns[0][:, number::2].ravel())))
     assert curve.groups["cartpole_family"][0].value > 0 > curve.groups["mountain_car_family"][0].value
-    assert curve.score == pytest.approx(sum(points[0].value for points in curve.groups.values()) / 2)
+    assert curve.points[0].value == pytest.approx(sum(points[0].value for points in curve.groups.values()) / 2)
     assert metrics(curve, "test")["test/return_after_mountain_car_family"] == curve.groups["mountain_car_family"][0].value
+
+
+@pytest.mark.parametrize("split", ["test", "ood"])
+def test_fewer_tasks_than_families(split):
+    mix = family("classic_mix")
+    one = mix.sample_tasks(1, split, numpy_rng(0, "tasks"))
+    three = mix.sample_tasks(3, split, numpy_rng(0, "tasks"))
+    assert all(torch.equal(one[key], three[key][:1]) for key in one)
+
+
+def test_errors_of_a_member_name_its_key():
+    values = compose_values("train", ["env=classic_mix", "env.families.cartpole_family.horizon=-1"])
+    with pytest.raises(ConfigError, match=r"env\.families\.cartpole_family\.horizon=-1: must be"):
+        validate("train", values)

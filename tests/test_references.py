@@ -115,6 +115,23 @@ def test_indices_by_hand():
     torch.testing.assert_close(parts("gittins", "bandit")[1].index(memory), expected)
 
 
+def test_a_longer_trial_than_configured():
+    """``metarl test steps=`` makes trials longer: the table of indices grows with them."""
+    family, algorithm = parts("gittins", "bandit", "algo.episodes=5")
+    algorithm.episodes = 30
+    task = family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
+    returns, _ = trial(family, task, algorithm, 2, torch_rng(0, "env"), torch_rng(0, "trial"))
+    assert returns.shape == (30, 3, 2)
+
+
+def test_thompson_explores_arms_without_noise():
+    family, algorithm = parts("thompson", "bandit_gaussian", "env.noise=0.0", "algo.episodes=60")
+    task = family.sample_tasks(200, "test", numpy_rng(0, "tasks"))
+    returns, _ = trial(family, task, algorithm, 1, torch_rng(0, "env"), torch_rng(0, "trial"))
+    missed = family.optimum(task) - returns[-10:].mean((0, 2))
+    assert float(missed.mean()) < 0.1, "every arm was tried, and one pull says all"
+
+
 @pytest.mark.parametrize("env", ["bandit", "bandit_gaussian"])
 def test_thompson_samples_the_posterior(env):
     _, algorithm = parts("thompson", env)

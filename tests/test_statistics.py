@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from metarl_cli.statistics import iqm, iqm_interval
+from metarl_cli.statistics import iqm, iqm_interval, mean_interval
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 50, 101])
@@ -31,3 +31,16 @@ def test_resampling_stays_within_tasks():
     assert interval.low == interval.value == interval.high
     over = iqm_interval(tasks, over_tasks=True)
     assert over.low < over.value < over.high
+
+
+def test_mean_interval_of_pulls_that_pay_0_or_1():
+    """Where the middle half of all pulls pays 1, the IQM says 1; the mean says what a pull is worth."""
+    rng = np.random.default_rng(0)
+    chance = rng.random(400) * 0.2 + 0.75
+    pulls = (rng.random((20, 400)) < chance).astype(float)
+    found = mean_interval(pulls)
+    assert found.value == pytest.approx(pulls.mean())
+    assert found.low < chance.mean() < found.high
+    expected = 1.96 * pulls.mean(0).std() / 20
+    assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.15)
+    assert iqm_interval(pulls).value == 1.0

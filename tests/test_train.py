@@ -94,7 +94,14 @@ def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
     assert result["trial"]["mean"] == pytest.approx(returns.sum(0).mean(), rel=1e-5)
     assert np.array(result["optimum"]).shape == (4,)
     tags = {tag for row in logged(folder.path) for tag in row}
-    assert {"test/regret", "test/return_optimum", "test/trial_return", "test/return_step_2", "test/return_random"} <= tags
+    assert {
+        "test/regret",
+        "test/regret_after",
+        "test/return_optimum",
+        "test/trial_return",
+        "test/return_step_2",
+        "test/return_random",
+    } <= tags
     shown = capsys.readouterr().out
     for text in ("episode 3", "sum of 3 episodes", "optimum, told the task"):
         assert text in shown

@@ -78,11 +78,9 @@ class Strategy(Reference):
         mean = arms.location + arms.scale / 2 if uniform else arms.location
         variance = arms.scale**2 / (12 if uniform else 1)
         chance = mean * (1 - mean) - variance if self.bernoulli else arms.noise**2  # what a pull adds to it, on average
-        self.noise, self.prior_mean, self.prior_pulls = arms.noise, mean, max(chance / variance, FEWEST)
-        if config.index == "gittins":
-            wins, losses = self.prior_mean * self.prior_pulls, (1 - self.prior_mean) * self.prior_pulls
-            pulls = config.episodes * family.spec.horizon
-            self.table: Tensor = gittins_indices(wins, losses, config.discount, pulls).to(device)
+        self.prior_mean, self.prior_pulls = mean, max(chance / variance, FEWEST)
+        self.noise = math.sqrt(self.prior_pulls * variance)  # of a pull
+        self.horizon = family.spec.horizon
 
     def begin(self, task: Task, num_envs: int, rng: torch.Generator) -> State:
         """No pulls yet: ``pulls`` and ``reward`` of every arm, ``[M, N, k]``."""
@@ -111,7 +109,9 @@ class Strategy(Reference):
         pulls: Tensor = memory["pulls"]
         reward: Tensor = memory["reward"]
         if config.index == "gittins":
-            return self.table[reward.long(), (pulls - reward).long()]
+            wins, losses = self.prior_mean * self.prior_pulls, (1 - self.prior_mean) * self.prior_pulls
+            table = gittins_indices(wins, losses, config.discount, self.episodes * self.horizon)
+            return table.to(pulls.device)[reward.long(), (pulls - reward).long()]
         n = self.prior_pulls + pulls
         mean = (self.prior_pulls * self.prior_mean + reward) / n
         if config.index == "mean":

@@ -5,10 +5,10 @@ they plan on. With α_s' the Dirichlet weights of the successors of a state and 
 imagined rewards of mean μ beside the n real ones:
 
 psrl            one process sampled from the posterior (Osband 2013, arXiv:1306.0940)
-opsrl           the greatest of the values of several samples, for each state, action and step (as in Osband's own
-                comparison of PSRL with others, github.com/iosband/TabulaRL)
-ucrl2           the best process within √(c² ln(2SAT/δ) / n) of the mean reward and √S times that of the mean transition, in
-                L1 (Jaksch 2010, jmlr.org/papers/v11/jaksch10a)
+opsrl           the greatest of several samples' values (Osband 2013), for each state, action and step; as in Osband's own
+                comparison of PSRL with others, github.com/iosband/TabulaRL
+ucrl2           the best process within bounds (Jaksch 2010, jmlr.org/papers/v11/jaksch10a): √(c² ln(2SAT/δ) / n) of the mean
+                reward, and √S times that of the mean transition, in L1
 beb             the mean, and β / (1 + n) more reward (Kolter and Ng 2009, doi:10.1145/1553374.1553441)
 epsilon_greedy  the mean, and a uniformly random action in a share ε of the steps
 greedy          the mean

@@ -33,11 +33,13 @@ import importlib
 import itertools
 import math
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
 import warnings
 import weakref
+from collections.abc import Iterator
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -95,6 +97,8 @@ class PermutedActions(gymnasium.ActionWrapper[Any, Any, Any]):
     def __init__(self, env: gymnasium.Env[Any, Any], actions: int, order: int):
         super().__init__(env)
         self.action_space = spaces.Discrete(actions)
+        if not 0 <= order < math.factorial(actions):
+            raise ValueError(f"order must be from 0 to {math.factorial(actions) - 1}, got {order}")
         self.wires = next(itertools.islice(itertools.permutations(range(actions)), order, None))
 
     def action(self, action: int) -> int:
@@ -153,8 +157,8 @@ LIBRARIES = {
         "TimeAwareObservation",
     ),
     "minigrid.wrappers": (
-        *("FlatObsWrapper", "FullyObsWrapper", "ImgObsWrapper", "OneHotPartialObsWrapper", "RGBImgObsWrapper"),
-        *("RGBImgPartialObsWrapper", "SymbolicObsWrapper", "ViewSizeWrapper"),
+        *("FlatObsWrapper", "FullyObsWrapper", "ImgObsWrapper", "RGBImgObsWrapper", "RGBImgPartialObsWrapper"),
+        "ViewSizeWrapper",
     ),
 }
 WRAPPERS = {**dict.fromkeys(OWN, ""), **{name: library for library, names in LIBRARIES.items() for name in names}}
@@ -288,6 +292,8 @@ def build(config: Config, row: Row, drawing: bool = False) -> gymnasium.Env[Any,
     Raises:
         ValueError: if the simulator, a wrapper or an attribute refuses a value.
     """
+    if config.id.startswith("GymV"):
+        raise ValueError(f"{config.id} imports what its arguments name; it is refused")
     register(config)
     constructor: dict[str, Any] = dict(config.constructor)
     wrappers = [(w.name, dict(w.arguments)) for w in config.wrappers]
@@ -444,6 +450,8 @@ class Elsewhere:
         self.process = multiprocessing.Process(target=_work, args=(theirs, self.pipe, arguments), daemon=True)
         self.process.start()
         theirs.close()
+        # before multiprocessing, at the end of the program, asks by a signal that the process ignores
+        self.dismiss = multiprocessing.util.Finalize(self, _dismiss, (self.pipe, self.owner), exitpriority=10)
 
     def ask(self, method: str, *arguments: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # the answer tells why
@@ -452,24 +460,30 @@ class Elsewhere:
     def answer(self) -> Any:
         try:
             result = self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise RuntimeError("the simulator ended its process") from None
         if isinstance(result, Exception):
             raise result
         return result
 
     def close(self) -> None:
-        if os.getpid() != self.owner:
-            return  # a forked process drops its copy of this, too
-        with contextlib.suppress(OSError):
-            self.pipe.send(None)
-        self.pipe.close()
-        self.process.join()
+        self.dismiss()
+        if os.getpid() == self.owner:
+            self.process.join()
+
+
+def _dismiss(pipe: Connection, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked process drops its copy of this, too
+    with contextlib.suppress(OSError):
+        pipe.send(None)
+    pipe.close()
 
 
 def _work(pipe: Connection, other_end: Connection, arguments: tuple[Any, ...]) -> None:
     other_end.close()  # a copy of it here would keep this process waiting after the other has gone
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the process that asks
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # they are for the process that asks, which may save first
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # it draws without a screen
     try:
@@ -604,7 +618,10 @@ class GymnasiumEnv:
 
     def state_dict(self) -> State:
         """Every episode as its seed, number and actions ``[T, M, N, ...]``; ``obs`` tells whether they lead there again."""
-        actions = torch.as_tensor(self.history[: int(self.clock.max())].copy())
+        played = np.arange(int(self.clock.max()))[:, None] < self.clock.flatten().numpy()  # [T, M * N]
+        history = self.history[: len(played)]
+        played = played.reshape(*played.shape, *[1] * (history.ndim - 2))
+        actions = torch.as_tensor(np.where(played, history, np.zeros_like(history)))
         actions = actions.reshape(-1, *self.shape, *actions.shape[2:])
         numbers = {"seeds": self.seeds, "episodes": self.episodes, "clock": self.clock}
         return {**numbers, "actions": actions, "obs": self.obs}
@@ -617,7 +634,8 @@ class GymnasiumEnv:
         """
         actions = state["actions"]
         fits = actions.shape[3:] == self.history.shape[2:] and len(actions) <= len(self.history)
-        if state["seeds"].shape != self.shape or not fits:
+        clock = state["clock"]
+        if state["seeds"].shape != self.shape or not fits or int(clock.min()) < 0 or int(clock.max()) > len(actions):
             raise ValueError("the saved environments have another shape")
         self.seeds, self.episodes, self.clock = (state[name].cpu() for name in ("seeds", "episodes", "clock"))
         self.history[: len(actions)] = actions.flatten(1, 2).cpu().numpy()
@@ -654,7 +672,31 @@ class GymnasiumFamily(Tasks):
         }
         env = build(config, self._row(self.parameters))
         self.spec, self.action = _spec(env, config.horizon), _action(env)
+        self._try(env)
         env.close()
+        for row in self._extremes():
+            build(config, row).close()
+
+    def _try(self, env: gymnasium.Env[Any, Any]) -> None:
+        """One step, so that a wrapper that misses something says so now.
+
+        Raises:
+            ValueError: if there is no such step.
+        """
+        env.action_space.seed(0)
+        env.reset(seed=0)
+        try:
+            env.step(env.action_space.sample())
+        except KeyError as error:
+            names = ", ".join(wrapper.name for wrapper in self.config.wrappers)
+            raise ValueError(f"{self.config.id} does not tell {error}, which a wrapper needs (of {names})") from error
+
+    def _extremes(self) -> Iterator[Row]:
+        """Tasks at the ends of the ranges, and of each choice: what the simulator refuses, it refuses before training."""
+        ends = {name: [low, high] for name, (low, high) in {**self.config.ranges, **self.config.ood_ranges}.items()}
+        some = {**ends, **{name: [*self.choices[name], *self.ood_choices.get(name, [])] for name in self.choices}}
+        for number in range(max(map(len, some.values()), default=0)):
+            yield self._row({**self.parameters, **{name: float(v[min(number, len(v) - 1)]) for name, v in some.items()}})
 
     def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
         """``num`` tasks; where they are few, all of them come up before one comes again."""

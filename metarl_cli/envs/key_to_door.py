@@ -83,7 +83,7 @@ class KeyToDoor(GridFamily):
         return reached.to(task["key_x"].dtype) + (steps + self.distance(key, door) <= self.spec.horizon)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """The room from above, lit: the key golden until it is held, the door brown, the agent blue, red with the key."""
+        """The room from above, lit: key golden, door brown, agent blue; the key turns the agent red, where that is observed."""
         state = int(obs.argmax())
         held = state >= self.cells
         things = {"peru": int(self.cell(task, "door"))} | ({} if held else {"gold": int(self.cell(task, "key"))})

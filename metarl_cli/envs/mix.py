@@ -21,6 +21,7 @@ nominal values of the families it does not belong to.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.actions import Bins
-from metarl_cli.building import load
+from metarl_cli.building import ConfigError, load
 from metarl_cli.types import Box, Env, Spec, State, Step, StrictModel, Task
 from metarl_cli.types import Family as AnyFamily
 
@@ -55,8 +56,13 @@ class Mix:
         self.device = torch.device(device)
         self.families: dict[str, AnyFamily] = {}
         for name, values in config.families.items():
-            module, parsed = load("env", values)
-            self.families[name] = module.Family(parsed, device)
+            try:
+                module, parsed = load("env", values)
+                self.families[name] = module.Family(parsed, device)
+            except ConfigError as error:
+                raise ConfigError([re.sub(r"^env\b", f"env.families.{name}", problem) for problem in error.problems]) from error
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         self.members = list(self.families.values())
         self.grids = [self._grid(name, family.spec.box, config.bins) for name, family in self.families.items()]
         self.num_choices = [

@@ -60,6 +60,11 @@ class MountainCar(NativeFamily):
         # the car swings about a valley at -0.52, up to the speed limit
         self.spec = Spec(obs_shape=(2,), num_actions=3, horizon=config.horizon, obs_scale=(0.6, MAX_SPEED))
 
+    def named_task(self, values: dict[str, float]) -> Task:
+        if values.get("goal_position", 0.0) > MAX_POSITION:
+            raise ValueError(f"goal_position must not be beyond the end of the track, {MAX_POSITION}")
+        return super().named_task(values)
+
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         position = torch.rand(shape, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.6
         return torch.stack([position, torch.zeros_like(position)], -1)
