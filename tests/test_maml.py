@@ -21,7 +21,6 @@ VARIANTS = {
     "one-step targets": ["algo.inner.returns.lambda=0"],
     "reward alone": ["algo.inner.returns.gamma=0"],
     "slow target": ["algo.outer.adapted_target=false"],
-    "balanced tasks": ["algo.outer.balance=true", "algo.outer.every_step=true"],
     "dueling, Huber": ["learner.network.dueling=true", "learner.loss=huber", "learner.network.layer_norm=false"],
 }
 
@@ -67,8 +66,7 @@ def per_task_loop(algo, supports, query):
         for params in path[1:] if config.outer.every_step else path[-1:]:
             target = learner.targets(params, {k: v.detach() for k, v in last.items()}, one)
             scored = len(path) - 1 if config.outer.every_step else 1
-            loss = learner.loss(params, one, target)
-            total = total + (torch.log(loss + 1e-6) if config.outer.balance else loss) / config.tasks / scored
+            total = total + learner.loss(params, one, target) / config.tasks / scored
     return total, torch.autograd.grad(total, algo._learned())
 
 

@@ -76,9 +76,6 @@ class OuterConfig(StrictModel):
     final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (cosine over the run)")
     clip: float = Field(gt=0, description="largest norm of the meta-gradient")
     polyak: float = Field(gt=0, le=1, description="step of the slow copy towards the weights, per update")
-    balance: bool = Field(
-        description="the mean of the logarithms of the tasks' losses, so that families with large returns do not drown others"
-    )
     every_step: bool = Field(description="query loss after every inner step, not only the last (MAML++)")
     adapted_target: bool = Field(description="adapt the slow copy on the support before it makes the query's targets")
     use_average: bool = Field(description="test with the slow copy, a running average of the weights")
@@ -102,14 +99,10 @@ class Config(StrictModel):
             raise ValueError("inner.steps=0 learns no rates: it needs inner.rates=fixed")
         if self.outer.rule == "reptile" and self.inner.rates != "fixed":
             raise ValueError("outer.rule=reptile learns no rates: it needs inner.rates=fixed")
-        if self.outer.balance and self.outer.rule == "reptile":
-            raise ValueError("outer.balance weighs query losses, which outer.rule=reptile does not use")
         if self.query.envs * self.query.steps > self.query.capacity:
             raise ValueError("query.capacity must hold at least the query.envs x query.steps of one iteration")
         return self
 
-
-TINY_LOSS = 1e-6  # keeps the logarithm of a loss finite
 
 Meta = dict[str, Params]  # {"init": weights, "rates": learning rates of the adapted ones}
 
@@ -227,11 +220,7 @@ class MAML:
         return target_params
 
     def meta_loss(self, meta: Meta, slow: Meta, supports: list[Transitions], query: Transitions) -> Tensor:
-        """The mean query loss of the adapted weights, or of its logarithm; scalar, differentiable in ``meta``.
-
-        The logarithm weighs every task's gradient by the inverse of its loss (geometric loss, Chennupati 2019,
-        arXiv:1904.08492).
-        """
+        """The mean query loss of the adapted weights; scalar, differentiable in ``meta``."""
         config = self.config
         target_params = self._target_params(slow, supports, query)
         path = list(self.adapted(meta, supports, len(query.reward), config.inner.order))
@@ -240,9 +229,8 @@ class MAML:
         for params in scored:
             with torch.no_grad():
                 target = vmap(self.learner.targets)(params, target_params, query)
-            losses.append(vmap(self.learner.loss)(params, query, target))
-        each = torch.stack(losses)  # [K, M]
-        return (each + TINY_LOSS).log().mean() if config.outer.balance else each.mean()
+            losses.append(vmap(self.learner.loss)(params, query, target).mean())
+        return torch.stack(losses).mean()
 
     def meta_gradient(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         """The query loss and the gradient of each learned tensor: ``init``, then ``rates`` where they are learned."""
