@@ -27,9 +27,7 @@ def elsewhere(tmp_path, monkeypatch):
     for name in ("METARL_CONFIG_DIR", "HYDRA_FULL_ERROR", "COMP_LINE"):
         monkeypatch.delenv(name, raising=False)
     handlers, level = list(logging.root.handlers), logging.root.level
-    pipe = signal.getsignal(signal.SIGPIPE)
     yield tmp_path
-    signal.signal(signal.SIGPIPE, pipe)
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
 

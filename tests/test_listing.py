@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -21,9 +20,6 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("METARL_CONFIG_DIR", "COMP_LINE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    pipe = signal.getsignal(signal.SIGPIPE)
-    yield
-    signal.signal(signal.SIGPIPE, pipe)
 
 
 def said(capsys, *words: str) -> str:
