@@ -2,6 +2,7 @@
 
     python benchmarks/adaptation.py cartpole --seeds 3 --jobs 2            train what is not finished yet, then print the table
     python benchmarks/adaptation.py navigation --only maml_dqn pretrain_dqn
+    python benchmarks/adaptation.py classic_mix                            one line for each family of a mix
 
 Every run is an ordinary ``metarl train experiment=maml_dqn_<family>`` with the overrides named below, so that it can be
 repeated alone. Scores are the mean returns of each held-out task after adaptation; the IQM goes over seeds and tasks, its
@@ -55,7 +56,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     },
     "mountain_car": MAML | {"pretrain_dqn": [*RIVAL, "train.iterations=400", "train.eval_every=40"]},
     "acrobot": MAML | {"pretrain_dqn": [*RIVAL, "train.iterations=400", "train.eval_every=40"]},
-    "classic_mix": MAML | {"pretrain_dqn": [*RIVAL, "train.iterations=400", "train.eval_every=40"]},
+    "classic_mix": MAML,
     "half_cheetah_dir": MAML,
 }
 
