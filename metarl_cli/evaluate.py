@@ -64,6 +64,13 @@ class Report(NamedTuple):
     best: Interval | None  # the same over the tasks
     total: Total | None  # of an algorithm that adapts within a trial
 
+    @property
+    def regret(self) -> float | None:
+        """What knowing the task would have earned beyond a whole trial, on average over tasks; None where unknown."""
+        if self.total is None or self.optimum is None:
+            return None
+        return self.total.episodes * float(self.optimum.mean()) - self.total.mean
+
 
 @torch.no_grad()
 def episode_returns(family: Family, task: Task, act: Act, episodes: int, rng: torch.Generator) -> Tensor:
@@ -252,8 +259,8 @@ def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
     if report.optimum is not None and report.best is not None:
         found["return_optimum"] = report.best.value
         found["regret_after"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())  # per episode
-        if report.total:
-            found["regret"] = report.total.episodes * float(report.optimum.mean()) - report.total.mean
+    if report.regret is not None:
+        found["regret"] = report.regret
     if report.total:
         found["trial_return"] = report.total.mean
     return {f"{prefix}/{name}": value for name, value in found.items()}
@@ -296,6 +303,8 @@ def table(report: Report, title: str) -> Table:
         shown.add_row("optimum, told the task", "", "", f"{report.best.value:.2f}", style="dim")
     if report.total:
         shown.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
+    if report.regret is not None:
+        shown.add_row("regret, the optimum minus that", "", "", f"{report.regret:.2f}", style="dim")
     return shown
 
 
@@ -359,6 +368,7 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
         "learned": report.learned and report.learned._asdict(),
         "optimum": None if report.optimum is None else report.optimum.tolist(),  # [M]
         "trial": report.total and report.total._asdict(),
+        "regret": report.regret,
     }
 
 

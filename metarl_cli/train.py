@@ -208,7 +208,8 @@ class Training:
             self.tracker.figure(f"{split}/adaptation", shown, step)
         titles = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
         for split, (report, _) in reports.items():
-            self.console.print(table(report, f"{config.test.tasks} {titles[split]}, {config.test.episodes} episodes each"))
+            repeats = "trials" if report.total else "episodes"
+            self.console.print(table(report, f"{config.test.tasks} {titles[split]}, {config.test.episodes} {repeats} each"))
         tested = reports["test"][0]
         if tested.learned:
             self.console.print(f"return on the {config.algo['tasks']} tasks learned from scratch: {tested.learned}")

@@ -105,7 +105,9 @@ def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
     shown = capsys.readouterr().out
     for text in ("episode 3", "sum of 3 episodes", "optimum, told the task"):
         assert text in shown
+    assert result["regret"] == pytest.approx(3 * np.mean(result["optimum"]) - result["trial"]["mean"], abs=1e-4)
     if algo == "oracle":
+        assert result["regret"] == pytest.approx(0, abs=1e-4)
         assert returns == pytest.approx(np.tile(result["optimum"], (3, 1))), "told the task, it is the optimum"
     evaluate.run(validate("test", compose_values("test", [f"run={folder}", "steps=4", "hardware=cpu"])))
     assert "sum of 5 episodes" in capsys.readouterr().out
