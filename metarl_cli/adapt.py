@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
 
 import torch
 from PIL import Image
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from metarl_cli import checkpoint
 from metarl_cli.building import AdaptConfig
-from metarl_cli.evaluate import Evaluator, empty_table, episode_returns, label, load_weights
+from metarl_cli.evaluate import Evaluator, by_gradient, empty_table, episode_returns, label, load_weights
 from metarl_cli.run_folder import RunFolder, build
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, iqm_interval
@@ -47,7 +46,7 @@ def run(config: AdaptConfig) -> float:
         if config.steps:
             parts.algorithm.episodes = config.steps + 1
         return _trial(parts.family, task, parts.algorithm, config, out, console, f"{folder.path.name} on {name}")
-    algorithm = cast(GradientAlgorithm, parts.algorithm)
+    algorithm = by_gradient(parts.algorithm)
     shown = empty_table(f"{folder.path.name} on {name}", trial=False)
     rng = torch_rng(config.seed, "adapt", "support", device=parts.device)
     adaptations = list(algorithm.adapt(task, steps, rng))

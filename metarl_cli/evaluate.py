@@ -181,7 +181,7 @@ class Evaluator:
         """The algorithm's own adaptation: by ``steps`` gradient steps, or along a trial of its own length."""
         if isinstance(algorithm, TrialAlgorithm):
             return self._trial(algorithm)[0]
-        return self._adaptation(_by_gradient(algorithm), _by_gradient(algorithm).adapt(self.task, steps, self._rng("support")))
+        return self._adaptation(by_gradient(algorithm), by_gradient(algorithm).adapt(self.task, steps, self._rng("support")))
 
     def report(self, algorithm: Algorithm, steps: int) -> Report:
         """The algorithm's adaptation beside the references."""
@@ -191,7 +191,7 @@ class Evaluator:
         if isinstance(algorithm, TrialAlgorithm):
             curve, total = self._trial(algorithm)
             return Report(curve, None, self.random(aggregate), None, optimum, best, total)
-        adapting = _by_gradient(algorithm)
+        adapting = by_gradient(algorithm)
         scratch = self._adaptation(adapting, adapting.adapt_from_scratch(self.task, steps, self._rng("support")))
         random, learned = self.random(aggregate), self.learned(algorithm)
         return Report(self.curve(algorithm, steps), scratch, random, learned, optimum, best, None)
@@ -212,17 +212,18 @@ class Evaluator:
 
     def learned(self, algorithm: Algorithm) -> Interval | None:
         """The networks of tasks the algorithm learned from scratch, each on its own task."""
-        found = None if isinstance(algorithm, TrialAlgorithm) else _by_gradient(algorithm).learned()
+        found = None if isinstance(algorithm, TrialAlgorithm) else by_gradient(algorithm).learned()
         if found is None:
             return None
         task, params = found
-        returns = self._returns(task, lambda obs: _by_gradient(algorithm).act(params, obs))
+        returns = self._returns(task, lambda obs: by_gradient(algorithm).act(params, obs))
         groups = [rows.cpu().numpy() for rows in self.family.groups(task).values() if len(rows)]
         return together([iqm_interval(returns[:, rows]) for rows in groups]) if groups else iqm_interval(returns)
 
 
-def _by_gradient(algorithm: Algorithm) -> GradientAlgorithm:
-    return cast(GradientAlgorithm, algorithm)  # what is no TrialAlgorithm
+def by_gradient(algorithm: Algorithm) -> GradientAlgorithm:
+    """What is no :class:`TrialAlgorithm` adapts by gradient steps."""
+    return cast(GradientAlgorithm, algorithm)
 
 
 def _spread(episodes: int, most: int = 20) -> list[int]:
