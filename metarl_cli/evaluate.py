@@ -89,14 +89,20 @@ def episode_returns(family: Family, task: Task, act: Act, episodes: int, rng: to
 
 @torch.no_grad()
 def trial(
-    family: Family, task: Task, algorithm: TrialAlgorithm, trials: int, env_rng: torch.Generator, rng: torch.Generator
+    family: Family,
+    task: Task,
+    algorithm: TrialAlgorithm,
+    trials: int,
+    env_rng: torch.Generator,
+    rng: torch.Generator,
+    greedy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Whole trials of ``algorithm.episodes`` episodes: ``trials`` of them on each of M tasks, memory kept throughout.
 
     Returns the undiscounted return and the length [steps] of every episode, ``[episodes, M, trials]`` both.
     """
     env = family.make(task, trials, env_rng)
-    memory = algorithm.begin(task, trials, rng)
+    memory = algorithm.begin(task, trials, rng, greedy)
     episodes, shape, device = algorithm.episodes, env.obs.shape[:2], env.obs.device
     returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)  # the last row takes what follows a trial's end
     current = torch.zeros(1, *shape, dtype=torch.long, device=device)

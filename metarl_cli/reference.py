@@ -9,6 +9,7 @@ class Reference:
     """The base of strategies that are known already."""
 
     learns = False
+    stochastic = False
     env_steps = 0
 
     def train_step(self) -> dict[str, float]:

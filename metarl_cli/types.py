@@ -219,9 +219,17 @@ class TrialAlgorithm(Algorithm, Protocol):
     """Adapts by memory, within a trial of several episodes on one task: what RL² learns, and what bandit strategies do."""
 
     episodes: int  # of a trial
+    stochastic: bool  # whether its policy can be sampled from beside taking its greedy actions; False for references
 
-    def begin(self, task: Task, num_envs: int, rng: torch.Generator) -> State:
-        """The memory of M x N trials at their start; ``task`` is for those that are told it (an oracle)."""
+    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
+        """The memory of M x N trials at their start.
+
+        Args:
+            task: for those that are told it (an oracle).
+            num_envs: N.
+            rng: of whatever chance the trials' actions need; the memory carries it, under ``rng``.
+            greedy: take the greedy actions all along, or sample; without effect on what is not ``stochastic``.
+        """
         ...
 
     def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:

@@ -82,7 +82,7 @@ class Strategy(Reference):
         self.noise = math.sqrt(self.prior_pulls * variance)  # of a pull
         self.horizon = family.spec.horizon
 
-    def begin(self, task: Task, num_envs: int, rng: torch.Generator) -> State:
+    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
         """No pulls yet: ``pulls`` and ``reward`` of every arm, ``[M, N, k]``."""
         mean = task["mean"]
         nothing = mean.new_zeros(len(mean), num_envs, mean.shape[-1])

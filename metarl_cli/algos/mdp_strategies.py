@@ -78,7 +78,7 @@ class Explorer(Reference):
         self.config, self.family, self.episodes = config, family, config.episodes
         self.task = family.sample_tasks(1, "train", numpy_rng(seed, "tasks", "train"))
 
-    def begin(self, task: Task, num_envs: int, rng: torch.Generator) -> State:
+    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
         """Nothing seen yet.
 
         ``policy [M, N, H, S]`` is the plan, ``clock [M, N]`` the step of the episode, ``seen [M, N, S, A, S]`` counts
