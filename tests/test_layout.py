@@ -18,7 +18,7 @@ PACKAGE = ROOT / "metarl_cli"
 LAYERS = [
     {"__init__", "types", "problems"},
     {"building", "composing", "checkpoint", "statistics", "seeding", "returns", "replay", "actions", "tasks"},
-    {"networks"},
+    {"networks", "recurrent"},
     {"run_folder", "tracking", "envs"},
     {"inner_loop", "reference"},
     {"learners"},

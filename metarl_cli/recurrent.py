@@ -1,0 +1,389 @@
+"""Memory networks as pure functions of their weights: GRU, LSTM and a causal transformer.
+
+What RL² (Duan 2016, arXiv:1611.02779) remembers a trial with. One interface: ``step`` acts, ``scan`` learns from a whole
+trial or a segment of one; both give the same features. GRU: Cho 2014, arXiv:1406.1078, in the form of cuDNN, whose reset
+gate works on the product. LSTM: Gers 2000, without peepholes. Transformer: Vaswani 2017, arXiv:1706.03762, with layer
+norm before each part (Xiong 2020, arXiv:2002.04745) and fixed sinusoidal positions.
+
+On CPU the recurrent cells are autograd functions of the whole sequence: in each direction a step is one matrix product and
+a few element-wise operations in preallocated memory, and each weight's gradient is one product over all steps at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from metarl_cli.types import Params, State, StrictModel
+
+
+class MemoryConfig(StrictModel):
+    """The shape of a memory."""
+
+    cell: Literal["gru", "lstm", "transformer"] = Field(description="what remembers")
+    size: int = Field(gt=0, description="H, units of each layer and features out")
+    layers: int = Field(gt=0, description="recurrent layers or transformer blocks, one on another")
+    heads: int = Field(gt=0, description="attention heads of a block (transformer only); divides size")
+    context: int = Field(gt=0, description="longest trial that can be remembered [steps] (transformer only)")
+
+    @model_validator(mode="after")
+    def _heads_divide_size(self) -> MemoryConfig:
+        if self.cell == "transformer" and self.size % self.heads:
+            raise ValueError(f"size {self.size} is not a multiple of heads {self.heads}")
+        return self
+
+
+class Memory(Protocol):
+    """Inputs and state -> features, step by step or over a sequence; rows R never meet."""
+
+    size: int  # H, features out
+
+    def init(self, rng: torch.Generator) -> Params:
+        """Fresh weights, named ``memory.*``."""
+        ...
+
+    def start(self, rows: int, device: torch.device | str) -> State:
+        """The state before the first step of ``rows`` trials; every tensor leads with [R]."""
+        ...
+
+    def step(self, params: Params, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Features ``[R, H]`` of inputs ``[R, I]``, and the state after them."""
+        ...
+
+    def scan(self, params: Params, x: Tensor, state: State) -> Tensor:
+        """Features ``[T, R, H]`` of inputs ``[T, R, I]`` from ``state`` on; differentiable once in all three."""
+        ...
+
+
+def build_memory(config: MemoryConfig, inputs: int) -> Memory:
+    """The memory of ``config`` for inputs of ``inputs`` entries."""
+    cells: dict[str, type[GRU] | type[LSTM] | type[Transformer]] = {"gru": GRU, "lstm": LSTM, "transformer": Transformer}
+    return cells[config.cell](config, inputs)
+
+
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _layer(params: Params, index: int) -> list[Tensor]:
+    return [params[f"memory.{index}.{name}"] for name in WEIGHTS]
+
+
+def _init_recurrent(config: MemoryConfig, inputs: int, gates: int, rng: torch.Generator) -> Params:
+    """Orthogonal recurrent weights, gate by gate, Glorot-uniform input weights, zero biases."""
+    params: Params = {}
+    size = config.size
+    for i in range(config.layers):
+        fan_in = size if i else inputs
+        bound = math.sqrt(6 / (fan_in + size))
+        params[f"memory.{i}.weight_ih"] = torch.rand(gates * size, fan_in, generator=rng, device=rng.device) * 2 * bound - bound
+        blocks = [torch.empty(size, size, device=rng.device) for _ in range(gates)]
+        params[f"memory.{i}.weight_hh"] = torch.cat([torch.nn.init.orthogonal_(block, generator=rng) for block in blocks])
+        for name in ("bias_ih", "bias_hh"):
+            params[f"memory.{i}.{name}"] = torch.zeros(gates * size, device=rng.device)
+    return params
+
+
+class _GRUSequence(torch.autograd.Function):
+    """One GRU layer over a sequence: x [T, R, I], h_0 [R, H] -> h_1 ... h_T [T, R, H].
+
+    r = sigmoid(W_r x + U_r h + b_r), z likewise, n = tanh(W_n x + b_n + r * m) with m = U_n h + c_n, h' = n + z * (h - n).
+    Memory is [m, r, z, n] side by side: the recurrent product fills the first three, the input's the last three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+        (steps, rows, inputs), size = x.shape, h.shape[1]
+        gates = x.new_empty(steps, rows, 4 * size)
+        bias = torch.cat([b_ih[: 2 * size] + b_hh[: 2 * size], b_ih[2 * size :]])
+        torch.addmm(bias, x.reshape(-1, inputs), w_ih.t(), out=gates.view(-1, 4 * size)[:, size:])
+        gates[..., :size] = b_hh[2 * size :]
+        recurrent = w_hh.roll(size, 0)  # [m, r, z]
+        across = recurrent.t()
+        out = x.new_empty(steps, rows, size)
+        before = h
+        for t in range(steps):
+            all_gates = gates[t]
+            all_gates[:, : 3 * size].addmm_(before, across)
+            all_gates[:, size : 3 * size].sigmoid_()
+            m, r, z, n = all_gates.chunk(4, 1)
+            n.addcmul_(r, m).tanh_()
+            before = torch.lerp(n, before, z, out=out[t])
+        ctx.save_for_backward(x, h, w_ih, recurrent, gates, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, w_ih, recurrent, gates, out = ctx.saved_tensors
+        (steps, _, inputs), size = x.shape, h.shape[1]
+        grads = torch.empty_like(gates)  # of m, and of what r, z and n are squashed from
+        carry = torch.zeros_like(h)
+        for t in reversed(range(steps)):
+            before = out[t - 1] if t else h
+            m, r, z, n = gates[t].chunk(4, 1)
+            d_m, d_r, d_z, d_n = grads[t].chunk(4, 1)
+            carry = carry + grad[t]
+            through = carry * z
+            torch.mul(carry, before - n, out=d_z)
+            torch.ops.aten.tanh_backward.grad_input(carry - through, n, grad_input=d_n)
+            torch.mul(d_n, r, out=d_m)
+            torch.mul(d_n, m, out=d_r)
+            squashed = grads[t][:, size : 3 * size]
+            torch.ops.aten.sigmoid_backward.grad_input(squashed, gates[t][:, size : 3 * size], grad_input=squashed)
+            carry = through.addmm_(grads[t][:, : 3 * size], recurrent)
+        flat = grads.view(-1, 4 * size)
+        bias = flat.sum(0)
+        before = torch.cat([h[None], out[:-1]]).view(-1, size)
+        d_w_ih = flat[:, size:].t() @ x.reshape(-1, inputs)
+        d_w_hh = (flat[:, : 3 * size].t() @ before).roll(-size, 0)
+        d_x = (flat[:, size:] @ w_ih).view_as(x) if ctx.needs_input_grad[0] else None
+        return d_x, carry, d_w_ih, d_w_hh, bias[size:], bias[: 3 * size].roll(-size)
+
+
+class GRU:
+    """Stacked gated recurrent units; state ``{"h": [R, layers, H]}``, weights as in ``torch.nn.GRU``, gates r, z, n.
+
+    Weights are named ``memory.<layer>.{weight_ih,weight_hh,bias_ih,bias_hh}``.
+    """
+
+    def __init__(self, config: MemoryConfig, inputs: int):
+        self.config, self.inputs, self.size = config, inputs, config.size
+
+    def init(self, rng: torch.Generator) -> Params:
+        """Orthogonal recurrent weights, Glorot-uniform input weights, zero biases."""
+        return _init_recurrent(self.config, self.inputs, 3, rng)
+
+    def start(self, rows: int, device: torch.device | str) -> State:
+        """Zeros."""
+        return {"h": torch.zeros(rows, self.config.layers, self.size, device=device)}
+
+    def step(self, params: Params, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Features ``[R, H]`` of inputs ``[R, I]``, and the state after them."""
+        after = []
+        for i in range(self.config.layers):
+            x = torch.gru_cell(x, state["h"][:, i], *_layer(params, i))
+            after.append(x)
+        return x, {"h": torch.stack(after, 1)}
+
+    def scan(self, params: Params, x: Tensor, state: State) -> Tensor:
+        """Features ``[T, R, H]`` of inputs ``[T, R, I]`` from ``state`` on; differentiable once in all three."""
+        layers = range(self.config.layers)
+        if x.is_cuda:
+            flat = [weight for i in layers for weight in _layer(params, i)]
+            first = state["h"].transpose(0, 1).contiguous()
+            out: Tensor = torch._VF.gru(x, first, flat, True, len(layers), 0.0, torch.is_grad_enabled(), False, False)[0]
+            return out
+        for i in layers:
+            x = _GRUSequence.apply(x, state["h"][:, i], *_layer(params, i))  # type: ignore[no-untyped-call]
+        return x
+
+
+class _LSTMSequence(torch.autograd.Function):
+    """One LSTM layer over a sequence: x [T, R, I], h_0 and c_0 [R, H] -> h_1 ... h_T [T, R, H].
+
+    i, f, o = sigmoid(W x + U h + b), g = tanh(W_g x + U_g h + b_g), c' = f * c + i * g, h' = o * tanh(c').
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+        (steps, rows, inputs), size = x.shape, h.shape[1]
+        gates = torch.addmm(b_ih + b_hh, x.reshape(-1, inputs), w_ih.t()).view(steps, rows, 4 * size)
+        across = w_hh.t()
+        out, cells, squashed = (x.new_empty(steps, rows, size) for _ in range(3))
+        before, cell = h, c
+        for t in range(steps):
+            gates[t].addmm_(before, across)
+            i, f, g, o = gates[t].chunk(4, 1)
+            gates[t][:, : 2 * size].sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            cell = torch.mul(f, cell, out=cells[t]).addcmul_(i, g)
+            before = torch.mul(o, torch.tanh(cell, out=squashed[t]), out=out[t])
+        ctx.save_for_backward(x, h, c, w_ih, w_hh, gates, cells, squashed, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, c, w_ih, w_hh, gates, cells, squashed, out = ctx.saved_tensors
+        (steps, _, inputs), size = x.shape, h.shape[1]
+        grads = torch.empty_like(gates)  # of what i, f, g and o are squashed from
+        d_h, d_c = torch.zeros_like(h), torch.zeros_like(c)
+        for t in reversed(range(steps)):
+            i, f, g, o = gates[t].chunk(4, 1)
+            d_i, d_f, d_g, d_o = grads[t].chunk(4, 1)
+            d_h += grad[t]
+            torch.ops.aten.sigmoid_backward.grad_input(d_h * squashed[t], o, grad_input=d_o)
+            d_c += torch.ops.aten.tanh_backward(d_h * o, squashed[t])
+            torch.mul(d_c, g, out=d_i)
+            torch.mul(d_c, cells[t - 1] if t else c, out=d_f)
+            first = grads[t][:, : 2 * size]
+            torch.ops.aten.sigmoid_backward.grad_input(first, gates[t][:, : 2 * size], grad_input=first)
+            torch.ops.aten.tanh_backward.grad_input(d_c * i, g, grad_input=d_g)
+            d_c *= f
+            torch.mm(grads[t], w_hh, out=d_h)
+        flat = grads.view(-1, 4 * size)
+        bias = flat.sum(0)
+        before = torch.cat([h[None], out[:-1]]).view(-1, size)
+        d_x = (flat @ w_ih).view_as(x) if ctx.needs_input_grad[0] else None
+        return d_x, d_h, d_c, flat.t() @ x.reshape(-1, inputs), flat.t() @ before, bias, bias.clone()
+
+
+class LSTM:
+    """Stacked long short-term memory; state ``{"h", "c": [R, layers, H]}``, weights as in ``torch.nn.LSTM``, gates i, f, g, o.
+
+    Weights are named ``memory.<layer>.{weight_ih,weight_hh,bias_ih,bias_hh}``.
+    """
+
+    def __init__(self, config: MemoryConfig, inputs: int):
+        self.config, self.inputs, self.size = config, inputs, config.size
+
+    def init(self, rng: torch.Generator) -> Params:
+        """As the GRU's, with the forget gate's bias 1 (Jozefowicz 2015)."""
+        params = _init_recurrent(self.config, self.inputs, 4, rng)
+        for i in range(self.config.layers):
+            params[f"memory.{i}.bias_ih"][self.size : 2 * self.size] = 1
+        return params
+
+    def start(self, rows: int, device: torch.device | str) -> State:
+        """Zeros."""
+        return {name: torch.zeros(rows, self.config.layers, self.size, device=device) for name in ("h", "c")}
+
+    def step(self, params: Params, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Features ``[R, H]`` of inputs ``[R, I]``, and the state after them."""
+        after = []
+        for i in range(self.config.layers):
+            x, cell = torch.lstm_cell(x, [state["h"][:, i], state["c"][:, i]], *_layer(params, i))
+            after.append((x, cell))
+        h, c = (torch.stack(tensors, 1) for tensors in zip(*after, strict=True))
+        return x, {"h": h, "c": c}
+
+    def scan(self, params: Params, x: Tensor, state: State) -> Tensor:
+        """Features ``[T, R, H]`` of inputs ``[T, R, I]`` from ``state`` on; differentiable once in all three."""
+        layers = range(self.config.layers)
+        if x.is_cuda:
+            flat = [weight for i in layers for weight in _layer(params, i)]
+            first = [state[name].transpose(0, 1).contiguous() for name in ("h", "c")]
+            out: Tensor = torch._VF.lstm(x, first, flat, True, len(layers), 0.0, torch.is_grad_enabled(), False, False)[0]
+            return out
+        for i in layers:
+            x = _LSTMSequence.apply(x, state["h"][:, i], state["c"][:, i], *_layer(params, i))  # type: ignore[no-untyped-call]
+        return x
+
+
+class Transformer:
+    """Causal self-attention over the trial so far; blocks of attention and of a GELU layer of 4 H units.
+
+    The state is ``{"keys", "values": [R, layers, heads, context, H / heads], "position": [R]}``. ``step`` writes into its
+    state's keys and values, at the positions it moves past, instead of copying them: of two states, only go on with the later.
+
+    Weights are named ``memory.embed.{weight,bias}``, ``memory.norm.{weight,bias}`` (after the last block) and
+    ``memory.<block>.{norm_attention,attention,merge,norm_mlp,widen,narrow}.{weight,bias}``.
+    """
+
+    def __init__(self, config: MemoryConfig, inputs: int):
+        self.config, self.inputs, self.size = config, inputs, config.size
+
+    def init(self, rng: torch.Generator) -> Params:
+        """Orthogonal weights; those that add to the residual stream scaled by 1 / sqrt(2 layers), as in GPT-2."""
+        params: Params = {}
+        size = self.size
+
+        def linear(name: str, fan_out: int, fan_in: int, gain: float = 1.0) -> None:
+            weight = torch.empty(fan_out, fan_in, device=rng.device)
+            params[f"{name}.weight"] = torch.nn.init.orthogonal_(weight, gain, generator=rng)
+            params[f"{name}.bias"] = torch.zeros(fan_out, device=rng.device)
+
+        def norm(name: str) -> None:
+            params[f"{name}.weight"] = torch.ones(size, device=rng.device)
+            params[f"{name}.bias"] = torch.zeros(size, device=rng.device)
+
+        residual = 1 / math.sqrt(2 * self.config.layers)
+        linear("memory.embed", size, self.inputs)
+        for i in range(self.config.layers):
+            norm(f"memory.{i}.norm_attention")
+            linear(f"memory.{i}.attention", 3 * size, size)
+            linear(f"memory.{i}.merge", size, size, residual)
+            norm(f"memory.{i}.norm_mlp")
+            linear(f"memory.{i}.widen", 4 * size, size)
+            linear(f"memory.{i}.narrow", size, 4 * size, residual)
+        norm("memory.norm")
+        return params
+
+    def start(self, rows: int, device: torch.device | str) -> State:
+        """Nothing remembered."""
+        c = self.config
+        shape = (rows, c.layers, c.heads, c.context, c.size // c.heads)
+        state: State = {name: torch.zeros(shape, device=device) for name in ("keys", "values")}
+        return {**state, "position": torch.zeros(rows, dtype=torch.long, device=device)}
+
+    def step(self, params: Params, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Features ``[R, H]`` of inputs ``[R, I]``, and the state after them.
+
+        Raises:
+            ValueError: if a trial is longer than ``context``.
+        """
+        position: Tensor = state["position"]
+        last = int(position.max())
+        if last >= self.config.context:
+            raise ValueError(f"the memory's context of {self.config.context} steps is full: raise memory.context")
+        rows = torch.arange(len(position), device=position.device)
+        seen = torch.arange(last + 1, device=position.device) <= position[:, None]  # [R, C]
+
+        def attend(block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = state["keys"][:, block], state["values"][:, block]  # [R, heads, C, H / heads]
+            keys[rows, :, position], values[rows, :, position] = key[:, :, 0], value[:, :, 0]
+            keys, values = keys[:, :, : last + 1], values[:, :, : last + 1]
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen[:, None, None])
+
+        out = self._blocks(params, x[:, None], position[:, None], attend)[:, 0]
+        return out, {**state, "position": position + 1}
+
+    def scan(self, params: Params, x: Tensor, state: State) -> Tensor:
+        """Features ``[T, R, H]`` of inputs ``[T, R, I]`` from the start of the trials; differentiable in params and x.
+
+        Raises:
+            ValueError: if ``state`` is not that of a start, or there are more steps than ``context``.
+        """
+        if len(x) > self.config.context:
+            raise ValueError(f"{len(x)} steps are more than the memory's context of {self.config.context}")
+        if state["position"].any():
+            raise ValueError("a transformer learns from whole trials, not from segments that go on from a state")
+
+        def attend(block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+        position = torch.arange(len(x), device=x.device)
+        return self._blocks(params, x.transpose(0, 1), position, attend).transpose(0, 1)
+
+    def _blocks(self, params: Params, x: Tensor, position: Tensor, attend: Any) -> Tensor:
+        """[R, T, I] at positions [..., T] -> [R, T, H]; ``attend(block, query, key, value)``, [R, heads, T, H / heads] each."""
+        heads = self.config.heads
+
+        def linear(name: str, x: Tensor) -> Tensor:
+            return F.linear(x, params[f"memory.{name}.weight"], params[f"memory.{name}.bias"])
+
+        def norm(name: str, x: Tensor) -> Tensor:
+            return F.layer_norm(x, (self.size,), params[f"memory.{name}.weight"], params[f"memory.{name}.bias"])
+
+        x = linear("embed", x) + _sinusoids(position, self.size, x.dtype)
+        for i in range(self.config.layers):
+            projected = linear(f"{i}.attention", norm(f"{i}.norm_attention", x))
+            query, key, value = projected.view(*x.shape[:-1], 3, heads, -1).permute(2, 0, 3, 1, 4)
+            mixed = attend(i, query, key, value).transpose(1, 2).flatten(2)
+            x = x + linear(f"{i}.merge", mixed)
+            x = x + linear(f"{i}.narrow", F.gelu(linear(f"{i}.widen", norm(f"{i}.norm_mlp", x))))
+        return norm("norm", x)
+
+
+def _sinusoids(position: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """[...] -> [..., size]: sines and cosines whose wavelengths grow from 2 pi to 10,000 * 2 pi [steps]."""
+    wave = torch.arange(size, device=position.device) // 2 * 2 / size
+    angle = position[..., None].to(dtype) * (10000.0**-wave).to(dtype)
+    return torch.where(torch.arange(size, device=position.device) % 2 == 0, angle.sin(), angle.cos())
