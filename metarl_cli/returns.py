@@ -30,3 +30,22 @@ def lambda_returns(
     trajectory = ended.long().cumsum(0) - ended.long()  # [T, N] how many trajectories ended before
     same = trajectory[:, None] == trajectory[None, :]  # [T, T, N]
     return torch.einsum("tj,tjn,jn->tn", power, same.to(reward.dtype), u)
+
+
+def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma: float, lambda_: float) -> Tensor:
+    """Generalised advantage estimates ``[T, ...]`` (Schulman 2016, arXiv:1506.02438, equation 16).
+
+    ``A_t = delta_t + gamma * lambda * A_{t+1}`` with ``delta_t = r_t + gamma * V_{t+1} - V_t``; nothing follows the last step
+    whose ``weight`` is 1, and padding (weight 0) has no advantage. With lambda=1 the Monte-Carlo return minus the value.
+
+    Args:
+        reward, value, weight: ``[T, ...]`` each; ``value`` that of the state acted in.
+    """
+    advantages = torch.zeros_like(reward)
+    following = advantage = torch.zeros_like(reward[0])
+    for t in range(len(reward) - 1, -1, -1):
+        delta = reward[t] + gamma * following - value[t]
+        advantage = (delta + gamma * lambda_ * advantage) * weight[t]
+        following = value[t] * weight[t]
+        advantages[t] = advantage
+    return advantages

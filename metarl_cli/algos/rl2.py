@@ -1,0 +1,279 @@
+"""RL²: a recurrent policy whose memory is the learning algorithm (Duan 2016, arXiv:1611.02779; Wang 2016, arXiv:1611.05763).
+
+    h_t = memory(h_{t-1}, [s_t, a_{t-1}, r_{t-1}, d_{t-1}])        a_t ~ pi(h_t)        h lasts over the episodes of a trial
+
+What it maximises is the return of the whole trial, so exploring early pays if it helps later. Learned by PPO (Schulman 2017,
+arXiv:1707.06347) with generalised advantages over the trial, in minibatches of whole trials; each trial is on a task drawn
+anew (``fresh``), or on one of a fixed set.
+
+Differs from the paper: PPO for TRPO, a value function that shares the memory and is told the clock, lambda near 1 (the
+paper's 0.3 carries almost nothing through a trial of 100 steps).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from metarl_cli.distributions import distribution
+from metarl_cli.networks import load_params
+from metarl_cli.recurrent import MemoryConfig
+from metarl_cli.returns import generalized_advantages
+from metarl_cli.seeding import Streams, numpy_rng
+from metarl_cli.trials import Agent, InputsConfig, Trials, minibatches
+from metarl_cli.types import Family, Learner, Params, Share, State, Step, StrictModel, Task
+
+DECAY = 0.9  # of the running mean and deviation of returns, per iteration
+
+
+class PPOConfig(StrictModel):
+    """How the policy learns from a batch of trials."""
+
+    epochs: int = Field(gt=0, description="passes over each batch")
+    minibatches: int = Field(gt=0, description="parts of a pass; each has whole trials and is one update")
+    clip: float = Field(gt=0, description="largest change of an action's probability that pays, as a share")
+    gamma: float = Field(gt=0, le=1, description="discount per step of the trial")
+    lambda_: Share = Field(alias="lambda", description="share of longer returns in the advantages")
+    entropy: list[float] = Field(min_length=2, max_length=2, description="weight of the entropy bonus, first and last (linear)")
+    value_weight: float = Field(ge=0, description="weight of the value loss")
+    value_hidden: int = Field(gt=0, description="hidden units of the value function, beside memory and clock")
+    lr: float = Field(gt=0, description="Adam's learning rate")
+    final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
+    grad_clip: float = Field(gt=0, description="largest norm of the gradient")
+    segment: int | None = Field(gt=0, description="steps that gradients reach back (truncated back-propagation); none: all")
+
+
+class Config(StrictModel):
+    """RL² with PPO."""
+
+    episodes: int = Field(gt=0, description="episodes of a trial")
+    tasks: int = Field(gt=0, description="tasks per iteration")
+    envs: int = Field(gt=0, description="trials per task and iteration")
+    fresh: bool = Field(description="draw new tasks for every iteration, or train on the first ones")
+    memory: MemoryConfig
+    inputs: InputsConfig
+    ppo: PPOConfig
+
+
+class RL2:
+    """A policy and a value function on one memory.
+
+    Args:
+        config: see :class:`Config`.
+        learner: unused; the memory is the learner.
+        family: where tasks come from.
+        iterations: length of the whole run, for the schedules.
+        seed: the run's seed; every stream derives from it by name.
+
+    Raises:
+        ValueError: if there are fewer trials than minibatches, or a transformer cannot attend to a whole trial.
+    """
+
+    learns = True
+    stochastic = True
+
+    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
+        self.config, self.family, self.iterations, self.seed = config, family, iterations, seed
+        if config.tasks * config.envs < config.ppo.minibatches:
+            raise ValueError("algo.ppo.minibatches must not be above algo.tasks x algo.envs, the trials of an iteration")
+        self.episodes, self.device = config.episodes, device
+        self.rng = Streams(seed, "init", "episodes", "exploration", "minibatch", device=device)
+        self.agent = Agent(config.memory, config.inputs, family.spec, device)
+        self.policy = distribution(family.spec)
+        self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
+        # normalisation of what the value function says
+        self.returns: Params = {"mean": torch.zeros((), device=device), "std": torch.ones((), device=device)}
+        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.ppo.lr, eps=1e-5)
+        self.iteration = self.env_steps = 0
+        self.task = self._draw_tasks()
+
+    def _init(self, rng: torch.Generator) -> Params:
+        """Fresh weights: the policy's head small, so that all actions start about equally likely."""
+        size, hidden = self.agent.memory.size, self.config.ppo.value_hidden
+        params = self.agent.memory.init(rng) | self.policy.init(rng.device)
+
+        def layer(name: str, outputs: int, inputs: int, gain: float) -> None:
+            weight = torch.randn(outputs, inputs, generator=rng, device=rng.device)
+            params[f"{name}.weight"] = gain / math.sqrt(inputs) * weight
+            params[f"{name}.bias"] = torch.zeros(outputs, device=rng.device)
+
+        layer("policy", self.policy.outputs, size, 0.01)
+        layer("value.hidden", hidden, size + 2, 1.0)
+        layer("value", 1, hidden, 0.1)
+        return params
+
+    def _draw_tasks(self) -> Task:
+        name = str(self.iteration) if self.config.fresh else "all"
+        return self.family.sample_tasks(self.config.tasks, "train", numpy_rng(self.seed, "tasks", "train", name))
+
+    # -- the policy and the value function
+
+    def outputs(self, params: Params, features: Tensor, inputs: Tensor) -> Tensor:
+        """What the policy's distribution is made of, ``[..., outputs]``."""
+        found = F.linear(features, params["policy.weight"], params["policy.bias"])
+        legal = self.agent.inputs.legal(inputs)
+        return found if legal is None else found.masked_fill(~legal, -torch.inf)
+
+    def value(self, params: Params, features: Tensor, clock: Tensor) -> Tensor:
+        """The normalised return ``[...]`` still to come in the trial."""
+        x = torch.cat([features, clock], -1)
+        x = F.relu(F.linear(x, params["value.hidden.weight"], params["value.hidden.bias"]))
+        return F.linear(x, params["value.weight"], params["value.bias"])[..., 0]
+
+    # -- learning
+
+    def train_step(self) -> dict[str, float]:
+        """Live through a batch of trials, then improve the policy on them; the first batch only measures the rewards."""
+        config, ppo = self.config, self.config.ppo
+        if config.fresh:
+            self.task = self._draw_tasks()
+        params = {name: value.detach() for name, value in self.params.items()}
+        trials = self.agent.collect(
+            params,
+            lambda features, inputs: self._act(params, features, inputs, self.rng["exploration"]),
+            self.family,
+            self.task,
+            config.envs,
+            self.episodes,
+            self.rng["episodes"],
+            self._segment,
+        )
+        num = float(trials.weight.sum())
+        self.env_steps += round(num)
+        metrics = {
+            "train/trial_return": float((trials.reward * trials.weight).sum()) / trials.reward.shape[1],
+            "train/reward": float((trials.reward * trials.weight).sum()) / num,
+            "train/episode_length": num / float((trials.ended * trials.weight).sum().clamp(min=1)),
+        }
+        if self.iteration == 0:
+            self.agent.measure(trials)
+        else:
+            progress = min(self.iteration / self.iterations, 1.0)
+            self.optimizer.param_groups[0]["lr"] = ppo.lr * (1 + (ppo.final_lr - 1) * progress)
+            entropy_weight = ppo.entropy[0] + (ppo.entropy[1] - ppo.entropy[0]) * progress
+            metrics |= self._learn(trials, entropy_weight)
+            metrics |= {"train/lr": self.optimizer.param_groups[0]["lr"], "train/entropy_weight": entropy_weight}
+        self.iteration += 1
+        return metrics
+
+    @property
+    def _segment(self) -> int:
+        """Steps that gradients reach back."""
+        return self.config.ppo.segment or self.episodes * self.family.spec.horizon
+
+    def _act(self, params: Params, features: Tensor, inputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Choices and actions ``[R, ...]``: sampled, or the likeliest without ``rng``."""
+        outputs = self.outputs(params, features, inputs)
+        choice = self.policy.mode(outputs) if rng is None else self.policy.sample(params, outputs, rng)
+        return choice, self.policy.action(choice)
+
+    def _learn(self, trials: Trials, entropy_weight: float) -> dict[str, float]:
+        """Several passes of PPO over a batch of trials."""
+        ppo, weights = self.config.ppo, list(self.params.values())
+        with torch.no_grad():
+            old_log_prob = self.policy.log_prob(
+                self.params, self.outputs(self.params, trials.features, trials.inputs), trials.choice
+            )
+            value = self.value(self.params, trials.features, trials.clock) * self.returns["std"] + self.returns["mean"]
+            advantage = generalized_advantages(trials.reward, value, trials.weight, ppo.gamma, ppo.lambda_)
+            target = advantage + value
+            inside = trials.weight > 0
+            self._measure_returns(target[inside])
+            explained = 1 - (target - value)[inside].var() / target[inside].var().clamp(min=1e-12)
+            advantage = (advantage - advantage[inside].mean()) / advantage[inside].std().clamp(min=1e-8)
+            target = (target - self.returns["mean"]) / self.returns["std"]
+        sums: dict[str, Tensor] = {}
+        labelled = trials._replace(features=torch.stack([old_log_prob, advantage, target], -1))  # rows travel together
+        for _ in range(ppo.epochs):
+            for batch in minibatches(labelled, ppo.minibatches, self.rng["minibatch"]):
+                loss, found = self.loss(self.params, batch, *batch.features.unbind(-1), entropy_weight)
+                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                    weight.grad = gradient
+                found["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.grad_clip)
+                self.optimizer.step()
+                sums = {name: sums.get(name, 0) + value.detach() for name, value in found.items()}
+        updates = ppo.epochs * ppo.minibatches
+        return {name: float(total) / updates for name, total in sums.items()} | {"loss/explained_variance": float(explained)}
+
+    def loss(
+        self, params: Params, trials: Trials, old_log_prob: Tensor, advantage: Tensor, target: Tensor, entropy_weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped objective, the value loss and the entropy bonus; everything ``[T, R]``, means over steps of trials."""
+        ppo, weight = self.config.ppo, trials.weight / trials.weight.sum()
+        features = self.agent.recall(params, trials, self._segment)
+        outputs = self.outputs(params, features, trials.inputs)
+        log_ratio = self.policy.log_prob(params, outputs, trials.choice) - old_log_prob
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - ppo.clip, 1 + ppo.clip)
+        policy_loss = -(torch.minimum(ratio * advantage, clipped * advantage) * weight).sum()
+        value_loss = ((self.value(params, features, trials.clock) - target).square() * weight).sum() / 2
+        entropy = (self.policy.entropy(params, outputs) * weight).sum()
+        loss = policy_loss + ppo.value_weight * value_loss - entropy_weight * entropy
+        return loss, {
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "train/entropy": entropy,
+            "train/kl": ((ratio - 1 - log_ratio) * weight).sum(),
+            "train/clipped": ((ratio != clipped) * weight).sum(),
+        }
+
+    def _measure_returns(self, target: Tensor) -> None:
+        """Follow the mean and the deviation of returns; the first batch sets them."""
+        found = {"mean": target.mean(), "std": target.std().clamp(min=1e-6)}
+        keep = DECAY if self.iteration > 1 else 0.0
+        self.returns = {name: keep * self.returns[name] + (1 - keep) * value for name, value in found.items()}
+
+    # -- acting in a trial
+
+    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
+        """The memory of M x N trials, its tensors leading with [M * N]; ``greedy`` takes the likeliest action."""
+        rows = len(next(iter(task.values()))) * num_envs
+        return self.agent.begin(rows) | {"rng": None if greedy else rng}
+
+    @torch.no_grad()
+    def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
+        inputs, _ = self.agent.see(memory, obs.flatten(0, 1), self.episodes)
+        features, hidden = self.agent.memory.step(self.params, inputs, memory["hidden"])
+        _, action = self._act(self.params, features, inputs, memory["rng"])
+        return action.unflatten(0, obs.shape[:2]), {**memory, "hidden": hidden}
+
+    def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
+        rows = Step(*(x.flatten(0, 1) for x in step))
+        return self.agent.observe(memory, obs.flatten(0, 1), action.flatten(0, 1), rows)
+
+    # -- saving
+
+    def weights(self) -> State:
+        return {
+            "params": {name: value.detach() for name, value in self.params.items()},
+            "rewards": self.agent.rewards,
+            "returns": self.returns,
+        }
+
+    def load_weights(self, state: State) -> None:
+        with torch.no_grad():
+            load_params(self.params, state["params"])
+            load_params(self.agent.rewards, state["rewards"])
+            load_params(self.returns, state["returns"])
+
+    def state_dict(self) -> State:
+        return {
+            "weights": self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.state_dict(),
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.load_weights(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.load_state_dict(state["rng"])
+        self.iteration, self.env_steps = state["iteration"], state["env_steps"]
+
+
+Algo = RL2

@@ -1,0 +1,221 @@
+"""Trials: several episodes on one task, lived through with one memory (RL², Duan 2016, arXiv:1611.02779, section 2.2).
+
+An agent with memory sees at every step the observation and what came of the step before: its action, its reward, whether
+the episode ended. Its memory lasts across the episodes of a trial and begins anew with the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from metarl_cli.actions import bounds, constant
+from metarl_cli.recurrent import MemoryConfig, build_memory
+from metarl_cli.types import Family, Params, Spec, State, Step, StrictModel, Task
+
+
+class InputsConfig(StrictModel):
+    """What the memory is fed beside the observation, and the previous action, reward and end."""
+
+    product: bool = Field(description="the previous action times its reward")
+    previous_obs: bool = Field(description="the observation before")
+    clock: bool = Field(description="how much of the episode and of the trial has passed")
+
+
+class Inputs:
+    """The input vector of an agent with memory.
+
+    Args:
+        config: see :class:`InputsConfig`.
+        spec: the family's.
+    """
+
+    def __init__(self, config: InputsConfig, spec: Spec):
+        self.config, self.spec = config, spec
+        self.obs_size = math.prod(spec.obs_shape)
+        self.action_size = spec.num_actions if spec.box is None else len(spec.box.low)
+        self.size = self.obs_size * (1 + config.previous_obs) + self.action_size * (1 + config.product) + 2 + 2 * config.clock
+
+    def start(self, rows: int, device: torch.device) -> State:
+        """What came before the first step of R trials: nothing. Everything leads with [R].
+
+        ``step`` counts the steps of the episode, ``episode`` the episodes of the trial.
+        """
+        zeros = torch.zeros(rows, device=device)
+        return {
+            "obs": torch.zeros(rows, self.obs_size, device=device),
+            "action": torch.zeros(rows, self.action_size, device=device),
+            "reward": zeros,
+            "ended": zeros,
+            "step": zeros,
+            "episode": zeros,
+        }
+
+    def after(self, before: State, obs: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> State:
+        """What came before the next step; ``obs [R, ...]``, ``action [R]`` or ``[R, D]``, ``reward`` and ``ended [R]``."""
+        return {
+            "obs": self.flat(obs),
+            "action": self.vector(action),
+            "reward": reward,
+            "ended": ended.to(reward.dtype),
+            "step": torch.where(ended, 0.0, before["step"] + 1),
+            "episode": before["episode"] + ended,
+        }
+
+    def flat(self, obs: Tensor) -> Tensor:
+        """Observations ``[..., O]``, about 1 in size."""
+        x = obs.flatten(-len(self.spec.obs_shape))
+        x = x / 255 if obs.dtype == torch.uint8 else x.to(torch.get_default_dtype())
+        if self.spec.obs_scale:
+            x = x / constant(self.spec.obs_scale, x.dtype, x.device)
+        return x
+
+    def vector(self, action: Tensor) -> Tensor:
+        """Actions ``[..., A]``: one-hot, or with the bounds at -1 and 1."""
+        if self.spec.box is None:
+            return one_hot(action, self.action_size).to(torch.get_default_dtype())
+        low, high = bounds(self.spec.box, action.device)
+        return 2 * (action - low) / (high - low) - 1
+
+    def clock(self, before: State, episodes: int) -> Tensor:
+        """The shares ``[R, 2]`` of the episode and of the trial that have passed."""
+        return torch.stack([before["step"] / self.spec.horizon, before["episode"] / episodes], -1)
+
+    def __call__(self, obs: Tensor, before: State, reward: Tensor, clock: Tensor) -> Tensor:
+        """The inputs ``[R, I]``: the observation first; ``reward [R]`` as the memory is to see it."""
+        parts = [self.flat(obs), before["action"], reward[:, None], before["ended"][:, None]]
+        if self.config.product:
+            parts.append(before["action"] * reward[:, None])
+        if self.config.previous_obs:
+            parts.append(before["obs"])
+        if self.config.clock:
+            parts.append(clock)
+        return torch.cat(parts, -1)
+
+    def legal(self, inputs: Tensor) -> Tensor | None:
+        """Which actions ``[..., A]`` can be taken, as the observations within ``inputs`` say; None if all."""
+        return inputs[..., self.obs_size - self.spec.num_actions : self.obs_size] > 0 if self.spec.masked else None
+
+
+class Trials(NamedTuple):
+    """R whole trials, time first: ``[T, R, ...]``. ``weight`` is 1 within a trial and 0 after its end."""
+
+    inputs: Tensor
+    choice: Tensor
+    reward: Tensor
+    ended: Tensor  # the last step of an episode
+    terminated: Tensor
+    weight: Tensor
+    clock: Tensor  # [T, R, 2]
+    features: Tensor  # [T, R, H] what the memory said when it acted
+    starts: State  # memory at the start of each segment of back-propagation, [S, R, ...]
+
+    def rows(self, rows: Tensor) -> Trials:
+        """Some of the trials."""
+        return Trials(*(x[:, rows] for x in self[:-1]), {k: v[:, rows] for k, v in self.starts.items()})
+
+
+Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # features [R, H], inputs [R, I] -> choices and actions
+
+
+class Agent:
+    """A memory, and what it is fed.
+
+    Args:
+        memory: the recurrent network.
+        inputs: see :class:`InputsConfig`.
+        spec: the family's.
+        device: where it lives.
+    """
+
+    def __init__(self, memory: MemoryConfig, inputs: InputsConfig, spec: Spec, device: torch.device):
+        self.inputs = Inputs(inputs, spec)
+        self.memory = build_memory(memory, self.inputs.size)
+        # how the memory sees rewards: centred and about 1 in size, as measured with the first trials
+        self.rewards: Params = {"mean": torch.zeros((), device=device), "scale": torch.ones((), device=device)}
+        self.device = device
+
+    def measure(self, trials: Trials) -> None:
+        """Take the mean and the size of rewards from ``trials``; a rare large one is at most 5 as the memory sees it."""
+        reward = trials.reward[trials.weight > 0]
+        away = (reward - reward.mean()).abs()
+        scale = torch.maximum(reward.std(), away.max() / 5)
+        self.rewards = {"mean": reward.mean(), "scale": torch.where(scale > 1e-6, scale, 1.0)}
+
+    def begin(self, rows: int) -> State:
+        """The start of R trials: ``hidden`` is the memory itself, ``before`` what came before."""
+        return {"hidden": self.memory.start(rows, self.device), "before": self.inputs.start(rows, self.device)}
+
+    def see(self, state: State, obs: Tensor, episodes: int) -> tuple[Tensor, Tensor]:
+        """The inputs ``[R, I]`` and the clock ``[R, 2]`` of R trials with ``obs [R, ...]``."""
+        before = state["before"]
+        clock = self.inputs.clock(before, episodes)
+        begun = (before["step"] + before["episode"]) > 0
+        reward = (before["reward"] - self.rewards["mean"]) / self.rewards["scale"] * begun
+        return self.inputs(obs, before, reward, clock), clock
+
+    def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
+        """The state after seeing where the actions ``[R, ...]`` led; ``step`` is flattened to [R] too."""
+        after = self.inputs.after(state["before"], obs, action, step.reward, step.terminated | step.truncated)
+        return {**state, "before": after}
+
+    @torch.no_grad()
+    def collect(
+        self,
+        params: Params,
+        act: Act,
+        family: Family,
+        task: Task,
+        num_envs: int,
+        episodes: int,
+        rng: torch.Generator,
+        segment: int,
+    ) -> Trials:
+        """One trial of ``episodes`` episodes in each of M x N environments, until the last one ends.
+
+        ``segment`` is the length [steps] of back-propagation: the memory is kept at the start of each.
+        """
+        env = family.make(task, num_envs, rng)
+        shape = env.obs.shape[:2]
+        state, steps, starts = self.begin(shape.numel()), [], []
+        weight = torch.ones(shape.numel(), device=self.device)
+        for t in range(episodes * family.spec.horizon):
+            if t % segment == 0:
+                starts.append(state["hidden"])
+            obs = env.obs.flatten(0, 1)
+            inputs, clock = self.see(state, obs, episodes)
+            features, hidden = self.memory.step(params, inputs, state["hidden"])
+            choice, action = act(features, inputs)
+            step = Step(*(x.flatten(0, 1) for x in env.step(action.unflatten(0, shape))))
+            ended = step.terminated | step.truncated
+            steps.append((inputs, choice, step.reward, ended, step.terminated, weight, clock, features))
+            state = self.observe({**state, "hidden": hidden}, obs, action, step)
+            weight = weight * (state["before"]["episode"] < episodes)
+            if not weight.any():
+                break
+        kept = {k: torch.stack([start[k] for start in starts]) for k in starts[0]}
+        return Trials(*(torch.stack(field) for field in zip(*steps, strict=True)), kept)
+
+    def recall(self, params: Params, trials: Trials, segment: int) -> Tensor:
+        """The features ``[T, R, H]`` of trials, differentiable; gradients reach back to the start of each segment."""
+        steps, rows = trials.reward.shape
+        if steps <= segment:
+            return self.memory.scan(params, trials.inputs, {k: v[0] for k, v in trials.starts.items()})
+        segments = len(next(iter(trials.starts.values())))
+        padding = trials.inputs.new_zeros(segments * segment - steps, *trials.inputs.shape[1:])
+        inputs = torch.cat([trials.inputs, padding]).unflatten(0, (segments, segment)).transpose(0, 1).flatten(1, 2)
+        features = self.memory.scan(params, inputs, {k: v.flatten(0, 1) for k, v in trials.starts.items()})
+        return features.unflatten(1, (segments, rows)).transpose(0, 1).flatten(0, 1)[:steps]
+
+
+def minibatches(trials: Trials, num: int, rng: torch.Generator) -> Iterator[Trials]:
+    """All trials once, in ``num`` random parts."""
+    order = torch.randperm(trials.reward.shape[1], generator=rng, device=trials.reward.device)
+    for rows in order.tensor_split(num):
+        yield trials.rows(rows)
