@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from rich.console import Console
+from torch import Tensor
 
 from metarl_cli import checkpoint
 from metarl_cli.building import AdaptConfig
-from metarl_cli.evaluate import Evaluator, by_gradient, empty_table, episode_returns, label, load_weights
+from metarl_cli.evaluate import Evaluator, by_gradient, empty_table, episode_returns, figure, label, load_weights, table
 from metarl_cli.run_folder import RunFolder, build
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, iqm_interval
 from metarl_cli.tracking import Tracker, gif, wide_console
-from metarl_cli.types import Adaptation, Family, GradientAlgorithm, Task, TrialAlgorithm, UserError
+from metarl_cli.types import Adaptation, Family, GradientAlgorithm, State, Task, TrialAlgorithm, UserError
 
 
 def run(config: AdaptConfig) -> float:
-    """Adapt to the task; returns the IQM of the returns after the last step, or of a trial's last episode.
+    """Adapt to the task; returns the IQM of the returns after the last step, or a trial's mean return of an episode.
 
     Raises:
         UserError: for a parameter the family does not have, or a run that cannot be read.
@@ -80,21 +83,33 @@ def run(config: AdaptConfig) -> float:
 def _trial(
     family: Family, task: Task, algorithm: TrialAlgorithm, config: AdaptConfig, out: Path, console: Console, title: str
 ) -> float:
-    """Trials on the task: prints and keeps the return of each episode; the film shows the first steps of one trial."""
-    evaluator = Evaluator(family, task, config.episodes, config.seed, "adapt")
-    curve = evaluator.curve(algorithm, 0)
-    shown = empty_table(title, trial=True)
-    for k, step in enumerate(curve.steps):
-        shown.add_row(label(step, trial=True), "0", str(curve.env_steps[k]), str(curve.points[k]))
-    console.print(shown)
-    kept = {"task": {k: v[0].tolist() for k, v in task.items()}, "returns": [point._asdict() for point in curve.points]}
+    """Trials on the task: prints and draws the return of each episode; keeps one trial, its path and the memory after it."""
+    report = Evaluator(family, task, config.episodes, config.seed, "adapt").report(algorithm, 0)
+    console.print(table(report, title))
+    played = play(family, task, algorithm, config.seed, drawing=config.gif)
+    if played.places:
+        console.print("the path of one trial:")
+        for k in report.curve.steps:
+            console.print(f"episode {k + 1}: {' '.join(played.places[k])}  return {played.returns[k]:.2f}", soft_wrap=True)
+
+    named = {k: v[0].tolist() for k, v in task.items()}
+    kept = {
+        "task": named,
+        "returns": [point._asdict() for point in report.curve.points],
+        "sampled": report.sampled and [point._asdict() for point in report.sampled.points],
+        "played": {"returns": played.returns, "places": played.places},
+    }
     checkpoint.write_whole(out / "trial.json", (json.dumps(kept, indent=1) + "\n").encode())
-    console.print(f"returns: {out / 'trial.json'}", soft_wrap=True)
+    figure(report, title).savefig(out / "trial.png", dpi=150)
+    console.print(f"returns: {out / 'trial.json'} and .png", soft_wrap=True)
+    if algorithm.learns:
+        policy = {"weights": algorithm.weights(), "memory": saved(played.memory), "task": named}
+        checkpoint.save(out / "policy.pt", {**policy, "returns": played.returns, "episodes": algorithm.episodes})
+        console.print(f"policy and its memory after the trial: {out / 'policy.pt'}", soft_wrap=True)
     if config.gif:
-        frames = film_trial(family, task, algorithm, config.seed)
-        checkpoint.write_whole(out / "trial.gif", gif(frames))
+        checkpoint.write_whole(out / "trial.gif", gif(played.frames))
         console.print(f"trial: {out / 'trial.gif'}", soft_wrap=True)
-    return curve.points[-1].value
+    return report.curve.score
 
 
 def _measure(family: Family, task: Task, algorithm: GradientAlgorithm, adaptation: Adaptation, config: AdaptConfig) -> Interval:
@@ -119,19 +134,48 @@ def film(
     return frames
 
 
+class Played(NamedTuple):
+    """One trial in one environment."""
+
+    returns: list[float]  # of each episode
+    places: list[list[str]]  # of each episode, its start and where each step led; empty where a family cannot say
+    memory: State  # after the last episode
+    frames: list[Image.Image]
+
+
 @torch.no_grad()
-def film_trial(family: Family, task: Task, algorithm: TrialAlgorithm, seed: int, longest: int = 400) -> list[Image.Image]:
-    """The frames of one trial, at most ``longest`` of them."""
+def play(family: Family, task: Task, algorithm: TrialAlgorithm, seed: int, drawing: bool = False, longest: int = 400) -> Played:
+    """One greedy trial on one task (M=1), filmed if ``drawing``: at most ``longest`` frames."""
     device = next(iter(task.values())).device
-    env = family.make(task, 1, torch_rng(seed, "adapt", "film", device=device), drawing=True)
+    env = family.make(task, 1, torch_rng(seed, "adapt", "film", device=device), drawing)
     memory = algorithm.begin(task, 1, torch_rng(seed, "adapt", "trial", device=device))
+    describe: Callable[[Tensor], str] | None = getattr(family, "describe", None)
+    returns: list[float] = []
+    places: list[list[str]] = []
     frames: list[Image.Image] = []
-    ended = 0
-    while len(frames) < longest and ended < algorithm.episodes:
-        obs = env.obs
-        frames.append(env.render())
-        action, memory = algorithm.choose(memory, obs)
-        step = env.step(action)
-        memory = algorithm.observe(memory, obs, action, step)
-        ended += int(step.terminated[0, 0] | step.truncated[0, 0])
-    return frames
+    for _ in range(algorithm.episodes):
+        returns.append(0.0)
+        if describe:
+            places.append([describe(env.obs[0, 0])])
+        ended = False
+        while not ended:
+            if drawing and len(frames) < longest:
+                frames.append(env.render())
+            obs = env.obs
+            action, memory = algorithm.choose(memory, obs)
+            step = env.step(action)
+            memory = algorithm.observe(memory, obs, action, step)
+            returns[-1] += float(step.reward)
+            if describe:
+                places[-1].append(describe(step.next_obs[0, 0]))
+            ended = bool(step.terminated | step.truncated)
+    return Played(returns, places, memory, frames)
+
+
+def saved(memory: Any) -> Any:
+    """A memory as a checkpoint may hold it: on the CPU, without its generator of random numbers."""
+    if isinstance(memory, dict):
+        return {k: saved(v) for k, v in memory.items() if not isinstance(v, torch.Generator)}
+    if isinstance(memory, list | tuple):
+        return [saved(item) for item in memory]
+    return memory.detach().cpu().clone() if isinstance(memory, Tensor) else memory  # a clone: views bring their whole storage

@@ -2,8 +2,9 @@
 
 A curve is the return of full greedy episodes before adaptation and after each adaptation step, per task, against the
 gradient steps and environment steps spent (Beck 2023, arXiv:2301.08028, section 2.3). For an algorithm that adapts within a
-trial it is the return of each of the trial's episodes. Evaluation owns its environments and random streams: how often and on
-how many tasks it runs moves nothing else.
+trial it is the return of each of the trial's episodes; where such a policy is stochastic, its actions sampled instead of greedy
+make a second curve, in the same environments. Evaluation owns its environments and random streams: how often and on how many
+tasks it runs moves nothing else.
 """
 
 from __future__ import annotations
@@ -31,6 +32,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class Total(NamedTuple):
+    """The return of whole trials, all their episodes together: mean over tasks and trials, standard error over tasks.
+
+    On a single task the standard error is over its trials.
+    """
+
+    episodes: int
+    mean: float
+    standard_error: float | None  # none with a single trial
+    each: list[float]  # [episodes] mean return of every episode
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2f}")
+
+
 class Curve(NamedTuple):
     """Returns along adaptation on M tasks, E repeats each, at P points: adaptation steps, or episodes of a trial."""
 
@@ -40,29 +56,32 @@ class Curve(NamedTuple):
     gradient_steps: list[int]  # [P] spent per task
     env_steps: list[int]  # [P] spent per task
     groups: dict[str, list[Interval]]  # the same of tasks whose returns do not compare; ``points`` are then their averages
+    total: Total | None = None  # of whole trials
 
+    @property
+    def score(self) -> float:
+        """What algorithms are compared by: the return after the last adaptation step; of trials the mean of an episode.
 
-class Total(NamedTuple):
-    """The return of whole trials, all their episodes together: mean over tasks and trials, standard error over tasks."""
-
-    episodes: int
-    mean: float
-    standard_error: float | None  # none with a single task
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2f}")
+        Of a trial all episodes count: exploring well is a part of it, and the last may be a single pull of a bandit.
+        """
+        return self.total.mean / self.total.episodes if self.total else self.points[-1].value
 
 
 class Report(NamedTuple):
     """The curve of an algorithm, and its references on the same tasks at the same budget."""
 
     curve: Curve
+    sampled: Curve | None  # the same trials with sampled actions; none for a policy that is not stochastic
     scratch: Curve | None  # the same learner from fresh weights; none for an algorithm without gradient steps
     random: Curve
     learned: Interval | None  # the algorithm's own training tasks, where each is learned from scratch
     optimum: Scores | None  # [M] of the best policy that knows the task, where the family can tell
     best: Interval | None  # the same over the tasks
-    total: Total | None  # of an algorithm that adapts within a trial
+
+    @property
+    def total(self) -> Total | None:
+        """Of an algorithm that adapts within a trial."""
+        return self.curve.total
 
     @property
     def regret(self) -> float | None:
@@ -99,6 +118,7 @@ def trial(
 ) -> tuple[Tensor, Tensor]:
     """Whole trials of ``algorithm.episodes`` episodes: ``trials`` of them on each of M tasks, memory kept throughout.
 
+    Greedy or sampled, the environments draw the same numbers from ``env_rng``; the algorithm's chance comes from ``rng``.
     Returns the undiscounted return and the length [steps] of every episode, ``[episodes, M, trials]`` both.
     """
     env = family.make(task, trials, env_rng)
@@ -125,6 +145,11 @@ Aggregate = Callable[[Scores], Interval]  # returns [E, M] -> what is reported o
 def iqm_over_tasks(scores: Scores) -> Interval:
     """IQM over tasks and repeats, with its interval over both."""
     return iqm_interval(scores, over_tasks=True)
+
+
+def mean_over_tasks(scores: Scores) -> Interval:
+    """Mean over tasks and repeats, with its interval over tasks; of a single task over its repeats."""
+    return mean_interval(scores if scores.shape[1] > 1 else scores.T)
 
 
 class Evaluator:
@@ -160,16 +185,18 @@ class Evaluator:
             env_steps.append(adaptation.env_steps)
         return self._points(steps, returns, gradient_steps, env_steps)
 
-    def _trial(self, algorithm: TrialAlgorithm) -> tuple[Curve, Total]:
-        found, lengths = trial(self.family, self.task, algorithm, self.episodes, self._rng("episodes"), self._rng("trial"))
-        returns = found.transpose(1, 2).double().cpu().numpy()  # [episodes, E, M]
-        spent = torch.cat([torch.zeros(1), lengths.mean((1, 2)).cumsum(0).cpu()]).round().long().tolist()
-        points = _spread(algorithm.episodes)
-        chosen, steps = [returns[k] for k in points], [spent[k] for k in points]
-        curve = self._points(points, chosen, [0] * len(points), steps, mean_interval)
-        totals = returns.sum(0).mean(0)  # [M]
-        error = float(totals.std(ddof=1) / np.sqrt(len(totals))) if len(totals) > 1 else None
-        return curve, Total(algorithm.episodes, float(totals.mean()), error)
+    def _trial(self, algorithm: TrialAlgorithm, greedy: bool) -> Curve:
+        rngs = self._rng("episodes"), self._rng("trial")
+        found, lengths = trial(self.family, self.task, algorithm, self.episodes, *rngs, greedy)  # [episodes, M, E] both
+        steps = _spread(algorithm.episodes)
+        returns = found[steps].transpose(1, 2).double().cpu().numpy()  # [P, E, M]
+        spent = torch.cat([torch.zeros(1), lengths.mean((1, 2)).cumsum(0).cpu()])[steps].round().long().tolist()
+        curve = self._points(steps, list(returns), [0] * len(steps), spent, mean_over_tasks)
+        whole = found.sum(0, dtype=torch.float64).cpu().numpy()  # [M, E]
+        apart = whole.mean(1) if len(whole) > 1 else whole[0]
+        error = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else None
+        each = found.mean((1, 2), dtype=torch.float64).tolist()
+        return curve._replace(total=Total(algorithm.episodes, float(whole.mean()), error, each))
 
     def _points(
         self,
@@ -186,21 +213,20 @@ class Evaluator:
     def curve(self, algorithm: Algorithm, steps: int) -> Curve:
         """The algorithm's own adaptation: by ``steps`` gradient steps, or along a trial of its own length."""
         if isinstance(algorithm, TrialAlgorithm):
-            return self._trial(algorithm)[0]
+            return self._trial(algorithm, greedy=True)
         return self._adaptation(by_gradient(algorithm), by_gradient(algorithm).adapt(self.task, steps, self._rng("support")))
 
     def report(self, algorithm: Algorithm, steps: int) -> Report:
         """The algorithm's adaptation beside the references."""
-        in_trial = isinstance(algorithm, TrialAlgorithm)
-        aggregate = mean_interval if in_trial else iqm_over_tasks
-        optimum, best = self._optimum(aggregate)
+        aggregate, sampled, scratch = iqm_over_tasks, None, None
         if isinstance(algorithm, TrialAlgorithm):
-            curve, total = self._trial(algorithm)
-            return Report(curve, None, self.random(aggregate), None, optimum, best, total)
-        adapting = by_gradient(algorithm)
-        scratch = self._adaptation(adapting, adapting.adapt_from_scratch(self.task, steps, self._rng("support")))
-        random, learned = self.random(aggregate), self.learned(algorithm)
-        return Report(self.curve(algorithm, steps), scratch, random, learned, optimum, best, None)
+            aggregate = mean_over_tasks
+            sampled = self._trial(algorithm, greedy=False) if algorithm.stochastic else None
+        else:
+            adapting = by_gradient(algorithm)
+            scratch = self._adaptation(adapting, adapting.adapt_from_scratch(self.task, steps, self._rng("support")))
+        curve, random, learned = self.curve(algorithm, steps), self.random(aggregate), self.learned(algorithm)
+        return Report(curve, sampled, scratch, random, learned, *self._optimum(aggregate))
 
     def _optimum(self, aggregate: Aggregate) -> tuple[Scores | None, Interval | None]:
         """The best return of each task ``[M]`` and over all, where the family can tell."""
@@ -251,13 +277,15 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
         "gain": values[-1] - values[0],
         "auc": float(np.trapezoid(values, curve.steps) / curve.steps[-1]) if curve.steps[-1] else values[0],
     }
+    if curve.total:
+        found["trial_return"] = curve.total.mean
     for group, apart in curve.groups.items():
         found |= {f"return_before_{group}": apart[0].value, f"return_after_{group}": apart[-1].value}
     return {f"{prefix}/{name}": value for name, value in found.items()}
 
 
 def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
-    """What the references say, as scalars."""
+    """What stands beside the curve, as scalars: the references, and sampled actions."""
     found = {"return_random": report.random.points[0].value}
     if report.scratch:
         found["return_scratch"] = report.scratch.points[-1].value
@@ -268,8 +296,9 @@ def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
         found["regret_after"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())  # per episode
     if report.regret is not None:
         found["regret"] = report.regret
-    if report.total:
-        found["trial_return"] = report.total.mean
+    if report.sampled and report.sampled.total:
+        found["return_sampled_after"] = report.sampled.points[-1].value
+        found["trial_return_sampled"] = report.sampled.total.mean
     return {f"{prefix}/{name}": value for name, value in found.items()}
 
 
@@ -312,6 +341,11 @@ def table(report: Report, title: str) -> Table:
         shown.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
     if report.regret is not None:
         shown.add_row("regret, the optimum minus that", "", "", f"{report.regret:.2f}", style="dim")
+    if report.sampled and report.sampled.total:
+        shown.add_section()
+        for k in sorted({0, last}):
+            row(f"sampled: {label(report.sampled.steps[k], trial=True)}", report.sampled, k)
+        shown.add_row(f"sampled: sum of {report.sampled.total.episodes} episodes", "", "", str(report.sampled.total))
     return shown
 
 
@@ -330,7 +364,9 @@ def figure(report: Report, title: str) -> Figure:
     shown = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(shown)
     left, right = shown.subplots(1, 2, sharey=True)
-    lines = [("adapted", report.curve, "tab:blue")]
+    lines = [("greedy" if report.sampled else "adapted", report.curve, "tab:blue")]
+    if report.sampled:
+        lines.append(("sampled", report.sampled, "tab:green"))
     if report.scratch:
         lines.append(("from scratch", report.scratch, "tab:orange"))
     first = "episodes of the trial before" if report.total else "gradient steps of adaptation, per task"
@@ -339,6 +375,8 @@ def figure(report: Report, title: str) -> Figure:
             x, points = getattr(curve, name), curve.points
             axes.plot(x, [p.value for p in points], marker="o", color=colour, label=text)
             axes.fill_between(x, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.2)
+            if curve.total and name == "steps":
+                axes.plot(curve.total.each, color=colour, linewidth=0.6)  # between the points too
         axes.axhline(report.random.points[0].value, color="grey", linestyle=":", label="random policy")
         if report.best:
             axes.axhline(report.best.value, color="black", linestyle="--", label="optimum, told the task")
@@ -370,11 +408,13 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
         "tasks": {"hash": task_hash(tasks), "parameters": parameters},
         "episodes": report.curve.returns.shape[1],
         "adapted": entry(report.curve),
+        "sampled": report.sampled and entry(report.sampled),
         "from_scratch": report.scratch and entry(report.scratch),
         "random": entry(report.random),
         "learned": report.learned and report.learned._asdict(),
         "optimum": None if report.optimum is None else report.optimum.tolist(),  # [M]
         "trial": report.total and report.total._asdict(),
+        "trial_sampled": report.sampled and report.sampled.total and report.sampled.total._asdict(),
         "regret": report.regret,
     }
 
@@ -419,7 +459,7 @@ def load_weights(folder: RunFolder, parts: Parts, checkpoint: str) -> Path:
 
 
 def run(config: TestConfig) -> float:
-    """``metarl test``: repeat the evaluation of a saved run; returns the IQM after adaptation."""
+    """``metarl test``: repeat the evaluation of a saved run; returns the curve's ``score``."""
     folder = RunFolder(config.run)
     trained = folder.config(config.hardware)
     default = trained.test if config.split != "validation" else trained.eval
@@ -446,4 +486,4 @@ def run(config: TestConfig) -> float:
         report, _ = measure(folder, parts, config.split, tasks, budget, trained.seed, name)
     console.print(table(report, f"{folder.path.name}: {budget.tasks} {config.split} tasks, {path.name}"))
     console.print(f"written: {folder.results / name}.json and .png", soft_wrap=True)
-    return report.curve.points[-1].value
+    return report.curve.score

@@ -31,7 +31,7 @@ PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 
 
 def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> float:
-    """Train a new run, or go on with the one in the folder; returns the IQM after adaptation on the test tasks."""
+    """Train a new run, or go on with the one in the folder; returns its score on the test tasks."""
     console = wide_console()
     folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, choices)))
     if config.run and folder.exists:
@@ -134,7 +134,11 @@ class Training:
         self.evaluator = Evaluator(parts.family, validation, config.eval.episodes, config.seed, "validation")
 
     def run(self) -> float:
-        """Train to the end, test, print the table; returns the IQM after adaptation on the test tasks."""
+        """Train to the end, test, print the table; returns the score on the test tasks, the run's ``return_after``.
+
+        The score is the IQM after adaptation, on the tasks learned from scratch where there are such, and for trials the mean
+        return of an episode over the whole trial.
+        """
         self.folder.note(status="running", started=now(), error=None)
         try:
             self._train()
@@ -182,7 +186,7 @@ class Training:
     def _validate(self) -> dict[str, float]:
         """Adaptation curves on validation tasks; the best weights are kept."""
         curve = self.evaluator.curve(self.algorithm, self.config.eval.steps)
-        found, score = metrics(curve, "eval"), curve.points[-1].value
+        found, score = metrics(curve, "eval"), curve.score
         learned = self.evaluator.learned(self.algorithm)
         if learned is not None:  # each task from scratch: its own tasks are what it is for
             found["eval/return_learned"] = score = learned.value
@@ -215,7 +219,7 @@ class Training:
             self.console.print(f"return on the {config.algo['tasks']} tasks learned from scratch: {tested.learned}")
         self.console.print(f"run folder: {self.folder}", soft_wrap=True)
         self.console.print(f"look at it: tensorboard --logdir {self.folder.path.parent}", soft_wrap=True)
-        return (tested.learned or tested.curve.points[-1]).value
+        return tested.learned.value if tested.learned else tested.curve.score
 
     # -- saving
 
@@ -244,6 +248,7 @@ class Display:
     """Progress with the numbers that matter: a bar on a terminal, a plain line now and then elsewhere."""
 
     SHOWN = (("eval/return_before", "before"), ("eval/return_after", "after"), ("eval/return_learned", "learned"))
+    OF_TRIALS = (("eval/return_before", "first"), ("eval/return_after", "last"), ("eval/trial_return", "trial"))
 
     def __init__(self, console: Console, total: int, done: int):
         self.console, self.total, self.first = console, total, done
@@ -274,7 +279,8 @@ class Display:
 
     def update(self, iteration: int, env_steps: int, found: dict[str, float]) -> None:
         """Show where training stands."""
-        self.numbers |= {name: found[tag] for tag, name in self.SHOWN if tag in found}
+        shown = self.OF_TRIALS if "eval/trial_return" in found else self.SHOWN
+        self.numbers |= {name: found[tag] for tag, name in shown if tag in found}
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
         text = f"{env_steps:,} env steps"
         if self.numbers:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import signal
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -45,6 +47,15 @@ TINY_MAML = [
 ]
 TINY_REFERENCE = [override for override in TINY if not override.startswith("env.")]
 TINY_DQN = ["algo.tasks=3", "algo.envs=2", "algo.steps=5", "algo.updates=2", "algo.batch=8", "algo.warmup=1"]
+TINY_RL2 = [
+    "algo.episodes=2",
+    "algo.tasks=3",
+    "algo.envs=2",
+    "algo.memory.size=8",
+    "algo.ppo.epochs=2",
+    "algo.ppo.minibatches=2",
+]
+TINY_ALGO = {"maml": TINY_MAML, "dqn": TINY_DQN, "rl2": TINY_RL2}  # by module
 
 
 def options(group: str) -> list[str]:
@@ -52,15 +63,39 @@ def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
+@cache
+def module(algo: str) -> ModuleType:
+    """The code of an option of ``conf/algo``."""
+    return load("algo", compose_values("train", [f"algo={algo}"])["algo"])[0]
+
+
 def tiny(algo: str) -> list[str]:
     """Overrides that make a run of ``algo`` small."""
-    return [*TINY, *(TINY_DQN if algo == "dqn" else TINY_MAML)]
+    return [*TINY, *TINY_ALGO[module(algo).__name__.rpartition(".")[2]]]
 
 
-def algorithms(learns: bool) -> list[str]:
-    """The algorithms that learn across tasks, or the references, which have nothing to learn."""
-    found = {name: load("algo", compose_values("train", [f"algo={name}"])["algo"])[0].Algo for name in options("algo")}
-    return [name for name, algorithm in found.items() if algorithm.learns == learns]
+def algorithms(learns: bool = True, in_trial: bool | None = None) -> list[str]:
+    """The algorithms that learn across tasks, or the references, which have nothing to learn.
+
+    With ``in_trial`` those alone that adapt within a trial, or those that adapt by gradient steps.
+    """
+    found = {name: module(name).Algo for name in options("algo")}
+    return [
+        name
+        for name, algorithm in found.items()
+        if algorithm.learns == learns and in_trial in (None, hasattr(algorithm, "begin"))
+    ]
+
+
+def flat(state: object) -> list[torch.Tensor]:
+    """Every tensor of a nested state, in order."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return [x for k in sorted(state, key=str) for x in flat(state[k])]
+    if isinstance(state, list | tuple):
+        return [x for item in state for x in flat(item)]
+    return []
 
 
 def compose_values(command: str, overrides: list[str]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, tiny
-from test_maml import flat
+from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, flat, tiny
 
 from metarl_cli import adapt, checkpoint, evaluate, train
 from metarl_cli.building import validate
@@ -63,23 +62,30 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("algo", algorithms(learns=True))
+@pytest.mark.parametrize("algo", algorithms())
 def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
     score = run_here(tmp_path / "run", *small(algo))
     assert np.isfinite(score)
     folder = RunFolder(tmp_path / "run")
     manifest = folder.manifest()
     assert manifest["status"] == "finished"
+    assert manifest["return_after"] == score
+    in_trial = algo in algorithms(in_trial=True)
+    points = 2 if in_trial else 3
     for split in ("test", "ood"):
         result = json.loads((folder.results / f"{split}.json").read_text())
-        assert np.array(result["adapted"]["task_returns"]).shape == (3, 4)
-        assert result["adapted"]["gradient_steps"] == [0, 1, 2]
+        assert np.array(result["adapted"]["task_returns"]).shape == (points, 4)
+        assert result["adapted"]["gradient_steps"] == ([0, 0] if in_trial else [0, 1, 2])
         assert result["tasks"]["hash"] == manifest["tasks"][split]
         assert (folder.results / f"{split}.png").stat().st_size > 10_000
     tags = {tag for row in logged(folder.path) for tag in row}
-    shared = {"eval/return_before", "eval/return_after", "eval/gain", "eval/auc", "eval/return_step_1", "loss/query"}
-    assert shared | {"test/return_after", "ood/return_after", "test/return_scratch", "test/return_random"} <= tags
-    assert "held-out tasks" in capsys.readouterr().out
+    shared = {"eval/return_before", "eval/return_after", "eval/gain", "eval/auc", "eval/return_step_1"}
+    assert shared | {"test/return_after", "ood/return_after", "test/return_random"} <= tags
+    own = {"eval/trial_return", "test/trial_return"} if in_trial else {"test/return_scratch", "loss/query"}
+    assert own <= tags
+    shown = capsys.readouterr().out
+    assert "held-out tasks" in shown
+    assert ("sum of 2 episodes" if in_trial else "after step 2") in shown
 
 
 @pytest.mark.parametrize(("algo", "env"), [("thompson", "bandit"), ("psrl", "tabular_mdp"), ("oracle", "gridworld")])
@@ -142,7 +148,7 @@ def test_going_on_refuses_another_configuration(finished):
     assert "seed is 0 in the run, 5 here" in again.stderr
 
 
-@pytest.mark.parametrize("algo", ["maml_dqn", "dqn"])
+@pytest.mark.parametrize("algo", ["maml_dqn", "dqn", *algorithms(in_trial=True)])
 def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     """kill -9 three times, each time continued: the same weights, optimiser, replay, generators and metrics."""
     arguments = [*small(algo), "train.iterations=200", "train.eval_every=25", "train.checkpoint_every=0.01"]

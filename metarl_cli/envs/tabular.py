@@ -123,6 +123,11 @@ class GridFamily(TabularFamily):
         """The task parameters that put a thing into ``cells [num]``."""
         return {f"{thing}_x": cells % self.size, f"{thing}_y": cells // self.size}
 
+    def describe(self, obs: Tensor) -> str:
+        """The cell that one observation shows, as ``(x,y)``."""
+        cell = int(obs.argmax()) % self.size**2
+        return f"({cell % self.size},{cell // self.size})"
+
     def named_task(self, values: dict[str, float]) -> Task:
         task = super().named_task(values)
         for name, value in values.items():
