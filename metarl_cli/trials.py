@@ -120,6 +120,15 @@ class Trials(NamedTuple):
         """Some of the trials."""
         return Trials(*(x[:, rows] for x in self[:-1]), {k: v[:, rows] for k, v in self.starts.items()})
 
+    def summary(self) -> dict[str, float]:
+        """What training shows of them."""
+        total, num = float((self.reward * self.weight).sum()), float(self.weight.sum())
+        return {
+            "train/trial_return": total / self.reward.shape[1],
+            "train/reward": total / num,
+            "train/episode_length": num / float((self.ended * self.weight).sum().clamp(min=1)),
+        }
+
 
 Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # features [R, H], inputs [R, I] -> choices and actions
 
@@ -212,6 +221,38 @@ class Agent:
         inputs = torch.cat([trials.inputs, padding]).unflatten(0, (segments, segment)).transpose(0, 1).flatten(1, 2)
         features = self.memory.scan(params, inputs, {k: v.flatten(0, 1) for k, v in trials.starts.items()})
         return features.unflatten(1, (segments, rows)).transpose(0, 1).flatten(0, 1)[:steps]
+
+
+class Acting:
+    """How an algorithm that has learned a memory acts in a trial; the same however it learned."""
+
+    agent: Agent
+    episodes: int
+
+    def acting(self) -> Params:
+        """The weights it is tested with."""
+        raise NotImplementedError
+
+    def act(self, params: Params, features: Tensor, inputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Choices and actions ``[R, ...]`` from features ``[R, H]`` and inputs ``[R, I]``; greedy without ``rng``."""
+        raise NotImplementedError
+
+    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
+        """The memory of M x N trials, its tensors leading with [M * N]."""
+        rows = len(next(iter(task.values()))) * num_envs
+        return self.agent.begin(rows) | {"rng": None if greedy else rng}
+
+    @torch.no_grad()
+    def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
+        params = self.acting()
+        inputs, _ = self.agent.see(memory, obs.flatten(0, 1), self.episodes)
+        features, hidden = self.agent.memory.step(params, inputs, memory["hidden"])
+        _, action = self.act(params, features, inputs, memory["rng"])
+        return action.reshape(*obs.shape[:2], *action.shape[1:]), {**memory, "hidden": hidden}
+
+    def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
+        rows = Step(*(x.flatten(0, 1) for x in step))
+        return self.agent.observe(memory, obs.flatten(0, 1), action.flatten(0, 1), rows)
 
 
 def minibatches(trials: Trials, num: int, rng: torch.Generator) -> Iterator[Trials]:

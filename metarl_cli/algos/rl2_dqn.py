@@ -1,0 +1,416 @@
+"""RL² by Q-learning: a recurrent Q-network over whole trials, learned from replayed ones.
+
+    h_t = memory(h_{t-1}, [s_t, a_{t-1}, r_{t-1}, d_{t-1}])      a_t = argmax_a Q(h_t, a)      h lasts over a trial's episodes
+
+The memory is the learning algorithm (Duan 2016, arXiv:1611.02779) and DQN learns it: recurrent (Hausknecht 2015,
+arXiv:1507.06527), on stretches of trials that start from a stored memory and burn in (R2D2: Kapturowski 2019), or on whole
+trials (Ni 2022, arXiv:2110.05038, whose shortcut from the inputs to the head is here too). Targets are Q(lambda) returns
+along the trial (Peng and Williams 1996), by Double DQN with a slow copy:
+
+    G_t = r_t + g_t * ((1 - lambda) * Q_slow(h_{t+1}, argmax_a Q(h_{t+1}, a)) + lambda * G_{t+1})
+
+What is maximised is the return of the trial. So the end of an episode does not stop the bootstrap: what follows is the next
+episode's first step, which the memory sees. The trial's end does, by termination and by time limit alike, which the clock
+tells. g is gamma within an episode. With ``wait`` an episode that ends early at step t is taken to spend the rest of its
+horizon, H steps, without reward: g = gamma^(H - t) at its end. Without, ending early would bring later episodes nearer: where
+gamma^H is small, a fallen pole would cost nothing, as the next one stands at once. Where all episodes are of the same length,
+or gamma is 1, it makes no difference.
+
+Differs from R2D2: no prioritised replay and no rescaled values; gradients reach back through the burn-in, which has no loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from metarl_cli.actions import Bins
+from metarl_cli.networks import NetworkConfig, QNetwork, load_params
+from metarl_cli.recurrent import MemoryConfig
+from metarl_cli.seeding import Streams, numpy_rng
+from metarl_cli.trials import Acting, Agent, InputsConfig, Trials
+from metarl_cli.types import Family, Learner, Params, Share, Spec, State, StrictModel, Task
+
+
+class HeadConfig(StrictModel):
+    """From the memory and the inputs to values."""
+
+    hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each hidden layer")
+    activation: Literal["relu", "tanh", "silu"] = Field(description="nonlinearity of the hidden layers")
+    layer_norm: bool = Field(description="normalise each hidden layer before its activation")
+    dueling: bool = Field(description="separate heads for the value and the advantages")
+
+
+class ExplorationConfig(StrictModel):
+    """How trials are lived through in training."""
+
+    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
+    iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
+    spread: float = Field(ge=0, description="a trial's own epsilon is epsilon^(1 + spread u), u uniform in [0, 1] (Ape-X)")
+    repeat: int = Field(gt=0, description="steps a random action lasts")
+
+
+class ReplayConfig(StrictModel):
+    """What is kept of trials, and drawn for an update."""
+
+    capacity: int = Field(gt=0, description="trials kept")
+    batch: int = Field(gt=0, description="segments per update")
+    segment: int | None = Field(gt=0, description="steps of a segment that are learned; none: whole trials")
+    burn_in: int = Field(ge=0, description="steps before a segment that only warm up the memory")
+
+    @model_validator(mode="after")
+    def _burn_in_is_before_a_segment(self) -> ReplayConfig:
+        if self.segment is None and self.burn_in:
+            raise ValueError("replay.burn_in needs replay.segment: a whole trial begins with an empty memory")
+        return self
+
+
+class TargetConfig(StrictModel):
+    """How the slow copy follows: w^- <- w^- + polyak * (w - w^-), every so many updates."""
+
+    every: int = Field(gt=0, description="gradient updates between moves of the slow copy")
+    polyak: float = Field(gt=0, le=1, description="size of the move; 1 copies the weights (Mnih 2015)")
+
+
+class DQNConfig(StrictModel):
+    """How the Q-network learns."""
+
+    updates: int = Field(gt=0, description="gradient updates per iteration")
+    gamma: float = Field(gt=0, le=1, description="discount per step of the trial")
+    wait: bool = Field(description="discount as if an episode that ends early took its whole horizon")
+    lambda_: Share = Field(alias="lambda", description="share of longer returns; 0 is one-step DQN")
+    double: bool = Field(description="choose the bootstrap action by the learning network (Double DQN)")
+    loss: Literal["huber", "squared"] = Field(description="loss of the temporal difference")
+    reward_scale: float = Field(gt=0, description="rewards are multiplied by this; 1 - gamma keeps values near one")
+    lr: float = Field(gt=0, description="Adam's learning rate")
+    final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
+    clip: float = Field(gt=0, description="largest norm of the gradient")
+    target: TargetConfig
+    use_average: bool = Field(description="test with the slow copy, a running average of the weights")
+
+
+class Config(StrictModel):
+    """RL² with DQN."""
+
+    episodes: int = Field(gt=0, description="episodes of a trial")
+    tasks: int = Field(gt=0, description="tasks per iteration")
+    envs: int = Field(gt=0, description="trials per task and iteration")
+    fresh: bool = Field(description="draw new tasks for every iteration, or train on the first ones")
+    memory: MemoryConfig
+    inputs: InputsConfig
+    head: HeadConfig
+    bins: int = Field(ge=2, description="choices of each action dimension, where actions are vectors; the bounds among them")
+    exploration: ExplorationConfig
+    replay: ReplayConfig
+    dqn: DQNConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.tasks * self.envs > self.replay.capacity:
+            raise ValueError("replay.capacity must hold at least the tasks x envs trials of one iteration")
+        if self.memory.cell == "transformer" and self.replay.segment:
+            raise ValueError("a transformer learns from whole trials: it needs replay.segment=null")
+        return self
+
+
+class Batch(NamedTuple):
+    """Stretches of B trials, time first: ``[T, B, ...]``; ``discount`` is that of what follows, 0 at a trial's last step."""
+
+    inputs: Tensor
+    choice: Tensor
+    reward: Tensor
+    discount: Tensor
+    weight: Tensor  # 1 for what is learned; 0 for burn-in, for the step beyond that bootstraps, and for padding
+    start: State  # the memory before the first step, [B, ...]; nothing where that is always a trial's
+
+
+class TrialReplay:
+    """The latest trials and, where segments of them are drawn, the memory that acted in them every ``stride`` steps.
+
+    Args:
+        config: see :class:`ReplayConfig`.
+        horizon: the longest trial [steps].
+        device: where they are kept.
+    """
+
+    def __init__(self, config: ReplayConfig, horizon: int, device: torch.device):
+        self.config, self.horizon, self.device = config, horizon, device
+        self.segment = config.segment or horizon
+        self.stride = math.gcd(self.segment, config.burn_in)  # segments and their burn-in begin at multiples of it
+        self.steps: Params = {}  # inputs, choice, reward and discount, [capacity, horizon, ...]
+        self.starts: State = {}  # [capacity, horizon / stride, ...]
+        self.lengths = torch.zeros(config.capacity, dtype=torch.long, device=device)
+        self.added = 0  # trials ever added
+
+    def add(self, trials: Trials, discount: Tensor) -> None:
+        """Append trials; the oldest go when full. Kept starts are ``stride`` steps apart; ``discount [T, R]`` as in a batch."""
+        steps = {"inputs": trials.inputs, "choice": trials.choice, "reward": trials.reward, "discount": discount}
+        starts = trials.starts if self.config.segment else {}
+        rows = discount.shape[1]
+        places = (self.added + torch.arange(rows, device=self.device)) % self.config.capacity
+        for kept, new, length in (
+            (self.steps, steps, self.horizon),
+            (self.starts, starts, -(-self.horizon // self.stride)),
+        ):
+            for name, value in new.items():
+                if name not in kept:
+                    kept[name] = value.new_zeros(self.config.capacity, length, *value.shape[2:])
+                kept[name][places, : len(value)] = value.transpose(0, 1)
+        self.lengths[places] = trials.weight.sum(0).long()
+        self.added += rows
+
+    def sample(self, rng: torch.Generator) -> Batch:
+        """``batch`` segments, each of all trials' equally likely, with their burn-in before them; with replacement."""
+        counts = (self.lengths + self.segment - 1) // self.segment  # of segments in each trial
+        last = counts.cumsum(0)
+        drawn = torch.randint(int(last[-1]), (self.config.batch,), generator=rng, device=self.device)
+        row = torch.searchsorted(last, drawn, right=True)
+        first = (drawn - last[row] + counts[row]) * self.segment  # [B] the first step that is learned
+        begin = (first - self.config.burn_in).clamp(min=0)
+        longest = min(self.config.burn_in + self.segment + 1, int((self.lengths[row] - begin).max()))
+        t = begin + torch.arange(longest, device=self.device)[:, None]  # [T, B]
+        learned = (t >= first) & (t < first + self.segment) & (t < self.lengths[row])
+        t = torch.minimum(t, self.lengths[row] - 1)  # padding repeats the last step
+        start = {name: value[row, begin // self.stride] for name, value in self.starts.items()}
+        steps = {name: value[row, t] for name, value in self.steps.items()}
+        return Batch(**steps, weight=learned.to(steps["reward"].dtype), start=start)
+
+    def state_dict(self) -> State:
+        return {"steps": self.steps, "starts": self.starts, "lengths": self.lengths, "added": self.added}
+
+    def load_state_dict(self, state: State) -> None:
+        if state["lengths"].shape != self.lengths.shape:
+            raise ValueError("the saved replay has another size")
+        self.steps = {name: value.to(self.device) for name, value in state["steps"].items()}
+        self.starts = {name: value.to(self.device) for name, value in state["starts"].items()}
+        self.lengths, self.added = state["lengths"].to(self.device), state["added"]
+
+
+class Explorer:
+    """Epsilon-greedy choices in R trials, where a random one lasts ``repeat`` steps; the share of random steps stays epsilon.
+
+    Temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration.
+
+    Args:
+        epsilon: of each trial, ``[R]``.
+        repeat: steps a random choice lasts.
+        rng: of all chance.
+    """
+
+    def __init__(self, epsilon: Tensor, repeat: int, rng: torch.Generator):
+        self.starts = epsilon / (epsilon + repeat * (1 - epsilon))  # of idle steps
+        self.repeat, self.rng = repeat, rng
+        self.left = torch.zeros_like(epsilon, dtype=torch.long)  # steps of a random choice still to come
+        self.held: Tensor | None = None
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """Choices ``[R]`` or ``[R, D]`` from values ``[R, A]`` or ``[R, D, bins]``; never one of value -inf."""
+        legal = q > -torch.inf
+        chance = torch.rand(q.shape, generator=self.rng, device=q.device)
+        anything = torch.where(legal, chance, -1.0).argmax(-1)
+        begin = (self.left == 0) & (torch.rand(self.left.shape, generator=self.rng, device=q.device) < self.starts)
+        wide = (...,) + (None,) * (anything.dim() - 1)
+        held = anything if self.held is None else torch.where(begin[wide], anything, self.held)
+        self.held = torch.where(legal.gather(-1, held[..., None])[..., 0], held, anything)  # it may no longer be allowed
+        self.left = torch.where(begin, self.repeat, self.left)
+        choice = torch.where((self.left > 0)[wide], self.held, q.argmax(-1))
+        self.left = (self.left - 1).clamp(min=0)
+        return choice
+
+
+def trial_returns(reward: Tensor, discount: Tensor, value: Tensor, lambda_: float) -> Tensor:
+    """Q(lambda) returns ``[T, R]`` along trials (the module's equation), where ``value [T, R]`` is that of each step's state.
+
+    ``discount`` is 0 at a trial's last step. A last row that is not one only bootstraps: its return is its value.
+    """
+    returns = torch.where(discount > 0, value, reward)
+    if lambda_ == 0:
+        returns[:-1] = reward[:-1] + discount[:-1] * value[1:]
+        return returns
+    for t in range(len(reward) - 2, -1, -1):
+        returns[t] = reward[t] + discount[t] * torch.lerp(value[t + 1], returns[t + 1], lambda_)
+    return returns
+
+
+class RL2DQN(Acting):
+    """A Q-network with a memory.
+
+    Args:
+        config: see :class:`Config`.
+        learner: unused; the memory is the learner.
+        family: where tasks come from.
+        iterations: length of the whole run, for the schedules.
+        seed: the run's seed; every stream derives from it by name.
+    """
+
+    learns = True
+    stochastic = False
+
+    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
+        self.config, self.family, self.iterations, self.seed = config, family, iterations, seed
+        self.episodes = config.episodes
+        spec = family.spec
+        self.rng = Streams(seed, "init", "episodes", "exploration", "minibatch", device=device)
+        self.agent = Agent(config.memory, config.inputs, spec, device)
+        self.bins = None if spec.box is None else Bins(spec.box, config.bins)
+        outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
+        seen = Spec((self.agent.memory.size + self.agent.inputs.size,), spec.num_actions, spec.horizon)
+        self.head = QNetwork(NetworkConfig(convolutions=[], context=0, **config.head.model_dump()), seen, outputs)
+        init = self.agent.memory.init(self.rng["init"]) | self.head.init(self.rng["init"])
+        self.params = {name: value.requires_grad_() for name, value in init.items()}
+        self.slow = {name: value.detach().clone() for name, value in init.items()}
+        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.dqn.lr)
+        self.replay = TrialReplay(config.replay, self.episodes * spec.horizon, device)
+        self.iteration = self.updates = self.env_steps = 0
+        self.task = self._draw_tasks()
+
+    def _draw_tasks(self) -> Task:
+        name = str(self.iteration) if self.config.fresh else "all"
+        return self.family.sample_tasks(self.config.tasks, "train", numpy_rng(self.seed, "tasks", "train", name))
+
+    # -- values and choices
+
+    def values(self, params: Params, features: Tensor, inputs: Tensor) -> Tensor:
+        """Q ``[..., A]`` or ``[..., D, bins]``; -inf for what cannot be taken."""
+        q = self.head(params, torch.cat([features, inputs], -1))
+        legal = self.agent.inputs.legal(inputs)
+        return q if legal is None else q.masked_fill(~legal, -torch.inf)
+
+    def q(self, params: Params, batch: Batch) -> Tensor:
+        """Q along stretches of trials, ``[T, B, A]`` or ``[T, B, D, bins]``; differentiable."""
+        memory, rows = self.agent.memory, batch.inputs.shape[1]
+        features = memory.scan(params, batch.inputs, batch.start or memory.start(rows, batch.inputs.device))
+        return self.values(params, features, batch.inputs)
+
+    def value(self, q: Tensor, choice: Tensor) -> Tensor:
+        """Q ``[...]`` of choices: of bins the mean over dimensions (Seyde 2022, arXiv:2210.12566)."""
+        value = q.gather(-1, choice[..., None])[..., 0]
+        return value if self.bins is None else value.mean(-1)
+
+    def acting(self) -> Params:
+        return self.slow if self.config.dqn.use_average else self.params
+
+    def act(self, params: Params, features: Tensor, inputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        choice = self.values(params, features, inputs).argmax(-1)
+        return choice, self._action(choice)
+
+    def _action(self, choice: Tensor) -> Tensor:
+        return choice if self.bins is None else self.bins.values(choice)
+
+    # -- learning
+
+    def train_step(self) -> dict[str, float]:
+        """Live through a batch of trials, then learn from replayed ones; the first batch only measures the rewards."""
+        config, dqn = self.config, self.config.dqn
+        if config.fresh:
+            self.task = self._draw_tasks()
+        start, end = config.exploration.epsilon
+        epsilon = start + (end - start) * min(self.iteration / config.exploration.iterations, 1.0)
+        trials = self._collect(epsilon)
+        self.env_steps += round(float(trials.weight.sum()))
+        metrics = trials.summary() | {"train/epsilon": epsilon}
+        if self.iteration == 0:
+            self.agent.measure(trials)
+        else:
+            self.replay.add(trials, self.discounts(trials))
+            progress = min(self.iteration / self.iterations, 1.0)
+            self.optimizer.param_groups[0]["lr"] = dqn.lr * (1 + (dqn.final_lr - 1) * progress)
+            found = [self._update(self.replay.sample(self.rng["minibatch"])) for _ in range(dqn.updates)]
+            loss, norm, q = torch.stack([torch.stack(update) for update in found]).mean(0).tolist()
+            metrics |= {"loss/td": loss, "grad/norm": norm, "train/q": q, "train/lr": self.optimizer.param_groups[0]["lr"]}
+        self.iteration += 1
+        return metrics
+
+    def _collect(self, epsilon: float) -> Trials:
+        """One trial in each of the tasks' environments."""
+        config, rng = self.config, self.rng["exploration"]
+        rows = config.tasks * config.envs
+        power = 1 + config.exploration.spread * torch.rand(rows, generator=rng, device=rng.device)
+        explorer = Explorer(epsilon**power, config.exploration.repeat, rng)
+        params = {name: value.detach() for name, value in self.params.items()}
+
+        def act(features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            choice = explorer(self.values(params, features, inputs))
+            return choice, self._action(choice)
+
+        collect, episodes = self.agent.collect, self.rng["episodes"]
+        return collect(params, act, self.family, self.task, config.envs, self.episodes, episodes, self.replay.stride)
+
+    def discounts(self, trials: Trials) -> Tensor:
+        """How much what follows each step counts, ``[T, R]``: see the module's docstring; 0 from a trial's last step on."""
+        dqn, horizon = self.config.dqn, self.family.spec.horizon
+        discount = torch.full_like(trials.reward, dqn.gamma)
+        if dqn.wait:
+            left = horizon - trials.clock[..., 0] * horizon
+            discount = torch.where(trials.ended, dqn.gamma**left, discount)
+        goes_on = torch.cat([trials.weight[1:], torch.zeros_like(trials.weight[:1])])
+        return discount * goes_on
+
+    def _update(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """One gradient step; the loss, the gradient's norm and the mean Q."""
+        dqn, weights = self.config.dqn, list(self.params.values())
+        loss, q = self.loss(self.params, self.slow, batch)
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(weights, dqn.clip)
+        self.optimizer.step()
+        self.updates += 1
+        if self.updates % dqn.target.every == 0:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.slow.values()), weights, dqn.target.polyak)
+        return loss.detach(), norm, q
+
+    def loss(self, params: Params, slow: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean loss of what is learned, and the mean Q there; both scalar."""
+        dqn, weight = self.config.dqn, batch.weight / batch.weight.sum()
+        q = self.q(params, batch)
+        with torch.no_grad():
+            q_slow = self.q(slow, batch)
+            best = (q if dqn.double else q_slow).argmax(-1)
+            reward = batch.reward * dqn.reward_scale
+            target = trial_returns(reward, batch.discount, self.value(q_slow, best), dqn.lambda_)
+        value = self.value(q, batch.choice)
+        error = F.huber_loss(value, target, reduction="none") if dqn.loss == "huber" else (value - target).square()
+        return (error * weight).sum(), (value.detach() * weight).sum()
+
+    # -- saving
+
+    def weights(self) -> State:
+        return {
+            "params": {name: value.detach() for name, value in self.params.items()},
+            "slow": self.slow,
+            "rewards": self.agent.rewards,
+        }
+
+    def load_weights(self, state: State) -> None:
+        with torch.no_grad():
+            load_params(self.params, state["params"])
+            load_params(self.slow, state["slow"])
+            load_params(self.agent.rewards, state["rewards"])
+
+    def state_dict(self) -> State:
+        return {
+            "weights": self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "rng": self.rng.state_dict(),
+            "iteration": self.iteration,
+            "updates": self.updates,
+            "env_steps": self.env_steps,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.load_weights(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["replay"])
+        self.rng.load_state_dict(state["rng"])
+        self.iteration, self.updates = state["iteration"], state["updates"]
+        self.env_steps = state["env_steps"]
+
+
+Algo = RL2DQN
