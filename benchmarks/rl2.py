@@ -1,0 +1,232 @@
+"""Environment steps per second of RL²'s training iterations, where their time goes, and how near they are to the arithmetic.
+
+    python benchmarks/rl2.py                                            every row, some minutes
+    python benchmarks/rl2.py --envs bandit --cells gru --sizes 64       some of them
+    python benchmarks/rl2.py --device cuda --trials 4096
+
+An iteration is ``train_step()`` of ``conf/algo/rl2.yaml`` with trials of 100 steps; one thread computes. Its parts:
+
+    acting      inputs, memory, policy, sampling, keeping what happened
+    stepping    drawing tasks, starting and stepping environments
+    learning    advantages, and PPO's updates
+
+Two limits, in the same steps per second, from rates measured just before each row. *Products*: the floating-point operations of
+the iteration's matrix products at the rate of one large product. *Squashing too*: and its sigmoids and hyperbolic tangents (a
+transformer's GELUs and exponentials), forward, at the rate of a sigmoid over a tensor that fits the cache. Neither counts other
+element-wise operations, nor that a memory's products are small and wait for one another. A share of a limit is the share of
+the iteration that this arithmetic would take alone.
+
+The last column learns with ``torch.nn.GRU`` or ``LSTM`` in place of the memory, with the same weights; acting is the same. The
+two take turns and medians count; above 1 says that metarl is faster. On CPU seconds are those of the processor, which other
+work on the machine disturbs less; on a GPU they are the clock's, parts wait for its work to end, and both memories are cuDNN's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from itertools import product
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from metarl_cli.building import load
+from metarl_cli.composing import conf_dir
+
+STEPS = 100  # of a trial
+ENVS = {"bandit": ["env.arms=5", "algo.episodes=100"], "tabular_mdp": ["algo.episodes=10"]}
+TRIALS = {64: 512, 256: 256}  # of an iteration, by the memory's size
+ITERATIONS = 100  # of the run whose schedules it follows
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, with nothing left to do on the device."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Contender:
+    """An algorithm whose iterations are measured, part by part."""
+
+    def __init__(self, algorithm: Any, device: torch.device):
+        self.algorithm, self.device = algorithm, device
+        self.seconds: dict[str, list[float]] = {}  # by part, of each iteration
+        self.parts: dict[str, float] = {}  # of this iteration
+        family, agent = algorithm.family, algorithm.agent
+        make, sample_tasks = family.make, family.sample_tasks
+
+        def made(*args: Any) -> Any:
+            env = make(*args)
+            env.step = self.timed("steps", env.step)
+            return env
+
+        family.make = self.timed("steps", made)
+        family.sample_tasks = self.timed("tasks", sample_tasks)
+        agent.collect = self.timed("trials", agent.collect)
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, whose time adds to a part."""
+
+        def wrapped(*args: Any) -> Any:
+            began = clock(self.device)
+            found = function(*args)
+            self.parts[name] = self.parts.get(name, 0.0) + clock(self.device) - began
+            return found
+
+        return wrapped
+
+    def iterate(self) -> None:
+        """One iteration."""
+        self.parts = {}
+        began = clock(self.device)
+        self.algorithm.train_step()
+        total, parts = clock(self.device) - began, self.parts
+        found = {
+            "iteration": total,
+            "acting": parts["trials"] - parts["steps"],
+            "stepping": parts["steps"] + parts["tasks"],
+            "learning": total - parts["trials"] - parts["tasks"],
+        }
+        for name, value in found.items():
+            self.seconds.setdefault(name, []).append(value)
+
+    def median(self, name: str) -> float:
+        """Seconds of a part."""
+        return median(self.seconds[name])
+
+
+def build(env: str, cell: str, size: int, trials: int, device: torch.device) -> Any:
+    """The algorithm of a composed configuration, past its first iteration, which does not learn."""
+    shape = [f"algo.memory.cell={cell}", f"algo.memory.size={size}", f"algo.tasks={trials}", "algo.envs=1"]
+    composed = compose("train", ["algo=rl2", f"env={env}", *ENVS[env], *shape])
+    values: dict[str, Any] = {group: OmegaConf.to_container(composed[group], resolve=True) for group in ("env", "algo")}
+    env_module, env_config = load("env", values["env"])
+    algo_module, algo_config = load("algo", values["algo"])
+    algorithm = algo_module.Algo(algo_config, None, env_module.Family(env_config, device), ITERATIONS, 0, device)
+    algorithm.train_step()
+    return algorithm
+
+
+def learn_with_torch(algorithm: Any) -> Any:
+    """The algorithm, its memory learning through what ``torch.nn.GRU`` and ``torch.nn.LSTM`` call."""
+    cell, layers = algorithm.config.memory.cell, algorithm.config.memory.layers
+
+    def scan(params: dict[str, Tensor], x: Tensor, state: dict[str, Tensor]) -> Tensor:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = [params[f"memory.{i}.{name}"] for i in range(layers) for name in names]
+        first = [state[name].transpose(0, 1).contiguous() for name in ("h", "c") if name in state]
+        options = (True, layers, 0.0, True, False, False)  # biases, no dropout, training, one direction, time first
+        if cell == "gru":
+            return torch.gru(x, first[0], weights, *options)[0]
+        return torch.lstm(x, first, weights, *options)[0]
+
+    algorithm.agent.memory.scan = scan
+    return algorithm
+
+
+class Work(NamedTuple):
+    """What an iteration cannot do without."""
+
+    operations: float  # floating-point, of matrix products
+    squashed: float  # numbers
+
+
+def work(algorithm: Any, trials: int) -> Work:
+    """Counted from the weights: each entry of a matrix is a multiplication and an addition at every step.
+
+    Acting goes forward through the memory and the policy. Learning goes forward through the policy and the value function
+    once, then in every epoch forward through everything and back, which is twice as much, but for the inputs' own gradient.
+    """
+    memory, epochs = algorithm.config.memory, algorithm.config.ppo.epochs
+    sizes = {name: value.numel() for name, value in algorithm.params.items() if value.dim() == 2}
+    remember = float(sum(number for name, number in sizes.items() if name.startswith("memory.")))
+    heads = sum(sizes.values()) - remember
+    inputs = algorithm.agent.inputs.size * (
+        memory.size if memory.cell == "transformer" else sizes["memory.0.weight_hh"] / memory.size
+    )
+    squashed = {"gru": 3 * memory.size, "lstm": 5 * memory.size, "transformer": 4 * memory.size}[memory.cell]
+    if memory.cell == "transformer":
+        seen = (STEPS + 1) / 2  # steps attended to, on average
+        remember += memory.layers * 2 * seen * memory.size
+        squashed += memory.heads * seen
+    entries = remember + sizes["policy.weight"] + heads + epochs * (3 * (remember + heads) - inputs)
+    return Work(2 * entries * trials * STEPS, memory.layers * squashed * (1 + epochs) * trials * STEPS)
+
+
+def fastest(function: Callable[[], object], device: torch.device, seconds: float = 0.3) -> float:
+    """Seconds of a call, the fastest one: what else the machine does can only slow it down."""
+    best, end = float("inf"), clock(device) + seconds
+    while (began := clock(device)) < end:
+        function()
+        best = min(best, clock(device) - began)
+    return best
+
+
+def rates(device: torch.device) -> tuple[float, float]:
+    """Floating-point operations per second of a large float32 product, and numbers per second of a sigmoid."""
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = torch.ones(2, size, size, device=device)
+    products: list[Callable[[], object]] = [lambda: a @ b]
+    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # oneDNN's, where MKL's is the slower one
+        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    numbers = torch.ones(2**15 if device.type == "cpu" else 2**26, device=device)
+    squashing = fastest(numbers.sigmoid_, device)
+    return 2 * size**3 / min(fastest(f, device) for f in products), numbers.numel() / squashing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--envs", nargs="+", choices=ENVS, default=list(ENVS))
+    parser.add_argument("--cells", nargs="+", choices=["gru", "lstm", "transformer"], help="default: gru, the others at 64")
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(TRIALS), help="of the memory")
+    parser.add_argument("--trials", type=int, help="of an iteration; default: 512, of size 256 256")
+    parser.add_argument("--iterations", type=int, default=7, help="of each contender, the median counts")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    device = args.device
+
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, one thread"
+    print(f"Environment steps per second of a training iteration; torch {torch.__version__}, {where}.\n")
+    columns = ["family", "memory", "trials", "steps/s", "acting", "stepping", "learning"]
+    columns += ["Gflop/s possible", "products: steps/s", "share", "squashing too: steps/s", "share", "x torch.nn"]
+    print("| " + " | ".join(columns) + " |\n" + "|---|---" + "|---:" * (len(columns) - 2) + "|", flush=True)
+    cells = args.cells or ["gru", "lstm", "transformer"]
+    for cell, env, size in product(cells, args.envs, args.sizes):
+        if args.cells is None and cell != "gru" and (size, env) != (args.sizes[0], args.envs[0]):
+            continue
+        trials = args.trials or TRIALS.get(size, min(TRIALS.values()))
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            ours = Contender(build(env, cell, size, trials, device), device)
+            contenders = [ours]
+            if cell != "transformer":
+                contenders.append(Contender(learn_with_torch(build(env, cell, size, trials, device)), device))
+        for contender in contenders:
+            contender.algorithm.train_step()  # warm
+        product_rate, squash_rate = rates(device)
+        for _ in range(args.iterations):
+            for contender in contenders:
+                contender.iterate()
+        needed, steps = work(ours.algorithm, trials), trials * STEPS
+        seconds = ours.median("iteration")
+        products = needed.operations / product_rate
+        limits = [products, products + needed.squashed / squash_rate]
+        row = [env, f"{cell} {size}", f"{trials}", f"{steps / seconds:,.0f}"]
+        row += [f"{ours.median(part) / seconds:.0%}" for part in ("acting", "stepping", "learning")]
+        row += [f"{product_rate / 1e9:.0f}"]
+        for limit in limits:
+            row += [f"{steps / limit:,.0f}", f"{limit / seconds:.0%}"]
+        row.append("-" if len(contenders) == 1 else f"{contenders[1].median('iteration') / seconds:.2f}")
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
