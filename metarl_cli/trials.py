@@ -118,7 +118,9 @@ class Trials(NamedTuple):
 
     def rows(self, rows: Tensor) -> Trials:
         """Some of the trials."""
-        return Trials(*(x[:, rows] for x in self[:-1]), {k: v[:, rows] for k, v in self.starts.items()})
+        return Trials(
+            *(x.index_select(1, rows) for x in self[:-1]), {k: v.index_select(1, rows) for k, v in self.starts.items()}
+        )
 
     def summary(self) -> dict[str, float]:
         """What training shows of them."""
