@@ -88,7 +88,7 @@ def _trial(
     console.print(table(report, title))
     played = play(family, task, algorithm, config.seed, drawing=config.gif)
     if played.places:
-        console.print("the path of one trial:")
+        console.print("the path of one greedy trial:" if report.sampled else "the path of one trial:")
         for k in report.curve.steps:
             console.print(f"episode {k + 1}: {' '.join(played.places[k])}  return {played.returns[k]:.2f}", soft_wrap=True)
 

@@ -55,7 +55,18 @@ TINY_RL2 = [
     "algo.ppo.epochs=2",
     "algo.ppo.minibatches=2",
 ]
-TINY_ALGO = {"maml": TINY_MAML, "dqn": TINY_DQN, "rl2": TINY_RL2}  # by module
+TINY_RL2_DQN = [
+    "algo.episodes=2",
+    "algo.tasks=3",
+    "algo.envs=2",
+    "algo.memory.size=8",
+    "algo.head.hidden=[8]",
+    "algo.replay.capacity=12",
+    "algo.replay.batch=4",
+    "algo.replay.segment=6",
+    "algo.dqn.updates=2",
+]
+TINY_ALGO = {"maml": TINY_MAML, "dqn": TINY_DQN, "rl2": TINY_RL2, "rl2_dqn": TINY_RL2_DQN}  # by module
 
 
 def options(group: str) -> list[str]:

@@ -18,6 +18,7 @@ from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, 
 from metarl_cli import adapt, checkpoint, evaluate, train
 from metarl_cli.building import validate
 from metarl_cli.run_folder import RunFolder, build, held_out_tasks, task_hash
+from metarl_cli.seeding import torch_rng
 from metarl_cli.types import UserError
 
 METARL = [sys.executable, "-m", "metarl_cli"]
@@ -151,7 +152,7 @@ def test_going_on_refuses_another_configuration(finished):
 @pytest.mark.parametrize("algo", ["maml_dqn", "dqn", *algorithms(in_trial=True)])
 def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     """kill -9 three times, each time continued: the same weights, optimiser, replay, generators and metrics."""
-    arguments = [*small(algo), "train.iterations=200", "train.eval_every=25", "train.checkpoint_every=0.01"]
+    arguments = [*small(algo), "train.iterations=100", "train.eval_every=25", "train.checkpoint_every=0.01"]
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert metarl("train", *arguments, f"run={whole}", cwd=tmp_path).returncode == 0
     kills, rng = 0, random.Random(0)
@@ -327,6 +328,34 @@ def test_adapt_to_a_named_task(finished, tmp_path):
     assert wrong.returncode == 2
     assert "gravty" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("algo", algorithms(in_trial=True))
+def test_adapt_within_a_trial_keeps_a_memory_to_go_on_from(algo, tmp_path, capsys):
+    run_here(tmp_path / "run", *small(algo, "gridworld"))
+    folder = RunFolder(tmp_path / "run")
+    values = [f"run={folder}", "+task.goal_x=4", "+task.goal_y=2", "steps=2", "episodes=3", "hardware=cpu"]
+    score = adapt.run(validate("adapt", compose_values("adapt", values)))
+    assert np.isfinite(score)
+    shown = capsys.readouterr().out
+    for text in ("episode 3", "sum of 3 episodes", "episode 3: (0,0) (", "policy.pt"):
+        assert text in shown
+    out = folder.path / "adapted" / "goal_x=4-goal_y=2"
+    assert (out / "trial.png").stat().st_size > 10_000
+    policy = checkpoint.load(out / "policy.pt")
+    best = checkpoint.load(folder.best)["algorithm"]["weights"]
+    assert all(torch.equal(a, b) for a, b in zip(flat(policy["weights"]), flat(best), strict=True))
+    assert len(policy["returns"]) == policy["episodes"] == 3
+
+    parts = build(folder.config())  # elsewhere: the memory alone says what was seen
+    parts.algorithm.load_weights(policy["weights"])
+    task = parts.family.named_task(policy["task"])
+    fresh = parts.algorithm.begin(task, 1, torch_rng(0, "trial"))
+    memory = {**fresh, **policy["memory"]}
+    assert [x.shape for x in flat(memory)] == [x.shape for x in flat(fresh)]
+    assert not all(torch.equal(a, b) for a, b in zip(flat(memory), flat(fresh), strict=True))
+    action, _ = parts.algorithm.choose(memory, parts.family.make(task, 1, torch_rng(0, "env")).obs)
+    assert action.shape == (1, 1)
 
 
 @pytest.mark.parametrize("file", ["last.pt", "config.yaml"])
