@@ -30,6 +30,7 @@ class MemoryConfig(StrictModel):
     cell: Literal["gru", "lstm", "transformer"] = Field(description="what remembers")
     size: int = Field(gt=0, description="H, units of each layer and features out")
     layers: int = Field(gt=0, description="recurrent layers or transformer blocks, one on another")
+    timescale: float = Field(ge=2, description="fresh units remember for 2 to this many steps (gru, lstm); 2: zero biases")
     heads: int = Field(gt=0, description="attention heads of a block (transformer only); divides size")
     context: int = Field(gt=0, description="longest trial that can be remembered [steps] (transformer only)")
 
@@ -75,8 +76,14 @@ def _layer(params: Params, index: int) -> list[Tensor]:
     return [params[f"memory.{index}.{name}"] for name in WEIGHTS]
 
 
-def _init_recurrent(config: MemoryConfig, inputs: int, gates: int, rng: torch.Generator) -> Params:
-    """Orthogonal recurrent weights, gate by gate, Glorot-uniform input weights, zero biases."""
+def _init_recurrent(
+    config: MemoryConfig, inputs: int, gates: int, keep: int, write: int | None, rng: torch.Generator
+) -> Params:
+    """Orthogonal recurrent weights, gate by gate, Glorot-uniform input weights, zero biases but for the time scale.
+
+    Each unit keeps its memory for T steps, uniform from 2 to ``timescale``: its gate ``keep`` has the bias log(T - 1), the gate
+    ``write`` the opposite (chrono initialisation, Tallec and Ollivier 2018, arXiv:1804.11188).
+    """
     params: Params = {}
     size = config.size
     for i in range(config.layers):
@@ -87,6 +94,11 @@ def _init_recurrent(config: MemoryConfig, inputs: int, gates: int, rng: torch.Ge
         params[f"memory.{i}.weight_hh"] = torch.cat([torch.nn.init.orthogonal_(block, generator=rng) for block in blocks])
         for name in ("bias_ih", "bias_hh"):
             params[f"memory.{i}.{name}"] = torch.zeros(gates * size, device=rng.device)
+        steps = 2 + (config.timescale - 2) * torch.rand(size, generator=rng, device=rng.device)
+        biases = params[f"memory.{i}.bias_ih"].view(gates, size)
+        biases[keep] = (steps - 1).log()
+        if write is not None:
+            biases[write] = -biases[keep]
     return params
 
 
@@ -226,8 +238,8 @@ class GRU:
         self.config, self.inputs, self.size = config, inputs, config.size
 
     def init(self, rng: torch.Generator) -> Params:
-        """Orthogonal recurrent weights, Glorot-uniform input weights, zero biases."""
-        return _init_recurrent(self.config, self.inputs, 3, rng)
+        """Orthogonal recurrent weights, Glorot-uniform input weights, the update gate's biases by ``timescale``."""
+        return _init_recurrent(self.config, self.inputs, 3, 1, None, rng)
 
     def start(self, rows: int, device: torch.device | str) -> State:
         """Zeros."""
@@ -311,11 +323,8 @@ class LSTM:
         self.config, self.inputs, self.size = config, inputs, config.size
 
     def init(self, rng: torch.Generator) -> Params:
-        """As the GRU's, with the forget gate's bias 1 (Jozefowicz 2015)."""
-        params = _init_recurrent(self.config, self.inputs, 4, rng)
-        for i in range(self.config.layers):
-            params[f"memory.{i}.bias_ih"][self.size : 2 * self.size] = 1
-        return params
+        """As the GRU's, with the forget and input gates' biases by ``timescale``."""
+        return _init_recurrent(self.config, self.inputs, 4, 1, 0, rng)
 
     def start(self, rows: int, device: torch.device | str) -> State:
         """Zeros."""

@@ -98,6 +98,11 @@ class Inputs:
             parts.append(clock)
         return torch.cat(parts, -1)
 
+    def parts(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The observation ``[..., O]``, the previous action ``[..., A]`` and its reward ``[...]`` within ``inputs``."""
+        end = self.obs_size + self.action_size
+        return inputs[..., : self.obs_size], inputs[..., self.obs_size : end], inputs[..., end]
+
     def legal(self, inputs: Tensor) -> Tensor | None:
         """Which actions ``[..., A]`` can be taken, as the observations within ``inputs`` say; None if all."""
         return inputs[..., self.obs_size - self.spec.num_actions : self.obs_size] > 0 if self.spec.masked else None
@@ -118,9 +123,8 @@ class Trials(NamedTuple):
 
     def rows(self, rows: Tensor) -> Trials:
         """Some of the trials."""
-        return Trials(
-            *(x.index_select(1, rows) for x in self[:-1]), {k: v.index_select(1, rows) for k, v in self.starts.items()}
-        )
+        steps = {k: v.index_select(1, rows) for k, v in self._asdict().items() if k != "starts"}
+        return Trials(**steps, starts={k: v.index_select(1, rows) for k, v in self.starts.items()})
 
     def summary(self) -> dict[str, float]:
         """What training shows of them."""
@@ -203,15 +207,26 @@ class Agent:
             inputs, clock = self.see(state, obs, episodes)
             features, hidden = self.memory.step(params, inputs, state["hidden"])
             choice, action = act(features, inputs)
-            step = Step(*(x.flatten(0, 1) for x in env.step(action.unflatten(0, shape))))
+            step = Step(*(x.flatten(0, 1) for x in env.step(action.view(*shape, *action.shape[1:]))))
             ended = step.terminated | step.truncated
-            steps.append((inputs, choice, step.reward, ended, step.terminated, weight, clock, features))
+            steps.append(
+                {
+                    "inputs": inputs,
+                    "choice": choice,
+                    "reward": step.reward,
+                    "ended": ended,
+                    "terminated": step.terminated,
+                    "weight": weight,
+                    "clock": clock,
+                    "features": features,
+                }
+            )
             state = self.observe({**state, "hidden": hidden}, obs, action, step)
             weight = weight * (state["before"]["episode"] < episodes)
             if not weight.any():
                 break
         kept = {k: torch.stack([start[k] for start in starts]) for k in starts[0]}
-        return Trials(*(torch.stack(field) for field in zip(*steps, strict=True)), kept)
+        return Trials(**{k: torch.stack([step[k] for step in steps]) for k in steps[0]}, starts=kept)
 
     def recall(self, params: Params, trials: Trials, segment: int) -> Tensor:
         """The features ``[T, R, H]`` of trials, differentiable; gradients reach back to the start of each segment."""
@@ -220,9 +235,9 @@ class Agent:
             return self.memory.scan(params, trials.inputs, {k: v[0] for k, v in trials.starts.items()})
         segments = len(next(iter(trials.starts.values())))
         padding = trials.inputs.new_zeros(segments * segment - steps, *trials.inputs.shape[1:])
-        inputs = torch.cat([trials.inputs, padding]).unflatten(0, (segments, segment)).transpose(0, 1).flatten(1, 2)
+        inputs = torch.cat([trials.inputs, padding]).view(segments, segment, rows, -1).transpose(0, 1).flatten(1, 2)
         features = self.memory.scan(params, inputs, {k: v.flatten(0, 1) for k, v in trials.starts.items()})
-        return features.unflatten(1, (segments, rows)).transpose(0, 1).flatten(0, 1)[:steps]
+        return features.view(segment, segments, rows, -1).transpose(0, 1).flatten(0, 1)[:steps]
 
 
 class Acting:

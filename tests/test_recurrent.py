@@ -15,7 +15,7 @@ STEPS, ROWS, INPUTS, SIZE = 7, 3, 5, 8
 
 
 def config(cell: str, layers: int = 1, **changes) -> MemoryConfig:
-    return MemoryConfig(**{"cell": cell, "size": SIZE, "layers": layers, "heads": 2, "context": 10, **changes})
+    return MemoryConfig(**{"cell": cell, "size": SIZE, "layers": layers, "timescale": 2.0, "heads": 2, "context": 10, **changes})
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -24,8 +24,8 @@ from metarl_cli.networks import load_params
 from metarl_cli.recurrent import MemoryConfig
 from metarl_cli.returns import generalized_advantages
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.trials import Agent, InputsConfig, Trials, minibatches
-from metarl_cli.types import Family, Learner, Params, Share, State, Step, StrictModel, Task
+from metarl_cli.trials import Acting, Agent, InputsConfig, Trials, minibatches
+from metarl_cli.types import Family, Learner, Params, Share, State, StrictModel, Task
 
 DECAY = 0.9  # of the running mean and deviation of returns, per iteration
 
@@ -40,7 +40,10 @@ class PPOConfig(StrictModel):
     lambda_: Share = Field(alias="lambda", description="share of longer returns in the advantages")
     entropy: list[float] = Field(min_length=2, max_length=2, description="weight of the entropy bonus, first and last (linear)")
     value_weight: float = Field(ge=0, description="weight of the value loss")
-    value_hidden: int = Field(gt=0, description="hidden units of the value function, beside memory and clock")
+    predict_weight: float = Field(
+        ge=0, description="weight of predicting the next reward and observation from memory and action"
+    )
+    hidden: int = Field(gt=0, description="hidden units of the value function and of the prediction")
     lr: float = Field(gt=0, description="Adam's learning rate")
     final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
     grad_clip: float = Field(gt=0, description="largest norm of the gradient")
@@ -59,7 +62,7 @@ class Config(StrictModel):
     ppo: PPOConfig
 
 
-class RL2:
+class RL2(Acting):
     """A policy and a value function on one memory.
 
     Args:
@@ -93,7 +96,7 @@ class RL2:
 
     def _init(self, rng: torch.Generator) -> Params:
         """Fresh weights: the policy's head small, so that all actions start about equally likely."""
-        size, hidden = self.agent.memory.size, self.config.ppo.value_hidden
+        size, hidden = self.agent.memory.size, self.config.ppo.hidden
         params = self.agent.memory.init(rng) | self.policy.init(rng.device)
 
         def layer(name: str, outputs: int, inputs: int, gain: float) -> None:
@@ -101,9 +104,14 @@ class RL2:
             params[f"{name}.weight"] = gain / math.sqrt(inputs) * weight
             params[f"{name}.bias"] = torch.zeros(outputs, device=rng.device)
 
-        layer("policy", self.policy.outputs, size, 0.01)
+        layer("policy.hidden", hidden, size + self.agent.inputs.size, 1.0)
+        layer("policy", self.policy.outputs, hidden, 0.01)
         layer("value.hidden", hidden, size + 2, 1.0)
         layer("value", 1, hidden, 0.1)
+        if self.config.ppo.predict_weight:
+            inputs = self.agent.inputs
+            layer("prediction.hidden", hidden, size + inputs.action_size, 1.0)
+            layer("prediction", inputs.obs_size + 1, hidden, 0.1)
         return params
 
     def _draw_tasks(self) -> Task:
@@ -114,7 +122,9 @@ class RL2:
 
     def outputs(self, params: Params, features: Tensor, inputs: Tensor) -> Tensor:
         """What the policy's distribution is made of, ``[..., outputs]``."""
-        found = F.linear(features, params["policy.weight"], params["policy.bias"])
+        x = torch.cat([features, inputs], -1)
+        x = F.relu(F.linear(x, params["policy.hidden.weight"], params["policy.hidden.bias"]))
+        found = F.linear(x, params["policy.weight"], params["policy.bias"])
         legal = self.agent.inputs.legal(inputs)
         return found if legal is None else found.masked_fill(~legal, -torch.inf)
 
@@ -123,6 +133,23 @@ class RL2:
         x = torch.cat([features, clock], -1)
         x = F.relu(F.linear(x, params["value.hidden.weight"], params["value.hidden.bias"]))
         return F.linear(x, params["value.weight"], params["value.bias"])[..., 0]
+
+    def prediction_loss(self, params: Params, features: Tensor, trials: Trials) -> Tensor:
+        """The squared error of what the memory is fed next, told the action ``[T, R, H]`` -> scalar.
+
+        An auxiliary task as in UNREAL (Jaderberg 2017, arXiv:1611.05397): to predict what a new task pays and where it leads
+        the memory must hold what the trial has shown, long before the policy knows what to do with it. The first observation
+        of an episode follows from nothing and is left out.
+        """
+        inputs, following = self.agent.inputs, trials.inputs[1:]
+        obs, action, reward = inputs.parts(following)
+        x = torch.cat([features[:-1], action], -1)
+        x = F.relu(F.linear(x, params["prediction.hidden.weight"], params["prediction.hidden.bias"]))
+        found = F.linear(x, params["prediction.weight"], params["prediction.bias"])
+        weight = trials.weight[1:] / trials.weight[1:].sum().clamp(min=1)
+        inside = weight * ~trials.ended[:-1]
+        of_obs = ((found[..., :-1] - obs).square().sum(-1) * inside).sum()
+        return of_obs + ((found[..., -1] - reward).square() * weight).sum()
 
     # -- learning
 
@@ -134,7 +161,7 @@ class RL2:
         params = {name: value.detach() for name, value in self.params.items()}
         trials = self.agent.collect(
             params,
-            lambda features, inputs: self._act(params, features, inputs, self.rng["exploration"]),
+            lambda features, inputs: self.act(params, features, inputs, self.rng["exploration"]),
             self.family,
             self.task,
             config.envs,
@@ -142,13 +169,8 @@ class RL2:
             self.rng["episodes"],
             self._segment,
         )
-        num = float(trials.weight.sum())
-        self.env_steps += round(num)
-        metrics = {
-            "train/trial_return": float((trials.reward * trials.weight).sum()) / trials.reward.shape[1],
-            "train/reward": float((trials.reward * trials.weight).sum()) / num,
-            "train/episode_length": num / float((trials.ended * trials.weight).sum().clamp(min=1)),
-        }
+        self.env_steps += round(float(trials.weight.sum()))
+        metrics = trials.summary()
         if self.iteration == 0:
             self.agent.measure(trials)
         else:
@@ -164,12 +186,6 @@ class RL2:
     def _segment(self) -> int:
         """Steps that gradients reach back."""
         return self.config.ppo.segment or self.episodes * self.family.spec.horizon
-
-    def _act(self, params: Params, features: Tensor, inputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Choices and actions ``[R, ...]``: sampled, or the likeliest without ``rng``."""
-        outputs = self.outputs(params, features, inputs)
-        choice = self.policy.mode(outputs) if rng is None else self.policy.sample(params, outputs, rng)
-        return choice, self.policy.action(choice)
 
     def _learn(self, trials: Trials, entropy_weight: float) -> dict[str, float]:
         """Several passes of PPO over a batch of trials."""
@@ -190,7 +206,8 @@ class RL2:
         labelled = trials._replace(features=torch.stack([old_log_prob, advantage, target], -1))  # rows travel together
         for _ in range(ppo.epochs):
             for batch in minibatches(labelled, ppo.minibatches, self.rng["minibatch"]):
-                loss, found = self.loss(self.params, batch, *batch.features.unbind(-1), entropy_weight)
+                old_log_prob, advantage, target = batch.features.unbind(-1)
+                loss, found = self.loss(self.params, batch, old_log_prob, advantage, target, entropy_weight)
                 for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                     weight.grad = gradient
                 found["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.grad_clip)
@@ -213,13 +230,17 @@ class RL2:
         value_loss = ((self.value(params, features, trials.clock) - target).square() * weight).sum() / 2
         entropy = (self.policy.entropy(params, outputs) * weight).sum()
         loss = policy_loss + ppo.value_weight * value_loss - entropy_weight * entropy
-        return loss, {
+        found = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "train/entropy": entropy,
             "train/kl": ((ratio - 1 - log_ratio) * weight).sum(),
             "train/clipped": ((ratio != clipped) * weight).sum(),
         }
+        if ppo.predict_weight:
+            found["loss/prediction"] = self.prediction_loss(params, features, trials)
+            loss = loss + ppo.predict_weight * found["loss/prediction"]
+        return loss, found
 
     def _measure_returns(self, target: Tensor) -> None:
         """Follow the mean and the deviation of returns; the first batch sets them."""
@@ -229,21 +250,13 @@ class RL2:
 
     # -- acting in a trial
 
-    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
-        """The memory of M x N trials, its tensors leading with [M * N]; ``greedy`` takes the likeliest action."""
-        rows = len(next(iter(task.values()))) * num_envs
-        return self.agent.begin(rows) | {"rng": None if greedy else rng}
+    def acting(self) -> Params:
+        return self.params
 
-    @torch.no_grad()
-    def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
-        inputs, _ = self.agent.see(memory, obs.flatten(0, 1), self.episodes)
-        features, hidden = self.agent.memory.step(self.params, inputs, memory["hidden"])
-        _, action = self._act(self.params, features, inputs, memory["rng"])
-        return action.unflatten(0, obs.shape[:2]), {**memory, "hidden": hidden}
-
-    def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
-        rows = Step(*(x.flatten(0, 1) for x in step))
-        return self.agent.observe(memory, obs.flatten(0, 1), action.flatten(0, 1), rows)
+    def act(self, params: Params, features: Tensor, inputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        outputs = self.outputs(params, features, inputs)
+        choice = self.policy.mode(outputs) if rng is None else self.policy.sample(params, outputs, rng)
+        return choice, self.policy.action(choice)
 
     # -- saving
 
