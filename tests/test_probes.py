@@ -3,51 +3,16 @@
 import pytest
 import torch
 from conftest import compose_train
+from probes import Buttons, Corridor
 
 from metarl_cli.algos import dqn
 from metarl_cli.building import load
-from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.envs.native import NativeFamily
 from metarl_cli.evaluate import Evaluator
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.seeding import numpy_rng
-from metarl_cli.types import Spec
 
 CPU = torch.device("cpu")
-
-
-class Buttons(NativeFamily):
-    """Two buttons, one pays 1, the other -1; which one is hidden and differs between tasks. Nothing is observed."""
-
-    parameters = {"side": 1.0}  # noqa: RUF012
-
-    def __init__(self, horizon: int = 4):
-        super().__init__(NativeConfig(horizon=horizon, ranges={"side": [-1.0, 1.0]}, ood_ranges={}))
-        self.spec = Spec(obs_shape=(1,), num_actions=2, horizon=horizon)
-
-    def initial_state(self, shape, like, rng):
-        return torch.ones(*shape, 1, dtype=like.dtype)
-
-    def dynamics(self, state, action, task, rng):
-        pays = (action == 1) == (task["side"] > 0)
-        return state, torch.where(pays, 1.0, -1.0), torch.zeros_like(pays)
-
-
-class Corridor(NativeFamily):
-    """Five cells in a row; reward 1 and the end at the right one, 0 elsewhere. Value of cell s: gamma^(4 - s - 1)."""
-
-    parameters = {"length": 5.0}  # noqa: RUF012
-
-    def __init__(self):
-        super().__init__(NativeConfig(horizon=30, ranges={}, ood_ranges={}))
-        self.spec = Spec(obs_shape=(1,), num_actions=2, horizon=30)
-
-    def initial_state(self, shape, like, rng):
-        return torch.zeros(*shape, 1, dtype=like.dtype)
-
-    def dynamics(self, state, action, task, rng):
-        state = (state + torch.where(action == 1, 0.25, -0.25)[..., None]).clamp(0.0, 1.0)
-        there = state[..., 0] >= 1.0
-        return state, there.to(state.dtype), there
 
 
 def parts(algo: str, family: NativeFamily, *overrides: str, iterations: int = 30, seed: int = 0):
