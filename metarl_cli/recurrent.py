@@ -104,7 +104,7 @@ def _init_recurrent(
 
 # oneDNN's product of float32 matrices, which torch.compile uses too: on AMD's AVX-512 twice as fast as MKL's behind torch.mm
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-_SEGMENT = 2048  # rows x steps whose gradients are in memory at once: few enough for the cache, enough for a fast product
+_SEGMENT = 4096  # rows x steps whose gradients are in memory at once: few enough for the cache, enough for a fast product
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -128,6 +128,23 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
         kernels: Tensor = conv2d_weight(images[1], (a.shape[-1], b.shape[-1], 1, 1), images[0])  # type: ignore[no-untyped-call]
         return kernels[:, :, 0, 0]
     return a.flatten(0, 1).t() @ b.flatten(0, 1)
+
+
+class _Linear(torch.autograd.Function):
+    """``F.linear`` of [R, T, I] by the faster products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        d_x = _product(grad, weight.t().contiguous()) if ctx.needs_input_grad[0] else None
+        return d_x, _outer(grad, x.contiguous()), grad.sum((0, 1))
 
 
 def _tanh_(x: Tensor) -> Tensor:
@@ -439,14 +456,18 @@ class Transformer:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
         position = torch.arange(len(x), device=x.device)
-        return self._blocks(params, x.transpose(0, 1), position, attend).transpose(0, 1)
+        rows = x.shape[1] if x.is_cuda else max(1, _SEGMENT // len(x))
+        parts = torch.split(x.transpose(0, 1), rows)
+        return torch.cat([self._blocks(params, part, position, attend) for part in parts]).transpose(0, 1)
 
     def _blocks(self, params: Params, x: Tensor, position: Tensor, attend: Any) -> Tensor:
         """[R, T, I] at positions [..., T] -> [R, T, H]; ``attend(block, query, key, value)``, [R, heads, T, H / heads] each."""
         heads = self.config.heads
 
         def linear(name: str, x: Tensor) -> Tensor:
-            return F.linear(x, params[f"memory.{name}.weight"], params[f"memory.{name}.bias"])
+            weight, bias = params[f"memory.{name}.weight"], params[f"memory.{name}.bias"]
+            out: Tensor = F.linear(x, weight, bias) if x.is_cuda else _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+            return out
 
         def norm(name: str, x: Tensor) -> Tensor:
             return F.layer_norm(x, (self.size,), params[f"memory.{name}.weight"], params[f"memory.{name}.bias"])
@@ -463,6 +484,6 @@ class Transformer:
 
 def _sinusoids(position: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """[...] -> [..., size]: sines and cosines whose wavelengths grow from 2 pi to 10,000 * 2 pi [steps]."""
-    wave = torch.arange(size, device=position.device) // 2 * 2 / size
-    angle = position[..., None].to(dtype) * (10000.0**-wave).to(dtype)
-    return torch.where(torch.arange(size, device=position.device) % 2 == 0, angle.sin(), angle.cos())
+    index = torch.arange(size, device=position.device)
+    angle = position[..., None] * 10000.0 ** -((index // 2 * 2).to(dtype) / size)
+    return torch.where(index % 2 == 0, angle.sin(), angle.cos())

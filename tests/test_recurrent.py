@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from metarl_cli.recurrent import Memory, MemoryConfig, _GRUSequence, _LSTMSequence, build_memory
+from metarl_cli import recurrent
+from metarl_cli.recurrent import Memory, MemoryConfig, _GRUSequence, _Linear, _LSTMSequence, build_memory
 from metarl_cli.types import Params, State
 
 CELLS = ("gru", "lstm", "transformer")
@@ -15,7 +16,9 @@ STEPS, ROWS, INPUTS, SIZE = 7, 3, 5, 8
 
 
 def config(cell: str, layers: int = 1, **changes) -> MemoryConfig:
-    return MemoryConfig(**{"cell": cell, "size": SIZE, "layers": layers, "timescale": 2.0, "heads": 2, "context": 10, **changes})
+    return MemoryConfig(
+        **{"cell": cell, "size": SIZE, "layers": layers, "timescale": 2.0, "heads": 2, "context": 10, **changes}
+    )
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -43,44 +46,111 @@ def steps(memory: Memory, params: Params, x: Tensor, state: State) -> Tensor:
     return torch.stack(out)
 
 
+@pytest.mark.parametrize("learning", [True, False])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
-def test_steps_equal_the_scan(float64, cell, layers):
+def test_steps_equal_the_scan(float64, cell, layers, learning):
     memory, params = build(cell, layers)
     x = draw(STEPS, ROWS, INPUTS)
     scanned = memory.scan(params, x, begun(memory, ROWS))
     assert scanned.shape == (STEPS, ROWS, memory.size)
-    torch.testing.assert_close(steps(memory, params, x, begun(memory, ROWS)), scanned, rtol=0, atol=1e-10)
+    with torch.set_grad_enabled(learning):
+        stepped = steps(memory, params, x, begun(memory, ROWS))
+    torch.testing.assert_close(stepped, scanned, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_outputs_and_gradients_equal_torch(float64, cell, layers):
-    memory, params = build(cell, layers)
+def torch_module(cell: str, layers: int, params: Params) -> tuple[torch.nn.Module, list[Tensor]]:
+    """torch's own GRU or LSTM with these weights, and its weights in their order."""
     module = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell](INPUTS, SIZE, layers)
+    weights = []
     for name, value in params.items():
         _, index, kind = name.split(".")
-        getattr(module, f"{kind}_l{index}").data.copy_(value)
-        value.requires_grad_()
-    x, direction = draw(STEPS, ROWS, INPUTS).requires_grad_(), draw(STEPS, ROWS, SIZE, seed=1)
-    state = {name: s.requires_grad_() for name, s in begun(memory, ROWS).items()}
-    mine = memory.scan(params, x, state)
-    first = tuple(state[name].transpose(0, 1) for name in ("h", "c") if name in state)
-    theirs, _ = module(x, first if cell == "lstm" else first[0])
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+        weights.append(getattr(module, f"{kind}_l{index}"))
+        weights[-1].data.copy_(value)
+    return module, weights
 
+
+# Float64 takes the plain products; in float32, 16 rows let the weights' gradients take the fast ones too.
+@pytest.mark.parametrize("segment", [4096, 40])  # the gradients of all steps at once, or of 2 (and first 1) at a time
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_outputs_and_gradients_equal_torch(monkeypatch, cell, layers, dtype, tolerance, segment):
+    monkeypatch.setattr(recurrent, "_SEGMENT", segment)
+    memory, params = build(cell, layers)
+    module, weights = torch_module(cell, layers, params)
+    module.to(dtype)
+    params = {name: value.to(dtype).requires_grad_() for name, value in params.items()}
+    x, direction = draw(STEPS, 16, INPUTS).to(dtype).requires_grad_(), draw(STEPS, 16, SIZE, seed=1).to(dtype)
+    state = {name: s.to(dtype).requires_grad_() for name, s in begun(memory, 16).items()}
+    mine = memory.scan(params, x, state)
+    first = tuple(s.transpose(0, 1) for s in state.values())
+    theirs, _ = module(x, first if cell == "lstm" else first[0])
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
     mine_grads = torch.autograd.grad(mine, [x, *state.values(), *params.values()], direction)
-    weights = [getattr(module, f"{name.split('.')[2]}_l{name.split('.')[1]}") for name in params]
     their_grads = torch.autograd.grad(theirs, [x, *state.values(), *weights], direction)
     for a, b in zip(mine_grads, their_grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("function", "states", "gates"), [(_GRUSequence, 1, 3), (_LSTMSequence, 2, 4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 5e-5)])
+def test_the_transformer_equals_torch(monkeypatch, dtype, tolerance):
+    """A block is torch's encoder layer with layer norm first, GELU and a causal mask, over inputs plus sinusoids."""
+    monkeypatch.setattr(recurrent, "_SEGMENT", 5 * STEPS)  # 16 rows: blocks of 5, 5, 5 and 1
+    memory, params = build("transformer")
+    layer = torch.nn.TransformerEncoderLayer(SIZE, 2, 4 * SIZE, 0.0, "gelu", batch_first=True, norm_first=True)
+    named = {
+        "norm_attention": layer.norm1,
+        "merge": layer.self_attn.out_proj,
+        "norm_mlp": layer.norm2,
+        "widen": layer.linear1,
+        "narrow": layer.linear2,
+    }
+    weights = {
+        f"memory.0.{name}.{kind}": getattr(module, kind) for name, module in named.items() for kind in ("weight", "bias")
+    }
+    weights["memory.0.attention.weight"] = layer.self_attn.in_proj_weight
+    weights["memory.0.attention.bias"] = layer.self_attn.in_proj_bias
+    for name, weight in weights.items():
+        weight.data.copy_(params[name])
+    layer.to(dtype)
+    params = {name: value.to(dtype).requires_grad_() for name, value in params.items()}
+    x, direction = draw(STEPS, 16, INPUTS).to(dtype), draw(STEPS, 16, SIZE, seed=1).to(dtype)
+    mine = memory.scan(params, x, memory.start(16, "cpu"))
+
+    angles = torch.arange(STEPS, dtype=dtype)[:, None] / 10000 ** (torch.arange(0, SIZE, 2, dtype=dtype) / SIZE)  # [T, H / 2]
+    positions = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+    embedded = x.transpose(0, 1) @ params["memory.embed.weight"].t() + params["memory.embed.bias"] + positions
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(STEPS, dtype=dtype)
+    theirs = layer(embedded, src_mask=mask)
+    theirs = torch.nn.functional.layer_norm(theirs, (SIZE,), params["memory.norm.weight"], params["memory.norm.bias"])
+    theirs = theirs.transpose(0, 1)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
+    mine_grads = torch.autograd.grad(mine, list(params.values()), direction)
+    their_grads = torch.autograd.grad(theirs, [weights.get(name, p) for name, p in params.items()], direction)
+    for a, b in zip(mine_grads, their_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("function", "states", "gates"), [(_GRUSequence, 1, 3), (_LSTMSequence, 2, 4), (_Linear, 0, 1)])
 def test_gradcheck(float64, function, states, gates):
-    shapes = [(3, 2, 2), *[(2, 3)] * states, (gates * 3, 2), (gates * 3, 3), (gates * 3,), (gates * 3,)]
+    shapes = [(3, 2, 2), *[(2, 3)] * states, (gates * 3, 2), *[(gates * 3, 3), (gates * 3,)] * (states > 0), (gates * 3,)]
     inputs = [draw(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
     assert torch.autograd.gradcheck(function.apply, inputs)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_fresh_weights(cell):
+    memory = build_memory(config(cell, layers=2, timescale=100.0), INPUTS)
+    params = memory.init(torch.Generator().manual_seed(0))
+    for i in range(2):
+        for block in params[f"memory.{i}.weight_hh"].split(SIZE):
+            torch.testing.assert_close(block @ block.t(), torch.eye(SIZE))
+        keep = params[f"memory.{i}.bias_ih"].sigmoid()[SIZE : 2 * SIZE]  # with no input: the share kept each step
+        steps_kept = 1 / (1 - keep)
+        assert 2 <= steps_kept.min() < steps_kept.max() <= 100
+    again = memory.init(torch.Generator().manual_seed(0))
+    assert all(torch.equal(value, again[name]) for name, value in params.items())
 
 
 @pytest.mark.parametrize("cell", CELLS)
