@@ -7,7 +7,7 @@ the episode ended. Its memory lasts across the episodes of a trial and begins an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -270,10 +270,3 @@ class Acting:
     def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
         rows = Step(*(x.flatten(0, 1) for x in step))
         return self.agent.observe(memory, obs.flatten(0, 1), action.flatten(0, 1), rows)
-
-
-def minibatches(trials: Trials, num: int, rng: torch.Generator) -> Iterator[Trials]:
-    """All trials once, in ``num`` random parts."""
-    order = torch.randperm(trials.reward.shape[1], generator=rng, device=trials.reward.device)
-    for rows in order.tensor_split(num):
-        yield trials.rows(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 
 import pytest
@@ -10,10 +11,11 @@ from conftest import algorithms, compose_train, flat, tiny
 from probes import Buttons, Cue, Dial
 from torch import Tensor
 
+from metarl_cli.building import TrainConfig
 from metarl_cli.recurrent import MemoryConfig
 from metarl_cli.run_folder import build
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.trials import Agent, Inputs, InputsConfig, Trials, minibatches
+from metarl_cli.trials import Agent, Inputs, InputsConfig, Trials
 from metarl_cli.types import Box, Params, Spec, State, Step
 
 CPU = torch.device("cpu")
@@ -190,15 +192,12 @@ def test_every_trial_begins_alike_whatever_came_before(cell):
         torch.testing.assert_close(trials.features[0], fresh, rtol=0, atol=1e-6)
 
 
-def test_minibatches_are_all_trials_once_with_all_that_is_theirs():
+def test_some_of_the_trials_have_all_that_is_theirs():
     _, _, trials = cue_trials(segment=5)
     number = torch.arange(16.0)
     labelled = trials._replace(reward=trials.reward * 0 + number, starts={"h": trials.starts["h"] * 0 + number[:, None, None]})
-    parts = list(minibatches(labelled, 3, torch_rng(0, "minibatch")))
+    parts = [labelled.rows(rows) for rows in torch.randperm(16, generator=torch_rng(0, "rows")).tensor_split(3)]
     assert [part.reward.shape[1] for part in parts] == [6, 5, 5]
-    order = torch.cat([part.reward[0] for part in parts])
-    assert sorted(order.tolist()) == number.tolist()
-    assert order.tolist() != number.tolist()
     for part in parts:
         rows = part.reward[0].long()
         assert torch.equal(part.starts["h"], part.reward[0][:, None, None].expand_as(part.starts["h"]))
@@ -238,14 +237,20 @@ def test_gradients_reach_back_to_the_start_of_a_segment(float64, cell, segment):
 # -- whatever learns a memory
 
 
-def built(algo: str, env: str, *overrides: str):
-    """An algorithm whose weights all matter, and its family; trials of 3 episodes of at most 30 steps."""
+@cache
+def config_of(algo: str, env: str, *overrides: str) -> TrainConfig:
+    """Trials of 3 episodes of at most 30 steps."""
     families = (
         [f"env.families.{name}" for name in ("cartpole_family", "mountain_car_family")] if env == "classic_mix" else ["env"]
     )
     horizons = [f"{name}.horizon=30" for name in families]
     small = [override for override in tiny(algo) if not override.startswith("env.")]
-    parts = build(compose_train(f"algo={algo}", f"env={env}", *small, *horizons, "algo.episodes=3", *overrides))
+    return compose_train(f"algo={algo}", f"env={env}", *small, *horizons, "algo.episodes=3", *overrides)
+
+
+def built(algo: str, env: str, *overrides: str):
+    """An algorithm whose weights all matter, and its family."""
+    parts = build(config_of(algo, env, *overrides))
     parts.algorithm.load_weights(jiggled(parts.algorithm.weights(), torch_rng(0, "weights")))
     return parts.algorithm, parts.family
 
@@ -293,29 +298,28 @@ def test_trials_together_are_trials_alone(algo, cell, env):
                 torch.testing.assert_close(a, b[row : row + 1], rtol=0, atol=1e-6)
 
 
-def spoiled(trials: Trials, where: Tensor, seed: int) -> Trials:
-    """Everything else than it was, ``where [T, R]`` says so."""
+def spoiled(trials: Trials, where: Tensor, segment: int, seed: int) -> Trials:
+    """Everything else than it was, ``where [T, R]`` says so; but for the weight."""
     rng = torch_rng(seed, "spoil")
 
     def other(x: Tensor, at: Tensor) -> Tensor:
-        at = at.view(*at.shape, *[1] * (x.dim() - 2)).expand_as(x)
-        noise = torch.randn(x.shape, generator=rng)
-        if x.dtype.is_floating_point:
-            return torch.where(at, x + noise, x)
-        return torch.where(at, (noise > 0).to(x.dtype), x)
+        noise = 3 * torch.randn(x.shape, generator=rng)
+        changed = x + noise if x.dtype.is_floating_point else (noise > 0).to(x.dtype)
+        return torch.where(at.view(*at.shape, *[1] * (x.dim() - 2)), changed, x)
 
-    weight, fields = trials.weight, [other(x, where) for x in trials[:-1]]
-    stride = -(-len(weight) // len(next(iter(trials.starts.values()))))
-    starts = {k: other(v, where[::stride]) for k, v in trials.starts.items() if v.dtype.is_floating_point}
-    return Trials(*fields, trials.starts | starts)._replace(weight=weight)
+    steps = {name: other(x, where) for name, x in trials._asdict().items() if name not in ("weight", "starts")}
+    starts = {name: other(x, where[::segment]) for name, x in trials.starts.items() if name != "position"}
+    return trials._replace(**steps, starts=trials.starts | starts)
 
 
-def learned(algorithm, change=lambda trials, seed: trials) -> list[float | Tensor]:
-    """What three iterations say and leave, with every batch of trials changed."""
+def learned(algo: str, overrides: list[str], where=None) -> list[float | Tensor]:
+    """What three iterations say and leave, with every batch of trials spoiled."""
+    algorithm, _ = built(algo, "cartpole_family", *overrides)
     collect, batches = algorithm.agent.collect, []
 
     def changed(*arguments) -> Trials:
-        batches.append(change(collect(*arguments), len(batches)))
+        trials = collect(*arguments)
+        batches.append(spoiled(trials, where(trials), arguments[-1], len(batches)) if where else trials)
         return batches[-1]
 
     algorithm.agent.collect = changed
@@ -329,7 +333,12 @@ def equal(ones, others) -> bool:
 
 
 VARIANTS = {
-    "rl2": [[], ["algo.memory.cell=lstm"], ["algo.memory.cell=transformer", "algo.memory.heads=2"], ["algo.ppo.segment=7"]],
+    "rl2": [
+        [],
+        ["algo.memory.cell=lstm", "algo.ppo.predict_weight=1"],
+        ["algo.memory.cell=transformer", "algo.memory.heads=2"],
+        ["algo.ppo.segment=7"],
+    ],
     "rl2_dqn": [[], ["algo.replay.segment=4", "algo.replay.burn_in=2"]],
 }
 
@@ -337,20 +346,17 @@ VARIANTS = {
 @pytest.mark.parametrize(("algo", "overrides"), [(a, o) for a in algorithms(in_trial=True) for o in VARIANTS.get(a, [[]])])
 def test_padding_changes_nothing(algo, overrides):
     """Whatever follows a trial's end: every metric, statistic and weight keeps its bits."""
-    plain = learned(built(algo, "cartpole_family", *overrides)[0])
-    padding = learned(built(algo, "cartpole_family", *overrides)[0], lambda trials, i: spoiled(trials, trials.weight == 0, i))
-    assert equal(plain, padding)
-    rewards = [x for x in plain if isinstance(x, float)]
-    assert all(x == x for x in rewards)
+    plain = learned(algo, overrides)
+    assert equal(plain, learned(algo, overrides, lambda trials: trials.weight == 0))
+    assert all(torch.isfinite(torch.as_tensor(x)).all() for x in plain)
 
 
 @pytest.mark.parametrize("algo", algorithms(in_trial=True))
 def test_every_step_within_a_trial_counts(algo):
-    """What the test above compares does change when the last step of a single trial does."""
+    """What the test above compares does change with the last step of a single trial."""
 
-    def last(trials: Trials, seed: int) -> Trials:
-        where = torch.zeros_like(trials.weight, dtype=torch.bool)
-        where[int(trials.weight[:, 0].sum()) - 1, 0] = True
-        return spoiled(trials, where, seed)
+    def last(trials: Trials) -> Tensor:
+        before_padding = trials.weight - torch.cat([trials.weight[1:], torch.zeros_like(trials.weight[:1])])
+        return (before_padding > 0) & (torch.arange(len(trials.weight[0])) == 0)
 
-    assert not equal(learned(built(algo, "cartpole_family")[0]), learned(built(algo, "cartpole_family")[0], last))
+    assert not equal(learned(algo, []), learned(algo, [], last))

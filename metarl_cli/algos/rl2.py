@@ -13,6 +13,7 @@ paper's 0.3 carries almost nothing through a trial of 100 steps).
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -24,7 +25,7 @@ from metarl_cli.networks import load_params
 from metarl_cli.recurrent import MemoryConfig
 from metarl_cli.returns import generalized_advantages
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.trials import Acting, Agent, InputsConfig, Trials, minibatches
+from metarl_cli.trials import Acting, Agent, InputsConfig, Trials
 from metarl_cli.types import Family, Learner, Params, Share, State, StrictModel, Task
 
 DECAY = 0.9  # of the running mean and deviation of returns, per iteration
@@ -60,6 +61,18 @@ class Config(StrictModel):
     memory: MemoryConfig
     inputs: InputsConfig
     ppo: PPOConfig
+
+
+class Signal(NamedTuple):
+    """What PPO learns from at each step of trials, ``[T, R]`` each."""
+
+    log_prob: Tensor  # of the choice, when it was made
+    advantage: Tensor  # of mean 0 and deviation 1
+    target: Tensor  # of the value function, normalised
+
+    def rows(self, rows: Tensor) -> Signal:
+        """That of some of the trials."""
+        return Signal(*(x.index_select(1, rows) for x in self))
 
 
 class RL2(Acting):
@@ -187,47 +200,49 @@ class RL2(Acting):
         """Steps that gradients reach back."""
         return self.config.ppo.segment or self.episodes * self.family.spec.horizon
 
+    @torch.no_grad()
+    def signal(self, trials: Trials) -> tuple[Signal, float]:
+        """What a batch of trials teaches, and the share of the returns' variance that the value function explained."""
+        ppo, inside = self.config.ppo, trials.weight > 0
+        outputs = self.outputs(self.params, trials.features, trials.inputs)
+        value = self.value(self.params, trials.features, trials.clock) * self.returns["std"] + self.returns["mean"]
+        advantage = generalized_advantages(trials.reward, value, trials.weight, ppo.gamma, ppo.lambda_)
+        target = advantage + value
+        self._measure_returns(target[inside])
+        explained = 1 - advantage[inside].var() / target[inside].var().clamp(min=1e-12)
+        signal = Signal(
+            log_prob=self.policy.log_prob(self.params, outputs, trials.choice),
+            advantage=(advantage - advantage[inside].mean()) / advantage[inside].std().clamp(min=1e-8),
+            target=(target - self.returns["mean"]) / self.returns["std"],
+        )
+        return signal, float(explained)
+
     def _learn(self, trials: Trials, entropy_weight: float) -> dict[str, float]:
         """Several passes of PPO over a batch of trials."""
-        ppo, weights = self.config.ppo, list(self.params.values())
-        with torch.no_grad():
-            old_log_prob = self.policy.log_prob(
-                self.params, self.outputs(self.params, trials.features, trials.inputs), trials.choice
-            )
-            value = self.value(self.params, trials.features, trials.clock) * self.returns["std"] + self.returns["mean"]
-            advantage = generalized_advantages(trials.reward, value, trials.weight, ppo.gamma, ppo.lambda_)
-            target = advantage + value
-            inside = trials.weight > 0
-            self._measure_returns(target[inside])
-            explained = 1 - (target - value)[inside].var() / target[inside].var().clamp(min=1e-12)
-            advantage = (advantage - advantage[inside].mean()) / advantage[inside].std().clamp(min=1e-8)
-            target = (target - self.returns["mean"]) / self.returns["std"]
+        ppo, weights, rng = self.config.ppo, list(self.params.values()), self.rng["minibatch"]
+        signal, explained = self.signal(trials)
         sums: dict[str, Tensor] = {}
-        labelled = trials._replace(features=torch.stack([old_log_prob, advantage, target], -1))  # rows travel together
         for _ in range(ppo.epochs):
-            for batch in minibatches(labelled, ppo.minibatches, self.rng["minibatch"]):
-                old_log_prob, advantage, target = batch.features.unbind(-1)
-                loss, found = self.loss(self.params, batch, old_log_prob, advantage, target, entropy_weight)
+            for rows in torch.randperm(trials.reward.shape[1], generator=rng, device=self.device).tensor_split(ppo.minibatches):
+                loss, found = self.loss(self.params, trials.rows(rows), signal.rows(rows), entropy_weight)
                 for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                     weight.grad = gradient
                 found["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.grad_clip)
                 self.optimizer.step()
                 sums = {name: sums.get(name, 0) + value.detach() for name, value in found.items()}
         updates = ppo.epochs * ppo.minibatches
-        return {name: float(total) / updates for name, total in sums.items()} | {"loss/explained_variance": float(explained)}
+        return {name: float(total) / updates for name, total in sums.items()} | {"loss/explained_variance": explained}
 
-    def loss(
-        self, params: Params, trials: Trials, old_log_prob: Tensor, advantage: Tensor, target: Tensor, entropy_weight: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The clipped objective, the value loss and the entropy bonus; everything ``[T, R]``, means over steps of trials."""
+    def loss(self, params: Params, trials: Trials, signal: Signal, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped objective, the value loss and the entropy bonus, as means over the steps of trials; and its parts."""
         ppo, weight = self.config.ppo, trials.weight / trials.weight.sum()
         features = self.agent.recall(params, trials, self._segment)
         outputs = self.outputs(params, features, trials.inputs)
-        log_ratio = self.policy.log_prob(params, outputs, trials.choice) - old_log_prob
+        log_ratio = self.policy.log_prob(params, outputs, trials.choice) - signal.log_prob
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - ppo.clip, 1 + ppo.clip)
-        policy_loss = -(torch.minimum(ratio * advantage, clipped * advantage) * weight).sum()
-        value_loss = ((self.value(params, features, trials.clock) - target).square() * weight).sum() / 2
+        policy_loss = -(torch.minimum(ratio * signal.advantage, clipped * signal.advantage) * weight).sum()
+        value_loss = ((self.value(params, features, trials.clock) - signal.target).square() * weight).sum() / 2
         entropy = (self.policy.entropy(params, outputs) * weight).sum()
         loss = policy_loss + ppo.value_weight * value_loss - entropy_weight * entropy
         found = {
