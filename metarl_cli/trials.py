@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 
 from metarl_cli.actions import bounds, constant
 from metarl_cli.recurrent import MemoryConfig, build_memory
-from metarl_cli.types import Family, Params, Spec, State, Step, StrictModel, Task
+from metarl_cli.types import Family, Params, Spec, State, Step, StrictModel, Task, UserError
 
 
 class InputsConfig(StrictModel):
@@ -152,6 +152,7 @@ class Agent:
     def __init__(self, memory: MemoryConfig, inputs: InputsConfig, spec: Spec, device: torch.device):
         self.inputs = Inputs(inputs, spec)
         self.memory = build_memory(memory, self.inputs.size)
+        self.context = memory.context if memory.cell == "transformer" else None  # longest trial [steps]
         # how the memory sees rewards: centred and about 1 in size, as measured with the first trials
         self.rewards: Params = {"mean": torch.zeros((), device=device), "scale": torch.ones((), device=device)}
         self.device = device
@@ -244,7 +245,25 @@ class Acting:
     """How an algorithm that has learned a memory acts in a trial; the same however it learned."""
 
     agent: Agent
-    episodes: int
+    _episodes: int
+
+    @property
+    def episodes(self) -> int:
+        """Episodes of a trial.
+
+        Raises:
+            UserError: when set to more than a transformer can attend to.
+        """
+        return self._episodes
+
+    @episodes.setter
+    def episodes(self, num: int) -> None:
+        steps, context = num * self.agent.inputs.spec.horizon, self.agent.context
+        if context is not None and steps > context:
+            raise UserError(
+                f"a trial of {num} episodes can take {steps} steps, more than algo.memory.context={context} of the transformer"
+            )
+        self._episodes = num
 
     def acting(self) -> Params:
         """The weights it is tested with."""

@@ -16,7 +16,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,7 +48,7 @@ class PPOConfig(StrictModel):
     lr: float = Field(gt=0, description="Adam's learning rate")
     final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
     grad_clip: float = Field(gt=0, description="largest norm of the gradient")
-    segment: int | None = Field(gt=0, description="steps that gradients reach back (truncated back-propagation); none: all")
+    segment: int | None = Field(gt=0, description="steps that gradients reach back (gru, lstm); none: the whole trial")
 
 
 class Config(StrictModel):
@@ -61,6 +61,12 @@ class Config(StrictModel):
     memory: MemoryConfig
     inputs: InputsConfig
     ppo: PPOConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.tasks * self.envs < self.ppo.minibatches:
+            raise ValueError("ppo.minibatches must not be above tasks x envs, the trials of an iteration")
+        return self
 
 
 class Signal(NamedTuple):
@@ -86,7 +92,7 @@ class RL2(Acting):
         seed: the run's seed; every stream derives from it by name.
 
     Raises:
-        ValueError: if there are fewer trials than minibatches, or a transformer cannot attend to a whole trial.
+        UserError: if a transformer cannot attend to a whole trial.
     """
 
     learns = True
@@ -94,11 +100,10 @@ class RL2(Acting):
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.family, self.iterations, self.seed = config, family, iterations, seed
-        if config.tasks * config.envs < config.ppo.minibatches:
-            raise ValueError("algo.ppo.minibatches must not be above algo.tasks x algo.envs, the trials of an iteration")
-        self.episodes, self.device = config.episodes, device
+        self.device = device
         self.rng = Streams(seed, "init", "episodes", "exploration", "minibatch", device=device)
         self.agent = Agent(config.memory, config.inputs, family.spec, device)
+        self.episodes = config.episodes
         self.policy = distribution(family.spec)
         self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
         # normalisation of what the value function says
@@ -178,7 +183,7 @@ class RL2(Acting):
             self.family,
             self.task,
             config.envs,
-            self.episodes,
+            config.episodes,
             self.rng["episodes"],
             self._segment,
         )
@@ -197,8 +202,9 @@ class RL2(Acting):
 
     @property
     def _segment(self) -> int:
-        """Steps that gradients reach back."""
-        return self.config.ppo.segment or self.episodes * self.family.spec.horizon
+        """Steps that gradients reach back: the whole trial, unless truncated."""
+        whole = self.config.episodes * self.family.spec.horizon
+        return whole if self.config.memory.cell == "transformer" else self.config.ppo.segment or whole
 
     @torch.no_grad()
     def signal(self, trials: Trials) -> tuple[Signal, float]:

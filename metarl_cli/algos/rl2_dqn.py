@@ -253,10 +253,10 @@ class RL2DQN(Acting):
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.family, self.iterations, self.seed = config, family, iterations, seed
-        self.episodes = config.episodes
         spec = family.spec
         self.rng = Streams(seed, "init", "episodes", "exploration", "minibatch", device=device)
         self.agent = Agent(config.memory, config.inputs, spec, device)
+        self.episodes = config.episodes
         self.bins = None if spec.box is None else Bins(spec.box, config.bins)
         outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
         seen = Spec((self.agent.memory.size + self.agent.inputs.size,), spec.num_actions, spec.horizon)
