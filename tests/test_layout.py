@@ -18,9 +18,9 @@ PACKAGE = ROOT / "metarl_cli"
 LAYERS = [
     {"__init__", "types", "problems"},
     {"building", "composing", "checkpoint", "statistics", "seeding", "returns", "replay", "actions", "tasks"},
-    {"networks", "recurrent"},
+    {"networks", "recurrent", "distributions"},
     {"run_folder", "tracking", "envs"},
-    {"inner_loop", "reference"},
+    {"inner_loop", "reference", "trials"},
     {"learners"},
     {"algos"},
     {"evaluate"},
