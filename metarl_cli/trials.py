@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import one_hot
 
 from metarl_cli.actions import bounds, constant
@@ -97,11 +98,6 @@ class Inputs:
         if self.config.clock:
             parts.append(clock)
         return torch.cat(parts, -1)
-
-    def parts(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The observation ``[..., O]``, the previous action ``[..., A]`` and its reward ``[...]`` within ``inputs``."""
-        end = self.obs_size + self.action_size
-        return inputs[..., : self.obs_size], inputs[..., self.obs_size : end], inputs[..., end]
 
     def legal(self, inputs: Tensor) -> Tensor | None:
         """Which actions ``[..., A]`` can be taken, as the observations within ``inputs`` say; None if all."""
@@ -239,6 +235,49 @@ class Agent:
         inputs = torch.cat([trials.inputs, padding]).view(segments, segment, rows, -1).transpose(0, 1).flatten(1, 2)
         features = self.memory.scan(params, inputs, {k: v.flatten(0, 1) for k, v in trials.starts.items()})
         return features.view(segment, segments, rows, -1).transpose(0, 1).flatten(0, 1)[:steps]
+
+
+class Prediction:
+    """What the memory will be fed next, told the action: an auxiliary task as in UNREAL (Jaderberg 2017, arXiv:1611.05397).
+
+    To predict what a new task pays and where it leads, the memory must hold what the trial has shown, long before an agent
+    knows what to do with it. One hidden layer on memory and action; weights are named ``prediction.*``.
+
+    Args:
+        inputs: what the memory is fed.
+        size: of its features, H.
+        hidden: units.
+    """
+
+    def __init__(self, inputs: Inputs, size: int, hidden: int):
+        self.inputs, self.size, self.hidden = inputs, size, hidden
+
+    def init(self, rng: torch.Generator) -> Params:
+        """Fresh weights; the output small."""
+        inputs = self.inputs
+        return linear("prediction.hidden", self.hidden, self.size + inputs.action_size, 1.0, rng) | linear(
+            "prediction", inputs.obs_size + 1, self.hidden, 0.1, rng
+        )
+
+    def loss(self, params: Params, features: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+        """The squared error on the next observation and reward, scalar, from features and inputs ``[T, R, ...]``.
+
+        Means over the steps of ``weight [T, R]``. The first observation of an episode follows from nothing and is left out.
+        """
+        obs_size, end = self.inputs.obs_size, self.inputs.obs_size + self.inputs.action_size
+        following, weight = inputs[1:], weight[1:] / weight[1:].sum().clamp(min=1)
+        x = torch.cat([features[:-1], following[..., obs_size:end]], -1)
+        x = F.relu(F.linear(x, params["prediction.hidden.weight"], params["prediction.hidden.bias"]))
+        found = F.linear(x, params["prediction.weight"], params["prediction.bias"])
+        reward, ended = following[..., end], following[..., end + 1]
+        of_obs = (found[..., :obs_size] - following[..., :obs_size]).square().sum(-1) * (1 - ended)
+        return ((of_obs + (found[..., obs_size] - reward).square()) * weight).sum()
+
+
+def linear(name: str, outputs: int, inputs: int, gain: float, rng: torch.Generator) -> Params:
+    """Fresh weights of a linear layer: normal with deviation ``gain / sqrt(inputs)``, zero biases."""
+    weight = torch.randn(outputs, inputs, generator=rng, device=rng.device)
+    return {f"{name}.weight": gain / math.sqrt(inputs) * weight, f"{name}.bias": torch.zeros(outputs, device=rng.device)}
 
 
 class Acting:

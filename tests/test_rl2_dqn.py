@@ -69,8 +69,10 @@ def test_loss_by_hand(double, kind, expected):
         f"algo.dqn.double={double}",
         f"algo.dqn.loss={kind}",
         "algo.dqn.lambda=0",
+        "algo.dqn.predict_weight=0",
     )
-    algorithm.q = lambda params, batch: params["q"]
+    algorithm.features = lambda params, batch: torch.zeros(())
+    algorithm.values = lambda params, features, inputs: params["q"]
     online = torch.tensor([[[3.0, 0.0]], [[-1.0, 1.0]], [[5.0, 9.0]]], requires_grad=True)
     slow = torch.tensor([[[7.0, 7.0]], [[20.0, 10.0]], [[1e9, 1e9]]])
     batch = Batch(

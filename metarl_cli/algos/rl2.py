@@ -12,7 +12,6 @@ paper's 0.3 carries almost nothing through a trial of 100 steps).
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from metarl_cli.networks import load_params
 from metarl_cli.recurrent import MemoryConfig
 from metarl_cli.returns import generalized_advantages
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.trials import Acting, Agent, InputsConfig, Trials
+from metarl_cli.trials import Acting, Agent, InputsConfig, Prediction, Trials, linear
 from metarl_cli.types import Family, Learner, Params, Share, State, StrictModel, Task
 
 DECAY = 0.9  # of the running mean and deviation of returns, per iteration
@@ -42,7 +41,7 @@ class PPOConfig(StrictModel):
     entropy: list[float] = Field(min_length=2, max_length=2, description="weight of the entropy bonus, first and last (linear)")
     value_weight: float = Field(ge=0, description="weight of the value loss")
     predict_weight: float = Field(
-        ge=0, description="weight of predicting the next reward and observation from memory and action"
+        ge=0, description="weight of predicting the next observation and reward (auxiliary task); 0: none"
     )
     hidden: int = Field(gt=0, description="hidden units of the value function and of the prediction")
     lr: float = Field(gt=0, description="Adam's learning rate")
@@ -105,6 +104,7 @@ class RL2(Acting):
         self.agent = Agent(config.memory, config.inputs, family.spec, device)
         self.episodes = config.episodes
         self.policy = distribution(family.spec)
+        self.prediction = Prediction(self.agent.inputs, config.memory.size, config.ppo.hidden)
         self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
         # normalisation of what the value function says
         self.returns: Params = {"mean": torch.zeros((), device=device), "std": torch.ones((), device=device)}
@@ -114,23 +114,12 @@ class RL2(Acting):
 
     def _init(self, rng: torch.Generator) -> Params:
         """Fresh weights: the policy's head small, so that all actions start about equally likely."""
-        size, hidden = self.agent.memory.size, self.config.ppo.hidden
+        size, inputs, hidden = self.agent.memory.size, self.agent.inputs.size, self.config.ppo.hidden
         params = self.agent.memory.init(rng) | self.policy.init(rng.device)
-
-        def layer(name: str, outputs: int, inputs: int, gain: float) -> None:
-            weight = torch.randn(outputs, inputs, generator=rng, device=rng.device)
-            params[f"{name}.weight"] = gain / math.sqrt(inputs) * weight
-            params[f"{name}.bias"] = torch.zeros(outputs, device=rng.device)
-
-        layer("policy.hidden", hidden, size + self.agent.inputs.size, 1.0)
-        layer("policy", self.policy.outputs, hidden, 0.01)
-        layer("value.hidden", hidden, size + 2, 1.0)
-        layer("value", 1, hidden, 0.1)
-        if self.config.ppo.predict_weight:
-            inputs = self.agent.inputs
-            layer("prediction.hidden", hidden, size + inputs.action_size, 1.0)
-            layer("prediction", inputs.obs_size + 1, hidden, 0.1)
-        return params
+        params |= linear("policy.hidden", hidden, size + inputs, 1.0, rng)
+        params |= linear("policy", self.policy.outputs, hidden, 0.01, rng)
+        params |= linear("value.hidden", hidden, size + 2, 1.0, rng) | linear("value", 1, hidden, 0.1, rng)
+        return params | (self.prediction.init(rng) if self.config.ppo.predict_weight else {})
 
     def _draw_tasks(self) -> Task:
         name = str(self.iteration) if self.config.fresh else "all"
@@ -151,23 +140,6 @@ class RL2(Acting):
         x = torch.cat([features, clock], -1)
         x = F.relu(F.linear(x, params["value.hidden.weight"], params["value.hidden.bias"]))
         return F.linear(x, params["value.weight"], params["value.bias"])[..., 0]
-
-    def prediction_loss(self, params: Params, features: Tensor, trials: Trials) -> Tensor:
-        """The squared error of what the memory is fed next, told the action ``[T, R, H]`` -> scalar.
-
-        An auxiliary task as in UNREAL (Jaderberg 2017, arXiv:1611.05397): to predict what a new task pays and where it leads
-        the memory must hold what the trial has shown, long before the policy knows what to do with it. The first observation
-        of an episode follows from nothing and is left out.
-        """
-        inputs, following = self.agent.inputs, trials.inputs[1:]
-        obs, action, reward = inputs.parts(following)
-        x = torch.cat([features[:-1], action], -1)
-        x = F.relu(F.linear(x, params["prediction.hidden.weight"], params["prediction.hidden.bias"]))
-        found = F.linear(x, params["prediction.weight"], params["prediction.bias"])
-        weight = trials.weight[1:] / trials.weight[1:].sum().clamp(min=1)
-        inside = weight * ~trials.ended[:-1]
-        of_obs = ((found[..., :-1] - obs).square().sum(-1) * inside).sum()
-        return of_obs + ((found[..., -1] - reward).square() * weight).sum()
 
     # -- learning
 
@@ -259,7 +231,7 @@ class RL2(Acting):
             "train/clipped": ((ratio != clipped) * weight).sum(),
         }
         if ppo.predict_weight:
-            found["loss/prediction"] = self.prediction_loss(params, features, trials)
+            found["loss/prediction"] = self.prediction.loss(params, features, trials.inputs, trials.weight)
             loss = loss + ppo.predict_weight * found["loss/prediction"]
         return loss, found
 

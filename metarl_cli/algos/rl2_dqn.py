@@ -33,7 +33,7 @@ from metarl_cli.actions import Bins
 from metarl_cli.networks import NetworkConfig, QNetwork, load_params
 from metarl_cli.recurrent import MemoryConfig
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.trials import Acting, Agent, InputsConfig, Trials
+from metarl_cli.trials import Acting, Agent, InputsConfig, Prediction, Trials
 from metarl_cli.types import Family, Learner, Params, Share, Spec, State, StrictModel, Task
 
 
@@ -90,6 +90,9 @@ class DQNConfig(StrictModel):
     lr: float = Field(gt=0, description="Adam's learning rate")
     final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
     clip: float = Field(gt=0, description="largest norm of the gradient")
+    predict_weight: float = Field(
+        ge=0, description="weight of predicting the next observation and reward (auxiliary task); 0: none"
+    )
     target: TargetConfig
     use_average: bool = Field(description="test with the slow copy, a running average of the weights")
 
@@ -261,7 +264,10 @@ class RL2DQN(Acting):
         outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
         seen = Spec((self.agent.memory.size + self.agent.inputs.size,), spec.num_actions, spec.horizon)
         self.head = QNetwork(NetworkConfig(convolutions=[], context=0, **config.head.model_dump()), seen, outputs)
+        self.prediction = Prediction(self.agent.inputs, config.memory.size, config.head.hidden[-1])
         init = self.agent.memory.init(self.rng["init"]) | self.head.init(self.rng["init"])
+        if config.dqn.predict_weight:
+            init |= self.prediction.init(self.rng["init"])
         self.params = {name: value.requires_grad_() for name, value in init.items()}
         self.slow = {name: value.detach().clone() for name, value in init.items()}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.dqn.lr)
@@ -281,11 +287,14 @@ class RL2DQN(Acting):
         legal = self.agent.inputs.legal(inputs)
         return q if legal is None else q.masked_fill(~legal, -torch.inf)
 
+    def features(self, params: Params, batch: Batch) -> Tensor:
+        """What the memory says along stretches of trials, ``[T, B, H]``; differentiable."""
+        memory, rows = self.agent.memory, batch.inputs.shape[1]
+        return memory.scan(params, batch.inputs, batch.start or memory.start(rows, batch.inputs.device))
+
     def q(self, params: Params, batch: Batch) -> Tensor:
         """Q along stretches of trials, ``[T, B, A]`` or ``[T, B, D, bins]``; differentiable."""
-        memory, rows = self.agent.memory, batch.inputs.shape[1]
-        features = memory.scan(params, batch.inputs, batch.start or memory.start(rows, batch.inputs.device))
-        return self.values(params, features, batch.inputs)
+        return self.values(params, self.features(params, batch), batch.inputs)
 
     def value(self, q: Tensor, choice: Tensor) -> Tensor:
         """Q ``[...]`` of choices: of bins the mean over dimensions (Seyde 2022, arXiv:2210.12566)."""
@@ -368,7 +377,8 @@ class RL2DQN(Acting):
     def loss(self, params: Params, slow: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean loss of what is learned, and the mean Q there; both scalar."""
         dqn, weight = self.config.dqn, batch.weight / batch.weight.sum()
-        q = self.q(params, batch)
+        features = self.features(params, batch)
+        q = self.values(params, features, batch.inputs)
         with torch.no_grad():
             q_slow = self.q(slow, batch)
             best = (q if dqn.double else q_slow).argmax(-1)
@@ -376,7 +386,10 @@ class RL2DQN(Acting):
             target = trial_returns(reward, batch.discount, self.value(q_slow, best), dqn.lambda_)
         value = self.value(q, batch.choice)
         error = F.huber_loss(value, target, reduction="none") if dqn.loss == "huber" else (value - target).square()
-        return (error * weight).sum(), (value.detach() * weight).sum()
+        loss = (error * weight).sum()
+        if dqn.predict_weight:
+            loss = loss + dqn.predict_weight * self.prediction.loss(params, features, batch.inputs, batch.weight)
+        return loss, (value.detach() * weight).sum()
 
     # -- saving
 
