@@ -5,8 +5,9 @@ trial or a segment of one; both give the same features. GRU: Cho 2014, arXiv:140
 gate works on the product. LSTM: Gers 2000, without peepholes. Transformer: Vaswani 2017, arXiv:1706.03762, with layer
 norm before each part (Xiong 2020, arXiv:2002.04745) and fixed sinusoidal positions.
 
-On CPU the recurrent cells are autograd functions of the whole sequence: in each direction a step is one matrix product and
-a few element-wise operations in preallocated memory, and each weight's gradient is one product over all steps at the end.
+On CPU the recurrent cells are autograd functions of the whole sequence: back through time a step is one matrix product and
+a few element-wise operations, and the weights' gradients are products over thousands of rows and steps at once. On a GPU
+they are cuDNN's.
 """
 
 from __future__ import annotations
@@ -156,10 +157,10 @@ class _WeightGrads:
     """Sums the gradients of a layer's weights, and keeps those of its inputs, segment by segment from the end."""
 
     def __init__(self, x: Tensor, w_ih: Tensor, w_hh: Tensor, x_too: bool):
-        self.x, self.across = x, w_ih.t().contiguous()
+        self.x, self.across = x.contiguous(), w_ih.t().contiguous()
         self.w_ih, self.w_hh = torch.zeros_like(w_ih), torch.zeros_like(w_hh)
         self.b_ih, self.b_hh = w_ih.new_zeros(len(w_ih)), w_hh.new_zeros(len(w_hh))
-        self.d_x = torch.empty_like(x) if x_too else None
+        self.d_x = torch.empty_like(self.x) if x_too else None
         length = max(1, _SEGMENT // x.shape[1])
         self.segments = [slice(max(0, end - length), end) for end in range(len(x), 0, -length)]
 

@@ -81,7 +81,9 @@ def test_outputs_and_gradients_equal_torch(monkeypatch, cell, layers, dtype, tol
     module, weights = torch_module(cell, layers, params)
     module.to(dtype)
     params = {name: value.to(dtype).requires_grad_() for name, value in params.items()}
-    x, direction = draw(STEPS, 16, INPUTS).to(dtype).requires_grad_(), draw(STEPS, 16, SIZE, seed=1).to(dtype)
+    # rows first in memory, as a caller may hold them
+    x, direction = (draw(16, STEPS, units, seed=units).to(dtype).transpose(0, 1) for units in (INPUTS, SIZE))
+    x.requires_grad_()
     state = {name: s.to(dtype).requires_grad_() for name, s in begun(memory, 16).items()}
     mine = memory.scan(params, x, state)
     first = tuple(s.transpose(0, 1) for s in state.values())
