@@ -162,12 +162,13 @@ def test_segments_are_stretches_of_one_trial(segment, burn_in):
     assert seen == {(row, first) for row, length in enumerate(LENGTHS) for first in range(0, length, segment)}
 
 
-def test_all_segments_are_equally_likely():
+def test_all_trials_are_equally_likely_and_all_segments_of_each():
     replay = replay_of(LENGTHS, batch=20_000)
     batch = replay.sample(torch_rng(0, "minibatch"))
     steps_learned = batch.weight.sum(0)
-    assert float((steps_learned == 4).float().mean()) == pytest.approx(4 / 7, abs=0.02)  # of 2 + 1 + 3 + 1 segments
-    assert float((steps_learned == 3).float().mean()) == pytest.approx(2 / 7, abs=0.02)
+    assert float((steps_learned == 4).float().mean()) == pytest.approx((1 / 2 + 1) / 4, abs=0.02)
+    assert float((steps_learned == 3).float().mean()) == pytest.approx((1 / 2 + 1) / 4, abs=0.02)
+    assert set(batch.reward[batch.weight > 0].tolist()) == {100 * row + t for row, n in enumerate(LENGTHS) for t in range(n)}
 
 
 def test_whole_trials_are_cut_at_the_longest_drawn():
@@ -274,8 +275,6 @@ def test_the_slow_copy_follows_and_is_tested():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("algo.replay.segment=null", "replay.burn_in needs replay.segment"),
-        ("algo.memory.cell=transformer", "a transformer learns from whole trials"),
         ("algo.replay.capacity=5", "replay.capacity must hold at least the tasks x envs trials"),
     ],
 )

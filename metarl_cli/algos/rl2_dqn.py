@@ -60,14 +60,10 @@ class ReplayConfig(StrictModel):
 
     capacity: int = Field(gt=0, description="trials kept")
     batch: int = Field(gt=0, description="segments per update")
-    segment: int | None = Field(gt=0, description="steps of a segment that are learned; none: whole trials")
-    burn_in: int = Field(ge=0, description="steps before a segment that only warm up the memory")
-
-    @model_validator(mode="after")
-    def _burn_in_is_before_a_segment(self) -> ReplayConfig:
-        if self.segment is None and self.burn_in:
-            raise ValueError("replay.burn_in needs replay.segment: a whole trial begins with an empty memory")
-        return self
+    segment: int | None = Field(gt=0, description="steps of a segment that are learned (gru, lstm); none: whole trials")
+    burn_in: int = Field(
+        ge=0, description="steps before a segment that only warm up the memory; before a whole trial there are none"
+    )
 
 
 class TargetConfig(StrictModel):
@@ -116,8 +112,6 @@ class Config(StrictModel):
     def _fits_together(self) -> Config:
         if self.tasks * self.envs > self.replay.capacity:
             raise ValueError("replay.capacity must hold at least the tasks x envs trials of one iteration")
-        if self.memory.cell == "transformer" and self.replay.segment:
-            raise ValueError("a transformer learns from whole trials: it needs replay.segment=null")
         return self
 
 
@@ -168,12 +162,15 @@ class TrialReplay:
         self.added += rows
 
     def sample(self, rng: torch.Generator) -> Batch:
-        """``batch`` segments, each of all trials' equally likely, with their burn-in before them; with replacement."""
-        counts = (self.lengths + self.segment - 1) // self.segment  # of segments in each trial
-        last = counts.cumsum(0)
-        drawn = torch.randint(int(last[-1]), (self.config.batch,), generator=rng, device=self.device)
-        row = torch.searchsorted(last, drawn, right=True)
-        first = (drawn - last[row] + counts[row]) * self.segment  # [B] the first step that is learned
+        """``batch`` segments with their burn-in before them; every trial is equally likely, and every segment within it.
+
+        Trials of failed tasks are short: were all segments equally likely, they would hardly be learned from.
+        """
+        filled = min(self.added, self.config.capacity)
+        row = torch.randint(filled, (self.config.batch,), generator=rng, device=self.device)
+        counts = (self.lengths[row] + self.segment - 1) // self.segment  # of segments in each trial
+        place = torch.rand(self.config.batch, generator=rng, device=self.device)
+        first = (place * counts).long() * self.segment  # [B] the first step that is learned
         begin = (first - self.config.burn_in).clamp(min=0)
         longest = min(self.config.burn_in + self.segment + 1, int((self.lengths[row] - begin).max()))
         t = begin + torch.arange(longest, device=self.device)[:, None]  # [T, B]
@@ -271,7 +268,9 @@ class RL2DQN(Acting):
         self.params = {name: value.requires_grad_() for name, value in init.items()}
         self.slow = {name: value.detach().clone() for name, value in init.items()}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.dqn.lr)
-        self.replay = TrialReplay(config.replay, self.episodes * spec.horizon, device)
+        whole = config.replay.model_copy(update={"segment": None})
+        kept = whole if config.memory.cell == "transformer" else config.replay
+        self.replay = TrialReplay(kept, self.episodes * spec.horizon, device)
         self.iteration = self.updates = self.env_steps = 0
         self.task = self._draw_tasks()
 
