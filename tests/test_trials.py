@@ -15,7 +15,7 @@ from metarl_cli.building import TrainConfig
 from metarl_cli.recurrent import MemoryConfig
 from metarl_cli.run_folder import build
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.trials import Agent, Inputs, InputsConfig, Trials
+from metarl_cli.trials import Agent, Inputs, InputsConfig, Prediction, Trials
 from metarl_cli.types import Box, Params, Spec, State, Step
 
 CPU = torch.device("cpu")
@@ -205,6 +205,28 @@ def test_some_of_the_trials_have_all_that_is_theirs():
             assert torch.equal(mine, whole[:, rows])
 
 
+def test_prediction_by_hand():
+    """Of the next observation and reward, told the action, but for the first observation of an episode and for padding."""
+    inputs = Inputs(fed(), Cue().spec)
+    prediction = Prediction(inputs, size=1, hidden=1)
+    # the hidden unit is memory + second action; it predicts itself as both observations, its double as the reward
+    params = {
+        "prediction.hidden.weight": torch.tensor([[1.0, 0.0, 1.0]]),
+        "prediction.hidden.bias": torch.zeros(1),
+        "prediction.weight": torch.tensor([[1.0], [1.0], [2.0]]),
+        "prediction.bias": torch.zeros(3),
+    }
+    assert {name: x.shape for name, x in prediction.init(torch_rng(0, "init")).items()} == {
+        n: x.shape for n, x in params.items()
+    }
+    features = torch.tensor([1.0, 2.0, 3.0, 99.0])[:, None, None]
+    # obs | previous action | reward | ended
+    fed_in = [[0, 0, 0, 0, 0, 0], [1, 3, 1, 0, 5, 0], [7, 7, 0, 1, 4, 1], [99] * 6]
+    loss = prediction.loss(params, features, torch.tensor(fed_in)[:, None].float(), torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None])
+    # 1 predicts (1, 1) and 2 of (1, 3) and 5; 2 + 1 predicts 6 of 4 where another episode begins
+    assert float(loss) == pytest.approx(((0 + 4 + 9) + 4) / 2)
+
+
 # -- acting and learning see the same
 
 
@@ -277,7 +299,7 @@ def test_trials_together_are_trials_alone(algo, cell, env):
     task = family.sample_tasks(2, "test", numpy_rng(0, "tasks"))
     running, path = family.make(task, 2, torch_rng(0, "env")), []
     memory = algorithm.begin(task, 2, torch_rng(0, "trial"))
-    for _ in range(50):
+    for _ in range(35):
         obs = running.obs
         action, memory = algorithm.choose(memory, obs)
         step = running.step(action)
@@ -335,9 +357,9 @@ def equal(ones, others) -> bool:
 VARIANTS = {
     "rl2": [
         [],
-        ["algo.memory.cell=lstm", "algo.ppo.predict_weight=1"],
+        ["algo.memory.cell=lstm", "algo.ppo.predict_weight=0"],
         ["algo.memory.cell=transformer", "algo.memory.heads=2"],
-        ["algo.ppo.segment=7"],
+        ["algo.ppo.segment=7", "algo.ppo.predict_weight=1"],
     ],
     "rl2_dqn": [[], ["algo.replay.segment=4", "algo.replay.burn_in=2"]],
 }
