@@ -5,8 +5,8 @@
     python benchmarks/rl2_tables.py --no-train --curve bandit_n500_k5   beside the table, validation over training as a figure
 
 Every run is an ordinary ``metarl train experiment=rl2_<name> seed=<n>``, so that it can be repeated alone. A trial's return is
-the mean over held-out tasks; the standard error is over the seeds' means and, below it, over the tasks within a seed. Each
-run uses one core; time is its own training time, without validation and test.
+the mean over held-out tasks; the standard error is over the seeds' means and, in parentheses, over the tasks within a seed.
+Each run uses one core; time is the wall time of its training, without validation and test.
 """
 
 from __future__ import annotations

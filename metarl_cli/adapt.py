@@ -103,7 +103,7 @@ def _trial(
     figure(report, title).savefig(out / "trial.png", dpi=150)
     console.print(f"returns: {out / 'trial.json'} and .png", soft_wrap=True)
     if algorithm.learns:
-        policy = {"weights": algorithm.weights(), "memory": saved(played.memory), "task": named}
+        policy = {"weights": saved(algorithm.weights()), "memory": saved(played.memory), "task": named}
         checkpoint.save(out / "policy.pt", {**policy, "returns": played.returns, "episodes": algorithm.episodes})
         console.print(f"policy and its memory after the trial: {out / 'policy.pt'}", soft_wrap=True)
     if config.gif:

@@ -19,7 +19,7 @@ STD = 0.6  # of a fresh Gaussian policy, where the bounds are -1 and 1
 
 
 class Distribution(Protocol):
-    """How a policy acts; ``outputs [..., outputs]`` are a network's, ``legal [..., A]`` marks the actions one can take."""
+    """How a policy acts; ``outputs [..., outputs]`` are a network's, -inf for an action that cannot be taken."""
 
     outputs: int
 

@@ -193,10 +193,10 @@ class Evaluator:
         spent = torch.cat([torch.zeros(1), lengths.mean((1, 2)).cumsum(0).cpu()])[steps].round().long().tolist()
         curve = self._points(steps, list(returns), [0] * len(steps), spent, mean_over_tasks)
         whole = found.sum(0, dtype=torch.float64).cpu().numpy()  # [M, E]
-        apart = whole.mean(1) if len(whole) > 1 else whole[0]
-        error = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else None
-        each = found.mean((1, 2), dtype=torch.float64).tolist()
-        return curve._replace(total=Total(algorithm.episodes, float(whole.mean()), error, each))
+        groups = list(self.groups.values()) or [np.arange(len(whole))]
+        mean = float(np.mean([whole[rows].mean() for rows in groups]))
+        each = np.mean([found[:, rows].mean((1, 2), dtype=torch.float64).tolist() for rows in groups], axis=0).tolist()
+        return curve._replace(total=Total(algorithm.episodes, mean, standard_error([whole[rows] for rows in groups]), each))
 
     def _points(
         self,
@@ -251,6 +251,20 @@ class Evaluator:
         returns = self._returns(task, lambda obs: by_gradient(algorithm).act(params, obs))
         groups = [rows.cpu().numpy() for rows in self.family.groups(task).values() if len(rows)]
         return together([iqm_interval(returns[:, rows]) for rows in groups]) if groups else iqm_interval(returns)
+
+
+def standard_error(groups: list[Scores]) -> float | None:
+    """Of the average of the groups' means; over a group's tasks ``[M, E]``, of a single task over its repeats.
+
+    None where there is nothing to compare with.
+    """
+    errors = []
+    for scores in groups:
+        apart = scores.mean(1) if len(scores) > 1 else scores[0]
+        if len(apart) < 2:
+            return None
+        errors.append(apart.std(ddof=1) / np.sqrt(len(apart)))
+    return float(np.sqrt(np.sum(np.square(errors))) / len(groups))
 
 
 def by_gradient(algorithm: Algorithm) -> GradientAlgorithm:
@@ -402,7 +416,7 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
             "task_returns": curve.returns.mean(axis=1).tolist(),  # [P, M]
         }
 
-    parameters = {name: value.tolist() for name, value in tasks.items()}
+    parameters = {name: value.tolist() for name, value in tasks.items() if value.dim() == 1}  # tables stand in tasks.json
     return {
         **extra,
         "tasks": {"hash": task_hash(tasks), "parameters": parameters},

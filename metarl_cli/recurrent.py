@@ -281,7 +281,7 @@ class GRU:
         if x.is_cuda:
             flat = [weight for i in layers for weight in _layer(params, i)]
             first = state["h"].transpose(0, 1).contiguous()
-            out: Tensor = torch._VF.gru(x, first, flat, True, len(layers), 0.0, torch.is_grad_enabled(), False, False)[0]
+            out: Tensor = torch.gru(x, first, flat, True, len(layers), 0.0, torch.is_grad_enabled(), False, False)[0]
             return out
         for i in layers:
             x = _GRUSequence.apply(x, state["h"][:, i], *_layer(params, i))  # type: ignore[no-untyped-call]
@@ -367,7 +367,7 @@ class LSTM:
         if x.is_cuda:
             flat = [weight for i in layers for weight in _layer(params, i)]
             first = [state[name].transpose(0, 1).contiguous() for name in ("h", "c")]
-            out: Tensor = torch._VF.lstm(x, first, flat, True, len(layers), 0.0, torch.is_grad_enabled(), False, False)[0]
+            out: Tensor = torch.lstm(x, first, flat, True, len(layers), 0.0, torch.is_grad_enabled(), False, False)[0]
             return out
         for i in layers:
             x = _LSTMSequence.apply(x, state["h"][:, i], state["c"][:, i], *_layer(params, i))  # type: ignore[no-untyped-call]

@@ -145,7 +145,7 @@ class RunFolder:
             split: {"hash": task_hash(task), "parameters": {k: v.tolist() for k, v in task.items()}}
             for split, task in tasks.items()
         }
-        self.write_json("tasks.json", saved)
+        self.write_json("tasks.json", saved, indent=None)  # may be many numbers
         write_whole(self.path / "config.yaml", yaml.safe_dump(content(config), sort_keys=False).encode())
         manifest = {
             "status": "created",
@@ -205,8 +205,8 @@ class RunFolder:
         """Change the manifest (status, times)."""
         self.write_json("run.json", {**self.manifest(), **changes})
 
-    def write_json(self, name: str, value: Any) -> None:
-        write_whole(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+    def write_json(self, name: str, value: Any, indent: int | None = 1) -> None:
+        write_whole(self.path / name, (json.dumps(value, indent=indent) + "\n").encode())
 
     def lock(self) -> None:
         """Make the folder if need be, and keep it to this process until it ends.

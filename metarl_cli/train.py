@@ -38,7 +38,7 @@ def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> f
         config = _continued(config, folder, overrides)
     if folder.exists and folder.manifest().get("status") == "finished":
         console.print(f"{folder} is finished already; test it again with: metarl test run={folder}", soft_wrap=True)
-        return float(folder.manifest()["return_after"])
+        return float(folder.manifest()["score"])
     parts = build(config)
     folder.lock()
     if folder.exists:
@@ -134,7 +134,7 @@ class Training:
         self.evaluator = Evaluator(parts.family, validation, config.eval.episodes, config.seed, "validation")
 
     def run(self) -> float:
-        """Train to the end, test, print the table; returns the score on the test tasks, the run's ``return_after``.
+        """Train to the end, test, print the table; returns the score on the test tasks, ``score`` in run.json.
 
         The score is the IQM after adaptation, on the tasks learned from scratch where there are such, and for trials the mean
         return of an episode over the whole trial.
@@ -147,7 +147,7 @@ class Training:
             self.tracker.close(finished=False)
             raise
         self.tracker.close(finished=True)
-        self.folder.note(status="finished", ended=now(), return_after=score)
+        self.folder.note(status="finished", ended=now(), score=score)
         return score
 
     def _train(self) -> None:

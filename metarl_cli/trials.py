@@ -18,7 +18,10 @@ from torch.nn.functional import one_hot
 
 from metarl_cli.actions import bounds, constant
 from metarl_cli.recurrent import MemoryConfig, build_memory
+from metarl_cli.seeding import numpy_rng
 from metarl_cli.types import Family, Params, Spec, State, Step, StrictModel, Task, UserError
+
+MOST_PIXELS = 4096  # of an image that is fed to a memory as it is
 
 
 class InputsConfig(StrictModel):
@@ -143,22 +146,35 @@ class Agent:
         inputs: see :class:`InputsConfig`.
         spec: the family's.
         device: where it lives.
+
+    Raises:
+        UserError: for large images.
     """
 
     def __init__(self, memory: MemoryConfig, inputs: InputsConfig, spec: Spec, device: torch.device):
         self.inputs = Inputs(inputs, spec)
+        if len(spec.obs_shape) > 1 and self.inputs.obs_size > MOST_PIXELS:
+            raise UserError(
+                f"images of {list(spec.obs_shape)} are too large for a memory, which has no convolutions; "
+                "choose another family, or algo=maml_dqn learner=dqn_atari"
+            )
         self.memory = build_memory(memory, self.inputs.size)
         self.context = memory.context if memory.cell == "transformer" else None  # longest trial [steps]
-        # how the memory sees rewards: centred and about 1 in size, as measured with the first trials
-        self.rewards: Params = {"mean": torch.zeros((), device=device), "scale": torch.ones((), device=device)}
+        # of the first trials: rewards are fed centred and about 1 in size, observations predicted in units of their variance
+        one = torch.ones((), device=device)
+        self.measured: Params = {"reward_mean": 0 * one, "reward_scale": one, "obs_variance": one}
         self.device = device
 
     def measure(self, trials: Trials) -> None:
-        """Take the mean and the size of rewards from ``trials``; a rare large one is at most 5 as the memory sees it."""
-        reward = trials.reward[trials.weight > 0]
-        away = (reward - reward.mean()).abs()
-        scale = torch.maximum(reward.std(), away.max() / 5)
-        self.rewards = {"mean": reward.mean(), "scale": torch.where(scale > 1e-6, scale, 1.0)}
+        """Take the size of rewards and observations from ``trials``; a rare large reward is at most 5 as it is fed."""
+        inside = trials.weight > 0
+        reward, obs = trials.reward[inside], trials.inputs[inside][:, : self.inputs.obs_size]
+        scale = torch.maximum(reward.std(), (reward - reward.mean()).abs().max() / 5)
+        self.measured = {
+            "reward_mean": reward.mean(),
+            "reward_scale": torch.where(scale > 1e-6, scale, 1.0),
+            "obs_variance": obs.var(0).sum().clamp(min=1),  # what is small already stays as it is
+        }
 
     def begin(self, rows: int) -> State:
         """The start of R trials: ``hidden`` is the memory itself, ``before`` what came before."""
@@ -169,7 +185,7 @@ class Agent:
         before = state["before"]
         clock = self.inputs.clock(before, episodes)
         begun = (before["step"] + before["episode"]) > 0
-        reward = (before["reward"] - self.rewards["mean"]) / self.rewards["scale"] * begun
+        reward = (before["reward"] - self.measured["reward_mean"]) / self.measured["reward_scale"] * begun
         return self.inputs(obs, before, reward, clock), clock
 
     def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
@@ -244,33 +260,34 @@ class Prediction:
     knows what to do with it. One hidden layer on memory and action; weights are named ``prediction.*``.
 
     Args:
-        inputs: what the memory is fed.
-        size: of its features, H.
+        agent: whose memory it is.
         hidden: units.
     """
 
-    def __init__(self, inputs: Inputs, size: int, hidden: int):
-        self.inputs, self.size, self.hidden = inputs, size, hidden
+    def __init__(self, agent: Agent, hidden: int):
+        self.agent, self.hidden = agent, hidden
 
     def init(self, rng: torch.Generator) -> Params:
         """Fresh weights; the output small."""
-        inputs = self.inputs
-        return linear("prediction.hidden", self.hidden, self.size + inputs.action_size, 1.0, rng) | linear(
-            "prediction", inputs.obs_size + 1, self.hidden, 0.1, rng
-        )
+        inputs, size = self.agent.inputs, self.agent.memory.size
+        hidden = linear("prediction.hidden", self.hidden, size + inputs.action_size, 1.0, rng)
+        return hidden | linear("prediction", inputs.obs_size + 1, self.hidden, 0.1, rng)
 
     def loss(self, params: Params, features: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
         """The squared error on the next observation and reward, scalar, from features and inputs ``[T, R, ...]``.
 
-        Means over the steps of ``weight [T, R]``. The first observation of an episode follows from nothing and is left out.
+        Means over the steps of ``weight [T, R]``. The first observation of an episode follows from nothing and is left out; the
+        error of the others is in units of their total variance, where that is above 1.
         """
-        obs_size, end = self.inputs.obs_size, self.inputs.obs_size + self.inputs.action_size
+        obs_size = self.agent.inputs.obs_size
+        end = obs_size + self.agent.inputs.action_size
         following, weight = inputs[1:], weight[1:] / weight[1:].sum().clamp(min=1)
         x = torch.cat([features[:-1], following[..., obs_size:end]], -1)
         x = F.relu(F.linear(x, params["prediction.hidden.weight"], params["prediction.hidden.bias"]))
         found = F.linear(x, params["prediction.weight"], params["prediction.bias"])
         reward, ended = following[..., end], following[..., end + 1]
         of_obs = (found[..., :obs_size] - following[..., :obs_size]).square().sum(-1) * (1 - ended)
+        of_obs = of_obs / self.agent.measured["obs_variance"]
         return ((of_obs + (found[..., obs_size] - reward).square()) * weight).sum()
 
 
@@ -280,11 +297,31 @@ def linear(name: str, outputs: int, inputs: int, gain: float, rng: torch.Generat
     return {f"{name}.weight": gain / math.sqrt(inputs) * weight, f"{name}.bias": torch.zeros(outputs, device=rng.device)}
 
 
+class TrialsConfig(StrictModel):
+    """What algorithms with a memory share: the trials they learn from, and the memory."""
+
+    episodes: int = Field(gt=0, description="episodes of a trial")
+    tasks: int = Field(gt=0, description="tasks per iteration")
+    envs: int = Field(gt=0, description="trials per task and iteration")
+    fresh: bool = Field(description="draw new tasks for every iteration, or train on the first ones")
+    memory: MemoryConfig
+    inputs: InputsConfig
+
+
 class Acting:
     """How an algorithm that has learned a memory acts in a trial; the same however it learned."""
 
+    config: TrialsConfig
+    family: Family
     agent: Agent
+    seed: int
+    iteration: int
     _episodes: int
+
+    def draw_tasks(self) -> Task:
+        """The training tasks of this iteration."""
+        name = str(self.iteration) if self.config.fresh else "all"
+        return self.family.sample_tasks(self.config.tasks, "train", numpy_rng(self.seed, "tasks", "train", name))
 
     @property
     def episodes(self) -> int:

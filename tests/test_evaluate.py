@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_REFERENCE, compose_train, compose_values
+from conftest import TINY_REFERENCE, compose_train, compose_values, tiny
 
 from metarl_cli import adapt, checkpoint, train
 from metarl_cli.building import load, validate
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.evaluate import Evaluator, as_json, metrics, reference_metrics, table, trial
+from metarl_cli.evaluate import Evaluator, as_json, metrics, reference_metrics, standard_error, table, trial
 from metarl_cli.reference import Reference
-from metarl_cli.run_folder import Parts, RunFolder
+from metarl_cli.run_folder import Parts, RunFolder, build
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.tracking import wide_console
 from metarl_cli.types import Spec, TrialAlgorithm
@@ -209,7 +209,7 @@ def test_models_are_selected_by_the_whole_trial(tmp_path, monkeypatch, capsys):
     assert int(best["algorithm"]["weights"]["iteration"]) == 2
     assert best["score"] == pytest.approx(whole[1] / 3)
     result = json.loads((folder.results / "test.json").read_text())
-    assert score == folder.manifest()["return_after"] == pytest.approx(result["trial"]["mean"] / 3)
+    assert score == folder.manifest()["score"] == pytest.approx(result["trial"]["mean"] / 3)
     assert f"first {last[2]:.4g}  last {last[2]:.4g}  trial {whole[2]:.4g}" in capsys.readouterr().out
 
 
@@ -283,3 +283,21 @@ def test_nothing_counts_beyond_the_last_episode_of_a_trial():
     curve = Evaluator(family, {"steps": steps}, 2, 0, "test").curve(Fixed(family, 4), 0)
     assert curve.env_steps == [0, 3, 6, 9]
     assert curve.score == pytest.approx(3)
+
+
+def test_the_standard_error_of_groups_is_that_of_their_average():
+    one, other = np.array([[1.0, 3.0], [4.0, 4.0]]), np.array([[10.0], [20.0], [30.0]])  # task means 2, 4 and 10, 20, 30
+    assert standard_error([one]) == pytest.approx(1)
+    assert standard_error([one, other]) == pytest.approx((1 + 100 / 3) ** 0.5 / 2)
+    assert standard_error([np.array([[1.0, 3.0]])]) == pytest.approx(1), "of a single task over its trials"
+    assert standard_error([one, np.array([[1.0]])]) is None
+
+
+def test_the_total_of_a_mix_is_the_average_of_its_families():
+    short = [f"env.families.{name}.horizon=10" for name in ("cartpole_family", "mountain_car_family")]
+    parts = build(compose_train("env=classic_mix", "algo=rl2", *[o for o in tiny("rl2") if not o.startswith("env.")], *short))
+    tasks = parts.family.sample_tasks(3, "test", numpy_rng(0, "tasks", "test"))  # two of one family, one of the other
+    curve = Evaluator(parts.family, tasks, 2, 0, "test").curve(parts.algorithm, 0)
+    assert curve.total is not None
+    assert curve.total.mean == pytest.approx(sum(point.value for point in curve.points), rel=1e-5)
+    assert curve.total.each == pytest.approx([point.value for point in curve.points], rel=1e-5)

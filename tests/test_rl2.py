@@ -31,7 +31,7 @@ SMALL = (
     "algo.envs=2",
     "algo.ppo.minibatches=1",
     "algo.ppo.lr=0.01",
-    "algo.ppo.clip=0.2",
+    "algo.ppo.ratio_clip=0.2",
 )
 
 
@@ -328,7 +328,7 @@ def test_rl2_runs_on_every_family(name):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["algo.ppo.minibatches=7", "algo.tasks=3", "algo.envs=2"], "minibatches must not be above"),
+        (["algo.ppo.minibatches=7", "algo.tasks=3", "algo.envs=2"], "must not be above"),
         (["algo.memory.cell=transformer", "algo.memory.context=3", "algo.episodes=4"], "more than algo.memory.context=3"),
     ],
 )

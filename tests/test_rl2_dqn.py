@@ -111,10 +111,14 @@ def test_discounts_by_hand(wait, early):
     ended = torch.tensor([0, 1, 0, 0, 0, 1, 1, 0])[:, None] > 0
     clock = torch.tensor([0, 1, 0, 1, 2, 3, 0, 1])[:, None] / 4
     weight = torch.tensor([1.0, 1, 1, 1, 1, 1, 0, 0])[:, None]
-    trials = trials_of(torch.ones(8, 1), ended=ended, weight=weight, clock=torch.stack([clock, clock], -1))
+    terminated = torch.tensor([0, 1, 0, 0, 0, 0, 0, 0])[:, None] > 0
+    changes = {"ended": ended, "terminated": terminated, "weight": weight, "clock": torch.stack([clock, clock], -1)}
+    trials = trials_of(torch.ones(8, 1), **changes)
     assert algorithm.discounts(trials).flatten().tolist() == [0.5, early, 0.5, 0.5, 0.5, 0, 0, 0]
     full = trials._replace(weight=torch.ones(8, 1))
     assert algorithm.discounts(full)[5].item() == 0.5, "an episode of full length waits for nothing"
+    cut = trials._replace(terminated=torch.zeros(8, 1) > 0)
+    assert algorithm.discounts(cut)[1].item() == 0.5, "nor one whose family has a shorter time limit than others of a mix"
 
 
 # -- replay
@@ -177,6 +181,7 @@ def test_whole_trials_are_cut_at_the_longest_drawn():
     assert batch.reward.shape == (3, 400)
     assert set(batch.weight.sum(0).tolist()) == {2.0, 3.0}
     assert batch.start == {}, "every trial begins with an empty memory"
+    assert replay.stride == replay.horizon, "no memories are kept on the way"
 
 
 def test_new_trials_push_out_the_oldest_and_leave_nothing():

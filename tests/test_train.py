@@ -70,7 +70,7 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
     folder = RunFolder(tmp_path / "run")
     manifest = folder.manifest()
     assert manifest["status"] == "finished"
-    assert manifest["return_after"] == score
+    assert manifest["score"] == score
     in_trial = algo in algorithms(in_trial=True)
     points = 2 if in_trial else 3
     for split in ("test", "ood"):

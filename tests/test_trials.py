@@ -75,7 +75,7 @@ def test_inputs_by_hand():
     """Two episodes of two steps at the buttons, side 1: pressed 1, 0, 0, 1, for which 1, -1, -1, 1."""
     family = Buttons(horizon=2)
     agent, params = agent_for(family.spec, inputs=fed("product", "previous_obs", "clock"))
-    agent.rewards = {"mean": torch.tensor(0.5), "scale": torch.tensor(2.0)}
+    agent.measured |= {"reward_mean": torch.tensor(0.5), "reward_scale": torch.tensor(2.0)}
     script = iter([1, 0, 0, 1])
 
     def act(features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,19 +127,23 @@ def test_what_can_be_taken_is_read_from_the_observation():
 
 
 def measured(rewards: list[list[float]], weight: list[list[float]]) -> list[float]:
+    """Of trials in which the observation is the reward too."""
     agent, _ = agent_for(Buttons().spec)
     _, _, trials = cue_trials()
-    agent.measure(trials._replace(reward=torch.tensor(rewards), weight=torch.tensor(weight)))
-    return [float(agent.rewards["mean"]), float(agent.rewards["scale"])]
+    reward = torch.tensor(rewards)
+    agent.measure(trials._replace(reward=reward, weight=torch.tensor(weight), inputs=reward[..., None]))
+    return [float(value) for value in agent.measured.values()]
 
 
-def test_rewards_are_measured_within_trials():
+def test_rewards_and_observations_are_measured_within_trials():
     full = [[1.0, 1.0], [1.0, 1.0]]
-    assert measured([[1.0, 2.0], [3.0, 2.0]], full) == pytest.approx([2.0, (2 / 3) ** 0.5])
-    assert measured([[1.0, 2.0], [3.0, 99.0]], [[1.0, 1.0], [1.0, 0.0]]) == [2.0, 1.0], "what follows a trial does not count"
-    assert measured([[7.0, 7.0], [7.0, 7.0]], full) == [7.0, 1.0], "always the same: nothing to scale"
+    assert measured([[1.0, 2.0], [3.0, 2.0]], full) == pytest.approx([2.0, (2 / 3) ** 0.5, 1.0])
+    assert measured([[1.0, 2.0], [3.0, 99.0]], [[1.0, 1.0], [1.0, 0.0]]) == [2.0, 1.0, 1.0], (
+        "what follows a trial does not count"
+    )
+    assert measured([[7.0, 7.0], [7.0, 7.0]], full) == [7.0, 1.0, 1.0], "always the same: nothing to scale"
     rare = [[100.0 if t == n == 0 else 0.0 for n in range(10)] for t in range(10)]  # mean 1, deviation 10
-    assert measured(rare, [[1.0] * 10] * 10) == pytest.approx([1.0, 99 / 5]), "a rare reward is 5 as the memory sees it"
+    assert measured(rare, [[1.0] * 10] * 10) == pytest.approx([1.0, 99 / 5, 100.0]), "a rare reward is seen as 5"
 
 
 def test_summary_by_hand():
@@ -205,10 +209,13 @@ def test_some_of_the_trials_have_all_that_is_theirs():
             assert torch.equal(mine, whole[:, rows])
 
 
-def test_prediction_by_hand():
+@pytest.mark.parametrize("variance", [1.0, 100.0])
+def test_prediction_by_hand(variance):
     """Of the next observation and reward, told the action, but for the first observation of an episode and for padding."""
-    inputs = Inputs(fed(), Cue().spec)
-    prediction = Prediction(inputs, size=1, hidden=1)
+    memory = MemoryConfig(cell="gru", size=1, layers=1, timescale=2.0, heads=1, context=1)
+    agent = Agent(memory, fed(), Cue().spec, CPU)
+    agent.measured["obs_variance"] = torch.tensor(variance)
+    prediction = Prediction(agent, hidden=1)
     # the hidden unit is memory + second action; it predicts itself as both observations, its double as the reward
     params = {
         "prediction.hidden.weight": torch.tensor([[1.0, 0.0, 1.0]]),
@@ -224,7 +231,7 @@ def test_prediction_by_hand():
     fed_in = [[0, 0, 0, 0, 0, 0], [1, 3, 1, 0, 5, 0], [7, 7, 0, 1, 4, 1], [99] * 6]
     loss = prediction.loss(params, features, torch.tensor(fed_in)[:, None].float(), torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None])
     # 1 predicts (1, 1) and 2 of (1, 3) and 5; 2 + 1 predicts 6 of 4 where another episode begins
-    assert float(loss) == pytest.approx(((0 + 4 + 9) + 4) / 2)
+    assert float(loss) == pytest.approx(((0 + 4) / variance + 9 + 4) / 2)
 
 
 # -- acting and learning see the same

@@ -1,13 +1,14 @@
 """RL²: a recurrent policy whose memory is the learning algorithm (Duan 2016, arXiv:1611.02779; Wang 2016, arXiv:1611.05763).
 
-    h_t = memory(h_{t-1}, [s_t, a_{t-1}, r_{t-1}, d_{t-1}])        a_t ~ pi(h_t)        h lasts over the episodes of a trial
+    x_t = [s_t, a_{t-1}, r_{t-1}, d_{t-1}]    h_t = memory(h_{t-1}, x_t)    a_t ~ pi(h_t, x_t)    h lasts over the whole trial
 
 What it maximises is the return of the whole trial, so exploring early pays if it helps later. Learned by PPO (Schulman 2017,
 arXiv:1707.06347) with generalised advantages over the trial, in minibatches of whole trials; each trial is on a task drawn
 anew (``fresh``), or on one of a fixed set.
 
-Differs from the paper: PPO for TRPO, a value function that shares the memory and is told the clock, lambda near 1 (the
-paper's 0.3 carries almost nothing through a trial of 100 steps).
+Differs from the paper: PPO for TRPO; a value function that shares the memory and is told the clock; a policy that sees its
+inputs beside the memory; lambda of 0.9 and more (the paper's 0.3 carries almost nothing through a trial of 100 steps); rewards
+centred and scaled by the first batch, which only measures; prediction of what comes next as an auxiliary task.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from torch.nn import functional as F
 
 from metarl_cli.distributions import distribution
 from metarl_cli.networks import load_params
-from metarl_cli.recurrent import MemoryConfig
 from metarl_cli.returns import generalized_advantages
-from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.trials import Acting, Agent, InputsConfig, Prediction, Trials, linear
-from metarl_cli.types import Family, Learner, Params, Share, State, StrictModel, Task
+from metarl_cli.seeding import Streams
+from metarl_cli.trials import Acting, Agent, Prediction, Trials, TrialsConfig, linear
+from metarl_cli.types import Family, Learner, Params, Share, State, StrictModel
 
 DECAY = 0.9  # of the running mean and deviation of returns, per iteration
 
@@ -35,7 +35,7 @@ class PPOConfig(StrictModel):
 
     epochs: int = Field(gt=0, description="passes over each batch")
     minibatches: int = Field(gt=0, description="parts of a pass; each has whole trials and is one update")
-    clip: float = Field(gt=0, description="largest change of an action's probability that pays, as a share")
+    ratio_clip: float = Field(gt=0, description="largest change of an action's probability that pays, as a share")
     gamma: float = Field(gt=0, le=1, description="discount per step of the trial")
     lambda_: Share = Field(alias="lambda", description="share of longer returns in the advantages")
     entropy: list[float] = Field(min_length=2, max_length=2, description="weight of the entropy bonus, first and last (linear)")
@@ -43,28 +43,24 @@ class PPOConfig(StrictModel):
     predict_weight: float = Field(
         ge=0, description="weight of predicting the next observation and reward (auxiliary task); 0: none"
     )
-    hidden: int = Field(gt=0, description="hidden units of the value function and of the prediction")
+    hidden: int = Field(gt=0, description="hidden units of the policy, of the value function and of the prediction")
     lr: float = Field(gt=0, description="Adam's learning rate")
     final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
-    grad_clip: float = Field(gt=0, description="largest norm of the gradient")
+    clip: float = Field(gt=0, description="largest norm of the gradient")
     segment: int | None = Field(gt=0, description="steps that gradients reach back (gru, lstm); none: the whole trial")
 
 
-class Config(StrictModel):
+class Config(TrialsConfig):
     """RL² with PPO."""
 
-    episodes: int = Field(gt=0, description="episodes of a trial")
-    tasks: int = Field(gt=0, description="tasks per iteration")
-    envs: int = Field(gt=0, description="trials per task and iteration")
-    fresh: bool = Field(description="draw new tasks for every iteration, or train on the first ones")
-    memory: MemoryConfig
-    inputs: InputsConfig
     ppo: PPOConfig
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if self.tasks * self.envs < self.ppo.minibatches:
-            raise ValueError("ppo.minibatches must not be above tasks x envs, the trials of an iteration")
+            raise ValueError(
+                f"ppo.minibatches ({self.ppo.minibatches}) must not be above tasks x envs ({self.tasks * self.envs})"
+            )
         return self
 
 
@@ -89,6 +85,7 @@ class RL2(Acting):
         family: where tasks come from.
         iterations: length of the whole run, for the schedules.
         seed: the run's seed; every stream derives from it by name.
+        device: where it computes.
 
     Raises:
         UserError: if a transformer cannot attend to a whole trial.
@@ -96,6 +93,7 @@ class RL2(Acting):
 
     learns = True
     stochastic = True
+    config: Config
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.family, self.iterations, self.seed = config, family, iterations, seed
@@ -104,13 +102,13 @@ class RL2(Acting):
         self.agent = Agent(config.memory, config.inputs, family.spec, device)
         self.episodes = config.episodes
         self.policy = distribution(family.spec)
-        self.prediction = Prediction(self.agent.inputs, config.memory.size, config.ppo.hidden)
+        self.prediction = Prediction(self.agent, config.ppo.hidden)
         self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
         # normalisation of what the value function says
         self.returns: Params = {"mean": torch.zeros((), device=device), "std": torch.ones((), device=device)}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.ppo.lr, eps=1e-5)
         self.iteration = self.env_steps = 0
-        self.task = self._draw_tasks()
+        self.task = self.draw_tasks()
 
     def _init(self, rng: torch.Generator) -> Params:
         """Fresh weights: the policy's head small, so that all actions start about equally likely."""
@@ -120,10 +118,6 @@ class RL2(Acting):
         params |= linear("policy", self.policy.outputs, hidden, 0.01, rng)
         params |= linear("value.hidden", hidden, size + 2, 1.0, rng) | linear("value", 1, hidden, 0.1, rng)
         return params | (self.prediction.init(rng) if self.config.ppo.predict_weight else {})
-
-    def _draw_tasks(self) -> Task:
-        name = str(self.iteration) if self.config.fresh else "all"
-        return self.family.sample_tasks(self.config.tasks, "train", numpy_rng(self.seed, "tasks", "train", name))
 
     # -- the policy and the value function
 
@@ -147,7 +141,7 @@ class RL2(Acting):
         """Live through a batch of trials, then improve the policy on them; the first batch only measures the rewards."""
         config, ppo = self.config, self.config.ppo
         if config.fresh:
-            self.task = self._draw_tasks()
+            self.task = self.draw_tasks()
         params = {name: value.detach() for name, value in self.params.items()}
         trials = self.agent.collect(
             params,
@@ -205,7 +199,7 @@ class RL2(Acting):
                 loss, found = self.loss(self.params, trials.rows(rows), signal.rows(rows), entropy_weight)
                 for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                     weight.grad = gradient
-                found["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.grad_clip)
+                found["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.clip)
                 self.optimizer.step()
                 sums = {name: sums.get(name, 0) + value.detach() for name, value in found.items()}
         updates = ppo.epochs * ppo.minibatches
@@ -218,7 +212,7 @@ class RL2(Acting):
         outputs = self.outputs(params, features, trials.inputs)
         log_ratio = self.policy.log_prob(params, outputs, trials.choice) - signal.log_prob
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - ppo.clip, 1 + ppo.clip)
+        clipped = ratio.clamp(1 - ppo.ratio_clip, 1 + ppo.ratio_clip)
         policy_loss = -(torch.minimum(ratio * signal.advantage, clipped * signal.advantage) * weight).sum()
         value_loss = ((self.value(params, features, trials.clock) - signal.target).square() * weight).sum() / 2
         entropy = (self.policy.entropy(params, outputs) * weight).sum()
@@ -256,14 +250,14 @@ class RL2(Acting):
     def weights(self) -> State:
         return {
             "params": {name: value.detach() for name, value in self.params.items()},
-            "rewards": self.agent.rewards,
+            "measured": self.agent.measured,
             "returns": self.returns,
         }
 
     def load_weights(self, state: State) -> None:
         with torch.no_grad():
             load_params(self.params, state["params"])
-            load_params(self.agent.rewards, state["rewards"])
+            load_params(self.agent.measured, state["measured"])
             load_params(self.returns, state["returns"])
 
     def state_dict(self) -> State:

@@ -1,6 +1,6 @@
 """RL² by Q-learning: a recurrent Q-network over whole trials, learned from replayed ones.
 
-    h_t = memory(h_{t-1}, [s_t, a_{t-1}, r_{t-1}, d_{t-1}])      a_t = argmax_a Q(h_t, a)      h lasts over a trial's episodes
+    x_t = [s_t, a_{t-1}, r_{t-1}, d_{t-1}]    h_t = memory(h_{t-1}, x_t)    a_t = argmax_a Q(h_t, x_t, a)   h lasts all trial
 
 The memory is the learning algorithm (Duan 2016, arXiv:1611.02779) and DQN learns it: recurrent (Hausknecht 2015,
 arXiv:1507.06527), on stretches of trials that start from a stored memory and burn in (R2D2: Kapturowski 2019), or on whole
@@ -11,10 +11,10 @@ along the trial (Peng and Williams 1996), by Double DQN with a slow copy:
 
 What is maximised is the return of the trial. So the end of an episode does not stop the bootstrap: what follows is the next
 episode's first step, which the memory sees. The trial's end does, by termination and by time limit alike, which the clock
-tells. g is gamma within an episode. With ``wait`` an episode that ends early at step t is taken to spend the rest of its
-horizon, H steps, without reward: g = gamma^(H - t) at its end. Without, ending early would bring later episodes nearer: where
-gamma^H is small, a fallen pole would cost nothing, as the next one stands at once. Where all episodes are of the same length,
-or gamma is 1, it makes no difference.
+tells. g is gamma within an episode. With ``wait`` an episode that terminates at step t is taken to spend the rest of the
+horizon, H steps, without reward: g = gamma^(H - t) there. Without, ending early would bring later episodes nearer: where
+gamma^H is small, a fallen pole would cost nothing, as the next one stands at once. But with it, and gamma^H small, later
+episodes count for nothing in this one: exploring for their sake is not learned then.
 
 Differs from R2D2: no prioritised replay and no rescaled values; gradients reach back through the burn-in, which has no loss.
 """
@@ -31,10 +31,9 @@ from torch.nn import functional as F
 
 from metarl_cli.actions import Bins
 from metarl_cli.networks import NetworkConfig, QNetwork, load_params
-from metarl_cli.recurrent import MemoryConfig
-from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.trials import Acting, Agent, InputsConfig, Prediction, Trials
-from metarl_cli.types import Family, Learner, Params, Share, Spec, State, StrictModel, Task
+from metarl_cli.seeding import Streams
+from metarl_cli.trials import Acting, Agent, Prediction, Trials, TrialsConfig
+from metarl_cli.types import Family, Learner, Params, Share, Spec, State, StrictModel
 
 
 class HeadConfig(StrictModel):
@@ -78,7 +77,7 @@ class DQNConfig(StrictModel):
 
     updates: int = Field(gt=0, description="gradient updates per iteration")
     gamma: float = Field(gt=0, le=1, description="discount per step of the trial")
-    wait: bool = Field(description="discount as if an episode that ends early took its whole horizon")
+    wait: bool = Field(description="discount as if an episode that terminates took its whole horizon")
     lambda_: Share = Field(alias="lambda", description="share of longer returns; 0 is one-step DQN")
     double: bool = Field(description="choose the bootstrap action by the learning network (Double DQN)")
     loss: Literal["huber", "squared"] = Field(description="loss of the temporal difference")
@@ -93,15 +92,9 @@ class DQNConfig(StrictModel):
     use_average: bool = Field(description="test with the slow copy, a running average of the weights")
 
 
-class Config(StrictModel):
+class Config(TrialsConfig):
     """RL² with DQN."""
 
-    episodes: int = Field(gt=0, description="episodes of a trial")
-    tasks: int = Field(gt=0, description="tasks per iteration")
-    envs: int = Field(gt=0, description="trials per task and iteration")
-    fresh: bool = Field(description="draw new tasks for every iteration, or train on the first ones")
-    memory: MemoryConfig
-    inputs: InputsConfig
     head: HeadConfig
     bins: int = Field(ge=2, description="choices of each action dimension, where actions are vectors; the bounds among them")
     exploration: ExplorationConfig
@@ -138,7 +131,9 @@ class TrialReplay:
     def __init__(self, config: ReplayConfig, horizon: int, device: torch.device):
         self.config, self.horizon, self.device = config, horizon, device
         self.segment = config.segment or horizon
-        self.stride = math.gcd(self.segment, config.burn_in)  # segments and their burn-in begin at multiples of it
+        self.stride = (
+            math.gcd(self.segment, config.burn_in) if config.segment else horizon
+        )  # segments and their burn-in begin at multiples of it
         self.steps: Params = {}  # inputs, choice, reward and discount, [capacity, horizon, ...]
         self.starts: State = {}  # [capacity, horizon / stride, ...]
         self.lengths = torch.zeros(config.capacity, dtype=torch.long, device=device)
@@ -246,10 +241,15 @@ class RL2DQN(Acting):
         family: where tasks come from.
         iterations: length of the whole run, for the schedules.
         seed: the run's seed; every stream derives from it by name.
+        device: where it computes.
+
+    Raises:
+        UserError: if a transformer cannot attend to a whole trial.
     """
 
     learns = True
     stochastic = False
+    config: Config
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.family, self.iterations, self.seed = config, family, iterations, seed
@@ -261,7 +261,7 @@ class RL2DQN(Acting):
         outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
         seen = Spec((self.agent.memory.size + self.agent.inputs.size,), spec.num_actions, spec.horizon)
         self.head = QNetwork(NetworkConfig(convolutions=[], context=0, **config.head.model_dump()), seen, outputs)
-        self.prediction = Prediction(self.agent.inputs, config.memory.size, config.head.hidden[-1])
+        self.prediction = Prediction(self.agent, config.head.hidden[-1])
         init = self.agent.memory.init(self.rng["init"]) | self.head.init(self.rng["init"])
         if config.dqn.predict_weight:
             init |= self.prediction.init(self.rng["init"])
@@ -272,11 +272,7 @@ class RL2DQN(Acting):
         kept = whole if config.memory.cell == "transformer" else config.replay
         self.replay = TrialReplay(kept, self.episodes * spec.horizon, device)
         self.iteration = self.updates = self.env_steps = 0
-        self.task = self._draw_tasks()
-
-    def _draw_tasks(self) -> Task:
-        name = str(self.iteration) if self.config.fresh else "all"
-        return self.family.sample_tasks(self.config.tasks, "train", numpy_rng(self.seed, "tasks", "train", name))
+        self.task = self.draw_tasks()
 
     # -- values and choices
 
@@ -316,7 +312,7 @@ class RL2DQN(Acting):
         """Live through a batch of trials, then learn from replayed ones; the first batch only measures the rewards."""
         config, dqn = self.config, self.config.dqn
         if config.fresh:
-            self.task = self._draw_tasks()
+            self.task = self.draw_tasks()
         start, end = config.exploration.epsilon
         epsilon = start + (end - start) * min(self.iteration / config.exploration.iterations, 1.0)
         trials = self._collect(epsilon)
@@ -355,7 +351,7 @@ class RL2DQN(Acting):
         discount = torch.full_like(trials.reward, dqn.gamma)
         if dqn.wait:
             left = horizon - trials.clock[..., 0] * horizon
-            discount = torch.where(trials.ended, dqn.gamma**left, discount)
+            discount = torch.where(trials.terminated, dqn.gamma**left, discount)
         goes_on = torch.cat([trials.weight[1:], torch.zeros_like(trials.weight[:1])])
         return discount * goes_on
 
@@ -396,14 +392,14 @@ class RL2DQN(Acting):
         return {
             "params": {name: value.detach() for name, value in self.params.items()},
             "slow": self.slow,
-            "rewards": self.agent.rewards,
+            "measured": self.agent.measured,
         }
 
     def load_weights(self, state: State) -> None:
         with torch.no_grad():
             load_params(self.params, state["params"])
             load_params(self.slow, state["slow"])
-            load_params(self.agent.rewards, state["rewards"])
+            load_params(self.agent.measured, state["measured"])
 
     def state_dict(self) -> State:
         return {
