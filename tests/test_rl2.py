@@ -190,11 +190,13 @@ def naive_advantages(reward: list[float], value: list[float], gamma: float, lamb
 def test_the_first_update_is_the_vanilla_policy_gradient(float64):
     """Trial by trial, step by step, without padding: mean of -A log pi, half the value's squared error, less the entropy.
 
-    Advantages are normalised over all steps of all trials; so are the values' targets, by this first batch.
+    Advantages are normalised over all steps of all trials; so are the values' targets, as this is the first batch.
     """
     overrides = ["algo.tasks=8", "algo.memory.size=8", "algo.episodes=3", "algo.ppo.epochs=1", "algo.ppo.entropy=[0.1,0.1]"]
     algorithm = built(Cue(), *SMALL, *overrides, "algo.ppo.predict_weight=0")
     algorithm.train_step()
+    scale = {"mean": torch.tensor(0.7), "std": torch.tensor(2.0)}
+    algorithm.returns = scale  # in which the value function speaks so far
     params = {name: value.detach().clone().requires_grad_() for name, value in algorithm.params.items()}
     (trials,), (gradient,) = spied(algorithm)
     assert (trials.weight == 0).any()
@@ -215,11 +217,11 @@ def test_the_first_update_is_the_vanilla_policy_gradient(float64):
             x = F.relu(F.linear(x, params["value.hidden.weight"], params["value.hidden.bias"]))
             values.append(F.linear(x, params["value.weight"], params["value.bias"])[0])
         value += values
-        rewards = trials.reward[:steps, row].tolist()
-        advantage += naive_advantages(rewards, torch.stack(values).flatten().tolist(), ppo.gamma, ppo.lambda_)
+        returns = (torch.cat(values).detach() * scale["std"] + scale["mean"]).tolist()
+        advantage += naive_advantages(trials.reward[:steps, row].tolist(), returns, ppo.gamma, ppo.lambda_)
     log_prob, value, entropy = (torch.cat(x) for x in (log_prob, value, entropy))
     advantage = torch.tensor(advantage)
-    target = advantage + value.detach()
+    target = advantage + value.detach() * scale["std"] + scale["mean"]
     target = (target - target.mean()) / target.std()
     advantage = (advantage - advantage.mean()) / advantage.std()
     loss = -(advantage * log_prob).mean() + ppo.value_weight * (value - target).square().mean() / 2 - 0.1 * entropy.mean()
@@ -237,9 +239,9 @@ def test_ratios_start_at_one(family, segment):
     for _ in range(3):
         first, later = once.train_step(), often.train_step()
         if "train/kl" in first:
-            assert first["train/kl"] == pytest.approx(0, abs=1e-9)
+            assert first["train/kl"] == pytest.approx(0, abs=1e-7)
             assert first["train/clipped"] == 0
-            assert later["train/kl"] > 1e-7
+            assert later["train/kl"] > 1e-5
 
 
 # (ratio, advantage) -> what is maximised, min(r A, clip(r) A), and whether it has a gradient
