@@ -161,8 +161,8 @@ class Agent:
         self.memory = build_memory(memory, self.inputs.size)
         self.context = memory.context if memory.cell == "transformer" else None  # longest trial [steps]
         # of the first trials: rewards are fed centred and about 1 in size, observations predicted in units of their variance
-        one = torch.ones((), device=device)
-        self.measured: Params = {"reward_mean": 0 * one, "reward_scale": one, "obs_variance": one}
+        start = {"reward_mean": 0.0, "reward_scale": 1.0, "obs_variance": 1.0}
+        self.measured: Params = {name: torch.tensor(value, device=device) for name, value in start.items()}
         self.device = device
 
     def measure(self, trials: Trials) -> None:
