@@ -161,6 +161,35 @@ class Learner(Protocol):
         ...
 
 
+class Search(Protocol):
+    """Moves a population of P genomes, vectors of G genes, towards greater fitness.
+
+    Built by ``Search(config, start, scale, rng)``: the genome ``[G]`` to start at, the natural size ``[G]`` of each gene's
+    change, and the generator that it owns.
+    """
+
+    def ask(self) -> Tensor:
+        """The genomes ``[P, G]`` to evaluate now; the same ones until told."""
+        ...
+
+    def tell(self, fitness: Tensor) -> dict[str, float]:
+        """Go on from the fitness ``[P]`` of those; greater is better, equal is equal, not finite counts as the least.
+
+        Returns what happened as ``{"search/name": value}``. ValueError: not one number per genome, or none finite.
+        """
+        ...
+
+    def best(self) -> Tensor:
+        """The genome ``[G]`` to use now."""
+        ...
+
+    def state_dict(self) -> State:
+        """Everything the search goes on from, its generator included; between ``ask`` and ``tell`` too."""
+        ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
 class Adaptation(NamedTuple):
     """The policies of M tasks after ``step`` adaptation steps, and what they have cost per task."""
 
