@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 
 from metarl_cli.actions import bounds, constant
 from metarl_cli.recurrent import MemoryConfig, build_memory
-from metarl_cli.seeding import numpy_rng
+from metarl_cli.seeding import Streams, numpy_rng
 from metarl_cli.types import Family, Params, Spec, State, Step, StrictModel, Task, UserError
 
 MOST_PIXELS = 4096  # of an image that is fed to a memory as it is
@@ -308,15 +308,29 @@ class TrialsConfig(StrictModel):
     inputs: InputsConfig
 
 
-class Acting:
-    """How an algorithm that has learned a memory acts in a trial; the same however it learned."""
+class MemoryAlgorithm:
+    """What algorithms that learn a memory share, however they learn it: its parts, its tasks, and how it acts in a trial.
 
-    config: TrialsConfig
-    family: Family
-    agent: Agent
-    seed: int
-    iteration: int
-    _episodes: int
+    Args:
+        config: see :class:`TrialsConfig`.
+        family: where tasks come from.
+        iterations: length of the whole run, for the schedules.
+        seed: the run's seed; every stream derives from it by name.
+        device: where it computes.
+
+    Raises:
+        UserError: if a transformer cannot attend to a whole trial.
+    """
+
+    learns = True
+
+    def __init__(self, config: TrialsConfig, family: Family, iterations: int, seed: int, device: torch.device):
+        self.config, self.family, self.iterations, self.seed, self.device = config, family, iterations, seed, device
+        self.rng = Streams(seed, "init", "episodes", "exploration", "minibatch", device=device)
+        self.agent = Agent(config.memory, config.inputs, family.spec, device)
+        self.episodes = config.episodes
+        self.iteration = self.env_steps = 0
+        self.task = self.draw_tasks()
 
     def draw_tasks(self) -> Task:
         """The training tasks of this iteration."""

@@ -23,8 +23,7 @@ from torch.nn import functional as F
 from metarl_cli.distributions import distribution
 from metarl_cli.networks import load_params
 from metarl_cli.returns import generalized_advantages
-from metarl_cli.seeding import Streams
-from metarl_cli.trials import Acting, Agent, Prediction, Trials, TrialsConfig, linear
+from metarl_cli.trials import MemoryAlgorithm, Prediction, Trials, TrialsConfig, linear
 from metarl_cli.types import Family, Learner, Params, Share, State, StrictModel
 
 DECAY = 0.9  # of the running mean and deviation of returns, per iteration
@@ -76,39 +75,23 @@ class Signal(NamedTuple):
         return Signal(*(x.index_select(1, rows) for x in self))
 
 
-class RL2(Acting):
+class RL2(MemoryAlgorithm):
     """A policy and a value function on one memory.
 
-    Args:
-        config: see :class:`Config`.
-        learner: unused; the memory is the learner.
-        family: where tasks come from.
-        iterations: length of the whole run, for the schedules.
-        seed: the run's seed; every stream derives from it by name.
-        device: where it computes.
-
-    Raises:
-        UserError: if a transformer cannot attend to a whole trial.
+    Args: see :class:`MemoryAlgorithm`; ``learner`` is unused, the memory is the learner.
     """
 
-    learns = True
     stochastic = True
     config: Config
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        self.config, self.family, self.iterations, self.seed = config, family, iterations, seed
-        self.device = device
-        self.rng = Streams(seed, "init", "episodes", "exploration", "minibatch", device=device)
-        self.agent = Agent(config.memory, config.inputs, family.spec, device)
-        self.episodes = config.episodes
+        super().__init__(config, family, iterations, seed, device)
         self.policy = distribution(family.spec)
         self.prediction = Prediction(self.agent, config.ppo.hidden)
         self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
         # normalisation of what the value function says
         self.returns: Params = {"mean": torch.zeros((), device=device), "std": torch.ones((), device=device)}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.ppo.lr, eps=1e-5)
-        self.iteration = self.env_steps = 0
-        self.task = self.draw_tasks()
 
     def _init(self, rng: torch.Generator) -> Params:
         """Fresh weights: the policy's head small, so that all actions start about equally likely."""

@@ -31,8 +31,7 @@ from torch.nn import functional as F
 
 from metarl_cli.actions import Bins
 from metarl_cli.networks import NetworkConfig, QNetwork, load_params
-from metarl_cli.seeding import Streams
-from metarl_cli.trials import Acting, Agent, Prediction, Trials, TrialsConfig
+from metarl_cli.trials import MemoryAlgorithm, Prediction, Trials, TrialsConfig
 from metarl_cli.types import Family, Learner, Params, Share, Spec, State, StrictModel
 
 
@@ -232,31 +231,18 @@ def trial_returns(reward: Tensor, discount: Tensor, value: Tensor, lambda_: floa
     return returns
 
 
-class RL2DQN(Acting):
+class RL2DQN(MemoryAlgorithm):
     """A Q-network with a memory.
 
-    Args:
-        config: see :class:`Config`.
-        learner: unused; the memory is the learner.
-        family: where tasks come from.
-        iterations: length of the whole run, for the schedules.
-        seed: the run's seed; every stream derives from it by name.
-        device: where it computes.
-
-    Raises:
-        UserError: if a transformer cannot attend to a whole trial.
+    Args: see :class:`MemoryAlgorithm`; ``learner`` is unused, the memory is the learner.
     """
 
-    learns = True
     stochastic = False
     config: Config
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        self.config, self.family, self.iterations, self.seed = config, family, iterations, seed
+        super().__init__(config, family, iterations, seed, device)
         spec = family.spec
-        self.rng = Streams(seed, "init", "episodes", "exploration", "minibatch", device=device)
-        self.agent = Agent(config.memory, config.inputs, spec, device)
-        self.episodes = config.episodes
         self.bins = None if spec.box is None else Bins(spec.box, config.bins)
         outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
         seen = Spec((self.agent.memory.size + self.agent.inputs.size,), spec.num_actions, spec.horizon)
@@ -271,8 +257,7 @@ class RL2DQN(Acting):
         whole = config.replay.model_copy(update={"segment": None})
         kept = whole if config.memory.cell == "transformer" else config.replay
         self.replay = TrialReplay(kept, self.episodes * spec.horizon, device)
-        self.iteration = self.updates = self.env_steps = 0
-        self.task = self.draw_tasks()
+        self.updates = 0
 
     # -- values and choices
 
