@@ -165,7 +165,7 @@ class Search(Protocol):
     """Moves a population of P genomes, vectors of G genes, towards greater fitness.
 
     Built by ``Search(config, start, scale, rng)``: the genome ``[G]`` to start at, the natural size ``[G]`` of each gene's
-    change, and the generator that it owns.
+    change, and the generator that it owns; the state goes into one built with the same ``config`` and ``scale``.
     """
 
     def ask(self) -> Tensor:

@@ -34,7 +34,7 @@ class Config(StrictModel):
 STATE = {
     "full": (
         *("mean", "sigma", "pc", "countiter", "adapt_sigma.ps"),
-        *("sm.C", "sm.B", "sm.D", "sm.count_tell", "sm.last_update", "sm.count_eigen"),
+        *("sm.C", "sm.B", "sm.D", "sm.count_tell", "sm.last_update"),
     ),
     "diagonal": ("mean", "sigma", "pc", "countiter", "adapt_sigma.ps", "sigma_vec.scaling", "sigma_vec.is_identity"),
 }
@@ -94,10 +94,15 @@ class CMAES:
 
     def state_dict(self) -> State:
         values = {name: reduce(getattr, name.split("."), self.cma) for name in STATE[self.config.covariance]}
-        return {"rng": self.rng.get_state(), "cma": {name: _plain(value) for name, value in values.items()}}
+        return {
+            "start": self.start,
+            "cma": {name: _plain(value) for name, value in values.items()},
+            "rng": self.rng.get_state(),
+        }
 
     def load_state_dict(self, state: State) -> None:
         self.ask()  # a strategy never asked cannot go on: it has no clock
+        self.start = state["start"].to(self.scale)
         self.rng.set_state(state["rng"].cpu())
         for name in STATE[self.config.covariance]:
             value = state["cma"][name]
