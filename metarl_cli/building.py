@@ -2,7 +2,7 @@
 
 A group says ``module: maml`` and means ``metarl_cli.algos.maml``; the rest of the group is that module's ``Config``. Installed
 packages add modules through the entry points ``metarl.algos``, ``metarl.learners`` and ``metarl.envs``. No path, no
-``_target_``, nothing instantiated from a file.
+``_target_``, nothing instantiated from a file. A ``Config`` may hold groups of its own, marked by :class:`Part`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial, reduce
 from importlib.metadata import entry_points
 from operator import getitem
 from types import ModuleType
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -105,8 +105,23 @@ class AdaptConfig(StrictModel):
 
 MODELS: dict[str, type[StrictModel]] = {"train": TrainConfig, "test": TestConfig, "adapt": AdaptConfig}
 
-# group -> folder of its modules, and the class each module has beside its Config; env first: a learner needs its spec
-GROUPS = {"env": ("envs", "Family"), "learner": ("learners", "Learner"), "algo": ("algos", "Algo")}
+GROUPS = ("env", "learner", "algo")  # of ``metarl train``; env first: a learner needs its spec
+# kind of group -> folder of its modules, and the class each module has beside its Config
+MODULES = {
+    "env": ("envs", "Family"),
+    "learner": ("learners", "Learner"),
+    "algo": ("algos", "Algo"),
+    "genome": ("genomes", "Genome"),
+    "lifetime": ("lifetimes", "Lifetime"),
+    "search": ("searches", "Search"),
+}
+
+
+class Part(NamedTuple):
+    """Marks a field of a ``Config`` that is itself a group of a kind with modules, or with ``many`` a dict of such groups."""
+
+    kind: str
+    many: bool = False
 
 
 class ConfigError(UserError):
@@ -152,19 +167,53 @@ def validate(command: str, values: dict[str, Any]) -> TrainConfig | TestConfig |
     return checked
 
 
-def load(group: str, values: dict[str, Any]) -> tuple[ModuleType, Any]:
-    """The module that ``values["module"]`` names in ``group`` (algo, learner, env), and its ``Config`` of the other values.
+def load(kind: str, values: dict[str, Any], place: str = "") -> tuple[ModuleType, Any]:
+    """The module that ``values["module"]`` names, and its ``Config`` of the other values, the groups in it checked too.
+
+    Args:
+        kind: of the group, a key of ``MODULES``.
+        values: the group.
+        place: where it stands in the configuration, for the messages; none: at the top, under the name of its kind.
 
     Raises:
-        ConfigError: if there is no such module, or a value is wrong.
+        ConfigError: if there is no such module, or values are wrong: a line for each.
     """
-    module = _module(group, values.get("module"))
-    return module, _parse(module.Config, {k: v for k, v in values.items() if k != "module"}, f"{group}.")
+    place = place or kind
+    module = _module(kind, values.get("module"), place)
+    values, problems = _check_parts(module.Config, {k: v for k, v in values.items() if k != "module"}, place)
+    try:
+        config = _parse(module.Config, values, f"{place}.")
+    except ConfigError as error:
+        problems = error.problems + problems
+    if problems:
+        raise ConfigError(problems)
+    return module, config
 
 
-def _module(group: str, name: object) -> ModuleType:
+def _check_parts(model: type[BaseModel], values: dict[str, Any], place: str) -> tuple[dict[str, Any], list[str]]:
+    """``values`` with every group that ``model`` marks as a :class:`Part` checked, and what is wrong with those groups."""
+    values, problems = dict(values), []
+    for field, info in model.model_fields.items():
+        group = values.get(field)
+        for part in info.metadata if isinstance(group, dict) else ():  # else told with the model's own keys
+            if not isinstance(part, Part):
+                continue
+            assert isinstance(group, dict)
+            groups = dict(group) if part.many else {"": group}
+            for name, inner in groups.items():
+                if isinstance(inner, dict):
+                    try:
+                        _, config = load(part.kind, inner, ".".join(filter(None, (place, field, name))))
+                        groups[name] = {"module": inner["module"], **config.model_dump(by_alias=True)}
+                    except ConfigError as error:
+                        problems += error.problems
+            values[field] = groups if part.many else groups[""]
+    return values, problems
+
+
+def _module(kind: str, name: object, place: str) -> ModuleType:
     """One of this package's modules or of an installed entry point's, looked up in a list: a name is never a path."""
-    folder, needed = GROUPS[group]
+    folder, needed = MODULES[kind]
     package = importlib.import_module(f"metarl_cli.{folder}")
     sources: dict[str, Callable[[], Any]] = {p.name: p.load for p in entry_points(group=f"metarl.{folder}")}
     for found in pkgutil.iter_modules(package.__path__):
@@ -176,7 +225,7 @@ def _module(group: str, name: object) -> ModuleType:
         except ImportError as error:
             if key != name:
                 return None
-            raise ConfigError([f"{group}.module={name}: cannot be imported: {one_line(error)}"]) from error
+            raise ConfigError([f"{place}.module={name}: cannot be imported: {one_line(error)}"]) from error
         complete = isinstance(module, ModuleType) and hasattr(module, "Config") and hasattr(module, needed)
         return module if complete else None
 
@@ -184,7 +233,7 @@ def _module(group: str, name: object) -> ModuleType:
         return module
     known = sorted(key for key in sources if imported(key))
     wrong = ": missing" if name is None else f"={show(name)}: no such module"
-    raise ConfigError([f"{group}.module{wrong}{choose(str(name or ''), known)}"])
+    raise ConfigError([f"{place}.module{wrong}{choose(str(name or ''), known)}"])
 
 
 def _parse(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> Any:

@@ -235,5 +235,10 @@ def complete(words: list[str]) -> int:
             given = composing.parse_flags([w for w in typed[1:] if w != word])
             folder = [f"--config-dir={given.config_dir}"] if given.config_dir else []
             hydra(command, [*words, *folder])
-        print(found.getvalue(), end="")
+        print(*(end for name in found.getvalue().split() for end in _endings(name)), sep="\n")
     return 0
+
+
+def _endings(name: str) -> tuple[str, ...]:
+    """A completion; Hydra leaves a group that has both options and groups of its own without an end."""
+    return (name,) if set("=./") & {*name} else (f"{name}=", f"{name}/")

@@ -16,8 +16,8 @@ from metarl_cli.searches import genetic, openai_es, snes
 from metarl_cli.searches.population import by_rank
 from metarl_cli.types import UserError
 
-# Every option of conf/search, and the choices within one that another code path takes.
-SEARCHES = {name: (name, {}) for name in options("search")} | {
+# Every option of conf/algo/search, and the choices within one that another code path takes.
+SEARCHES = {name: (name, {}) for name in options("algo/search")} | {
     "genetic roulette averaging": ("genetic", {"selection": "roulette", "crossover": "averaging"}),
     "genetic truncation uniform": ("genetic", {"selection": "truncation", "crossover": "uniform", "elites": 0}),
     "cma_es diagonal": ("cma_es", {"covariance": "diagonal"}),
@@ -27,7 +27,7 @@ every_search = pytest.mark.parametrize("name", SEARCHES)
 
 @cache
 def values(option):
-    return compose_values("train", [f"+search={option}"])["search"]
+    return compose_values("train", [f"+algo/search={option}"])["algo"]["search"]
 
 
 def make(name, start, scale=None, seed=0, **overrides):

@@ -21,8 +21,7 @@ nominal values of the families it does not belong to.
 from __future__ import annotations
 
 import math
-import re
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.actions import Bins
-from metarl_cli.building import ConfigError, load
+from metarl_cli.building import Part, load
 from metarl_cli.types import Box, Env, Spec, State, Step, StrictModel, Task
 from metarl_cli.types import Family as AnyFamily
 
@@ -41,7 +40,9 @@ MOST_CHOICES = 64  # of one vector action
 class Config(StrictModel):
     """Which families are mixed."""
 
-    families: dict[str, dict[str, Any]] = Field(min_length=1, description="name -> an env group, as in conf/env")
+    families: Annotated[dict[str, dict[str, Any]], Part("env", many=True)] = Field(
+        min_length=1, description="name -> an env group, as in conf/env"
+    )
     bins: int = Field(ge=2, description="values of each action dimension, for families whose actions are vectors")
 
 
@@ -56,11 +57,9 @@ class Mix:
         self.device = torch.device(device)
         self.families: dict[str, AnyFamily] = {}
         for name, values in config.families.items():
+            module, parsed = load("env", values, f"env.families.{name}")
             try:
-                module, parsed = load("env", values)
                 self.families[name] = module.Family(parsed, device)
-            except ConfigError as error:
-                raise ConfigError([re.sub(r"^env\b", f"env.families.{name}", problem) for problem in error.problems]) from error
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         self.members = list(self.families.values())
