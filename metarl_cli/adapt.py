@@ -14,7 +14,8 @@ from torch import Tensor
 
 from metarl_cli import checkpoint
 from metarl_cli.building import AdaptConfig
-from metarl_cli.evaluate import Evaluator, by_gradient, empty_table, episode_returns, figure, label, load_weights, table
+from metarl_cli.evaluate import Evaluator, by_gradient, empty_table, figure, label, load_weights, table
+from metarl_cli.inner_loop import run_episodes
 from metarl_cli.run_folder import RunFolder, build
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, iqm_interval
@@ -114,7 +115,7 @@ def _trial(
 
 def _measure(family: Family, task: Task, algorithm: GradientAlgorithm, adaptation: Adaptation, config: AdaptConfig) -> Interval:
     rng = torch_rng(config.seed, "adapt", "episodes", device=next(iter(task.values())).device)
-    returns = episode_returns(family, task, lambda obs: algorithm.act(adaptation.params, obs), config.episodes, rng)
+    returns, _ = run_episodes(family, task, lambda obs: algorithm.act(adaptation.params, obs), config.episodes, rng)
     return iqm_interval(returns.T.cpu().numpy())
 
 

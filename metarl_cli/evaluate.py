@@ -21,7 +21,7 @@ from torch import Tensor
 from metarl_cli.actions import random_actions
 from metarl_cli.building import Evaluation, TestConfig
 from metarl_cli.checkpoint import load
-from metarl_cli.inner_loop import Act
+from metarl_cli.inner_loop import Act, run_episodes
 from metarl_cli.run_folder import Parts, RunFolder, build, held_out_tasks, task_hash
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, Scores, iqm_interval, mean_interval, together
@@ -92,21 +92,6 @@ class Report(NamedTuple):
 
 
 @torch.no_grad()
-def episode_returns(family: Family, task: Task, act: Act, episodes: int, rng: torch.Generator) -> Tensor:
-    """Undiscounted returns ``[M, episodes]`` of one full episode in each of ``episodes`` fresh environments per task."""
-    env = family.make(task, episodes, rng)
-    total = torch.zeros(env.obs.shape[:2], device=env.obs.device)
-    running = torch.ones_like(total, dtype=torch.bool)
-    for _ in range(family.spec.horizon):
-        step = env.step(act(env.obs))
-        total += step.reward * running
-        running &= ~(step.terminated | step.truncated)
-        if not running.any():
-            break
-    return total
-
-
-@torch.no_grad()
 def trial(
     family: Family,
     task: Task,
@@ -173,7 +158,7 @@ class Evaluator:
 
     def _returns(self, task: Task, act: Act) -> Scores:
         rng = self._rng("episodes")  # the same episodes for every policy
-        return episode_returns(self.family, task, act, self.episodes, rng).T.double().cpu().numpy()  # [E, M]
+        return run_episodes(self.family, task, act, self.episodes, rng)[0].T.double().cpu().numpy()  # [E, M]
 
     def _adaptation(self, algorithm: GradientAlgorithm, adaptations: Iterator[Adaptation]) -> Curve:
         steps, returns, gradient_steps, env_steps = [], [], [], []

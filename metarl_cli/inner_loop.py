@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad, vmap
 
-from metarl_cli.networks import in_head
+from metarl_cli.inner_optimizers import Adam
+from metarl_cli.networks import in_head, in_structure
 from metarl_cli.types import Adaptation, Env, Family, Learner, Params, Returns, StrictModel, Task, Transitions
 
 
@@ -51,11 +52,13 @@ class InnerConfig(StrictModel):
 Act = Callable[[Tensor], Tensor]  # obs [M, N, ...] -> action [M, N]
 
 
-def explorer(learner: Learner, params: Params, epsilon: float, repeat: int, rng: torch.Generator) -> Act:
+def explorer(learner: Learner, params: Params, epsilon: float | Tensor, repeat: int, rng: torch.Generator) -> Act:
     """Epsilon-greedy where a random action lasts ``repeat`` steps; the share of random steps stays epsilon.
 
-    Temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration. ``params`` lead with [M].
+    Temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration. ``params`` lead with [M];
+    ``epsilon`` is that of all tasks, or of each, ``[M]``.
     """
+    share = epsilon[:, None] if isinstance(epsilon, Tensor) else epsilon
     if repeat == 1:
         return lambda obs: learner.act(params, obs, epsilon, rng)
     held: Tensor | None = None
@@ -68,8 +71,8 @@ def explorer(learner: Learner, params: Params, epsilon: float, repeat: int, rng:
             held, left = anything, torch.zeros(obs.shape[:2], dtype=torch.long, device=obs.device)
             # as if it had always explored: some are in the middle of a random action, of which 0 to repeat - 1 steps are left
             part = torch.randint(repeat, left.shape, generator=rng, device=obs.device)
-            left = torch.where(torch.rand(left.shape, generator=rng, device=obs.device) < epsilon, part, left)
-        starts = epsilon / (epsilon + repeat * (1 - epsilon))  # of idle steps, so that a share epsilon of all is random
+            left = torch.where(torch.rand(left.shape, generator=rng, device=obs.device) < share, part, left)
+        starts = share / (share + repeat * (1 - share))  # of idle steps, so that a share epsilon of all is random
         begin = (left == 0) & (torch.rand(left.shape, generator=rng, device=obs.device) < starts)
         left = torch.where(begin, repeat, left)
         wide = (...,) + (None,) * (anything.dim() - 2)
@@ -79,7 +82,11 @@ def explorer(learner: Learner, params: Params, epsilon: float, repeat: int, rng:
             held = torch.where(legal, held, anything)
         random = left > 0
         left = (left - 1).clamp(min=0)
-        return held if epsilon >= 1 else torch.where(random[wide], held, learner.act(params, obs, 0.0))
+        return (
+            held
+            if not isinstance(epsilon, Tensor) and epsilon >= 1
+            else torch.where(random[wide], held, learner.act(params, obs, 0.0))
+        )
 
     return act
 
@@ -102,6 +109,27 @@ def collect(env: Env, act: Act, steps: int, one_episode: bool = False) -> Transi
     return Transitions(*(torch.stack(field, 1) for field in zip(*rows, strict=True)))
 
 
+@torch.no_grad()
+def run_episodes(
+    family: Family, task: Task, act: Act, episodes: int, rng: torch.Generator, steps: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """One full episode in each of ``episodes`` fresh environments per task, cut at ``steps`` if given.
+
+    Returns the undiscounted returns and the lengths [steps], ``[M, episodes]`` both.
+    """
+    env = family.make(task, episodes, rng)
+    total, length = torch.zeros(2, *env.obs.shape[:2], device=env.obs.device)
+    running = torch.ones_like(total, dtype=torch.bool)
+    for _ in range(steps or family.spec.horizon):
+        step = env.step(act(env.obs))
+        total += step.reward * running
+        length += running
+        running &= ~(step.terminated | step.truncated)
+        if not running.any():
+            break
+    return total, length
+
+
 def expand(params: Params, num_tasks: int) -> Params:
     """A copy of the weights for each task, ``[M, ...]``: a view, so that gradients sum back."""
     return {name: value.expand(num_tasks, *value.shape) for name, value in params.items()}
@@ -109,6 +137,7 @@ def expand(params: Params, num_tasks: int) -> Params:
 
 def adapted_names(params: Params, scope: str) -> list[str]:
     """The weights the inner loop moves."""
+    params = {name: value for name, value in params.items() if not in_structure(name)}
     chosen = {"all": list(params), "head": [name for name in params if in_head(name)], "context": ["context"]}
     names = [name for name in chosen[scope] if name in params]
     if not names:
@@ -146,26 +175,6 @@ def inner_step(
     if order == 1:
         gradients = {k: g.detach() for k, g in gradients.items()}
     return {k: p - rates[k] * gradients[k] if k in rates else p for k, p in params.items()}
-
-
-class Adam:
-    """Adam (Kingma and Ba 2015, arXiv:1412.6980) on stacked weights, for fine-tuning; keeps its moments itself."""
-
-    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        self.betas, self.eps, self.count = betas, eps, 0
-        self.first: Params = {}
-        self.second: Params = {}
-
-    def step(self, params: Params, gradients: Params, rates: Params) -> Params:
-        """The weights after one update."""
-        self.count += 1
-        (b1, b2), moved = self.betas, dict(params)
-        for k, g in gradients.items():
-            self.first[k] = b1 * self.first.get(k, torch.zeros_like(g)) + (1 - b1) * g
-            self.second[k] = b2 * self.second.get(k, torch.zeros_like(g)) + (1 - b2) * g.square()
-            first, second = self.first[k] / (1 - b1**self.count), self.second[k] / (1 - b2**self.count)
-            moved[k] = params[k] - rates[k] * first / (second.sqrt() + self.eps)
-        return moved
 
 
 def collect_support(

@@ -46,6 +46,10 @@ class QNetwork:
     Weights are named ``convolution.<i>.{weight,bias}``, ``hidden.<i>.{weight,bias,scale,shift}``, ``head.{weight,bias}``,
     ``value.{weight,bias}`` (dueling) and ``context``.
 
+    Where the weights come with a structure, the network is a part of itself: ``structure.width.<i>`` ``[units]`` is 1 for each
+    unit of a hidden layer that there is, ``structure.depth`` ``[layers]`` for each layer, ``structure.activation`` for one of
+    ``ACTIVATIONS``; all else 0. No gradient moves them.
+
     Raises:
         ValueError: if there are convolutions, and observations are no images or too small for them.
     """
@@ -108,12 +112,13 @@ class QNetwork:
         if self.config.context:
             x = torch.cat([x, params["context"].expand(*x.shape[:-1], -1)], -1)
         for i, units in enumerate(self.config.hidden):
+            below = x
             x = F.linear(x, params[f"hidden.{i}.weight"], params[f"hidden.{i}.bias"])
             if self.config.layer_norm:
                 # scale and shift stay outside F.layer_norm: within vmap(grad(...)) the second derivative of its own
                 # affine form is wrong (torch 2.13; by a third in a small case), and so the meta-gradient would be
                 x = F.layer_norm(x, (units,)) * params[f"hidden.{i}.scale"] + params[f"hidden.{i}.shift"]
-            x = self.activation(x)
+            x = self._activate(params, i, x, below)
         q = F.linear(x, params["head.weight"], params["head.bias"]).reshape(*leading, *self.outputs)
         if self.config.dueling:
             value = F.linear(x, params["value.weight"], params["value.bias"])
@@ -121,13 +126,64 @@ class QNetwork:
             q = value + q - q.mean(-1, keepdim=True)
         return q
 
+    def _activate(self, params: Params, layer: int, x: Tensor, below: Tensor) -> Tensor:
+        """The output of a hidden layer, from its sums ``x`` and what it was given: that itself where the layer is left out."""
+        if STRUCTURE[0] not in params:
+            return self.activation(x)
+        depth, activation = (params[name] for name in STRUCTURE)
+        x = sum(share * f(x) for share, f in zip(activation.unbind(-1), ACTIVATIONS.values(), strict=True))  # type: ignore[assignment]
+        x = x * params[f"{STRUCTURE_WIDTH}{layer}"]
+        return x if layer == 0 else torch.where(depth[layer] > 0, x, below)
 
+
+STRUCTURE, STRUCTURE_WIDTH = ("structure.depth", "structure.activation"), "structure.width."
 HEADS = ("head", "value")
+
+
+def in_structure(name: str) -> bool:
+    """Whether an entry says what the network is, and not what it has learned."""
+    return name.startswith("structure.")
 
 
 def in_head(name: str) -> bool:
     """Whether a weight belongs to the network's last layer (what ANIL adapts)."""
     return name.split(".")[0] in HEADS
+
+
+def structured(params: Params, structure: Params) -> Params:
+    """Fresh networks ``[R, ...]`` as parts of themselves; the weights are larger where a layer has fewer inputs."""
+    fitted = params | structure
+    for i, units in _widths(structure):
+        if (above := f"hidden.{i + 1}.weight") in fitted:
+            fitted[above] = fitted[above] * (units.shape[1] / units.sum(1)).sqrt()[:, None, None]
+    return fitted
+
+
+def grow(params: Params, structure: Params) -> Params:
+    """Networks ``[R, ...]`` with another structure, that compute what they did where they grow (Chen 2016, arXiv:1511.05641).
+
+    Nothing listens to a new unit yet, and a new layer passes on what it is given (up to its activation).
+    """
+    grown = params | structure
+    depth, before = structure[STRUCTURE[0]], params[STRUCTURE[0]]
+    for i, units in _widths(structure):
+        new = units * (1 - params[f"{STRUCTURE_WIDTH}{i}"])  # [R, units]
+        if (above := f"hidden.{i + 1}.weight") in grown:
+            grown[above] = grown[above] * (1 - new[:, None])
+        last = depth[:, i] * (1 - depth[:, i + 1] if i + 1 < depth.shape[1] else 1)  # [R] whether the heads listen to it
+        for name in (f"{head}.weight" for head in HEADS if f"{head}.weight" in grown):
+            grown[name] = grown[name] * (1 - new * last[:, None])[:, None]
+        if i > 0:
+            added = (depth[:, i] > before[:, i])[:, None]
+            eye = torch.eye(units.shape[1], device=units.device)
+            grown[f"hidden.{i}.weight"] = torch.where(added[..., None], eye, grown[f"hidden.{i}.weight"])
+            grown[f"hidden.{i}.bias"] = torch.where(added, 0.0, grown[f"hidden.{i}.bias"])
+    return grown
+
+
+def _widths(structure: Params) -> list[tuple[int, Tensor]]:
+    """Which units ``[R, units]`` each hidden layer has, by its number."""
+    return [(i, structure[f"{STRUCTURE_WIDTH}{i}"]) for i in range(structure[STRUCTURE[0]].shape[1])]
 
 
 def load_params(params: Params, saved: Params) -> None:

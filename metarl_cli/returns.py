@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def lambda_returns(
-    reward: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lambda_: float
+    reward: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float | Tensor, lambda_: float
 ) -> Tensor:
     """Q(lambda) targets, ``[T, N]`` each, with next_value the bootstrap value of the true successor.
 

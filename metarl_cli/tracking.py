@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from metarl_cli.checkpoint import write_whole
+from metarl_cli.types import Portrait
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +35,8 @@ LAYOUT = {  # tags are regular expressions
     },
     "Training": {
         "trial": ["Multiline", ["train/trial_return$"]],
+        "fitness": ["Multiline", ["fitness/(best|mean|median|quantile_25|quantile_75)$", "validation/champion$"]],
+        "diversity of the population": ["Multiline", ["search/diversity$"]],
         "loss": ["Multiline", [r"loss/(query|td|policy|value|prediction)$"]],
         "entropy of the policy": ["Multiline", ["train/entropy$"]],
         "gradient norm": ["Multiline", ["grad/norm$"]],
@@ -88,6 +91,15 @@ class Tracker:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
         self._image(tag, buffer.getvalue(), step)
+
+    def portrait(self, shown: Portrait, step: int) -> None:
+        """Show what an algorithm shows of itself in the Histograms, Text and Images tabs."""
+        for tag, values in shown.histograms.items():
+            self.writer.add_histogram(tag, values.detach().double().cpu().numpy(), step)
+        for tag, text in shown.texts.items():
+            self.writer.add_text(tag, text, step)
+        for tag, figure in shown.figures.items():
+            self.figure(tag, figure, step)
 
     def animation(self, tag: str, frames: Sequence[Image.Image], step: int, fps: int = 25) -> None:
         """Show an animated GIF in the Images tab."""

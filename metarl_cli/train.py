@@ -22,7 +22,7 @@ from metarl_cli.building import TrainConfig
 from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, reference_metrics, table
 from metarl_cli.run_folder import Parts, RunFolder, build, default_name, held_out_tasks, now
 from metarl_cli.tracking import Tracker, flatten, wide_console
-from metarl_cli.types import UserError
+from metarl_cli.types import Portrait, Portrayed, UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -191,6 +191,8 @@ class Training:
         if learned is not None:  # each task from scratch: its own tasks are what it is for
             found["eval/return_learned"] = score = learned.value
         self.tracker.log(found, self.algorithm.env_steps)
+        if isinstance(self.algorithm, Portrayed):
+            self.tracker.portrait(self.algorithm.portrait(), self.algorithm.env_steps)
         if score > self.best:
             self.best = score
             weights = {"algorithm": {"weights": self.algorithm.weights()}}
@@ -206,6 +208,8 @@ class Training:
             tasks = held_out_tasks(self.parts.family, config, split, config.test.tasks)
             with self.console.status(f"testing on {config.test.tasks} {split} tasks"):
                 reports[split] = measure(self.folder, self.parts, split, tasks, config.test, config.seed, split)
+        if isinstance(self.algorithm, Portrayed):
+            self._keep(self.algorithm.portrait())
         self.algorithm.env_steps = step
         for split, (report, shown) in reports.items():
             self.tracker.log(metrics(report.curve, split) | reference_metrics(report, split), step)
@@ -220,6 +224,13 @@ class Training:
         self.console.print(f"run folder: {self.folder}", soft_wrap=True)
         self.console.print(f"look at it: tensorboard --logdir {self.folder.path.parent}", soft_wrap=True)
         return tested.learned.value if tested.learned else tested.curve.score
+
+    def _keep(self, shown: Portrait) -> None:
+        """What the algorithm shows of itself, as files beside the results; its short texts are printed."""
+        for name, text in shown.texts.items():
+            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
+        for name, drawn in shown.figures.items():
+            drawn.savefig(self.folder.results / f"{name.split('/')[-1]}.png", dpi=150)
 
     # -- saving
 

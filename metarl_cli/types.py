@@ -7,13 +7,16 @@ observation's shape.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Params = dict[str, Tensor]  # one network; leading [M] where each task owns a copy
 Task = dict[str, Tensor]  # one tensor [M, ...] per physical quantity, SI units
@@ -148,16 +151,71 @@ class Learner(Protocol):
         """Fresh weights of one network."""
         ...
 
-    def act(self, params: Params, obs: Tensor, epsilon: float, rng: torch.Generator | None = None) -> Tensor:
-        """Actions ``[M, N]`` for ``obs [M, N, ...]`` with ``params`` of M networks."""
+    def act(self, params: Params, obs: Tensor, epsilon: float | Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """Actions ``[M, N]`` for ``obs [M, N, ...]`` with ``params`` of M networks; ``epsilon`` for all, or of each ``[M]``."""
         ...
 
-    def targets(self, params: Params, target_params: Params, batch: Transitions, returns: Returns | None = None) -> Tensor:
-        """What the network should say about ``batch``, ``[T, N]``; one step ahead unless told otherwise."""
+    def targets(
+        self,
+        params: Params,
+        target_params: Params,
+        batch: Transitions,
+        returns: Returns | None = None,
+        gamma: Tensor | None = None,
+    ) -> Tensor:
+        """What the network should say about ``batch``, ``[T, N]``; one step ahead unless told otherwise.
+
+        ``gamma`` is a discount ``[]`` in the place of the learner's own.
+        """
         ...
 
     def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:
         """A scalar, deterministic."""
+        ...
+
+
+Traits = dict[str, Params]  # kind of trait -> its values, leading with [P], or [R] once each is a row of its own
+
+
+class Genome(Protocol):
+    """Says what a vector of genes means.
+
+    Built by ``Genome(config, learner, rng)``; one part of what an individual is, each part with genes of its own.
+    """
+
+    start: Tensor  # [G] to begin a search at
+    scale: Tensor  # [G] the natural size of a change of each gene
+
+    def express(self, genes: Tensor) -> Traits:
+        """What the genes ``[P, G]`` make of a lifetime: ``init``, ``structure``, ``rates``, ``hyper`` or ``optimizer``."""
+        ...
+
+    def read(self, genes: Tensor) -> dict[str, Tensor]:
+        """The genes in numbers people understand, ``{name: [P]}``."""
+        ...
+
+
+class Life(Protocol):
+    """R learners in their lifetimes, each on its own task: grows by one adaptation step after another."""
+
+    params: Params  # [R, ...], or [P, ...] as long as P individuals are the same on each of their R / P tasks
+    gradient_steps: int  # so far
+    env_steps: Tensor  # [R] so far
+
+    def grow(self) -> None:
+        """Live through one adaptation step."""
+        ...
+
+
+class Lifetime(Protocol):
+    """How an individual learns a task; built by ``Lifetime(config, learner, family, device)``."""
+
+    steps: int  # adaptation steps of a whole lifetime, after which fitness is measured
+    traits: frozenset[str]  # the kinds it has a use for beside ``init`` and ``structure``
+    default: Traits  # of a learner without a genome, of each kind in ``traits`` it has; leading with [1]
+
+    def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
+        """Put learners with these weights and ``traits [R]`` to the tasks ``[R]``."""
         ...
 
 
@@ -241,6 +299,21 @@ class GradientAlgorithm(Algorithm, Protocol):
     def learned(self) -> tuple[Task, Params] | None:
         """Tasks that already own weights (each task learned from scratch), or None where tasks are only adapted to."""
         ...
+
+
+class Portrait(NamedTuple):
+    """What an algorithm shows of itself beside numbers; keys are ``group/name``."""
+
+    histograms: dict[str, Tensor]  # [P] each
+    texts: dict[str, str]  # Markdown
+    figures: dict[str, Figure]
+
+
+@runtime_checkable
+class Portrayed(Protocol):
+    """An algorithm that has something to show."""
+
+    def portrait(self) -> Portrait: ...
 
 
 @runtime_checkable

@@ -66,7 +66,33 @@ TINY_RL2_DQN = [
     "algo.replay.segment=6",
     "algo.dqn.updates=2",
 ]
-TINY_ALGO = {"maml": TINY_MAML, "dqn": TINY_DQN, "rl2": TINY_RL2, "rl2_dqn": TINY_RL2_DQN}  # by module
+TINY_EVOLVE = [
+    "algo.tasks=4",
+    "algo.search.population=6",
+    "algo.fitness.tasks=2",
+    "algo.fitness.episodes=1",
+    "algo.validation.tasks=2",
+    "algo.validation.every=2",
+    "algo.validation.candidates=0",
+]
+TINY_LIFE = {  # by the lifetime of evolution
+    "gradient": ["algo.lifetime.support.rollouts=2", "algo.lifetime.support.steps=6"],
+    "dqn": [
+        "algo.lifetime.iterations=2",
+        "algo.lifetime.envs=2",
+        "algo.lifetime.env_steps=4",
+        "algo.lifetime.updates=2",
+        "algo.lifetime.largest_batch=8",
+        "algo.lifetime.hyper.batch=8",
+        "algo.lifetime.capacity=64",
+    ],
+    "none": [],
+}
+TINY_GENOME = {
+    "architecture": ["algo.genome.architecture.narrowest=4"],
+    "hyper": ["algo.genome.hyper.ranges.batch.low=4", "algo.genome.hyper.ranges.batch.high=8"],
+}
+TINY_ALGO = {"evolve": TINY_EVOLVE, "maml": TINY_MAML, "dqn": TINY_DQN, "rl2": TINY_RL2, "rl2_dqn": TINY_RL2_DQN}  # by module
 
 
 def options(group: str) -> list[str]:
@@ -82,7 +108,12 @@ def module(algo: str) -> ModuleType:
 
 def tiny(algo: str) -> list[str]:
     """Overrides that make a run of ``algo`` small."""
-    return [*TINY, *TINY_ALGO[module(algo).__name__.rpartition(".")[2]]]
+    name = module(algo).__name__.rpartition(".")[2]
+    more = []
+    if name == "evolve":
+        values = compose_values("train", [f"algo={algo}"])["algo"]
+        more = TINY_LIFE[values["lifetime"]["module"]] + [o for part in values["genome"] for o in TINY_GENOME.get(part, [])]
+    return [*TINY, *TINY_ALGO[name], *more]
 
 
 def algorithms(learns: bool = True, in_trial: bool | None = None) -> list[str]:

@@ -17,11 +17,23 @@ PACKAGE = ROOT / "metarl_cli"
 # From the bottom up; a module imports only from layers below its own.
 LAYERS = [
     {"__init__", "types", "problems"},
-    {"building", "composing", "checkpoint", "statistics", "seeding", "returns", "replay", "actions", "tasks"},
-    {"networks", "recurrent", "distributions"},
+    {
+        "building",
+        "composing",
+        "checkpoint",
+        "statistics",
+        "seeding",
+        "returns",
+        "replay",
+        "actions",
+        "tasks",
+        "ranks",
+        "lineage",
+    },
+    {"networks", "recurrent", "distributions", "inner_optimizers"},
     {"run_folder", "tracking", "envs"},
     {"inner_loop", "reference", "trials"},
-    {"learners", "searches"},
+    {"learners", "searches", "genomes", "lifetimes"},
     {"algos"},
     {"evaluate"},
     {"train", "adapt", "listing"},
@@ -45,8 +57,10 @@ def test_imports_point_down(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("metarl_cli."):
             parts = node.module.split(".")[1:]
-            if parts[0] == mine and mine in ("algos", "envs", "learners", "searches"):
-                assert parts[1] in ("native", "tabular", "population"), f"{inside} imports its sibling {node.module}"
+            if parts[0] == mine and mine in ("algos", "envs", "genomes", "learners", "lifetimes", "searches"):
+                assert parts[1] in ("native", "tabular", "population", "genes", "traits"), (
+                    f"{inside} imports its sibling {node.module}"
+                )
             else:
                 assert layer(parts[0]) < layer(mine), f"{inside} imports {node.module}, which is not below it"
 

@@ -67,17 +67,20 @@ def advance(search, generations):
 
 FUNCTIONS = {  # function, start, and how near its maximum of 0 is near enough
     "sphere": (sphere, [2.0] * 5, 0.01),
+    "plane": (lambda x: -(x[..., :2] - 1).square().sum(-1), [2.0, 2.0], 0.01),
     "rosenbrock": (rosenbrock, [-1.0, 1.0], 0.05),
     "rastrigin": (rastrigin, [2.2] * 3, 1.5),
 }
 BUDGET = {  # evaluations, and what the function wants of the search
-    ("genetic", "sphere"): (4000, {}),
-    ("genetic", "rosenbrock"): (10000, {}),
-    ("genetic", "rastrigin"): (4000, {"sigma": 1.0, "crossover": "uniform"}),
+    ("genetic", "sphere"): (4000, {"sigma": 0.3, "sigma_decay": 0.99}),
+    ("genetic", "rosenbrock"): (10000, {"sigma": 0.3, "sigma_decay": 0.99, "crossover": "sbx", "mutation": 0.2}),
+    ("genetic", "rastrigin"): (4000, {"sigma_decay": 0.99, "mutation": 0.2}),
+    ("genetic_few", "sphere"): (4000, {"sigma": 0.3, "sigma_decay": 0.99}),
+    ("random", "plane"): (2000, {"spread": 1.0}),
     ("deep_ga", "sphere"): (4000, {}),
     ("deep_ga", "rosenbrock"): (4000, {}),
     ("deep_ga", "rastrigin"): (4000, {"sigma": 0.5, "mutation": 0.3}),
-    ("openai_es", "sphere"): (8000, {"lr": 0.1}),
+    ("openai_es", "sphere"): (8000, {"sigma": 0.1}),
     ("openai_es", "rosenbrock"): (8000, {"sigma": 0.05, "sigma_decay": 0.99, "lr": 0.03, "population": 32}),
     ("openai_es", "rastrigin"): (40000, {"sigma": 0.5, "lr": 0.02}),
     ("snes", "sphere"): (1000, {"population": 16}),
@@ -243,7 +246,7 @@ def test_the_gradient_of_a_linear_and_a_quadratic_function(sigma):
 
 def test_the_mean_follows_torchs_own_adam():
     start, slope = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([3.0, 0.1, -1.0])
-    search = make("openai_es", start, shaping="none", weight_decay=0.1, sigma_decay=0.9)
+    search = make("openai_es", start, sigma=0.1, lr=0.05, shaping="none", weight_decay=0.1, sigma_decay=0.9)
     expected = start.clone().requires_grad_()
     adam = torch.optim.AdamW([expected], 0.05, (0.9, 0.999), 1e-8, weight_decay=0.1, maximize=True)
     sigma = 0.1

@@ -37,7 +37,6 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from metarl_cli.inner_loop import (
-    Adam,
     InnerConfig,
     adapt,
     adapt_from_scratch,
@@ -48,6 +47,7 @@ from metarl_cli.inner_loop import (
     initial_rates,
     inner_step,
 )
+from metarl_cli.inner_optimizers import Adam
 from metarl_cli.networks import load_params
 from metarl_cli.replay import Replay
 from metarl_cli.seeding import Streams, numpy_rng

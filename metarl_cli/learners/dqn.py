@@ -50,17 +50,19 @@ class DQN:
         """Fresh weights of one network."""
         return self.network.init(rng)
 
-    def act(self, params: Params, obs: Tensor, epsilon: float, rng: torch.Generator | None = None) -> Tensor:
+    def act(self, params: Params, obs: Tensor, epsilon: float | Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Epsilon-greedy actions ``[M, N]``, or ``[M, N, D]``; ``params`` lead with [M], ``obs`` is ``[M, N, ...]``.
 
-        Greedy needs no ``rng``.
+        Greedy needs no ``rng``; ``epsilon`` may be one for each task, ``[M]``.
         """
-        if epsilon >= 1:
+        mixed = isinstance(epsilon, Tensor)
+        if not mixed and epsilon >= 1:
             return self._anything(obs, rng)
         with torch.no_grad():
             action = self._values(vmap(lambda p, o: self._best(self.network(p, o), o))(params, obs))
-        if epsilon > 0:
-            explore = torch.rand(obs.shape[:2], generator=rng, device=obs.device) < epsilon
+        if mixed or epsilon > 0:
+            share = epsilon[:, None] if isinstance(epsilon, Tensor) else epsilon
+            explore = torch.rand(obs.shape[:2], generator=rng, device=obs.device) < share
             anything = self._anything(obs, rng)
             action = torch.where(explore if self.bins is None else explore[..., None], anything, action)
         return action
@@ -86,19 +88,29 @@ class DQN:
         value = q.gather(-1, choice[..., None])[..., 0]
         return value if self.bins is None else value.mean(-1)
 
-    def targets(self, params: Params, target_params: Params, batch: Transitions, returns: Returns | None = None) -> Tensor:
+    def targets(
+        self,
+        params: Params,
+        target_params: Params,
+        batch: Transitions,
+        returns: Returns | None = None,
+        gamma: Tensor | None = None,
+    ) -> Tensor:
         """What Q(s, a) should be, ``[T, N]``: the one-step target, or ``returns``, for which T is time.
+
+        ``gamma`` is a discount ``[]`` in the place of theirs and of the learner's own.
 
         DQN holds targets fixed: the caller gives them to ``loss`` as numbers. They are left differentiable in
         ``target_params`` for a meta-gradient, which sees how the initialisation moves them.
         """
-        gamma = self.config.gamma if returns is None or returns.gamma is None else returns.gamma
+        discount: float | Tensor = self.config.gamma if returns is None or returns.gamma is None else returns.gamma
+        discount = discount if gamma is None else gamma
         lambda_ = 0.0 if returns is None else returns.lambda_
         q = self.network(target_params, batch.next_obs)
         chooser = self.network(params, batch.next_obs) if self.config.double and params is not target_params else q
         value = self._value(q, self._best(chooser, batch.next_obs))
         reward = batch.reward * self.config.reward_scale
-        return lambda_returns(reward, value, batch.terminated, batch.ended, gamma, lambda_)
+        return lambda_returns(reward, value, batch.terminated, batch.ended, discount, lambda_)
 
     def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:
         """The scalar loss of one task, the mean over its experience; ``target [T, N]``."""

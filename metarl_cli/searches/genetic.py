@@ -60,6 +60,7 @@ class Genetic:
         noise = torch.randn(config.population, len(start), generator=rng, dtype=start.dtype, device=start.device)
         noise[0] = 0  # the start is among the first
         self.population = start + config.spread * scale * noise  # [P, G]
+        self.parents = torch.arange(config.population, device=start.device)  # [P] of each, its number in the last generation
 
     def ask(self) -> Tensor:
         """The generation ``[P, G]``, its elites first."""
@@ -76,12 +77,14 @@ class Genetic:
 
         children = config.population - config.elites
         pairs = (children + 1) // 2
-        mothers, fathers = population[self._parents(fitness, 2 * pairs)].chunk(2)
+        chosen = self._parents(fitness, 2 * pairs)
+        mothers, fathers = population[chosen].chunk(2)
         crossed = torch.rand(pairs, 1, generator=rng, device=population.device) < config.crossover_rate
         one, other = self._cross(mothers, fathers)
         one, other = torch.where(crossed, one, mothers), torch.where(crossed, other, fathers)
         born = mutate(torch.cat([one, other])[:children], config.mutation, sigma * self.scale, rng)
         self.population = torch.cat([population[best[: config.elites]], born])
+        self.parents = torch.cat([best[: config.elites], chosen[:children]])  # of two, the one a child is nearer to
         self.generation += 1
         return told
 
@@ -110,6 +113,7 @@ class Genetic:
     def state_dict(self) -> State:
         return {
             "population": self.population,
+            "parents": self.parents,
             "elite": self.elite,
             "generation": self.generation,
             "rng": self.rng.get_state(),
@@ -117,6 +121,7 @@ class Genetic:
 
     def load_state_dict(self, state: State) -> None:
         self.population, self.elite = state["population"].to(self.scale), state["elite"].to(self.scale)
+        self.parents = state["parents"].to(self.scale.device)
         self.generation = state["generation"]
         self.rng.set_state(state["rng"].cpu())
 

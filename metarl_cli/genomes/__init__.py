@@ -1,0 +1,1 @@
+"""What varies from individual to individual: the parts of a genome."""

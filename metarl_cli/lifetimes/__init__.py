@@ -1,0 +1,1 @@
+"""How an individual of evolution learns the task it is put to."""
