@@ -166,8 +166,11 @@ def grow(params: Params, structure: Params) -> Params:
     """
     grown = params | structure
     depth, before = structure[STRUCTURE[0]], params[STRUCTURE[0]]
+    heard = None  # [R, units] what the layer passed on before: where there was none, what it was given
     for i, units in _widths(structure):
-        new = units * (1 - params[f"{STRUCTURE_WIDTH}{i}"])  # [R, units]
+        own = params[f"{STRUCTURE_WIDTH}{i}"]
+        heard = own if heard is None else torch.where(before[:, i, None] > 0, own, heard)
+        new = units * (1 - heard)
         if (above := f"hidden.{i + 1}.weight") in grown:
             grown[above] = grown[above] * (1 - new[:, None])
         last = depth[:, i] * (1 - depth[:, i + 1] if i + 1 < depth.shape[1] else 1)  # [R] whether the heads listen to it

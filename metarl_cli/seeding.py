@@ -44,21 +44,24 @@ class Streams(dict[str, torch.Generator]):
 
 
 class CommonNumbers(TorchFunctionMode):
-    """Within it, P copies of M rows are dealt the same random numbers: what differs between copies is not chance.
+    """Within it, P copies of the same rows are dealt the same random numbers: what differs between copies is not chance.
 
-    A draw whose first axis has P x M entries, or a multiple, copies first, is made for one copy and repeated. So P moves
-    neither the numbers nor the state of a generator: copies can be parted and evaluated anywhere, to the same bits.
+    Every draw is for rows, P x M of them or a part of each copy's, copies first. It is made for one copy and repeated. So P
+    moves neither the numbers nor the state of a generator: copies can be parted and evaluated anywhere, to the same bits.
 
     Common random numbers compare better than independent ones (Glasserman & Yao 1992).
 
     Args:
         copies: P.
-        rows: M.
+
+    Raises:
+        ValueError: within it, at a draw that cannot be for P copies.
+        NotImplementedError: within it, at a draw of a kind that is not known here.
     """
 
-    def __init__(self, copies: int, rows: int):
+    def __init__(self, copies: int):
         super().__init__()
-        self.copies, self.rows = copies, rows
+        self.copies = copies
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -68,28 +71,26 @@ class CommonNumbers(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in (torch.rand, torch.randn, torch.randint):
             *bounds, size = args if func is torch.randint or not isinstance(args[0], int) else (args,)
-            if not self._shared(size):
-                return func(*args, **kwargs)
             draw: Callable[..., Tensor] = func
-            return self._deal(draw(*bounds, (size[0] // self.copies, *size[1:]), **kwargs))
-        if func in (torch.bernoulli, torch.multinomial) and self._shared(args[0].shape):
+            return self._deal(draw(*bounds, self._one(size), **kwargs))
+        if func in (torch.bernoulli, torch.multinomial):
             chance, rng = args[0], kwargs["generator"]
+            size = self._one(chance.shape)
             if func is torch.bernoulli:
-                return (self._deal(torch.rand(self._one(chance).shape, generator=rng, device=rng.device)) < chance).to(chance)
+                return (self._deal(torch.rand(size, generator=rng, device=rng.device)) < chance).to(chance)
             if args[1:] == (1,):  # the race of exponential clocks
-                clock = torch.empty_like(self._one(chance)).exponential_(generator=rng)
+                clock = chance.new_empty(size).exponential_(generator=rng)
                 return (chance / self._deal(clock)).argmax(-1, keepdim=True)
-        if func is Tensor.exponential_ and self._shared(args[0].shape):
-            return args[0].copy_(self._deal(torch.empty_like(self._one(args[0])).exponential_(generator=kwargs["generator"])))
-        if self._shared(args[0].shape if args and isinstance(args[0], Tensor) else ()):
-            raise NotImplementedError(f"{func} draws numbers that cannot be common")
-        return func(*args, **kwargs)
+        if func is Tensor.exponential_:
+            drawn = args[0].new_empty(self._one(args[0].shape)).exponential_(generator=kwargs["generator"])
+            return args[0].copy_(self._deal(drawn))
+        raise NotImplementedError(f"{func} draws numbers that cannot be common")
 
-    def _shared(self, size: Any) -> bool:
-        return len(size) > 0 and size[0] % (self.copies * self.rows) == 0
-
-    def _one(self, value: Tensor) -> Tensor:
-        return value[: len(value) // self.copies]
+    def _one(self, size: Any) -> tuple[int, ...]:
+        """The size of one copy's part."""
+        if not len(size) or size[0] % self.copies:
+            raise ValueError(f"a draw of size {tuple(size)} is not one for {self.copies} copies")
+        return (size[0] // self.copies, *size[1:])
 
     def _deal(self, drawn: Tensor) -> Tensor:
         return drawn.repeat(self.copies, *[1] * (drawn.dim() - 1))

@@ -186,8 +186,8 @@ class Evolve:
             self._note_lines(genomes, fitness)
         metrics |= self.search.tell(fitness)
         self.iteration += 1
-        if not config.inherit and (self.iteration % config.validation.every == 0 or self.iteration == 1):
-            metrics |= self._choose(genomes, fitness, left_out)
+        if self.iteration % config.validation.every == 0 or (self.iteration == 1 and not config.inherit):
+            metrics |= self._choose_line(fitness) if config.inherit else self._choose(genomes, fitness, left_out)
         return metrics
 
     def _folds(self) -> tuple[Tensor, Tensor]:
@@ -218,10 +218,11 @@ class Evolve:
         size = self.config.chunk or max(len(mine), 1)
         found = torch.zeros(num, len(_first(task)) + 1, dtype=torch.float64, device=self.device)
         for rows in torch.split(mine.to(self.device), size) if len(mine) else ():
-            with CommonNumbers(len(rows), len(_first(task))):
-                life = self._begin(
-                    genomes[rows], task, torch_rng(self.seed, name, "life", str(self.iteration), device=self.device)
-                )
+            if len(rows) * len(_first(task)) == 1:
+                rows = rows.repeat(2)  # products of a single row take another path in BLAS, to other bits
+            rng = torch_rng(self.seed, name, "life", str(self.iteration), device=self.device)
+            life = self._begin(genomes[rows], task, rng)
+            with CommonNumbers(len(rows)):
                 for _ in range(self.lifetime.steps):
                     life.grow()
                 returns, lengths = self._measure(life, task, len(rows), episodes, steps, name)
@@ -259,10 +260,9 @@ class Evolve:
             params = {k: v.repeat(copies, *[1] * (v.dim() - 1)) for k, v in fresh(self.learner, num, rng).items()}
         if structure:
             params = structured(params, structure)
-        task = _tile(task, copies)
-        if shared:
-            return self.lifetime.begin(params, self._complete(traits, num), task, rng, copies)
-        return self.lifetime.begin(params, self._complete(traits, num), task, rng)
+        more = (copies,) if shared else ()
+        with CommonNumbers(copies):  # but not where weights are drawn: their axes are no rows
+            return self.lifetime.begin(params, self._complete(traits, num), _tile(task, copies), rng, *more)
 
     def _complete(self, traits: Traits, num: int) -> Traits:
         """A row of each trait for each of ``num`` tasks; what the genome leaves open is the lifetime's own."""
@@ -278,12 +278,12 @@ class Evolve:
     def _live_on(self, genomes: Tensor) -> tuple[Tensor, int]:
         """One adaptation step of every individual's life, on the same training tasks throughout."""
         task = _rows(self.task, torch.arange(self.config.fitness.tasks, device=self.device))
-        with CommonNumbers(len(genomes), len(_first(task))):
-            if self.lives is None:
-                self.lives = self._begin(genomes, task, torch_rng(self.seed, "lives", device=self.device), shared=True)
-            else:
-                self._inherit(genomes)
-            before = int(self.lives.env_steps.sum())
+        if self.lives is None:
+            self.lives = self._begin(genomes, task, torch_rng(self.seed, "lives", device=self.device), shared=True)
+        else:
+            self._inherit(genomes)
+        before = int(self.lives.env_steps.sum())
+        with CommonNumbers(len(genomes)):
             self.lives.grow()
             returns, lengths = self._measure(
                 self.lives, task, len(genomes), self.config.fitness.episodes, self.config.fitness.steps, "fitness"
@@ -301,12 +301,36 @@ class Evolve:
         self.lives.become(rows, self._complete(traits, num), structure)
 
     def _note_lines(self, genomes: Tensor, fitness: Tensor) -> None:
-        """Put this generation at the end of each individual's line of descent; the fittest's is the champion."""
+        """Put this generation at the end of each individual's line of descent; the fittest's is the champion for now."""
         if self.iteration == 0:
             self.line = genomes[None].clone()
         else:
             self.line = torch.cat([self.line[:, self.search.parents], genomes[None]])  # type: ignore[attr-defined]
         self.champion = self.line[:, fitness.argmax()].clone()
+
+    def _choose_line(self, fitness: Tensor) -> dict[str, float]:
+        """Let fresh learners live by the settings of the fittest on validation tasks; the best settings are the champion.
+
+        Of each of the fittest both its whole line of descent, a schedule, and what it is now, for a whole lifetime.
+        """
+        config = self.config.validation
+        if not config.candidates:
+            return {}
+        fittest = fitness.argsort(descending=True, stable=True)[: config.candidates]
+        lines = self.line[:, fittest]  # [S, C, G]
+        schedules = torch.cat([lines, lines[-1:].expand_as(lines)], 1)
+        task, copies = self.held_out, schedules.shape[1]
+        life = self._begin(schedules[0], task, torch_rng(self.seed, "validation", "life", device=self.device))
+        for step in range(len(schedules)):
+            if step > 0:
+                self._turn(life, schedules[step], len(_first(task)))
+            with CommonNumbers(copies):
+                life.grow()
+        with CommonNumbers(copies):
+            returns, _ = self._measure(life, task, copies, config.episodes, None, "validation")
+        found = returns.mean(1)
+        self.champion = schedules[:, found.argmax()].clone()
+        return {"validation/champion": float(found.max()), "validation/candidates": float(found.mean())}
 
     # -- meta-testing
 
@@ -329,16 +353,16 @@ class Evolve:
         for step in range(steps + 1 if self.lifetime.steps else 1):
             if step > 0:
                 if schedule is not None and 1 < step <= len(schedule):
-                    self._turn(life, schedule[step - 1], num)
+                    self._turn(life, schedule[step - 1][None], num)
                 life.grow()
             params = {k: v.expand(num, *v.shape[1:]) if len(v) == 1 else v for k, v in life.params.items()}
             yield Adaptation(step, life.gradient_steps, round(float(life.env_steps.double().mean())), params)
 
-    def _turn(self, life: ContinuedLife, genome: Tensor, num: int) -> None:
-        """Go on with the settings of the next generation of a schedule."""
-        traits = self.genome.express(genome[None])
+    def _turn(self, life: ContinuedLife, genomes: Tensor, num: int) -> None:
+        """P individuals go on with the settings ``[P, G]`` of the next generation of their schedules, each on ``num`` tasks."""
+        traits = self.genome.express(genomes)
         structure = {k: v.repeat_interleave(num, 0) for k, v in traits.pop("structure", {}).items()}
-        life.become(torch.arange(num, device=self.device), self._complete(traits, num), structure)
+        life.become(torch.arange(len(genomes) * num, device=self.device), self._complete(traits, num), structure)
 
     def act(self, params: Params, obs: Tensor) -> Tensor:
         return self.learner.act(params, obs, 0.0)

@@ -116,6 +116,8 @@ class Life:
         self.params, self.target = ({k: v[rows] for k, v in p.items()} for p in (self.params, self.target))
         self.optimizer.take(rows)
         self.traits = traits
+        if isinstance(self.optimizer, Learned):
+            self.optimizer.weights = traits["optimizer"]
         if structure:
             self.params, self.target = grow_network(self.params, structure), grow_network(self.target, structure)
 
