@@ -1,0 +1,319 @@
+"""Lifetimes per second of evolution as the population grows, beside EvoTorch on the same problem.
+
+    python benchmarks/evolution.py                              both tables, some minutes
+    python benchmarks/evolution.py policies --populations 16    some of it
+    python benchmarks/evolution.py learners --algos evo_dqn
+
+A lifetime is one individual's on one task, with the episode that its fitness is taken from.
+
+*policies*: networks that do not learn, 4-32-32-2 with SiLU, greedy, judged by one episode of at most 500 steps on each of eight
+tasks of ``cartpole_family``; SNES moves them. All contenders start from the same mean and deviations on the same tasks:
+
+    metarl              algo=es_dqn algo/genome=[init] algo/lifetime=none algo/search=snes
+    EvoTorch, native    its SNES, population and policy; fitness by metarl's CartPole, all episodes as one tensor
+    EvoTorch VecGymNE   Gymnasium's CartPole-v1 with the tasks' physics, in its vector environment: a copy for each individual
+    EvoTorch GymNE      the same environment, one individual after another
+
+Policies get better, and then their episodes longer. So a turn is a new search with the round's seed, one generation to warm up,
+and a few that are timed. Contenders take turns and medians over all generations count; "x metarl" is the factor by which metarl
+is faster, below 1 it is slower. Steps per lifetime say whether they had the same work. Where all episodes are one tensor, a
+generation takes as long as its longest episode, so that chance moves it most in small populations; they have more rounds.
+
+*learners*: what EvoTorch has nothing of; ``conf/algo`` as it is but for the population, the network, and validation, which is
+left out. A chunk is how many individuals are evaluated at once (``algo.chunk``).
+
+Seconds are those of the processor, which other work on the machine disturbs less; one thread computes. EvoTorch is not needed
+for metarl: install it in an environment of its own (``pip install evotorch`` beside this package); without it there is only
+metarl's part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from statistics import median
+from typing import Any, NamedTuple
+
+import gymnasium
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from metarl_cli.building import load
+from metarl_cli.composing import conf_dir
+from metarl_cli.inner_loop import run_episodes
+from metarl_cli.seeding import torch_rng
+from metarl_cli.types import Task
+
+OURS, NATIVE, VECTOR, SINGLE = "metarl", "EvoTorch, native", "EvoTorch VecGymNE", "EvoTorch GymNE"
+TASKS = 8  # of a policy
+HIDDEN = 32  # units of both layers
+POLICIES = ["algo=es_dqn", "algo/genome=[init]", "algo/lifetime=none", "algo/search=snes", f"algo.tasks={TASKS}"]
+POPULATIONS = [16, 64, 256, 1024]
+LEARNERS = {"evo_dqn": POPULATIONS, "evo_hyper": [16, 64]}
+CHUNK = 64  # individuals
+CPU = torch.device("cpu")
+
+
+class Contender(NamedTuple):
+    """A search whose generations are timed."""
+
+    generation: Callable[[], object]  # lives through one
+    steps: Callable[[], int]  # of environments so far
+    longest: Callable[[], int] = int  # the longest episodes of all generations so far, summed; 0: not all are one tensor
+
+
+class Speed(NamedTuple):
+    """Medians over generations."""
+
+    lifetimes: float  # per second
+    steps: float  # of environments, per second
+    length: float  # steps of a lifetime
+    longest: float  # steps of an episode in a generation; 0: unknown
+
+
+def build(options: list[str], population: int, seed: int) -> Any:
+    """The algorithm of a composed configuration on ``cartpole_family``, without validation."""
+    shared = ["env=cartpole_family", f"learner.network.hidden=[{HIDDEN},{HIDDEN}]"]
+    sizes = [f"algo.search.population={population}", "algo.validation.candidates=0"]
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        composed = compose("train", [*options, *shared, *sizes])
+    values: dict[str, Any] = {k: OmegaConf.to_container(composed[k], resolve=True) for k in ("env", "learner", "algo")}
+    env, learner, algo = (load(kind, group) for kind, group in values.items())
+    family = env[0].Family(env[1], CPU)
+    return algo[0].Algo(algo[1], learner[0].Learner(learner[1], family.spec), family, 1, seed, CPU)
+
+
+def ours(algorithm: Any, longest: Callable[[], int] = int) -> Contender:
+    """metarl's own generations."""
+    return Contender(algorithm.train_step, lambda: algorithm.env_steps, longest)
+
+
+def counted(family: Any) -> Callable[[], int]:
+    """How often any environments of a family have been stepped from now on."""
+    make, steps = family.make, 0
+
+    def made(*args: Any) -> Any:
+        env = make(*args)
+        step = env.step
+
+        def counting(action: Tensor) -> Any:
+            nonlocal steps
+            steps += 1
+            return step(action)
+
+        env.step = counting
+        return env
+
+    family.make = made
+    return lambda: steps
+
+
+# -- EvoTorch
+
+
+def network() -> nn.Sequential:
+    """The policy of metarl's learner as a module: its parameters come in the order of the genes."""
+    return nn.Sequential(nn.Linear(4, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 2))
+
+
+def rivals(algorithm: Any, seed: int, longest: Callable[[], int]) -> dict[str, Contender]:
+    """EvoTorch's generations, on the tasks and from the start of an algorithm that has done nothing yet."""
+    from evotorch import Problem
+    from evotorch.algorithms import SNES
+    from evotorch.neuroevolution import GymNE, VecGymNE
+    from evotorch.neuroevolution.net.vecrl import Policy, SyncVectorEnv
+
+    search, family, task = algorithm.search, algorithm.family, algorithm.task
+    policy, rng, spent = Policy(network()), torch_rng(seed, "episodes"), 0
+    check_same(algorithm, policy)
+
+    @torch.no_grad()
+    def fitness(genomes: Tensor) -> Tensor:
+        nonlocal spent
+        policy.set_parameters(genomes.as_subclass(torch.Tensor))  # it hands out a slower subclass
+        rows = {name: value.repeat(len(genomes)) for name, value in task.items()}
+
+        def act(obs: Tensor) -> Tensor:  # [P M, 1, 4]
+            values: Tensor = policy(obs.reshape(len(genomes), TASKS, -1))
+            return values.argmax(-1).reshape(-1, 1)
+
+        returns, lengths = run_episodes(family, rows, act, 1, rng)
+        spent += int(lengths.sum())
+        return returns.reshape(len(genomes), TASKS).mean(1)
+
+    def copies(num_envs: int) -> SyncVectorEnv:  # as VecGymNE makes them of a name
+        return SyncVectorEnv([lambda: Tasks(task)] * num_envs, empty_info=True, num_episodes=TASKS)
+
+    native = Problem("max", fitness, solution_length=len(search.mean), vectorized=True, dtype=torch.float32, seed=seed)
+    vector = VecGymNE(copies, network, num_episodes=TASKS)
+    single = GymNE(lambda: Tasks(task), network, num_episodes=TASKS)
+
+    def searching(problem: Problem, steps: Callable[[], int], longest: Callable[[], int] = int) -> Contender:
+        problem.manual_seed(seed)
+        searcher = SNES(problem, popsize=search.config.population, center_init=search.mean, stdev_init=search.sigma)
+        return Contender(searcher.step, steps, longest)
+
+    return {
+        NATIVE: searching(native, lambda: spent, longest),
+        VECTOR: searching(vector, lambda: vector.interaction_count),
+        SINGLE: searching(single, lambda: single.interaction_count),
+    }
+
+
+class Tasks(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """CartPole-v1 whose physics are those of one task after another."""
+
+    def __init__(self, task: Task):
+        super().__init__(gymnasium.make("CartPole-v1"))
+        rows = zip(*(value.tolist() for value in task.values()), strict=True)
+        self.tasks = itertools.cycle([dict(zip(task, row, strict=True)) for row in rows])
+
+    def reset(self, **options: Any) -> Any:
+        physics = next(self.tasks)
+        env: Any = self.unwrapped
+        for name, value in physics.items():
+            setattr(env, name, value)
+        env.total_mass = physics["masspole"] + physics["masscart"]
+        env.polemass_length = physics["masspole"] * physics["length"]
+        return super().reset(**options)
+
+
+def check_same(algorithm: Any, policy: Any) -> None:
+    """Raises AssertionError where the genes do not mean the same policy to both."""
+    rng = torch_rng(0, "check")
+    genomes, obs = torch.randn(8, len(algorithm.search.mean), generator=rng), torch.randn(8, 64, 4, generator=rng)
+    policy.set_parameters(genomes)
+    mine = algorithm.learner.act(algorithm.genome.express(genomes)["init"], obs, 0.0)
+    assert torch.equal(policy(obs).argmax(-1), mine)
+
+
+# -- measuring
+
+
+def measure(
+    build_all: Callable[[int], dict[str, Contender]], lifetimes: int, rounds: int, timed: int, warm: int
+) -> dict[str, Speed]:
+    """Speeds of contenders that take turns.
+
+    Args:
+        build_all: makes them anew for a round, given its seed.
+        lifetimes: of a generation.
+        rounds: turns of each.
+        timed: generations of a turn that count.
+        warm: generations before those.
+    """
+    found: dict[str, list[tuple[float, int, int]]] = {}  # seconds, steps and longest episode of each generation
+    for seed in range(rounds):
+        for name, contender in build_all(seed).items():
+            for _ in range(warm):
+                contender.generation()
+            for _ in range(timed):
+                before = contender.steps(), contender.longest()
+                began = time.process_time()
+                contender.generation()
+                took = time.process_time() - began
+                found.setdefault(name, []).append((took, contender.steps() - before[0], contender.longest() - before[1]))
+    return {
+        name: Speed(
+            lifetimes / median(seconds for seconds, _, _ in rows),
+            median(steps / seconds for seconds, steps, _ in rows),
+            median(steps for _, steps, _ in rows) / lifetimes,
+            median(longest for _, _, longest in rows),
+        )
+        for name, rows in found.items()
+    }
+
+
+def policies(populations: list[int], rounds: int, timed: int) -> None:
+    """The table beside EvoTorch."""
+    there = find_spec("evotorch") is not None
+    if there:
+        import evotorch
+        from evotorch.tools import set_default_logger_config
+
+        set_default_logger_config(logger_level=logging.WARNING, override=True)
+        version = f"EvoTorch {evotorch.__version__}"
+    else:
+        version = "EvoTorch is not installed (pip install evotorch, in an environment of its own): metarl alone"
+    print(f"Policies that do not learn, {TASKS} tasks each; {version}, {machine()}.\n")
+    head("population", "contender", "lifetimes/s", "env steps/s", "steps per lifetime", "longest episode", "x metarl")
+    for population in populations:
+
+        def build_all(seed: int, population: int = population) -> dict[str, Contender]:
+            algorithm = build(POLICIES, population, seed)
+            longest = counted(algorithm.family)
+            return {OURS: ours(algorithm, longest), **(rivals(algorithm, seed, longest) if there else {})}
+
+        turns = min(rounds, max(4, 64 * rounds // population))
+        found = measure(build_all, population * TASKS, turns, timed, warm=1)
+        for name, speed in found.items():
+            longest = f"{speed.longest:.0f}" if speed.longest else "-"
+            row(population, name, speed, longest, f"{found[OURS].lifetimes / speed.lifetimes:.3g}")
+
+
+def learners(algos: list[str], populations: list[int] | None, rounds: int) -> None:
+    """The table of lifetimes in which something is learned."""
+    print(f"Learners; {machine()}.\n")
+    head("population", "algorithm", "lifetimes/s", "env steps/s", "steps per lifetime", "tasks", "chunk")
+    for name in algos:
+        brief = name != "evo_hyper"  # a generation takes seconds, not minutes
+        for population, chunk in itertools.product(populations or LEARNERS[name], [None, CHUNK]):
+            if chunk is not None and (population <= chunk or not brief):
+                continue
+            options = [f"algo={name}", f"algo.chunk={chunk or 'null'}"]
+            tasks = build(options, population, 0).config.fitness.tasks
+
+            def build_all(
+                seed: int, name: str = name, options: list[str] = options, population: int = population
+            ) -> dict[str, Contender]:
+                return {name: ours(build(options, population, seed))}
+
+            found = measure(build_all, population * tasks, rounds if brief else 1, timed=1, warm=int(brief))
+            row(population, name, found[name], f"{tasks}", f"{chunk or 'all'}")
+
+
+def machine() -> str:
+    return f"torch {torch.__version__}, {platform.machine()}, one thread"
+
+
+def head(*columns: str) -> None:
+    print("| " + " | ".join(columns) + " |\n|---:|---|" + "---:|" * (len(columns) - 2), flush=True)
+
+
+def row(population: int, name: str, speed: Speed, *more: str) -> None:
+    digits = 1 if speed.lifetimes < 100 else 0
+    cells = [f"{population}", name, f"{speed.lifetimes:,.{digits}f}", f"{speed.steps:,.0f}", f"{speed.length:,.0f}", *more]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", default=["policies", "learners"], metavar="TABLE", help="policies, learners")
+    parser.add_argument(
+        "--populations", nargs="+", type=int, help=f"default: {POPULATIONS}, of evo_hyper {LEARNERS['evo_hyper']}"
+    )
+    parser.add_argument("--algos", nargs="+", choices=LEARNERS, default=list(LEARNERS), help="learners")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each contender; of large populations fewer")
+    parser.add_argument("--generations", type=int, default=2, help="timed in a turn, of policies")
+    args = parser.parse_args()
+    if unknown := set(args.tables) - {"policies", "learners"}:
+        parser.error(f"no such table: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="gymnasium")
+    if "policies" in args.tables:
+        policies(args.populations or POPULATIONS, args.rounds, args.generations)
+        print()
+    if "learners" in args.tables:
+        learners(args.algos, args.populations, min(args.rounds, 3))
+
+
+if __name__ == "__main__":
+    main()
