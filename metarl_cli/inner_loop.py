@@ -141,7 +141,7 @@ def adapted_names(params: Params, scope: str) -> list[str]:
     chosen = {"all": list(params), "head": [name for name in params if in_head(name)], "context": ["context"]}
     names = [name for name in chosen[scope] if name in params]
     if not names:
-        raise ValueError(f"the network has no weights for inner.scope={scope}; set learner.network.context above 0")
+        raise ValueError(f"the network has no weights for scope={scope}; set learner.network.context above 0")
     return names
 
 

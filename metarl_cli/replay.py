@@ -48,6 +48,11 @@ class Replay:
         index = torch.randint(len(self), (len(tasks), size), generator=rng, device=tasks.device)
         return Transitions(*(x[tasks[:, None], index][:, None] for x in self.data))
 
+    def take(self, tasks: Tensor) -> None:
+        """Go on with what there is of these ``tasks [M]`` in the place of all."""
+        if self.data is not None:
+            self.data = Transitions(*(x[tasks] for x in self.data))
+
     def state_dict(self) -> State:
         return {"data": None if self.data is None else self.data._asdict(), "added": self.added}
 

@@ -25,6 +25,7 @@ arXiv:1711.09846). What comes out is a schedule: the settings along the winner's
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -32,7 +33,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from metarl_cli.building import Part, load
+from metarl_cli.building import ConfigError, Part, load
 from metarl_cli.inner_loop import Act, run_episodes
 from metarl_cli.lifetimes.dqn import Life as ContinuedLife
 from metarl_cli.lineage import draw_lineage, markdown
@@ -127,35 +128,36 @@ class Evolve:
         self.lives: ContinuedLife | None = None
         self.line = self.genome.start[:0].reshape(0, 0, 0)  # [S, P, G] with inherit: each individual's line of descent
         if config.inherit and self.ranks.size > 1:
-            raise ValueError("inherit goes with a single process: weights would have to travel")
+            raise ValueError("algo.inherit goes with a single process: weights would have to travel")
         if config.inherit and config.lifetime["steps"] != iterations:
             raise ValueError(
-                f"with inherit, a generation is one adaptation step: algo.lifetime.steps ({config.lifetime['steps']}) must be "
-                f"train.iterations ({iterations})"
+                f"with algo.inherit, a generation is one adaptation step: algo.lifetime.steps ({config.lifetime['steps']}) must "
+                f"be train.iterations ({iterations})"
             )
 
     def _check_traits(self) -> None:
-        """Raises ValueError where a part of the genome says something that no lifetime asks for."""
+        """Raises ValueError where a part of the genome says something that no lifetime asks for, or may not be."""
         module = self.config.lifetime["module"]
         sample = self.genome.express(self.genome.start[None])
-        for kind, values in sample.items():
-            if kind not in self.lifetime.traits | {"init", "structure"}:
-                raise ValueError(f"genome: {kind} mean nothing in lifetime.module={module}")
-            unknown = set(values) - set(self.lifetime.default.get("hyper", values)) if kind == "hyper" else set()
-            if unknown:
-                known = ", ".join(self.lifetime.default["hyper"])
-                raise ValueError(
-                    f"genome.hyper.ranges: no {', '.join(sorted(unknown))} in lifetime.module={module}; it has {known}"
-                )
-        if "structure" in sample and "init" in sample:
-            raise ValueError("genome: initial weights and architecture do not go together")
-        largest = self.config.lifetime.get("largest_batch")
-        if (
-            largest
-            and "batch" in (spans := self.config.genome.get("hyper", {}).get("ranges", {}))
-            and spans["batch"]["high"] > largest
-        ):
-            raise ValueError(f"genome.hyper.ranges.batch goes beyond lifetime.largest_batch ({largest})")
+        if unused := sample.keys() - self.lifetime.traits - {"init", "structure"}:
+            raise ValueError(f"algo.genome: {', '.join(sorted(unused))} mean nothing in algo.lifetime.module={module}")
+        if "init" in sample and "structure" in sample:
+            raise ValueError("algo.genome: initial weights and architecture do not go together")
+        if "init" in sample and self.config.inherit:
+            raise ValueError("algo.genome: initial weights mean nothing with algo.inherit: children have their parents'")
+        known = self.lifetime.default.get("hyper", {})
+        for part, values in self.config.genome.items():
+            for name, span in values.get("ranges", {}).items():
+                key = f"algo.genome.{part}.ranges.{name}"
+                if name not in known:
+                    raise ValueError(f"{key} means nothing in algo.lifetime.module={module}; known: {', '.join(known)}")
+                for end in ("low", "high"):
+                    lifetime = copy.deepcopy(self.config.lifetime)
+                    lifetime.get("hyper", lifetime)[name] = span[end]
+                    try:
+                        load("lifetime", lifetime, "algo.lifetime")
+                    except ConfigError as error:
+                        raise ValueError(f"{key}.{end}={span[end]:g} goes too far: {error}") from error
 
     # -- one generation
 

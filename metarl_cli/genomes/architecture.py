@@ -36,10 +36,10 @@ class Architecture:
         network = learner.network.config  # type: ignore[attr-defined]
         self.config, self.layers, self.widest = config, len(network.hidden), network.hidden[0]
         if set(network.hidden) != {self.widest} or network.layer_norm:
-            raise ValueError("genome.architecture needs learner.network.hidden of one size, and layer_norm=false")
+            raise ValueError("algo.genome.architecture needs learner.network.hidden of one size, and layer_norm=false")
         if not config.narrowest < self.widest:
             raise ValueError(
-                f"genome.architecture.narrowest ({config.narrowest}) must be below the widest layer ({self.widest})"
+                f"algo.genome.architecture.narrowest ({config.narrowest}) must be below the widest layer ({self.widest})"
             )
         self.activation = list(ACTIVATIONS).index(network.activation)
         self.start = torch.full((1 + self.layers + config.activations,), 0.5, device=rng.device)

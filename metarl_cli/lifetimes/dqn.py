@@ -115,6 +115,8 @@ class Life:
         """Row r goes on as ``rows[r]`` was, weights and all it remembers, with other ``traits`` and another ``structure``."""
         self.params, self.target = ({k: v[rows] for k, v in p.items()} for p in (self.params, self.target))
         self.optimizer.take(rows)
+        if not self.lifetime.config.shared:
+            self.replay.take(rows)
         self.traits = traits
         if isinstance(self.optimizer, Learned):
             self.optimizer.weights = traits["optimizer"]

@@ -34,12 +34,17 @@ class Config(StrictModel):
 
 
 class Gradient:
-    """K steps on the support of a task."""
+    """K steps on the support of a task.
+
+    Raises:
+        ValueError: if the network has nothing that ``scope`` asks for.
+    """
 
     traits = frozenset({"rates", "hyper", "optimizer"})
 
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
         self.config, self.learner, self.family, self.steps = config, learner, family, config.steps
+        adapted_names(learner.init(torch.Generator(device)), config.scope)
         self.default: Traits = {"hyper": {"lr": torch.tensor([config.lr], device=device)}}
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
