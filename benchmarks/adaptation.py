@@ -2,9 +2,10 @@
 
     python benchmarks/adaptation.py cartpole --seeds 3 --jobs 2            train what is not finished yet, then print the table
     python benchmarks/adaptation.py navigation --only maml_dqn pretrain_dqn
+    python benchmarks/adaptation.py cartpole_evolution                     evolution on the same tasks
     python benchmarks/adaptation.py classic_mix                            one line for each family of a mix
 
-Every run is an ordinary ``metarl train experiment=maml_dqn_<family>`` with the overrides named below, so that it can be
+Every run is an ordinary ``metarl train experiment=maml_dqn_<family>``, or the experiment it names, with the overrides named below, so that it can be
 repeated alone. Scores are the mean returns of each held-out task after adaptation; the IQM goes over seeds and tasks, its
 interval is the stratified bootstrap over seeds within tasks. Each run uses one core; time is its own training time.
 """
@@ -58,7 +59,18 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     "acrobot": MAML,
     "classic_mix": MAML,
     "half_cheetah_dir": MAML,
+    "cartpole_evolution": {  # as long as it takes, and at about the environment steps of maml_dqn
+        "es_dqn": ["experiment=es_dqn_cartpole"],
+        "evo_dqn": ["experiment=evo_dqn_cartpole"],
+        "es_dqn, equal steps": ["experiment=es_dqn_cartpole", "train.iterations=66"],
+        "evo_dqn, equal steps": ["experiment=evo_dqn_cartpole", "train.iterations=26"],
+    },
 }
+
+
+def experiment(family: str, overrides: list[str]) -> list[str]:
+    """The settings that a variant changes, where it does not name its own."""
+    return [] if overrides[0].startswith("experiment=") else [f"experiment=maml_dqn_{family}"]
 
 
 def train(command: list[str]) -> int:
@@ -116,10 +128,13 @@ def main() -> None:
     parser.add_argument("--no-train", action="store_true", help="print the table of what is finished")
     args = parser.parse_args()
     chosen = {k: v for k, v in VARIANTS[args.family].items() if not args.only or k in args.only}
-    folders = {n: [args.outputs / f"{args.family}-{n}-seed{s}" for s in range(args.seeds)] for n in chosen}
+    folders = {
+        n: [args.outputs / f"{args.family}-{n.replace(', ', '-').replace(' ', '_')}-seed{s}" for s in range(args.seeds)]
+        for n in chosen
+    }
     if not args.no_train:
         commands = [
-            ["metarl", "train", f"experiment=maml_dqn_{args.family}", *chosen[n], f"seed={s}", f"run={folders[n][s]}"]
+            ["metarl", "train", *experiment(args.family, chosen[n]), *chosen[n], f"seed={s}", f"run={folders[n][s]}"]
             for n in chosen
             for s in range(args.seeds)
         ]

@@ -69,6 +69,11 @@ def load(path: Path) -> State:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return decode(content, str(path))
+
+
+def decode(content: bytes, where: str) -> State:
+    """What :func:`save` wrote, from the bytes found ``where``; raises as :func:`load` does."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load itself checks no sums
             if archive.testzip() is not None:
@@ -76,10 +81,10 @@ def load(path: Path) -> State:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise
         reason = "it holds pickled code" if "weights_only" in str(error).lower() else "it is damaged or cut short"
-        raise UserError(f"refused {path}: {reason}") from error
+        raise UserError(f"refused {where}: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"refused {path}: not a metarl checkpoint of format {FORMAT}")
-    refuse_unsafe(state, str(path))
+        raise UserError(f"refused {where}: not a metarl checkpoint of format {FORMAT}")
+    refuse_unsafe(state, where)
     return state
 
 

@@ -192,7 +192,7 @@ def task(config: DictConfig) -> float | None:
 
 def fail(problems: list[str]) -> int:
     """Say what is wrong, one line each; returns the exit code of bad input."""
-    for problem in problems:
+    for problem in problems if os.environ.get("RANK", "0") == "0" else ():  # of several processes, one speaks
         print(f"metarl: error: {' '.join(problem.split())}", file=sys.stderr)
     return 2
 

@@ -1,15 +1,18 @@
 """Several processes, on one machine or many, that evaluate one population together: started by ``torchrun``.
 
 Each evaluates its own individuals, from seeds; what travels are numbers of fitness. Every rank adds its numbers to zeros, so
-the sum is the same to the bit however many there are.
+the sum is the same to the bit however many there are. Rank 0 alone has a run folder, and tells the others what it starts from.
 """
 
 from __future__ import annotations
 
+import datetime
 import os
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+
+PATIENCE = datetime.timedelta(days=1)  # the others wait while rank 0 validates and tests
 
 
 class Ranks:
@@ -17,8 +20,10 @@ class Ranks:
 
     def __init__(self) -> None:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-        if self.size > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
+        if self.size > 1 and not distributed.is_initialized():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            distributed.init_process_group("gloo", timeout=PATIENCE)
 
     def mine(self, num: int) -> Tensor:
         """The numbers of this process's part of ``num`` individuals."""
@@ -28,14 +33,23 @@ class Ranks:
         """The sum over all processes of ``values``, zero where another has evaluated."""
         if self.size > 1:
             shared = values.cpu()
-            torch.distributed.all_reduce(shared)
+            distributed.all_reduce(shared)
             values = shared.to(values.device)
         return values
 
-    def agree(self, value: bool) -> bool:
-        """The first process's ``value``."""
-        if self.size > 1:
-            said = torch.tensor([int(value)])
-            torch.distributed.broadcast(said, 0)
-            value = bool(said.item())
-        return value
+    def tell(self, content: bytes = b"") -> bytes:
+        """The ``content`` of rank 0, to all."""
+        if self.size == 1:
+            return content
+        length = torch.tensor([len(content)])
+        distributed.broadcast(length, 0)
+        numbers = torch.zeros(int(length), dtype=torch.uint8)
+        if self.rank == 0:
+            numbers = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else numbers
+        if len(numbers):
+            distributed.broadcast(numbers, 0)
+        return numbers.numpy().tobytes()
+
+    def agree(self, value: bool = False) -> bool:
+        """The ``value`` of rank 0, to all."""
+        return self.tell(b"yes" if value else b"") == b"yes"

@@ -1,11 +1,13 @@
 """``metarl train``: meta-train, select on validation tasks, test on held-out tasks.
 
-Started again on the same folder it goes on from the last checkpoint, bit for bit; a finished run says so.
+Started again on the same folder it goes on from the last checkpoint, bit for bit; a finished run says so. Under ``torchrun`` the
+individuals of an evolution are spread over the processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -18,11 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from metarl_cli import checkpoint
-from metarl_cli.building import TrainConfig
+from metarl_cli.building import TrainConfig, validate
 from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, reference_metrics, table
+from metarl_cli.ranks import Ranks
 from metarl_cli.run_folder import Parts, RunFolder, build, default_name, held_out_tasks, now
 from metarl_cli.tracking import Tracker, flatten, wide_console
-from metarl_cli.types import Portrait, Portrayed, UserError
+from metarl_cli.types import Portrait, Portrayed, Sharded, UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,15 +34,27 @@ PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 
 
 def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> float:
-    """Train a new run, or go on with the one in the folder; returns its score on the test tasks."""
+    """Train a new run, or go on with the one in the folder; returns its score on the test tasks.
+
+    Started by ``torchrun``, the first process does; the others evaluate their part of every population, and return nan.
+    """
+    ranks = Ranks()
+    if ranks.rank > 0:
+        follow(ranks)
+        return math.nan
     console = wide_console()
     folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, choices)))
     if config.run and folder.exists:
         config = _continued(config, folder, overrides)
     if folder.exists and folder.manifest().get("status") == "finished":
         console.print(f"{folder} is finished already; test it again with: metarl test run={folder}", soft_wrap=True)
+        ranks.tell()  # nothing to do
         return float(folder.manifest()["score"])
     parts = build(config)
+    if ranks.size > 1 and not isinstance(parts.algorithm, Sharded):
+        raise UserError(
+            f"algo.module={config.algo['module']} runs in one process, not in {ranks.size}: start it without torchrun"
+        )
     folder.lock()
     if folder.exists:
         folder.check_tasks(config, parts.family)
@@ -47,7 +62,10 @@ def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> f
     else:
         folder.create(config, choices, parts)
     try:
-        return Training(config, folder, parts, console).run()
+        training = Training(config, folder, parts, console)
+        ranks.tell(json.dumps(config.model_dump(by_alias=True)).encode())
+        ranks.tell(folder.last.read_bytes() if folder.last.exists() else b"")
+        return training.run(ranks)
     except BaseException as error:
         with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
             if folder.manifest().get("status") == "running":
@@ -58,6 +76,21 @@ def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> f
         if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
             console.print(f"the last checkpoint is {folder.last}; go on with: metarl train run={folder}", soft_wrap=True)
         raise
+
+
+def follow(ranks: Ranks) -> None:
+    """Train along with rank 0, whatever it trains and from wherever it goes on, until it says that it is over."""
+    content = ranks.tell()
+    if not content:
+        return
+    config = validate("train", json.loads(content))
+    assert isinstance(config, TrainConfig)
+    algorithm = build(config).algorithm
+    if state := ranks.tell():
+        algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
+    with Interrupt():  # rank 0 stops for all
+        while ranks.agree():
+            algorithm.train_step()
 
 
 def _continued(config: TrainConfig, folder: RunFolder, overrides: list[str]) -> TrainConfig:
@@ -133,7 +166,7 @@ class Training:
         validation = held_out_tasks(parts.family, config, "validation", config.eval.tasks)
         self.evaluator = Evaluator(parts.family, validation, config.eval.episodes, config.seed, "validation")
 
-    def run(self) -> float:
+    def run(self, ranks: Ranks) -> float:
         """Train to the end, test, print the table; returns the score on the test tasks, ``score`` in run.json.
 
         The score is the IQM after adaptation, on the tasks learned from scratch where there are such, and for trials the mean
@@ -141,7 +174,7 @@ class Training:
         """
         self.folder.note(status="running", started=now(), error=None)
         try:
-            self._train()
+            self._train(ranks)
             score = self._test()
         except BaseException:
             self.tracker.close(finished=False)
@@ -150,12 +183,12 @@ class Training:
         self.folder.note(status="finished", ended=now(), score=score)
         return score
 
-    def _train(self) -> None:
+    def _train(self, ranks: Ranks) -> None:
         loop = self.config.train
         iterations = loop.iterations if self.algorithm.learns else 1
         saved = time.monotonic()
         with Interrupt() as interrupt, Display(self.console, iterations, self.iteration) as display:
-            while self.iteration < iterations and interrupt.received is None:
+            while ranks.agree(self.iteration < iterations and interrupt.received is None):
                 began, env_steps = time.monotonic(), self.algorithm.env_steps
                 found = self.algorithm.train_step()
                 self.iteration += 1

@@ -317,6 +317,13 @@ class Portrayed(Protocol):
 
 
 @runtime_checkable
+class Sharded(Protocol):
+    """An algorithm whose ``train_step`` several processes take together, to the same bits as one."""
+
+    ranks: Any
+
+
+@runtime_checkable
 class TrialAlgorithm(Algorithm, Protocol):
     """Adapts by memory, within a trial of several episodes on one task: what RL² learns, and what bandit strategies do."""
 

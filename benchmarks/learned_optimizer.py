@@ -1,0 +1,89 @@
+"""A learned optimiser beside Adam and SGD, tuned on the same tasks, at the same number of inner steps on held-out tasks; slow.
+
+    metarl train experiment=learned_optimizer_cartpole seed=0 run=outputs/learned/seed0        and seeds 1 and 2, then
+    python benchmarks/learned_optimizer.py outputs/learned/seed*
+
+Adam and SGD get the best learning rate of a grid with two values per octave-and-a-half, by the return at the end of the lifetime on
+validation tasks; then all three live on the test tasks, with the same initial weights, for one and for four lifetimes. IQM over
+seeds and tasks with a stratified bootstrap interval over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metarl_cli.building import TrainConfig
+from metarl_cli.evaluate import load_weights
+from metarl_cli.inner_loop import run_episodes
+from metarl_cli.run_folder import Parts, RunFolder, build, held_out_tasks
+from metarl_cli.seeding import torch_rng
+from metarl_cli.statistics import iqm, iqm_interval
+from metarl_cli.types import Task
+
+RATES = {"adam": np.geomspace(3e-4, 0.1, 9), "sgd": np.geomspace(3e-3, 3.0, 9)}
+
+
+def lives(parts: Parts, task: Task, steps: list[int], seed: int, scratch: bool) -> np.ndarray:
+    """Mean returns ``[len(steps), M]`` after so many adaptation steps, by the champion or without a genome."""
+    algorithm: Any = parts.algorithm
+    begin = algorithm.adapt_from_scratch if scratch else algorithm.adapt
+    found = []
+    for adaptation in begin(task, max(steps), torch_rng(seed, "support")):
+        if adaptation.step in steps:
+            params = adaptation.params
+            rng = torch_rng(seed, "episodes")
+            returns, _ = run_episodes(parts.family, task, lambda obs, p=params: algorithm.act(p, obs), 5, rng)  # type: ignore[misc]
+            found.append(returns.double().mean(1).numpy())
+    return np.stack(found)
+
+
+def with_rule(config: TrainConfig, rule: str, lr: float) -> Parts:
+    """The run's lifetime with another update rule."""
+    algo = copy.deepcopy(config.algo)
+    algo["lifetime"]["rule"], algo["lifetime"]["hyper"]["lr"] = rule, float(lr)
+    return build(config.model_copy(update={"algo": algo}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="finished runs of learned_optimizer with different seeds")
+    parser.add_argument("--tasks", type=int, default=100, help="test tasks")
+    parser.add_argument("--longer", type=int, default=4, help="a long lifetime, in lifetimes")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config = RunFolder(args.runs[0]).config()
+    length = config.algo["lifetime"]["steps"]
+    steps = [length, args.longer * length]
+    family = build(config).family
+    validation, test = (held_out_tasks(family, config, split, args.tasks) for split in ("validation", "test"))
+    found: dict[str, list[np.ndarray]] = {}
+    for rule, rates in RATES.items():
+        for goal, k in (("one lifetime", 0), (f"{args.longer} lifetimes", 1)):
+            scores = [float(iqm(lives(with_rule(config, rule, lr), validation, steps[: k + 1], 1000, True)[k])) for lr in rates]
+            print(
+                f"{rule}, tuned for {goal}: " + "  ".join(f"{lr:.2g}: {x:.1f}" for lr, x in zip(rates, scores, strict=True)),
+                flush=True,
+            )
+            best = with_rule(config, rule, rates[int(np.argmax(scores))])
+            found[f"{rule}, lr {rates[int(np.argmax(scores))]:.2g}, tuned for {goal}"] = [
+                lives(best, test, steps, seed, True) for seed in range(len(args.runs))
+            ]
+    for number, path in enumerate(args.runs):
+        parts = build(RunFolder(path).config())
+        load_weights(RunFolder(path), parts, "best")
+        found.setdefault("learned, trained on one lifetime", []).append(lives(parts, test, steps, number, False))
+    updates = length * config.algo["lifetime"]["iterations"] * config.algo["lifetime"]["updates"]
+    print(f"\n| rule | return after one lifetime (about {updates} updates) | after {args.longer} |\n|---|---|---|")
+    for name, each in found.items():
+        scores_ = np.stack(each)  # [seeds, 2, M]
+        print(f"| {name} | {iqm_interval(scores_[:, 0])} | {iqm_interval(scores_[:, 1])} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Several processes evolve together: the same bits as one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny
+
+from metarl_cli import checkpoint, cli
+from metarl_cli import train as train_command
+from metarl_cli.ranks import Ranks
+from metarl_cli.run_folder import RunFolder, build
+
+
+def train(processes, *overrides):
+    """What ``torchrun`` does, without its own process; the outputs of the processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "metarl_cli", "train", *overrides],
+            env=os.environ
+            | {"WORLD_SIZE": str(processes), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    found = [process.communicate(timeout=300) for process in started]
+    assert all(process.returncode == 0 for process in started), found
+    return [out for out, _ in found]
+
+
+def flat(state):
+    values = state.values() if isinstance(state, dict) else state
+    return [x for v in values for x in (flat(v) if isinstance(v, dict | list | tuple) else [v])]
+
+
+def test_two_processes_equal_one(tmp_path):
+    small = ["algo=evo_dqn", *tiny("evo_dqn"), "algo.search.population=5", "algo.validation.candidates=2"]
+    assert cli.main(["train", f"run={tmp_path / 'one'}", *small]) == 0
+    first, second = train(2, f"run={tmp_path / 'two'}", *small)
+    assert "run folder" in first
+    assert not second, "one process speaks"
+    one, two = (checkpoint.load(tmp_path / name / "last.pt")["algorithm"] for name in ("one", "two"))
+    for a, b in zip(flat(one), flat(two), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_process_that_follows_starts_where_the_first_does(tmp_path, monkeypatch):
+    small = ["algo=evo_dqn", *tiny("evo_dqn")]
+    assert cli.main(["train", f"run={tmp_path / 'run'}", *small]) == 0
+    config, state = RunFolder(tmp_path / "run").config(), checkpoint.load(tmp_path / "run" / "last.pt")
+    told = [json.dumps(config.model_dump(by_alias=True)).encode(), (tmp_path / "run" / "last.pt").read_bytes(), b"yes", b""]
+    ranks, built = Ranks(), []
+    monkeypatch.setattr(ranks, "tell", lambda content=b"": told.pop(0))
+    monkeypatch.setattr(train_command, "build", lambda values: built.append(build(values)) or built[0])
+    train_command.follow(ranks)
+    (parts,) = built
+    assert parts.algorithm.iteration == state["iteration"] + 1
+    assert not told
+
+
+def test_what_runs_in_one_process_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_command, "Ranks", lambda: SimpleNamespace(size=2, rank=0))
+    assert cli.main(["train", f"run={tmp_path / 'run'}", "algo=dqn", *tiny("dqn")]) == 2
+    assert "algo.module=dqn runs in one process, not in 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("num", "size"), [(5, 1), (5, 2), (4, 4), (3, 4)])
+def test_individuals_are_shared_out(num, size):
+    ranks = [Ranks() for _ in range(size)]
+    for number, rank in enumerate(ranks):
+        rank.size, rank.rank = size, number
+    assert torch.equal(torch.cat([rank.mine(num) for rank in ranks]), torch.arange(num))
