@@ -131,8 +131,8 @@ class Evolve:
             raise ValueError("algo.inherit goes with a single process: weights would have to travel")
         if config.inherit and config.lifetime["steps"] != iterations:
             raise ValueError(
-                f"with algo.inherit, a generation is one adaptation step: algo.lifetime.steps ({config.lifetime['steps']}) must "
-                f"be train.iterations ({iterations})"
+                f"with algo.inherit, a generation is one adaptation step: algo.lifetime.steps ({config.lifetime['steps']}) "
+                f"must be train.iterations ({iterations})"
             )
 
     def _check_traits(self) -> None:
