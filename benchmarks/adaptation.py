@@ -5,9 +5,10 @@
     python benchmarks/adaptation.py cartpole_evolution                     evolution on the same tasks
     python benchmarks/adaptation.py classic_mix                            one line for each family of a mix
 
-Every run is an ordinary ``metarl train experiment=maml_dqn_<family>``, or the experiment it names, with the overrides named below, so that it can be
-repeated alone. Scores are the mean returns of each held-out task after adaptation; the IQM goes over seeds and tasks, its
-interval is the stratified bootstrap over seeds within tasks. Each run uses one core; time is its own training time.
+Every run is an ordinary ``metarl train experiment=maml_dqn_<family>`` (evolution's are experiments of their own) with the
+overrides named below, so that it can be repeated alone. Scores are the mean returns of each held-out task after adaptation; the
+IQM goes over seeds and tasks, its interval is the stratified bootstrap over seeds within tasks. Each run uses one core; time is
+its own training time.
 """
 
 from __future__ import annotations

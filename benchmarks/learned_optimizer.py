@@ -3,9 +3,9 @@
     metarl train experiment=learned_optimizer_cartpole seed=0 run=outputs/learned/seed0        and seeds 1 and 2, then
     python benchmarks/learned_optimizer.py outputs/learned/seed*
 
-Adam and SGD get the best learning rate of a grid with two values per octave-and-a-half, by the return at the end of the lifetime on
-validation tasks; then all three live on the test tasks, with the same initial weights, for one and for four lifetimes. IQM over
-seeds and tasks with a stratified bootstrap interval over seeds.
+Adam and SGD get the best learning rate of a grid of nine, by the return at the end of the lifetime on validation tasks: for one
+lifetime and for a longer one. Then all live on the test tasks, from the same initial weights. IQM over seeds and tasks with a
+stratified bootstrap interval over seeds.
 """
 
 from __future__ import annotations

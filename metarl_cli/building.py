@@ -12,7 +12,7 @@ import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 from importlib.metadata import entry_points
 from operator import getitem
@@ -209,6 +209,16 @@ def _check_parts(model: type[BaseModel], values: dict[str, Any], place: str) -> 
                         problems += error.problems
             values[field] = groups if part.many else groups[""]
     return values, problems
+
+
+def owner(model: type[BaseModel], values: dict[str, Any], path: Sequence[str]) -> tuple[type[BaseModel], Sequence[str]]:
+    """The ``Config`` that says what the key at ``path`` in ``values`` means, be it of a group within, and its path in that."""
+    info = model.model_fields.get(path[0])
+    for part in info.metadata if info else ():
+        if isinstance(part, Part) and len(path) > (deep := 1 + part.many):
+            group = reduce(getitem, path[:deep], cast(Any, values))
+            return owner(_module(part.kind, group.get("module"), ".".join(path)).Config, group, path[deep:])
+    return model, path
 
 
 def _module(kind: str, name: object, place: str) -> ModuleType:

@@ -253,8 +253,11 @@ def _show(console: Console, catalogue: Catalogue, name: str) -> None:
         console.print()
     shown = [(path, value) for path, value in leaves(values) if not {*path} & {*TOLD}]
     if shown:
-        inner = {key: None for key, group in values.items() if mixed({key: group})}  # families have a model of their own
-        rows = [(Text(".".join((group, *p))), Text(problems.show(v)), _meaning(inner.get(p[0], model), p)) for p, v in shown]
+        meanings = [_meaning(*building.owner(model, values, path)) if model else Text() for path, _ in shown]
+        rows = [
+            (Text(".".join((group, *path))), Text(problems.show(value)), meaning)
+            for (path, value), meaning in zip(shown, meanings, strict=True)
+        ]
         _table(console, ("value", "", "meaning; what is allowed"), rows)
     for line in _examples(catalogue, name, {} if "not here" in facts else values):
         console.print(Text(f"  {line}", no_wrap=True, overflow="ignore"))
@@ -310,10 +313,8 @@ def _short(value: Any) -> str:
     return f"{np.size(value)} numbers" if isinstance(value, list) else _number(value)
 
 
-def _meaning(model: Any, path: tuple[str, ...]) -> Text:
+def _meaning(model: Any, path: Sequence[str]) -> Text:
     """What a value means and what is allowed there."""
-    if model is None:
-        return Text()
     allowed, meaning, _ = problems.expected(model, list(path))
     return Text(f"{meaning}; " if meaning else "") + Text(allowed, "dim")
 

@@ -1,7 +1,7 @@
 """``metarl train``: meta-train, select on validation tasks, test on held-out tasks.
 
-Started again on the same folder it goes on from the last checkpoint, bit for bit; a finished run says so. Under ``torchrun`` the
-individuals of an evolution are spread over the processes.
+Started again on the same folder it goes on from the last checkpoint, bit for bit; a finished run says so. Under ``torchrun``
+the individuals of an evolution are spread over the processes.
 """
 
 from __future__ import annotations

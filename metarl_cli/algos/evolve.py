@@ -10,13 +10,13 @@
 What varies (``genomes/``), how it learns (``lifetimes/``) and how the population moves (``searches/``) are groups of the
 configuration, and any goes with any:
 
-| algorithm | genome | lifetime | paper |
-|---|---|---|---|
-| evo_dqn | init, rates | K gradient steps of DQN | ES-MAML's problem (Song 2020, arXiv:1910.01215) by a genetic algorithm |
-| es_dqn | init, rates | K gradient steps of DQN | ES-MAML (Song 2020, arXiv:1910.01215) |
-| evo_hyper | hyper | a DQN from scratch | - |
-| adrl | architecture, hyper | one DQN, evolved while it learns | SEARL (Franke 2021, arXiv:2009.01555) |
-| learned_optimizer | optimizer | a DQN from scratch | in the spirit of Metz 2020 (arXiv:2009.11243) |
+| algorithm | values | paper |
+|---|---|---|
+| evo_dqn | lifetime.module=gradient, search.module=genetic | ES-MAML's problem, Song 2020, arXiv:1910.01215 |
+| es_dqn | lifetime.module=gradient, search.module=openai_es | ES-MAML, Song 2020, arXiv:1910.01215 |
+| adrl | inherit=true | SEARL, Franke 2021, arXiv:2009.01555 |
+| learned_optimizer | genome.optimizer.module=optimizer | in the spirit of Metz 2020, arXiv:2009.11243 |
+| evo_hyper | genome.hyper.module=hyper | - |
 
 With ``inherit`` there is one lifetime for all generations: a generation lives through one adaptation step of it, and a child
 goes on from its parent's weights, optimiser, and place in its lifetime (population-based training, Jaderberg 2017,
