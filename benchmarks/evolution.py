@@ -17,7 +17,8 @@ tasks of ``cartpole_family``; SNES moves them. All contenders start from the sam
 Policies get better, and then their episodes longer. So a turn is a new search with the round's seed, one generation to warm up,
 and a few that are timed. Contenders take turns and medians over all generations count; "x metarl" is the factor by which metarl
 is faster, below 1 it is slower. Steps per lifetime say whether they had the same work. Where all episodes are one tensor, a
-generation takes as long as its longest episode, so that chance moves it most in small populations; they have more rounds.
+generation takes as long as its longest episode, a matter of chance: "sweeps/s" are steps of all of them at once. Gymnasium's
+contenders, slower and steadier, take part in the first rounds alone.
 
 *learners*: what EvoTorch has nothing of; ``conf/algo`` as it is but for the population, the network, and validation, which is
 left out. A chunk is how many individuals are evaluated at once (``algo.chunk``).
@@ -59,6 +60,7 @@ POLICIES = ["algo=es_dqn", "algo/genome=[init]", "algo/lifetime=none", "algo/sea
 POPULATIONS = [16, 64, 256, 1024]
 LEARNERS = {"evo_dqn": POPULATIONS, "evo_hyper": [16, 64]}
 CHUNK = 64  # individuals
+GYMNASIUM_ROUNDS = 2
 CPU = torch.device("cpu")
 
 
@@ -67,7 +69,7 @@ class Contender(NamedTuple):
 
     generation: Callable[[], object]  # lives through one
     steps: Callable[[], int]  # of environments so far
-    longest: Callable[[], int] = int  # the longest episodes of all generations so far, summed; 0: not all are one tensor
+    sweeps: Callable[[], int] = int  # steps of all environments at once so far; 0: they are not one tensor
 
 
 class Speed(NamedTuple):
@@ -76,7 +78,8 @@ class Speed(NamedTuple):
     lifetimes: float  # per second
     steps: float  # of environments, per second
     length: float  # steps of a lifetime
-    longest: float  # steps of an episode in a generation; 0: unknown
+    longest: float  # sweeps of a generation
+    sweeps: float  # per second
 
 
 def build(options: list[str], population: int, seed: int) -> Any:
@@ -91,9 +94,9 @@ def build(options: list[str], population: int, seed: int) -> Any:
     return algo[0].Algo(algo[1], learner[0].Learner(learner[1], family.spec), family, 1, seed, CPU)
 
 
-def ours(algorithm: Any, longest: Callable[[], int] = int) -> Contender:
+def ours(algorithm: Any, sweeps: Callable[[], int] = int) -> Contender:
     """metarl's own generations."""
-    return Contender(algorithm.train_step, lambda: algorithm.env_steps, longest)
+    return Contender(algorithm.train_step, lambda: algorithm.env_steps, sweeps)
 
 
 def counted(family: Any) -> Callable[[], int]:
@@ -124,8 +127,15 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 2))
 
 
-def rivals(algorithm: Any, seed: int, longest: Callable[[], int]) -> dict[str, Contender]:
-    """EvoTorch's generations, on the tasks and from the start of an algorithm that has done nothing yet."""
+def rivals(algorithm: Any, seed: int, sweeps: Callable[[], int], all_of_them: bool) -> dict[str, Contender]:
+    """EvoTorch's generations, on the tasks and from the start of an algorithm that has done nothing yet.
+
+    Args:
+        algorithm: metarl's.
+        seed: of the search.
+        sweeps: counts those of the algorithm's family.
+        all_of_them: with those on Gymnasium's environments.
+    """
     from evotorch import Problem
     from evotorch.algorithms import SNES
     from evotorch.neuroevolution import GymNE, VecGymNE
@@ -153,19 +163,19 @@ def rivals(algorithm: Any, seed: int, longest: Callable[[], int]) -> dict[str, C
         return SyncVectorEnv([lambda: Tasks(task)] * num_envs, empty_info=True, num_episodes=TASKS)
 
     native = Problem("max", fitness, solution_length=len(search.mean), vectorized=True, dtype=torch.float32, seed=seed)
-    vector = VecGymNE(copies, network, num_episodes=TASKS)
-    single = GymNE(lambda: Tasks(task), network, num_episodes=TASKS)
 
-    def searching(problem: Problem, steps: Callable[[], int], longest: Callable[[], int] = int) -> Contender:
+    def searching(problem: Problem, steps: Callable[[], int], sweeps: Callable[[], int] = int) -> Contender:
         problem.manual_seed(seed)
         searcher = SNES(problem, popsize=search.config.population, center_init=search.mean, stdev_init=search.sigma)
-        return Contender(searcher.step, steps, longest)
+        return Contender(searcher.step, steps, sweeps)
 
-    return {
-        NATIVE: searching(native, lambda: spent, longest),
-        VECTOR: searching(vector, lambda: vector.interaction_count),
-        SINGLE: searching(single, lambda: single.interaction_count),
-    }
+    found = {NATIVE: searching(native, lambda: spent, sweeps)}
+    if all_of_them:
+        vector = VecGymNE(copies, network, num_episodes=TASKS)
+        single = GymNE(lambda: Tasks(task), network, num_episodes=TASKS)
+        found[VECTOR] = searching(vector, lambda: vector.interaction_count)
+        found[SINGLE] = searching(single, lambda: single.interaction_count)
+    return found
 
 
 class Tasks(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -210,23 +220,24 @@ def measure(
         timed: generations of a turn that count.
         warm: generations before those.
     """
-    found: dict[str, list[tuple[float, int, int]]] = {}  # seconds, steps and longest episode of each generation
+    found: dict[str, list[tuple[float, int, int]]] = {}  # seconds, steps and sweeps of each generation
     for seed in range(rounds):
         for name, contender in build_all(seed).items():
             for _ in range(warm):
                 contender.generation()
             for _ in range(timed):
-                before = contender.steps(), contender.longest()
+                before = contender.steps(), contender.sweeps()
                 began = time.process_time()
                 contender.generation()
                 took = time.process_time() - began
-                found.setdefault(name, []).append((took, contender.steps() - before[0], contender.longest() - before[1]))
+                found.setdefault(name, []).append((took, contender.steps() - before[0], contender.sweeps() - before[1]))
     return {
         name: Speed(
             lifetimes / median(seconds for seconds, _, _ in rows),
             median(steps / seconds for seconds, steps, _ in rows),
             median(steps for _, steps, _ in rows) / lifetimes,
-            median(longest for _, _, longest in rows),
+            median(sweeps for _, _, sweeps in rows),
+            median(sweeps / seconds for seconds, _, sweeps in rows),
         )
         for name, rows in found.items()
     }
@@ -244,19 +255,21 @@ def policies(populations: list[int], rounds: int, timed: int) -> None:
     else:
         version = "EvoTorch is not installed (pip install evotorch, in an environment of its own): metarl alone"
     print(f"Policies that do not learn, {TASKS} tasks each; {version}, {machine()}.\n")
-    head("population", "contender", "lifetimes/s", "env steps/s", "steps per lifetime", "longest episode", "x metarl")
+    head(
+        "population", "contender", "lifetimes/s", "env steps/s", "steps per lifetime", "longest episode", "sweeps/s", "x metarl"
+    )
     for population in populations:
 
         def build_all(seed: int, population: int = population) -> dict[str, Contender]:
             algorithm = build(POLICIES, population, seed)
-            longest = counted(algorithm.family)
-            return {OURS: ours(algorithm, longest), **(rivals(algorithm, seed, longest) if there else {})}
+            sweeps = counted(algorithm.family)
+            others = rivals(algorithm, seed, sweeps, seed < GYMNASIUM_ROUNDS) if there else {}
+            return {OURS: ours(algorithm, sweeps), **others}
 
-        turns = min(rounds, max(4, 64 * rounds // population))
-        found = measure(build_all, population * TASKS, turns, timed, warm=1)
+        found = measure(build_all, population * TASKS, rounds, timed, warm=1)
         for name, speed in found.items():
-            longest = f"{speed.longest:.0f}" if speed.longest else "-"
-            row(population, name, speed, longest, f"{found[OURS].lifetimes / speed.lifetimes:.3g}")
+            sweeps = [f"{speed.longest:.0f}", f"{speed.sweeps:,.0f}"] if speed.longest else ["-", "-"]
+            row(population, name, speed, *sweeps, f"{found[OURS].lifetimes / speed.lifetimes:.3g}")
 
 
 def learners(algos: list[str], populations: list[int] | None, rounds: int) -> None:
@@ -276,7 +289,9 @@ def learners(algos: list[str], populations: list[int] | None, rounds: int) -> No
             ) -> dict[str, Contender]:
                 return {name: ours(build(options, population, seed))}
 
-            found = measure(build_all, population * tasks, rounds if brief else 1, timed=1, warm=int(brief))
+            found = measure(
+                build_all, population * tasks, min(rounds, max(1, 256 // population)) if brief else 1, timed=1, warm=int(brief)
+            )
             row(population, name, found[name], f"{tasks}", f"{chunk or 'all'}")
 
 
@@ -301,7 +316,7 @@ def main() -> None:
         "--populations", nargs="+", type=int, help=f"default: {POPULATIONS}, of evo_hyper {LEARNERS['evo_hyper']}"
     )
     parser.add_argument("--algos", nargs="+", choices=LEARNERS, default=list(LEARNERS), help="learners")
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each contender; of large populations fewer")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each contender")
     parser.add_argument("--generations", type=int, default=2, help="timed in a turn, of policies")
     args = parser.parse_args()
     if unknown := set(args.tables) - {"policies", "learners"}:
