@@ -149,7 +149,7 @@ def test_going_on_refuses_another_configuration(finished):
     assert "seed is 0 in the run, 5 here" in again.stderr
 
 
-@pytest.mark.parametrize("algo", ["maml_dqn", "dqn", *algorithms(in_trial=True)])
+@pytest.mark.parametrize("algo", ["maml_dqn", "dqn", "evo_dqn", "adrl", *algorithms(in_trial=True)])
 def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     """kill -9 three times, each time continued: the same weights, optimiser, replay, generators and metrics."""
     arguments = [*small(algo), "train.iterations=100", "train.eval_every=25", "train.checkpoint_every=0.01"]

@@ -313,7 +313,8 @@ class Evolve:
     def _choose_line(self, fitness: Tensor) -> dict[str, float]:
         """Let fresh learners live by the settings of the fittest on validation tasks; the best settings are the champion.
 
-        Of each of the fittest both its whole line of descent, a schedule, and what it is now, for a whole lifetime.
+        Of each of the fittest both its whole line of descent, a schedule, and what it is now, for a whole lifetime. What
+        counts is the mean return over the last quarter of the lifetime, for a DQN's return goes up and down.
         """
         config = self.config.validation
         if not config.candidates:
@@ -323,14 +324,15 @@ class Evolve:
         schedules = torch.cat([lines, lines[-1:].expand_as(lines)], 1)
         task, copies = self.held_out, schedules.shape[1]
         life = self._begin(schedules[0], task, torch_rng(self.seed, "validation", "life", device=self.device))
+        measured = []
         for step in range(len(schedules)):
             if step > 0:
                 self._turn(life, schedules[step], len(_first(task)))
             with CommonNumbers(copies):
                 life.grow()
-        with CommonNumbers(copies):
-            returns, _ = self._measure(life, task, copies, config.episodes, None, "validation")
-        found = returns.mean(1)
+                if step >= len(schedules) * 3 // 4:
+                    measured.append(self._measure(life, task, copies, config.episodes, None, "validation")[0])
+        found = torch.stack(measured).mean((0, 2))
         self.champion = schedules[:, found.argmax()].clone()
         return {"validation/champion": float(found.max()), "validation/candidates": float(found.mean())}
 
