@@ -34,7 +34,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from metarl_cli.building import ConfigError, Part, load
-from metarl_cli.inner_loop import Act, run_episodes
+from metarl_cli.inner_loop import Act
 from metarl_cli.lifetimes.dqn import Life as ContinuedLife
 from metarl_cli.lineage import draw_lineage, markdown
 from metarl_cli.networks import structured
@@ -227,7 +227,7 @@ class Evolve:
             with CommonNumbers(len(rows)):
                 for _ in range(self.lifetime.steps):
                     life.grow()
-                returns, lengths = self._measure(life, task, len(rows), episodes, steps, name)
+            returns, lengths = self._measure(life, task, len(rows), episodes, steps, name)
             found[rows, :-1] = returns
             found[rows, -1] = (life.env_steps + lengths).reshape(len(rows), -1).sum(1).double()
         found = self.ranks.sum(found)
@@ -236,11 +236,38 @@ class Evolve:
     def _measure(
         self, life: Life, task: Task, copies: int, episodes: int, steps: int | None, name: str
     ) -> tuple[Tensor, Tensor]:
-        """Mean greedy return ``[P, M]`` of the learners as they are now, and the steps ``[P M]`` it took."""
+        """Mean greedy return ``[P, M]`` of the learners as they are now, in float64, and the steps ``[P M]`` it took.
+
+        Individuals whose episodes are over are no longer stepped where the environment can go on without them: as random
+        numbers are common, that changes nothing for the others.
+        """
         rng = torch_rng(self.seed, name, "episodes", str(self.iteration), device=self.device)
-        act = self._policy(life.params)
-        returns, lengths = run_episodes(self.family, _tile(task, copies), act, episodes, rng, steps)
-        return returns.double().mean(1).reshape(copies, -1), lengths.sum(1).long()
+        with CommonNumbers(copies):
+            env = self.family.make(_tile(task, copies), episodes, rng)
+        params, alive = life.params, torch.arange(copies, device=self.device)
+        act, take = self._policy(params), getattr(env, "take", None)
+        returns, lengths = torch.zeros(2, copies, len(_first(task)), episodes, device=self.device)
+        total, length = returns.clone(), lengths.clone()  # of those alive
+        running = torch.ones_like(total, dtype=torch.bool)
+        for _ in range(steps or self.family.spec.horizon):
+            with CommonNumbers(len(alive)):
+                step = env.step(act(env.obs))
+            total += step.reward.view_as(total) * running
+            length += running
+            running &= ~(step.terminated | step.truncated).view_as(running)
+            left = running.flatten(1).any(1)
+            num = int(left.sum())
+            if num == 0:
+                break
+            if take is not None and 2 * num <= len(alive):
+                returns[alive], lengths[alive] = total, length
+                alive, total, length, running = (x[left] for x in (alive, total, length, running))
+                rows = left.repeat_interleave(len(_first(task)))
+                take(rows)
+                params = {k: v[left if len(v) == len(left) else rows] for k, v in params.items()}
+                act = self._policy(params)
+        returns[alive], lengths[alive] = total, length
+        return returns.double().mean(2), lengths.sum(2).long().flatten()
 
     def _policy(self, params: Params) -> Act:
         """Greedy actions of P individuals on R rows: those of one individual are a batch to its network."""
@@ -287,9 +314,9 @@ class Evolve:
         before = int(self.lives.env_steps.sum())
         with CommonNumbers(len(genomes)):
             self.lives.grow()
-            returns, lengths = self._measure(
-                self.lives, task, len(genomes), self.config.fitness.episodes, self.config.fitness.steps, "fitness"
-            )
+        returns, lengths = self._measure(
+            self.lives, task, len(genomes), self.config.fitness.episodes, self.config.fitness.steps, "fitness"
+        )
         return returns, int(self.lives.env_steps.sum()) - before + int(lengths.sum())
 
     def _inherit(self, genomes: Tensor) -> None:
@@ -330,8 +357,8 @@ class Evolve:
                 self._turn(life, schedules[step], len(_first(task)))
             with CommonNumbers(copies):
                 life.grow()
-                if step >= len(schedules) * 3 // 4:
-                    measured.append(self._measure(life, task, copies, config.episodes, None, "validation")[0])
+            if step >= len(schedules) * 3 // 4:
+                measured.append(self._measure(life, task, copies, config.episodes, None, "validation")[0])
         found = torch.stack(measured).mean((0, 2))
         self.champion = schedules[:, found.argmax()].clone()
         return {"validation/champion": float(found.max()), "validation/candidates": float(found.mean())}

@@ -82,6 +82,13 @@ class NativeEnv:
         self.obs = self.family.observe(self.state)
         return Step(self.family.observe(state), reward, terminated, truncated, self.obs)
 
+    def take(self, rows: Tensor) -> None:
+        """Go on with these tasks alone: a mask ``[M]``."""
+        self.task = {name: value[rows] for name, value in self.task.items()}
+        self.state, self.clock, self.obs = self.state[rows], self.clock[rows], self.obs[rows]
+        self.like = self.like[rows]
+        self.shape = (len(self.state), self.shape[1])
+
     def render(self) -> Image:
         """Draw the first environment of the first task."""
         return self.family.render(self.obs[0, 0], {name: value[0] for name, value in self.task.items()})
