@@ -259,7 +259,7 @@ class Evolve:
             num = int(left.sum())
             if num == 0:
                 break
-            if take is not None and 2 * num <= len(alive):
+            if take is not None and 2 * num <= len(alive) and num * len(_first(task)) > 1:  # one row has other bits
                 returns[alive], lengths[alive] = total, length
                 alive, total, length, running = (x[left] for x in (alive, total, length, running))
                 rows = left.repeat_interleave(len(_first(task)))
