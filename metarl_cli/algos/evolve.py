@@ -147,17 +147,18 @@ class Evolve:
             raise ValueError("algo.genome: initial weights mean nothing with algo.inherit: children have their parents'")
         known = self.lifetime.default.get("hyper", {})
         for part, values in self.config.genome.items():
-            for name, span in values.get("ranges", {}).items():
-                key = f"algo.genome.{part}.ranges.{name}"
-                if name not in known:
-                    raise ValueError(f"{key} means nothing in algo.lifetime.module={module}; known: {', '.join(known)}")
-                for end in ("low", "high"):
-                    lifetime = copy.deepcopy(self.config.lifetime)
-                    lifetime.get("hyper", lifetime)[name] = span[end]
-                    try:
-                        load("lifetime", lifetime, "algo.lifetime")
-                    except ConfigError as error:
-                        raise ValueError(f"{key}.{end}={span[end]:g} goes too far: {error}") from error
+            ranges = values.get("ranges", {})
+            if unknown := ranges.keys() - known.keys():
+                said = f"no {', '.join(sorted(unknown))} in algo.lifetime.module={module}; known: {', '.join(known)}"
+                raise ValueError(f"algo.genome.{part}.ranges: {said}")
+            for end in ("low", "high"):
+                lifetime = copy.deepcopy(self.config.lifetime)
+                lifetime.get("hyper", lifetime).update({name: span[end] for name, span in ranges.items()})
+                try:
+                    load("lifetime", lifetime, "algo.lifetime")
+                except ConfigError as error:
+                    wrong = "; ".join(error.problems)
+                    raise ValueError(f"algo.genome.{part}.ranges go too far at their {end} end: {wrong}") from error
 
     # -- one generation
 
