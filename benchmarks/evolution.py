@@ -10,15 +10,16 @@ A lifetime is one individual's on one task, with the episode that its fitness is
 tasks of ``cartpole_family``; SNES moves them. All contenders start from the same mean and deviations on the same tasks:
 
     metarl              algo=es_dqn algo/genome=[init] algo/lifetime=none algo/search=snes
-    EvoTorch, native    its SNES, population and policy; fitness by metarl's CartPole, all episodes as one tensor
+    EvoTorch, native    its SNES, population and policy; fitness by metarl's CartPole, all episodes as one tensor until all end
+    EvoTorch, dropping  the same, but that individuals whose episodes are over are left out as metarl does: its best case
     EvoTorch VecGymNE   Gymnasium's CartPole-v1 with the tasks' physics, in its vector environment: a copy for each individual
     EvoTorch GymNE      the same environment, one individual after another
 
 Policies get better, and then their episodes longer. So a turn is a new search with the round's seed, one generation to warm up,
 and a few that are timed. Contenders take turns and medians over all generations count; "x metarl" is the factor by which metarl
 is faster, below 1 it is slower. Steps per lifetime say whether they had the same work. Where all episodes are one tensor, a
-generation takes as long as its longest episode, a matter of chance: "sweeps/s" are steps of all of them at once. Gymnasium's
-contenders, slower and steadier, take part in the first rounds alone.
+generation takes as long as its longest episode, a matter of chance: "sweeps/s" are steps of all that still run, at once.
+Gymnasium's contenders, slower and steadier, take part in the first rounds alone.
 
 *learners*: what EvoTorch has nothing of; ``conf/algo`` as it is but for the population, the network, and validation, which is
 left out. A chunk is how many individuals are evaluated at once (``algo.chunk``).
@@ -49,18 +50,17 @@ from torch import Tensor, nn
 
 from metarl_cli.building import load
 from metarl_cli.composing import conf_dir
-from metarl_cli.inner_loop import run_episodes
 from metarl_cli.seeding import torch_rng
 from metarl_cli.types import Task
 
-OURS, NATIVE, VECTOR, SINGLE = "metarl", "EvoTorch, native", "EvoTorch VecGymNE", "EvoTorch GymNE"
+OURS, NATIVE, DROPPING = "metarl", "EvoTorch, native", "EvoTorch, dropping"
+VECTOR, SINGLE = "EvoTorch VecGymNE", "EvoTorch GymNE"
 TASKS = 8  # of a policy
 HIDDEN = 32  # units of both layers
 POLICIES = ["algo=es_dqn", "algo/genome=[init]", "algo/lifetime=none", "algo/search=snes", f"algo.tasks={TASKS}"]
 POPULATIONS = [16, 64, 256, 1024]
 LEARNERS = {"evo_dqn": POPULATIONS, "evo_hyper": [16, 64]}
 CHUNK = 64  # individuals
-GYMNASIUM_ROUNDS = 2
 CPU = torch.device("cpu")
 
 
@@ -142,34 +142,49 @@ def rivals(algorithm: Any, seed: int, sweeps: Callable[[], int], all_of_them: bo
     from evotorch.neuroevolution.net.vecrl import Policy, SyncVectorEnv
 
     search, family, task = algorithm.search, algorithm.family, algorithm.task
-    policy, rng, spent = Policy(network()), torch_rng(seed, "episodes"), 0
-    check_same(algorithm, policy)
+    check_same(algorithm, Policy(network()))
 
-    @torch.no_grad()
-    def fitness(genomes: Tensor) -> Tensor:
-        nonlocal spent
-        policy.set_parameters(genomes.as_subclass(torch.Tensor))  # it hands out a slower subclass
-        rows = {name: value.repeat(len(genomes)) for name, value in task.items()}
+    def native(drop: bool) -> Contender:
+        policy, rng, spent = Policy(network()), torch_rng(seed, "episodes"), 0
 
-        def act(obs: Tensor) -> Tensor:  # [P M, 1, 4]
-            values: Tensor = policy(obs.reshape(len(genomes), TASKS, -1))
-            return values.argmax(-1).reshape(-1, 1)
+        @torch.no_grad()
+        def fitness(genomes: Tensor) -> Tensor:
+            nonlocal spent
+            genomes = genomes.as_subclass(torch.Tensor)  # it hands out a slower subclass
+            policy.set_parameters(genomes)
+            alive, returns = torch.arange(len(genomes)), torch.zeros(len(genomes), TASKS)
+            env = family.make({name: value.repeat(len(genomes)) for name, value in task.items()}, 1, rng)
+            total, running = returns.clone(), torch.ones_like(returns, dtype=torch.bool)  # of those alive
+            for _ in range(family.spec.horizon):
+                step = env.step(policy(env.obs.reshape(len(alive), TASKS, -1)).argmax(-1).reshape(-1, 1))
+                total += step.reward.view_as(total) * running
+                running &= ~(step.terminated | step.truncated).view_as(running)
+                left = running.any(1)
+                num = int(left.sum())
+                if num == 0:
+                    break
+                if drop and 2 * num <= len(alive):
+                    returns[alive] = total
+                    alive, total, running = alive[left], total[left], running[left]
+                    env.take(left.repeat_interleave(TASKS))
+                    policy.set_parameters(genomes[alive])
+            returns[alive] = total
+            spent += int(returns.sum())  # a reward of 1 for each step
+            return returns.mean(1)
 
-        returns, lengths = run_episodes(family, rows, act, 1, rng)
-        spent += int(lengths.sum())
-        return returns.reshape(len(genomes), TASKS).mean(1)
+        size = len(search.mean)
+        problem = Problem("max", fitness, solution_length=size, vectorized=True, dtype=torch.float32, seed=seed)
+        return searching(problem, lambda: spent, sweeps)
 
     def copies(num_envs: int) -> SyncVectorEnv:  # as VecGymNE makes them of a name
         return SyncVectorEnv([lambda: Tasks(task)] * num_envs, empty_info=True, num_episodes=TASKS)
-
-    native = Problem("max", fitness, solution_length=len(search.mean), vectorized=True, dtype=torch.float32, seed=seed)
 
     def searching(problem: Problem, steps: Callable[[], int], sweeps: Callable[[], int] = int) -> Contender:
         problem.manual_seed(seed)
         searcher = SNES(problem, popsize=search.config.population, center_init=search.mean, stdev_init=search.sigma)
         return Contender(searcher.step, steps, sweeps)
 
-    found = {NATIVE: searching(native, lambda: spent, sweeps)}
+    found = {NATIVE: native(drop=False), DROPPING: native(drop=True)}
     if all_of_them:
         vector = VecGymNE(copies, network, num_episodes=TASKS)
         single = GymNE(lambda: Tasks(task), network, num_episodes=TASKS)
@@ -243,7 +258,7 @@ def measure(
     }
 
 
-def policies(populations: list[int], rounds: int, timed: int) -> None:
+def policies(populations: list[int], rounds: int, slow_rounds: int, timed: int) -> None:
     """The table beside EvoTorch."""
     there = find_spec("evotorch") is not None
     if there:
@@ -263,7 +278,7 @@ def policies(populations: list[int], rounds: int, timed: int) -> None:
         def build_all(seed: int, population: int = population) -> dict[str, Contender]:
             algorithm = build(POLICIES, population, seed)
             sweeps = counted(algorithm.family)
-            others = rivals(algorithm, seed, sweeps, seed < GYMNASIUM_ROUNDS) if there else {}
+            others = rivals(algorithm, seed, sweeps, seed < slow_rounds) if there else {}
             return {OURS: ours(algorithm, sweeps), **others}
 
         found = measure(build_all, population * TASKS, rounds, timed, warm=1)
@@ -289,9 +304,8 @@ def learners(algos: list[str], populations: list[int] | None, rounds: int) -> No
             ) -> dict[str, Contender]:
                 return {name: ours(build(options, population, seed))}
 
-            found = measure(
-                build_all, population * tasks, min(rounds, max(1, 256 // population)) if brief else 1, timed=1, warm=int(brief)
-            )
+            turns = min(rounds, max(1, 256 // population)) if brief else 1
+            found = measure(build_all, population * tasks, turns, timed=1, warm=int(brief and population <= CHUNK))
             row(population, name, found[name], f"{tasks}", f"{chunk or 'all'}")
 
 
@@ -317,6 +331,7 @@ def main() -> None:
     )
     parser.add_argument("--algos", nargs="+", choices=LEARNERS, default=list(LEARNERS), help="learners")
     parser.add_argument("--rounds", type=int, default=10, help="turns of each contender")
+    parser.add_argument("--gymnasium-rounds", type=int, default=2, help="of these, with Gymnasium's environments")
     parser.add_argument("--generations", type=int, default=2, help="timed in a turn, of policies")
     args = parser.parse_args()
     if unknown := set(args.tables) - {"policies", "learners"}:
@@ -324,7 +339,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="gymnasium")
     if "policies" in args.tables:
-        policies(args.populations or POPULATIONS, args.rounds, args.generations)
+        policies(args.populations or POPULATIONS, args.rounds, args.gymnasium_rounds, args.generations)
         print()
     if "learners" in args.tables:
         learners(args.algos, args.populations, min(args.rounds, 3))
