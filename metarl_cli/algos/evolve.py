@@ -251,8 +251,9 @@ class Evolve:
         total, length = returns.clone(), lengths.clone()  # of those alive
         running = torch.ones_like(total, dtype=torch.bool)
         for _ in range(steps or self.family.spec.horizon):
+            action = act(env.obs)
             with CommonNumbers(len(alive)):
-                step = env.step(act(env.obs))
+                step = env.step(action)
             total += step.reward.view_as(total) * running
             length += running
             running &= ~(step.terminated | step.truncated).view_as(running)
