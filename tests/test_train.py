@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, flat, tiny
+from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, flat, module, tiny
 
 from metarl_cli import adapt, checkpoint, evaluate, train
 from metarl_cli.building import validate
@@ -72,17 +72,21 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
     assert manifest["status"] == "finished"
     assert manifest["score"] == score
     in_trial = algo in algorithms(in_trial=True)
+    evolves = hasattr(module(algo).Algo, "portrait")
     points = 2 if in_trial else 3
     for split in ("test", "ood"):
         result = json.loads((folder.results / f"{split}.json").read_text())
         assert np.array(result["adapted"]["task_returns"]).shape == (points, 4)
-        assert result["adapted"]["gradient_steps"] == ([0, 0] if in_trial else [0, 1, 2])
+        updates = result["adapted"]["gradient_steps"]
+        lives = evolves and RunFolder(tmp_path / "run").config().algo["lifetime"]["module"] == "dqn"
+        assert updates == ([0, 0] if in_trial else [0, 2, 6] if lives else [0, 1, 2])  # 2 iterations of 2, but the first of all
         assert result["tasks"]["hash"] == manifest["tasks"][split]
         assert (folder.results / f"{split}.png").stat().st_size > 10_000
     tags = {tag for row in logged(folder.path) for tag in row}
     shared = {"eval/return_before", "eval/return_after", "eval/gain", "eval/auc", "eval/return_step_1"}
     assert shared | {"test/return_after", "ood/return_after", "test/return_random"} <= tags
-    own = {"eval/trial_return", "test/trial_return"} if in_trial else {"test/return_scratch", "loss/query"}
+    learned = "fitness/best" if evolves else "loss/query"
+    own = {"eval/trial_return", "test/trial_return"} if in_trial else {"test/return_scratch", learned}
     assert own <= tags
     shown = capsys.readouterr().out
     assert "held-out tasks" in shown
