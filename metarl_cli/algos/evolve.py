@@ -87,6 +87,8 @@ class Config(StrictModel):
         left = self.tasks - (-(-self.tasks // folds) if folds else 0)
         if self.fitness.tasks > left:
             raise ValueError(f"fitness.tasks ({self.fitness.tasks}) must not be above the training tasks it has ({left})")
+        if self.inherit and folds:
+            raise ValueError("validation.folds go with lifetimes that begin anew, not with inherit")
         if self.inherit and self.lifetime.get("module") != "dqn":
             raise ValueError("inherit needs lifetime.module=dqn: other lifetimes do not go on")
         if self.inherit and self.search.get("module") not in ("genetic", "random"):
