@@ -259,7 +259,7 @@ class Training:
         return tested.learned.value if tested.learned else tested.curve.score
 
     def _keep(self, shown: Portrait) -> None:
-        """What the algorithm shows of itself, as files beside the results; its short texts are printed."""
+        """What the algorithm shows of itself, as files beside the results."""
         for name, text in shown.texts.items():
             checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
         for name, drawn in shown.figures.items():

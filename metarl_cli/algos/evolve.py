@@ -8,7 +8,7 @@
     validation    the fittest are measured on tasks that no fitness has seen; the best of those is what is used on new tasks
 
 What varies (``genomes/``), how it learns (``lifetimes/``) and how the population moves (``searches/``) are groups of the
-configuration, and any goes with any:
+configuration; what does not go together is said before anything starts:
 
 | algorithm | values | paper |
 |---|---|---|
