@@ -3,9 +3,11 @@
 import pytest
 import torch
 from conftest import compose_train
+from torch.func import vmap
 
 from metarl_cli.building import load
 from metarl_cli.learners.dqn import DQN
+from metarl_cli.networks import NetworkConfig, QNetwork
 from metarl_cli.types import Spec, Transitions
 
 SPEC = Spec(obs_shape=(2,), num_actions=2, horizon=10)
@@ -21,6 +23,9 @@ class Table:
 
     def __call__(self, params, obs):
         return params["q"][obs[..., 0].long()]
+
+    def stacked(self, params, obs):
+        return vmap(self)(params, obs)
 
 
 def transitions(rows) -> Transitions:
@@ -84,6 +89,20 @@ def test_network_forms(dueling, layer_norm, context):
     q = dqn.network(params, obs)
     assert q.shape == (5, 3, 2)
     torch.testing.assert_close(q[2, 1], dqn.network(params, obs[2, 1]))
+    stack = {k: torch.randn(4, *v.shape, generator=torch.Generator().manual_seed(2)) for k, v in params.items()}
+    each = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(dqn.network.stacked(stack, each), vmap(dqn.network)(stack, each))
     if dueling:  # advantages are centred: the mean over actions is the value alone
         moved = {**params, "head.bias": params["head.bias"] + 7}
         torch.testing.assert_close(dqn.network(moved, obs), q)
+
+
+def test_stacked_networks_see_images():
+    values = {"convolutions": [{"channels": 3, "kernel": 3, "stride": 2}], "hidden": [8], "activation": "relu"}
+    config = NetworkConfig(**values, layer_norm=False, dueling=True, context=0)
+    network = QNetwork(config, Spec(obs_shape=(2, 9, 9), num_actions=4, horizon=10), (4,))
+    rng = torch.Generator().manual_seed(0)
+    networks = [network.init(rng) for _ in range(3)]
+    obs = torch.randint(256, (3, 5, 2, 9, 9), generator=rng, dtype=torch.uint8)
+    values = network.stacked({k: torch.stack([n[k] for n in networks]) for k in networks[0]}, obs)
+    torch.testing.assert_close(values, torch.stack([network(n, o) for n, o in zip(networks, obs, strict=True)]))

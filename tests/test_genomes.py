@@ -268,6 +268,7 @@ def test_a_part_of_a_network_is_a_smaller_network(depth, widths, activation, due
         cut |= {f"{head}.weight": params[f"{head}.weight"][0, :, : inputs[-1]], f"{head}.bias": params[f"{head}.bias"][0]}
     assert {k: v.shape for k, v in cut.items()} == {k: v.shape for k, v in small.init(generator()).items()}
     torch.testing.assert_close(values(params, large)[0], small(cut, OBS), rtol=0, atol=1e-5)
+    torch.testing.assert_close(large.stacked(params, OBS[None]), values(params, large), rtol=0, atol=1e-5)
 
 
 def test_fresh_parts_are_scaled_by_the_inputs_they_have():

@@ -17,7 +17,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import vmap
 from torch.nn import functional as F
 
 from metarl_cli.actions import Bins, random_actions
@@ -59,7 +58,7 @@ class DQN:
         if not mixed and epsilon >= 1:
             return self._anything(obs, rng)
         with torch.no_grad():
-            action = self._values(vmap(lambda p, o: self._best(self.network(p, o), o))(params, obs))
+            action = self._values(self._best(self.network.stacked(params, obs), obs))
         if mixed or epsilon > 0:
             share = epsilon[:, None] if isinstance(epsilon, Tensor) else epsilon
             explore = torch.rand(obs.shape[:2], generator=rng, device=obs.device) < share
