@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,17 @@ class CommonNumbers(TorchFunctionMode):
 
     def _deal(self, drawn: Tensor) -> Tensor:
         return drawn.repeat(self.copies, *[1] * (drawn.dim() - 1))
+
+
+@contextmanager
+def drawing_nothing(rng: torch.Generator, otherwise: str) -> Iterator[None]:
+    """Operations that draw nothing: out of sight of :class:`CommonNumbers`, whose look at each takes as long as a small one.
+
+    Raises:
+        RuntimeError: ``otherwise``, if ``rng`` was drawn from after all.
+    """
+    before = rng.get_state()
+    with torch._C.DisableTorchFunction():
+        yield
+        if not torch.equal(before, rng.get_state()):
+            raise RuntimeError(otherwise)

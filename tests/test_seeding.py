@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metarl_cli.seeding import CommonNumbers, Streams, numpy_rng, torch_rng
+from metarl_cli.seeding import CommonNumbers, Streams, drawing_nothing, numpy_rng, torch_rng
 
 ROWS = 3
 DRAWS = {  # what it draws for the rows of one or many copies
@@ -91,3 +91,24 @@ def test_draws_that_cannot_be_common_are_refused():
                 draw()
     with CommonNumbers(1):
         assert torch.rand(6, generator=rng).shape == (6,)
+
+
+def test_where_nothing_is_drawn_nothing_is_looked_at():
+    class Watch(CommonNumbers):
+        def __torch_function__(self, func, *args):
+            seen.append(func)
+            return super().__torch_function__(func, *args)
+
+    seen, rng, x = [], torch_rng(0), torch.ones(4)
+    with Watch(2):
+        with drawing_nothing(rng, "drawn"):
+            y = x * 2 + x
+        assert not seen
+        assert torch.equal(y * 2, x * 6)
+        assert seen
+
+
+def test_a_draw_where_there_should_be_none_is_an_error():
+    rng = torch_rng(0)
+    with pytest.raises(RuntimeError, match="say so"), drawing_nothing(rng, "say so"):
+        torch.rand(4, generator=rng)

@@ -51,6 +51,8 @@ class Config(TabularConfig):
 class Bandit(TabularFamily):
     """Pull arms; see the module's docstring."""
 
+    stochastic = True
+
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(num_states=1, first_state=0, device=device)
         self.config = config

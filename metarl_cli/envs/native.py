@@ -5,6 +5,7 @@ A family gives its physics as pure functions: ``initial_state``, ``dynamics``, `
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
+from metarl_cli.seeding import drawing_nothing
 from metarl_cli.tasks import Tasks, TasksConfig
 from metarl_cli.types import Spec, State, Step, Task
 
@@ -26,6 +28,7 @@ class NativeFamily(Tasks):
     """A distribution of tasks over native physics."""
 
     spec: Spec
+    stochastic = False  # whether ``dynamics`` draws random numbers
 
     # -- the physics, given by the family
 
@@ -36,7 +39,8 @@ class NativeFamily(Tasks):
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """One step: ``state [M, N, S]``, ``action [M, N]`` or ``[M, N, D]``, parameters ``[M, 1, ...]``; ``rng`` for chance.
 
-        Returns the next state ``[M, N, S]``, the reward ``[M, N]`` and whether the episode terminated ``[M, N]``.
+        A family that draws from it says ``stochastic = True``. Returns the next state ``[M, N, S]``, the reward ``[M, N]`` and
+        whether the episode terminated ``[M, N]``.
         """
         raise NotImplementedError
 
@@ -63,6 +67,7 @@ class NativeEnv:
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         first = next(iter(task.values()))
         self.family, self.rng = family, rng
+        self.drew = f"the dynamics of {type(family).__name__} draw random numbers: the class must say stochastic = True"
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
         self.shape = (len(first), num_envs)
         self.like = first
@@ -72,7 +77,8 @@ class NativeEnv:
 
     def step(self, action: Tensor) -> Step:
         """Act in every environment; ``action [M, N]``, or ``[M, N, D]``. Episodes that end start anew within the same step."""
-        state, reward, terminated = self.family.dynamics(self.state, action, self.task, self.rng)
+        with nullcontext() if self.family.stochastic else drawing_nothing(self.rng, self.drew):
+            state, reward, terminated = self.family.dynamics(self.state, action, self.task, self.rng)
         self.clock = self.clock + 1
         truncated = self.clock >= self.family.spec.horizon
         ended = terminated | truncated

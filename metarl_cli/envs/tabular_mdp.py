@@ -36,6 +36,7 @@ class Config(TabularConfig):
 class TabularMDP(TabularFamily):
     """Explore a random table; see the module's docstring."""
 
+    stochastic = True
     parameters = {"seed": 0}  # noqa: RUF012
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
