@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 from metarl_cli.building import load
 from metarl_cli.composing import conf_dir
+from metarl_cli.run_folder import keep_memory
 from metarl_cli.seeding import torch_rng
 from metarl_cli.types import Task
 
@@ -337,6 +338,7 @@ def main() -> None:
     if unknown := set(args.tables) - {"policies", "learners"}:
         parser.error(f"no such table: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
+    keep_memory()  # as metarl does in a run; all contenders have it
     warnings.filterwarnings("ignore", module="gymnasium")
     if "policies" in args.tables:
         policies(args.populations or POPULATIONS, args.rounds, args.gymnasium_rounds, args.generations)

@@ -11,6 +11,7 @@ adapted/        policies adapted with ``metarl adapt``
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import fcntl
 import hashlib
@@ -53,7 +54,20 @@ def choose_device(hardware: Hardware) -> torch.device:
     if hardware.device == "cuda" and not found:
         raise UserError("hardware=cuda, but torch finds no CUDA device; use hardware=auto or hardware=cpu")
     torch.set_num_threads(hardware.threads)
+    keep_memory()
     return torch.device("cuda" if found and hardware.device != "cpu" else "cpu")
+
+
+def keep_memory() -> None:
+    """Have the C library, where it is glibc, keep the memory of freed tensors for the next ones.
+
+    It gives large blocks back at once, and then the system clears them page by page whenever they are asked for again: most of
+    the time of a large population (docs/throughput.md). The process stays as large as it once was.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD [bytes]
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD [bytes]
 
 
 def build(config: TrainConfig) -> Parts:

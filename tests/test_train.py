@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -451,3 +452,21 @@ def test_tensorboard_serves_scalars_hparams_and_figures(finished):
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_of_freed_tensors_is_kept():
+    """The system is asked for a large tensor's memory once."""
+    program = """
+import resource, torch
+from metarl_cli.run_folder import keep_memory
+keep_memory()
+for _ in range(3):
+    torch.ones(2**24)  # 64 MB, 16,384 pages
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000
