@@ -92,7 +92,14 @@ TINY_GENOME = {
     "architecture": ["algo.genome.architecture.narrowest=4"],
     "hyper": ["algo.genome.hyper.ranges.batch.low=4", "algo.genome.hyper.ranges.batch.high=8"],
 }
-TINY_ALGO = {"evolve": TINY_EVOLVE, "maml": TINY_MAML, "dqn": TINY_DQN, "rl2": TINY_RL2, "rl2_dqn": TINY_RL2_DQN}  # by module
+TINY_ALGO = {  # by module
+    "evolve": TINY_EVOLVE,
+    "adrl": TINY_EVOLVE,
+    "maml": TINY_MAML,
+    "dqn": TINY_DQN,
+    "rl2": TINY_RL2,
+    "rl2_dqn": TINY_RL2_DQN,
+}
 
 
 def options(group: str) -> list[str]:
@@ -110,7 +117,7 @@ def tiny(algo: str) -> list[str]:
     """Overrides that make a run of ``algo`` small."""
     name = module(algo).__name__.rpartition(".")[2]
     more = []
-    if name == "evolve":
+    if name in ("evolve", "adrl"):
         values = compose_values("train", [f"algo={algo}"])["algo"]
         more = TINY_LIFE[values["lifetime"]["module"]] + [o for part in values["genome"] for o in TINY_GENOME.get(part, [])]
     return [*TINY, *TINY_ALGO[name], *more]

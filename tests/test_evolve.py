@@ -11,13 +11,14 @@ from conftest import CONF, algorithms, compose_values, flat, module, tiny
 
 from metarl_cli.algos import evolve
 from metarl_cli.building import ConfigError, validate
+from metarl_cli.evolution import fresh
 from metarl_cli.inner_loop import run_episodes
 from metarl_cli.lifetimes.dqn import Life
 from metarl_cli.run_folder import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
-EVOLUTIONS = [name for name in algorithms() if module(name) is evolve]
-APART = [name for name in EVOLUTIONS if not compose_values("train", [f"algo={name}"])["algo"]["inherit"]]
+APART = [name for name in algorithms() if module(name) is evolve]
+EVOLUTIONS = [*APART, "adrl"]
 every_evolution = pytest.mark.parametrize("algo", EVOLUTIONS)
 GONE = object()
 
@@ -114,7 +115,7 @@ def test_individuals_are_born_with_the_same_fresh_networks(copies):
     algorithm = made("evo_hyper")
     genomes = algorithm.search.ask()[:copies]
     life = algorithm._begin(genomes, training_tasks(algorithm, 2), torch_rng(0, "life"))
-    expected = evolve.fresh(algorithm.learner, 2, torch_rng(0, "life"))
+    expected = fresh(algorithm.learner, 2, torch_rng(0, "life"))
     for k, v in expected.items():
         assert torch.equal(life.params[k], v.repeat(copies, *[1] * (v.dim() - 1)))
     assert len(life.params["hidden.0.weight"][0].unique(dim=0)) == 8
@@ -334,6 +335,7 @@ def test_the_schedule_is_chosen_on_validation_tasks():
     algorithm = made("adrl", {"algo.validation.candidates": 2, "algo.validation.every": 5})
     _, fitness = followed(algorithm, 4)
     fittest, gradient_steps = fitness.argsort(descending=True, stable=True), algorithm.lives.gradient_steps
+    algorithm.iteration = 5  # now
     for best in range(4):
 
         def measure(life, task, copies, episodes, steps, name, best=best):
@@ -342,7 +344,7 @@ def test_the_schedule_is_chosen_on_validation_tasks():
             return (torch.arange(4) == best).double()[:, None].expand(4, 2), torch.zeros(8)
 
         algorithm._measure = measure
-        algorithm._choose_line(fitness)
+        algorithm._choose(None, fitness)
         line = algorithm.line[:, fittest[best % 2]]
         assert torch.equal(algorithm.champion, line if best < 2 else line[-1:].expand(4, -1))
 
@@ -468,22 +470,32 @@ WRONG = {
         ["fitness.tasks (3) must not be above the training tasks it has (2)"],
     ),
     "no parts": ("evo_dqn", {"algo.genome": {}}, ["algo.genome={}"]),
-    "inherit of what does not go on": ("evo_dqn", {"algo.inherit": True}, ["inherit needs lifetime.module=dqn"]),
-    "inherit without parents": (
+    "a life that does not go on": (
+        "adrl",
+        {"algo.lifetime": option("lifetime", "gradient"), "algo.genome.hyper": GONE},
+        ["adrl needs algo.lifetime.module=dqn"],
+    ),
+    "no parents": (
         "adrl",
         {"algo.search": option("search", "snes")},
-        ["inherit needs a search whose individuals descend", "genetic, or random"],
+        ["adrl needs an algo.search whose individuals descend", "genetic, or random"],
     ),
-    "inherit for another time": (
+    "a life for another time": (
         "adrl",
         {"algo.lifetime.steps": 3},
-        ["algo.inherit", "algo.lifetime.steps (3) must be train.iterations (4)"],
+        ["in adrl, a generation is one adaptation step", "algo.lifetime.steps (3) must be train.iterations (4)"],
     ),
-    "inherit and initial weights": (
+    "initial weights and one's parents'": (
         "adrl",
         {"algo.genome": {"init": option("genome", "init")}},
-        ["algo.genome: initial weights mean nothing with algo.inherit"],
+        ["algo.genome: initial weights mean nothing in adrl"],
     ),
+    "folds of one life": (
+        "adrl",
+        {"algo.validation.folds": 2, "algo.fitness.tasks": 1},
+        ["algo.validation.folds=2: no such key"],
+    ),
+    "chunks of one life": ("adrl", {"algo.chunk": 2}, ["algo.chunk=2: no such key"]),
     "rates without learning": (
         "evo_dqn",
         {"algo.lifetime": option("lifetime", "none")},
@@ -600,12 +612,6 @@ def test_what_does_not_fit_together_is_said_by_key(name):
         made(algo, changes)
     for word in words:
         assert word in str(caught.value)
-
-
-def test_several_processes_do_not_inherit(monkeypatch):
-    monkeypatch.setattr(evolve, "Ranks", lambda: type("Two", (), {"size": 2, "rank": 0}))
-    with pytest.raises(ConfigError, match=r"algo.inherit goes with a single process"):
-        made("adrl")
 
 
 def test_a_genome_of_another_size_is_refused():

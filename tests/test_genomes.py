@@ -7,8 +7,8 @@ import torch
 from conftest import compose_train, compose_values
 from torch.func import grad, vmap
 
-from metarl_cli.algos.evolve import Genes
 from metarl_cli.building import load
+from metarl_cli.evolution import Genes
 from metarl_cli.genomes.genes import fold
 from metarl_cli.genomes.hyper import Range
 from metarl_cli.inner_optimizers import Learned

@@ -34,6 +34,7 @@ LAYERS = [
     {"run_folder", "tracking", "envs"},
     {"inner_loop", "reference", "trials"},
     {"learners", "searches", "genomes", "lifetimes"},
+    {"evolution"},
     {"algos"},
     {"evaluate"},
     {"train", "adapt", "listing"},

@@ -7,8 +7,8 @@ import torch
 from conftest import compose_train, flat, tiny
 
 from metarl_cli import inner_loop
-from metarl_cli.algos.evolve import fresh
 from metarl_cli.building import load
+from metarl_cli.evolution import fresh
 from metarl_cli.genomes import optimizer as genome
 from metarl_cli.inner_optimizers import Adam
 from metarl_cli.lifetimes import dqn as dqn_life

@@ -69,10 +69,11 @@ def test_a_process_that_follows_starts_where_the_first_does(tmp_path, monkeypatc
     assert not told
 
 
-def test_what_runs_in_one_process_says_so(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("algo", ["dqn", "adrl"])
+def test_what_runs_in_one_process_says_so(algo, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_command, "Ranks", lambda: SimpleNamespace(size=2, rank=0))
-    assert cli.main(["train", f"run={tmp_path / 'run'}", "algo=dqn", *tiny("dqn")]) == 2
-    assert "algo.module=dqn runs in one process, not in 2" in capsys.readouterr().err
+    assert cli.main(["train", f"run={tmp_path / 'run'}", f"algo={algo}", *tiny(algo)]) == 2
+    assert f"algo.module={algo} runs in one process, not in 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,156 @@
+"""ADRL: architecture and hyper-parameters that evolve while the networks learn; what comes out is a schedule one can read.
+
+    generation    each individual lives through one adaptation step of its lifetime, on the same training tasks throughout
+    fitness       the return after it
+    search        selection, crossover and mutation of the settings
+    inheritance   a child goes on from its parent's weights, optimiser, and place in its lifetime; its network grows or shrinks
+    champion      the settings along the line of descent by which fresh learners do best on validation tasks
+
+Learners of the same task may share their replay (``lifetime.shared``): SEARL (Franke 2021, arXiv:2009.01555). Inheritance of
+weights is population-based training (Jaderberg 2017, arXiv:1711.09846).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from metarl_cli.evolution import Evolution, EvolutionConfig
+from metarl_cli.lifetimes.dqn import DQNLife, Life
+from metarl_cli.lineage import draw_lineage, markdown
+from metarl_cli.seeding import CommonNumbers, torch_rng
+from metarl_cli.types import Family, Learner, Params, Portrait, Search, State, Task
+
+
+@runtime_checkable
+class Descent(Search, Protocol):
+    """A search whose individuals descend from one another."""
+
+    @property
+    def parents(self) -> Tensor:
+        """Of each individual now, the number ``[P]`` that its parent had in the generation before."""
+        ...
+
+
+class Config(EvolutionConfig):
+    """Evolution of what learns, while it learns."""
+
+
+class ADRL(Evolution):
+    """A search over genomes with one lifetime for all generations; see :class:`Evolution`."""
+
+    lifetime: DQNLife
+    search: Descent
+
+    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
+        super().__init__(config, learner, family, iterations, seed, device)
+        if not isinstance(self.lifetime, DQNLife):
+            raise ValueError("adrl needs algo.lifetime.module=dqn: other lifetimes do not go on")
+        if not isinstance(self.search, Descent):
+            raise ValueError("adrl needs an algo.search whose individuals descend from one another: genetic, or random")
+        if "init" in self.genome.express(self.genome.start[None]):
+            raise ValueError("algo.genome: initial weights mean nothing in adrl: children have their parents'")
+        if self.lifetime.steps != iterations:
+            raise ValueError(
+                f"in adrl, a generation is one adaptation step: algo.lifetime.steps ({self.lifetime.steps}) must be "
+                f"train.iterations ({iterations})"
+            )
+        self.lives: Life | None = None
+        self.line = self.genome.start[:0].reshape(0, 0, 0)  # [S, P, G] each individual's line of descent
+
+    # -- one generation
+
+    def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
+        """One adaptation step of every individual's life."""
+        if self.lives is None:
+            self.lives, self.line = self._born(genomes), genomes[None].clone()
+        else:
+            self._turn(self.lives, genomes, self.search.parents)
+            self.line = torch.cat([self.line[:, self.search.parents], genomes[None]])
+        before = int(self.lives.env_steps.sum())
+        with CommonNumbers(len(genomes)):
+            self.lives.grow()
+        config = self.config.fitness
+        returns, lengths = self._measure(self.lives, self._tasks, len(genomes), config.episodes, config.steps, "fitness")
+        return returns, int(self.lives.env_steps.sum()) - before + int(lengths.sum())
+
+    @property
+    def _tasks(self) -> Task:
+        """The training tasks of all generations."""
+        return {name: value[: self.config.fitness.tasks] for name, value in self.task.items()}
+
+    def _born(self, genomes: Tensor) -> Life:
+        """The lives of a population at their beginning."""
+        rng = torch_rng(self.seed, "lives", device=self.device)
+        life: Life = self._begin(genomes, self._tasks, rng, copies=len(genomes))
+        return life
+
+    def _turn(self, life: Life, genomes: Tensor, parents: Tensor) -> None:
+        """Individuals go on as their ``parents [P]`` were, with what their own genomes ``[P, G]`` say."""
+        num = life.rows // len(genomes)
+        rows = (parents[:, None] * num + torch.arange(num, device=self.device)).flatten()
+        traits = self._express(genomes, num)
+        structure: Params = traits.pop("structure", {})
+        life.become(rows, traits, structure)
+
+    def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
+        """The fittest one's line of descent is champion, or now and then what is best for fresh learners on validation tasks.
+
+        Of each of the fittest both its whole line of descent, a schedule, and what it is now, for a whole lifetime. What
+        counts is the mean return over the last quarter of the lifetime, for a DQN's return goes up and down.
+        """
+        config = self.config.validation
+        self.champion = self.line[:, fitness.argmax()].clone()
+        if not config.candidates or self.iteration % config.every:
+            return {}
+        fittest = fitness.argsort(descending=True, stable=True)[: config.candidates]
+        lines = self.line[:, fittest]  # [S, C, G]
+        schedules = torch.cat([lines, lines[-1:].expand_as(lines)], 1)
+        copies = schedules.shape[1]
+        life: Life = self._begin(schedules[0], self.held_out, torch_rng(self.seed, "validation", "life", device=self.device))
+        measured = []
+        for step in range(1, len(schedules) + 1):
+            with CommonNumbers(copies):
+                self._grow(life, step, schedules)
+            if step > len(schedules) * 3 // 4:
+                measured.append(self._measure(life, self.held_out, copies, config.episodes, None, "validation")[0])
+        found = torch.stack(measured).mean((0, 2))
+        self.champion = schedules[:, found.argmax()].clone()
+        return {"validation/champion": float(found.max()), "validation/candidates": float(found.mean())}
+
+    def _grow(self, life: Life, step: int, schedules: Tensor | None) -> None:
+        """Settings change from step to step; beyond the end of the schedules they stay."""
+        if schedules is not None and 1 < step <= len(schedules):
+            self._turn(life, schedules[step - 1], torch.arange(schedules.shape[1], device=self.device))
+        life.grow()
+
+    # -- looking and saving
+
+    def portrait(self) -> Portrait:
+        """Also the champion's schedule, and how the settings of those alive became what they are."""
+        portrait = super().portrait()
+        if len(self.line) < 2:
+            return portrait
+        champion = self.genome.read(self.champion)  # [S]
+        rows = [[str(i), *(f"{float(v[i]):.4g}" for v in champion.values())] for i in range(len(self.champion))]
+        every = self.genome.read(self.line.flatten(0, 1))
+        lines = {name: values.reshape(self.line.shape[:2]) for name, values in every.items()}
+        return portrait._replace(
+            texts=portrait.texts | {"genome/schedule": markdown(["step", *champion], rows)},
+            figures={"genome/lineage": draw_lineage(lines, champion)},
+        )
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {"lives": None if self.lives is None else self.lives.state_dict(), "line": self.line}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self.line = state["line"].to(self.device)
+        if state["lives"] is not None:
+            self.lives = self._born(self.search.ask())
+            self.lives.load_state_dict(state["lives"])
+
+
+Algo = ADRL
