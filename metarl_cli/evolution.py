@@ -37,7 +37,7 @@ class ValidationConfig(StrictModel):
     """How the individual is chosen that is used on new tasks."""
 
     every: int = Field(gt=0, description="generations between choices")
-    candidates: int = Field(ge=0, description="fittest individuals that are tried beside the search's own best; 0: take that")
+    candidates: int = Field(ge=0, description="fittest individuals that are tried; 0: none, but take the search's own best")
     tasks: int = Field(gt=0, description="validation tasks they are tried on")
     episodes: int = Field(gt=0, description="greedy episodes after the lifetime on each")
 

@@ -331,10 +331,12 @@ def test_lines_of_descent(search):
 
 
 def test_the_schedule_is_chosen_on_validation_tasks():
-    """Of the two fittest, each line of descent and each end of it for a whole lifetime."""
+    """The lines of descent of the two fittest, and of the fittest how its own began and how it ended."""
     algorithm = made("adrl", {"algo.validation.candidates": 2, "algo.validation.every": 5})
     _, fitness = followed(algorithm, 4)
-    fittest, gradient_steps = fitness.argsort(descending=True, stable=True), algorithm.lives.gradient_steps
+    (first, second), gradient_steps = fitness.argsort(descending=True, stable=True)[:2], algorithm.lives.gradient_steps
+    began, ended = (algorithm.line[generation, first].expand(4, -1) for generation in (0, 3))
+    candidates = [algorithm.line[:, first], algorithm.line[:, second], began, ended]
     algorithm.iteration = 5  # now
     for best in range(4):
 
@@ -345,8 +347,15 @@ def test_the_schedule_is_chosen_on_validation_tasks():
 
         algorithm._measure = measure
         algorithm._choose(None, fitness)
-        line = algorithm.line[:, fittest[best % 2]]
-        assert torch.equal(algorithm.champion, line if best < 2 else line[-1:].expand(4, -1))
+        assert torch.equal(algorithm.champion, candidates[best])
+
+
+def test_settings_that_never_change_are_tried_once():
+    search = option("search", "random") | {"population": 6, "redraw": False}
+    algorithm = made("adrl", {"algo.search": search, "algo.validation.candidates": 2, "algo.validation.every": 5})
+    _, fitness = followed(algorithm, 4)
+    order = fitness.argsort(descending=True, stable=True)
+    assert torch.equal(algorithm._schedules(order), algorithm.line[:, order[:4]])
 
 
 def test_the_schedule_is_replayed_on_new_tasks(monkeypatch):

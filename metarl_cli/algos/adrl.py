@@ -98,16 +98,13 @@ class ADRL(Evolution):
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
         """The fittest one's line of descent is champion, or now and then what is best for fresh learners on validation tasks.
 
-        Of each of the fittest both its whole line of descent, a schedule, and what it is now, for a whole lifetime. What
-        counts is the mean return over the last quarter of the lifetime, for a DQN's return goes up and down.
+        What counts is their mean return over the last quarter of the lifetime, for a DQN's return goes up and down.
         """
         config = self.config.validation
         self.champion = self.line[:, fitness.argmax()].clone()
         if not config.candidates or self.iteration % config.every:
             return {}
-        fittest = fitness.argsort(descending=True, stable=True)[: config.candidates]
-        lines = self.line[:, fittest]  # [S, C, G]
-        schedules = torch.cat([lines, lines[-1:].expand_as(lines)], 1)
+        schedules = self._schedules(fitness.argsort(descending=True, stable=True))
         copies = schedules.shape[1]
         life: Life = self._begin(schedules[0], self.held_out, torch_rng(self.seed, "validation", "life", device=self.device))
         measured = []
@@ -119,6 +116,22 @@ class ADRL(Evolution):
         found = torch.stack(measured).mean((0, 2))
         self.champion = schedules[:, found.argmax()].clone()
         return {"validation/champion": float(found.max()), "validation/candidates": float(found.mean())}
+
+    def _schedules(self, order: Tensor) -> Tensor:
+        """Candidates ``[S, 2 C, G]`` from a population in the ``order [P]`` of its fitness, no two the same.
+
+        The lines of descent of the C fittest, and the settings at C moments of the fittest one's line, held for a lifetime:
+        selection breeds what is best next, which need not be best from the first step on. Where the line never changed,
+        more of the fittest take their place.
+        """
+        num, lines = self.config.validation.candidates, self.line[:, order]
+        moments = torch.linspace(0, len(lines) - 1, num, device=self.device).round().long()
+        held = lines[moments, 0].expand(len(lines), -1, -1)
+        found: list[Tensor] = []
+        for schedule in torch.cat([lines[:, :num], held, lines[:, num:]], 1).unbind(1):
+            if not any(torch.equal(schedule, other) for other in found):
+                found.append(schedule)
+        return torch.stack(found[: 2 * num], 1)
 
     def _grow(self, life: Life, step: int, schedules: Tensor | None) -> None:
         """Settings change from step to step; beyond the end of the schedules they stay."""
