@@ -306,7 +306,7 @@ def learners(algos: list[str], populations: list[int] | None, rounds: int) -> No
                 return {name: ours(build(options, population, seed))}
 
             turns = min(rounds, max(1, 256 // population)) if brief else 1
-            found = measure(build_all, population * tasks, turns, timed=1, warm=int(brief and population <= CHUNK))
+            found = measure(build_all, population * tasks, turns, timed=1, warm=int(brief))
             row(population, name, found[name], f"{tasks}", f"{chunk or 'all'}")
 
 
