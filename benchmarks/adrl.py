@@ -21,7 +21,7 @@ from adaptation import done, train
 
 from metarl_cli.statistics import iqm_interval
 
-FAMILIES = ("cartpole", "acrobot")
+FAMILIES = ("cartpole", "pendulum", "acrobot")
 
 
 def mean(values: list[float]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.building import ConfigError, Part, load
@@ -37,7 +37,7 @@ class ValidationConfig(StrictModel):
     """How the individual is chosen that is used on new tasks."""
 
     every: int = Field(gt=0, description="generations between choices")
-    candidates: int = Field(ge=0, description="fittest individuals that are tried; 0: none, but take the search's own best")
+    candidates: int = Field(ge=0, description="fittest individuals that are tried; 0: no validation")
     tasks: int = Field(gt=0, description="validation tasks they are tried on")
     episodes: int = Field(gt=0, description="greedy episodes after the lifetime on each")
 
@@ -45,7 +45,6 @@ class ValidationConfig(StrictModel):
 class EvolutionConfig(StrictModel):
     """Evolution of what learns."""
 
-    tasks: int = Field(gt=0, description="training tasks, drawn once")
     genome: Annotated[dict[str, dict[str, Any]], Part("genome", many=True)] = Field(
         min_length=1, description="what varies: name -> a part, as in conf/algo/genome"
     )
@@ -56,28 +55,15 @@ class EvolutionConfig(StrictModel):
     fitness: FitnessConfig
     validation: ValidationConfig
 
-    @property
-    def available(self) -> int:
-        """Training tasks that a generation may meet."""
-        return self.tasks
-
-    @model_validator(mode="after")
-    def _enough_tasks(self) -> EvolutionConfig:
-        if self.fitness.tasks > self.available:
-            raise ValueError(
-                f"fitness.tasks ({self.fitness.tasks}) must not be above the training tasks it has ({self.available})"
-            )
-        return self
-
 
 class Evolution:
     """The base of searches over genomes.
 
     Args:
         config: see :class:`EvolutionConfig`.
+        tasks: training tasks, drawn once.
         learner: how one task is learned.
         family: where tasks come from.
-        iterations: length of the whole run [generations].
         seed: the run's seed; every stream derives from it by name.
 
     Raises:
@@ -86,9 +72,7 @@ class Evolution:
 
     learns = True
 
-    def __init__(
-        self, config: EvolutionConfig, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device
-    ):
+    def __init__(self, config: EvolutionConfig, tasks: int, learner: Learner, family: Family, seed: int, device: torch.device):
         self.config, self.learner, self.family, self.seed, self.device = config, learner, family, seed, device
         module, parsed = load("lifetime", config.lifetime, "algo.lifetime")
         self.lifetime = module.Lifetime(parsed, learner, family, device)
@@ -98,7 +82,7 @@ class Evolution:
         self.search: Search = module.Search(
             parsed, self.genome.start, self.genome.scale, torch_rng(seed, "search", device=device)
         )
-        self.task = family.sample_tasks(config.tasks, "train", numpy_rng(seed, "tasks", "train"))
+        self.task = family.sample_tasks(tasks, "train", numpy_rng(seed, "tasks", "train"))
         self.held_out = family.sample_tasks(config.validation.tasks, "validation", numpy_rng(seed, "tasks", "candidates"))
         self.champion = self.genome.start[None]  # [S, G] one genome for each adaptation step, or for all
         self.iteration = self.env_steps = 0

@@ -99,7 +99,10 @@ class QNetwork:
         return params
 
     def __call__(self, params: Params, obs: Tensor) -> Tensor:
-        """Values ``[..., *outputs]`` of observations ``[..., *obs_shape]``, for one network; bytes are pixels, 0 to 255."""
+        """Values ``[..., *outputs]`` of observations ``[..., *obs_shape]``, for one network; bytes are pixels, 0 to 255.
+
+        For many, see :meth:`stacked`, which comes here with vectors ``[R, 1, ...]``.
+        """
         x = obs / 255 if obs.dtype == torch.uint8 else obs
         if self.spec.obs_scale:
             x = x / constant(self.spec.obs_scale, x.dtype, x.device)

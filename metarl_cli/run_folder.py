@@ -54,7 +54,6 @@ def choose_device(hardware: Hardware) -> torch.device:
     if hardware.device == "cuda" and not found:
         raise UserError("hardware=cuda, but torch finds no CUDA device; use hardware=auto or hardware=cpu")
     torch.set_num_threads(hardware.threads)
-    keep_memory()
     return torch.device("cuda" if found and hardware.device != "cpu" else "cpu")
 
 
@@ -66,13 +65,14 @@ def keep_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD [bytes]
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD [bytes]
+        mallopt(-4, 0)  # M_MMAP_MAX: no block on its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD [bytes]: the heap never shrinks
 
 
 def build(config: TrainConfig) -> Parts:
     """The family, learner and algorithm of a configuration, on its device."""
     device = choose_device(config.hardware)
+    keep_memory()
     env_module, env_config = load("env", config.env)
     learner_module, learner_config = load("learner", config.learner)
     algo_module, algo_config = load("algo", config.algo)

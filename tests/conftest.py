@@ -66,8 +66,7 @@ TINY_RL2_DQN = [
     "algo.replay.segment=6",
     "algo.dqn.updates=2",
 ]
-TINY_EVOLVE = [
-    "algo.tasks=4",
+TINY_ADRL = [
     "algo.search.population=6",
     "algo.fitness.tasks=2",
     "algo.fitness.episodes=1",
@@ -75,6 +74,7 @@ TINY_EVOLVE = [
     "algo.validation.every=2",
     "algo.validation.candidates=0",
 ]
+TINY_EVOLVE = ["algo.tasks=4", *TINY_ADRL]
 TINY_LIFE = {  # by the lifetime of evolution
     "gradient": ["algo.lifetime.support.rollouts=2", "algo.lifetime.support.steps=6"],
     "dqn": [
@@ -94,7 +94,7 @@ TINY_GENOME = {
 }
 TINY_ALGO = {  # by module
     "evolve": TINY_EVOLVE,
-    "adrl": TINY_EVOLVE,
+    "adrl": TINY_ADRL,
     "maml": TINY_MAML,
     "dqn": TINY_DQN,
     "rl2": TINY_RL2,

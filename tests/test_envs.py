@@ -11,7 +11,7 @@ from conftest import TINY_MAML, TINY_REFERENCE, compose_train, compose_values, o
 from metarl_cli.actions import bounds, random_actions
 from metarl_cli.building import load
 from metarl_cli.evaluate import Evaluator
-from metarl_cli.seeding import numpy_rng, torch_rng
+from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
 
 ENVS = options("env")
 
@@ -310,3 +310,29 @@ def test_maml_dqn_runs_on_every_family(name):
     curve = Evaluator(ours, tasks, 1, 0, "test").curve(algorithm, 1)
     assert np.isfinite(curve.returns).all()
     assert curve.env_steps[1] > 0
+
+
+def test_dynamics_that_draw_must_say_so():
+    """Where copies of a task are dealt common numbers, a draw that no one is told of would not be common."""
+
+    module, config = load("env", compose_train("env=cartpole_family").env)
+
+    class Windy(module.Family):
+        def dynamics(self, state, action, task, rng):
+            state, reward, terminated = super().dynamics(state, action, task, rng)
+            return state + torch.randn(state.shape, generator=rng) / 100, reward, terminated
+
+    class Honest(Windy):
+        stochastic = True
+
+    def play_copies(kind):
+        ours = kind(config)
+        task = {k: v.repeat(2) for k, v in ours.sample_tasks(3, "train", numpy_rng(0, "tasks")).items()}
+        with CommonNumbers(2):
+            env = ours.make(task, 4, torch_rng(0, "env"))
+            return env.step(torch.zeros(6, 4, dtype=torch.long)).next_obs
+
+    one, other = play_copies(Honest).chunk(2)
+    assert torch.equal(one, other)
+    with pytest.raises(RuntimeError, match="the dynamics of Windy draw random numbers: the class must say stochastic = True"):
+        play_copies(Windy)

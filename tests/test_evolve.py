@@ -335,8 +335,8 @@ def test_the_schedule_is_chosen_on_validation_tasks():
     algorithm = made("adrl", {"algo.validation.candidates": 2, "algo.validation.every": 5})
     _, fitness = followed(algorithm, 4)
     (first, second), gradient_steps = fitness.argsort(descending=True, stable=True)[:2], algorithm.lives.gradient_steps
-    began, ended = (algorithm.line[generation, first].expand(4, -1) for generation in (0, 3))
-    candidates = [algorithm.line[:, first], algorithm.line[:, second], began, ended]
+    ended, began = (algorithm.line[generation, first].expand(4, -1) for generation in (3, 0))
+    candidates = [algorithm.line[:, first], algorithm.line[:, second], ended, began]
     algorithm.iteration = 5  # now
     for best in range(4):
 
@@ -481,8 +481,8 @@ WRONG = {
     "no parts": ("evo_dqn", {"algo.genome": {}}, ["algo.genome={}"]),
     "a life that does not go on": (
         "adrl",
-        {"algo.lifetime": option("lifetime", "gradient"), "algo.genome.hyper": GONE},
-        ["adrl needs algo.lifetime.module=dqn"],
+        {"algo.lifetime": option("lifetime", "gradient")},
+        ["adrl needs lifetime.module=dqn"],
     ),
     "no parents": (
         "adrl",

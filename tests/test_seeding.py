@@ -110,5 +110,7 @@ def test_where_nothing_is_drawn_nothing_is_looked_at():
 
 def test_a_draw_where_there_should_be_none_is_an_error():
     rng = torch_rng(0)
-    with pytest.raises(RuntimeError, match="say so"), drawing_nothing(rng, "say so"):
+    with CommonNumbers(2), pytest.raises(RuntimeError, match="say so"), drawing_nothing(rng, "say so"):
+        torch.rand(4, generator=rng)
+    with drawing_nothing(rng, "say so"):  # no one minds
         torch.rand(4, generator=rng)

@@ -8,6 +8,9 @@
 
 Learners of the same task may share their replay (``lifetime.shared``): SEARL (Franke 2021, arXiv:2009.01555). Inheritance of
 weights is population-based training (Jaderberg 2017, arXiv:1711.09846).
+
+Differs from SEARL: settings and architecture are genes that cross and mutate together, where SEARL changes one of them at a
+time, or the weights, at random; networks also shrink; the champion is chosen among settings and not among trained networks.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from metarl_cli.evolution import Evolution, EvolutionConfig
 from metarl_cli.lifetimes.dqn import DQNLife, Life
 from metarl_cli.lineage import draw_lineage, markdown
 from metarl_cli.seeding import CommonNumbers, torch_rng
-from metarl_cli.types import Family, Learner, Params, Portrait, Search, State, Task
+from metarl_cli.types import Family, Learner, Params, Portrait, Search, State
 
 
 @runtime_checkable
@@ -37,6 +41,12 @@ class Descent(Search, Protocol):
 class Config(EvolutionConfig):
     """Evolution of what learns, while it learns."""
 
+    @model_validator(mode="after")
+    def _goes_on(self) -> Config:
+        if self.lifetime.get("module") != "dqn":
+            raise ValueError("adrl needs lifetime.module=dqn: other lifetimes do not go on")
+        return self
+
 
 class ADRL(Evolution):
     """A search over genomes with one lifetime for all generations; see :class:`Evolution`."""
@@ -45,9 +55,7 @@ class ADRL(Evolution):
     search: Descent
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        super().__init__(config, learner, family, iterations, seed, device)
-        if not isinstance(self.lifetime, DQNLife):
-            raise ValueError("adrl needs algo.lifetime.module=dqn: other lifetimes do not go on")
+        super().__init__(config, config.fitness.tasks, learner, family, seed, device)
         if not isinstance(self.search, Descent):
             raise ValueError("adrl needs an algo.search whose individuals descend from one another: genetic, or random")
         if "init" in self.genome.express(self.genome.start[None]):
@@ -73,18 +81,13 @@ class ADRL(Evolution):
         with CommonNumbers(len(genomes)):
             self.lives.grow()
         config = self.config.fitness
-        returns, lengths = self._measure(self.lives, self._tasks, len(genomes), config.episodes, config.steps, "fitness")
+        returns, lengths = self._measure(self.lives, self.task, len(genomes), config.episodes, config.steps, "fitness")
         return returns, int(self.lives.env_steps.sum()) - before + int(lengths.sum())
-
-    @property
-    def _tasks(self) -> Task:
-        """The training tasks of all generations."""
-        return {name: value[: self.config.fitness.tasks] for name, value in self.task.items()}
 
     def _born(self, genomes: Tensor) -> Life:
         """The lives of a population at their beginning."""
         rng = torch_rng(self.seed, "lives", device=self.device)
-        life: Life = self._begin(genomes, self._tasks, rng, copies=len(genomes))
+        life: Life = self._begin(genomes, self.task, rng, copies=len(genomes))
         return life
 
     def _turn(self, life: Life, genomes: Tensor, parents: Tensor) -> None:
@@ -96,13 +99,14 @@ class ADRL(Evolution):
         life.become(rows, traits, structure)
 
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
-        """The fittest one's line of descent is champion, or now and then what is best for fresh learners on validation tasks.
+        """The fittest one's line of descent is champion; now and then, and at last, what is best on validation tasks is.
 
-        What counts is their mean return over the last quarter of the lifetime, for a DQN's return goes up and down.
+        Fresh learners live by each candidate there. What counts is their mean return over the last quarter of the lifetime,
+        for a DQN's return goes up and down.
         """
         config = self.config.validation
         self.champion = self.line[:, fitness.argmax()].clone()
-        if not config.candidates or self.iteration % config.every:
+        if not config.candidates or (self.iteration % config.every and self.iteration < self.lifetime.steps):
             return {}
         schedules = self._schedules(fitness.argsort(descending=True, stable=True))
         copies = schedules.shape[1]
@@ -118,20 +122,20 @@ class ADRL(Evolution):
         return {"validation/champion": float(found.max()), "validation/candidates": float(found.mean())}
 
     def _schedules(self, order: Tensor) -> Tensor:
-        """Candidates ``[S, 2 C, G]`` from a population in the ``order [P]`` of its fitness, no two the same.
+        """Up to 2 C candidates ``[S, 2 C, G]`` from a population in the ``order [P]`` of its fitness, no two the same genes.
 
         The lines of descent of the C fittest, and the settings at C moments of the fittest one's line, held for a lifetime:
         selection breeds what is best next, which need not be best from the first step on. Where the line never changed,
         more of the fittest take their place.
         """
         num, lines = self.config.validation.candidates, self.line[:, order]
-        moments = torch.linspace(0, len(lines) - 1, num, device=self.device).round().long()
+        moments = torch.linspace(len(lines) - 1, 0, num, device=self.device).round().long()
         held = lines[moments, 0].expand(len(lines), -1, -1)
         found: list[Tensor] = []
         for schedule in torch.cat([lines[:, :num], held, lines[:, num:]], 1).unbind(1):
-            if not any(torch.equal(schedule, other) for other in found):
+            if len(found) < 2 * num and not any(torch.equal(schedule, other) for other in found):
                 found.append(schedule)
-        return torch.stack(found[: 2 * num], 1)
+        return torch.stack(found, 1)
 
     def _grow(self, life: Life, step: int, schedules: Tensor | None) -> None:
         """Settings change from step to step; beyond the end of the schedules they stay."""

@@ -33,7 +33,7 @@ from metarl_cli.types import Family, Learner, Task
 
 
 class FoldsConfig(ValidationConfig):
-    """On which tasks it is chosen."""
+    """Validation tasks, or folds of the training tasks."""
 
     folds: int = Field(ge=0, description="k: try on the k-th of the training tasks left out of this generation; 0: no folds")
 
@@ -41,19 +41,18 @@ class FoldsConfig(ValidationConfig):
 class Config(EvolutionConfig):
     """Evolution of what learns, each generation from its beginning."""
 
+    tasks: int = Field(gt=0, description="training tasks, drawn once")
     validation: FoldsConfig
     chunk: int | None = Field(gt=0, description="individuals evaluated at once, to bound memory; none: all")
 
-    @property
-    def available(self) -> int:
-        folds = self.validation.folds
-        return self.tasks - (-(-self.tasks // folds) if folds > 1 else 0)
-
     @model_validator(mode="after")
-    def _enough_folds(self) -> Config:
+    def _enough_tasks(self) -> Config:
         folds = self.validation.folds
         if folds == 1 or folds > self.tasks:
             raise ValueError(f"validation.folds ({folds}) must be 0, or from 2 to the number of tasks ({self.tasks})")
+        left = self.tasks - (-(-self.tasks // folds) if folds else 0)
+        if self.fitness.tasks > left:
+            raise ValueError(f"fitness.tasks ({self.fitness.tasks}) must not be above the training tasks it has ({left})")
         return self
 
 
@@ -63,7 +62,7 @@ class Evolve(Evolution):
     config: Config
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        super().__init__(config, learner, family, iterations, seed, device)
+        super().__init__(config, config.tasks, learner, family, seed, device)
         self.ranks = Ranks()
 
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:

@@ -67,7 +67,6 @@ class NativeEnv:
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         first = next(iter(task.values()))
         self.family, self.rng = family, rng
-        self.drew = f"the dynamics of {type(family).__name__} draw random numbers: the class must say stochastic = True"
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
         self.shape = (len(first), num_envs)
         self.like = first
@@ -77,7 +76,8 @@ class NativeEnv:
 
     def step(self, action: Tensor) -> Step:
         """Act in every environment; ``action [M, N]``, or ``[M, N, D]``. Episodes that end start anew within the same step."""
-        with nullcontext() if self.family.stochastic else drawing_nothing(self.rng, self.drew):
+        drew = f"the dynamics of {type(self.family).__name__} draw random numbers: the class must say stochastic = True"
+        with nullcontext() if self.family.stochastic else drawing_nothing(self.rng, drew):
             state, reward, terminated = self.family.dynamics(self.state, action, self.task, self.rng)
         self.clock = self.clock + 1
         truncated = self.clock >= self.family.spec.horizon
