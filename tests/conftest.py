@@ -66,7 +66,7 @@ TINY_RL2_DQN = [
     "algo.replay.segment=6",
     "algo.dqn.updates=2",
 ]
-TINY_ADRL = [
+TINY_EVOLUTION = [
     "algo.search.population=6",
     "algo.fitness.tasks=2",
     "algo.fitness.episodes=1",
@@ -74,7 +74,6 @@ TINY_ADRL = [
     "algo.validation.every=2",
     "algo.validation.candidates=0",
 ]
-TINY_EVOLVE = ["algo.tasks=4", *TINY_ADRL]
 TINY_LIFE = {  # by the lifetime of evolution
     "gradient": ["algo.lifetime.support.rollouts=2", "algo.lifetime.support.steps=6"],
     "dqn": [
@@ -93,8 +92,8 @@ TINY_GENOME = {
     "hyper": ["algo.genome.hyper.ranges.batch.low=4", "algo.genome.hyper.ranges.batch.high=8"],
 }
 TINY_ALGO = {  # by module
-    "evolve": TINY_EVOLVE,
-    "adrl": TINY_ADRL,
+    "evolve": ["algo.tasks=4", *TINY_EVOLUTION],
+    "adrl": ["algo.patience=1", *TINY_EVOLUTION],
     "maml": TINY_MAML,
     "dqn": TINY_DQN,
     "rl2": TINY_RL2,
