@@ -27,10 +27,11 @@ CLOSE = 0.66  # similarity from which a name is worth suggesting
 
 def describe(model: type[BaseModel], errors: list[ErrorDetails], values: Any, prefix: str = "") -> dict[str, str]:
     """One line for each key at fault, by key; keys are shown with ``prefix``."""
-    known = {f"{prefix}{key}" for key in (*_fields(model), *flatten(values))}
+    keys = [prefix + ".".join(str(part) for part in error["loc"]) for error in errors]
+    wrong = tuple(f"{key}." for key, error in zip(keys, errors, strict=True) if error["type"] == "extra_forbidden")
+    known = {prefix + key for key in (*_fields(model), *flatten(values)) if not f"{prefix}{key}.".startswith(wrong)}
     problems: dict[str, str] = {}
-    for error in errors:
-        key = prefix + ".".join(str(part) for part in error["loc"])
+    for key, error in zip(keys, errors, strict=True):
         problems.setdefault(key, _describe(model, key, error, known))
     return problems
 
@@ -38,7 +39,7 @@ def describe(model: type[BaseModel], errors: list[ErrorDetails], values: Any, pr
 def _describe(model: type[BaseModel], key: str, error: ErrorDetails, known: set[str]) -> str:
     given = f"{key}={show(error['input'])}"
     if error["type"] == "extra_forbidden":
-        return f"{given}: {no_such_key(key, (k for k in known if not f'{k}.'.startswith(f'{key}.')))}"
+        return f"{given}: {no_such_key(key, known)}"
     if error["type"] == "value_error":  # a rule between several keys
         place = f"{key.rstrip('.')}: " if key else ""
         return place + one_line(error["ctx"]["error"])

@@ -102,6 +102,13 @@ def test_one_problem_one_line(changes, line):
     assert "\n" not in problem
 
 
+def test_what_is_wrong_is_not_known():
+    """Of two keys that are not there neither is told as one that is."""
+    for problem in problems(changed(algo__outer__zebra=1, algo__outer__quagga=2)):
+        assert not {"algo.outer.zebra", "algo.outer.quagga"} & set(problem.partition("known: ")[2].split(", "))
+        assert "algo.outer.lr" in problem
+
+
 def test_all_problems_are_told_together():
     found = problems(changed(seed=-1, lr=3, algo__inner__steps="x", learner__gamma=2, env__horizon=0, hardware__device="gpu"))
     assert [p.split("=")[0] for p in found] == [
