@@ -128,17 +128,13 @@ class Evolution:
             "fitness/median": quartiles[1],
             "fitness/quantile_75": quartiles[2],
         }
-        metrics |= self._select(fitness)
+        metrics |= self.search.tell(fitness)
         self.iteration += 1
         return metrics | self._choose(genomes, fitness)
 
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
         """The returns ``[P, M]`` by which a generation ``[P, G]`` is judged, in float64, and the environment steps spent."""
         raise NotImplementedError
-
-    def _select(self, fitness: Tensor) -> dict[str, float]:
-        """Tell the search how fit ``[P]`` its population was; returns what happened."""
-        return self.search.tell(fitness)
 
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
         """Choose the champion after a generation ``[P, G]`` of this fitness ``[P]``; returns what happened."""

@@ -294,7 +294,7 @@ def followed(algorithm, generations):
 
 
 def test_children_have_their_parents_weights_before_they_learn(monkeypatch):
-    algorithm = made("adrl", HYPER | {"algo.patience": 0})
+    algorithm = made("adrl", HYPER)
     before = []
 
     def grow(life, grow=Life.grow):
@@ -314,15 +314,6 @@ def test_children_have_their_parents_weights_before_they_learn(monkeypatch):
             assert parents.tolist() != list(range(6))
             for child, parent in zip(inherited, after, strict=True):
                 assert all(torch.equal(v, parent[k][rows]) for k, v in child.items())
-
-
-def test_before_selection_everyone_goes_on():
-    algorithm = made("adrl", {"algo.patience": 2})
-    born = algorithm.search.ask().clone()
-    for generation in range(4):
-        assert torch.equal(algorithm.search.ask(), born) == (generation <= 2)
-        assert (algorithm.search.parents.tolist() == list(range(6))) == (generation <= 2)
-        algorithm.train_step()
 
 
 @pytest.mark.parametrize("search", [option("search", "genetic") | {"elites": 0}, option("search", "random")])

@@ -76,6 +76,7 @@ BUDGET = {  # evaluations, and what the function wants of the search
     ("genetic", "rosenbrock"): (10000, {"sigma": 0.3, "sigma_decay": 0.99, "crossover": "sbx", "mutation": 0.2}),
     ("genetic", "rastrigin"): (4000, {"sigma_decay": 0.99, "mutation": 0.2}),
     ("genetic_few", "sphere"): (4000, {"sigma": 0.3, "sigma_decay": 0.99}),
+    ("pbt", "sphere"): (4000, {"sigma": 0.3, "sigma_decay": 0.99}),
     ("random", "plane"): (2000, {"spread": 1.0}),
     ("deep_ga", "sphere"): (4000, {}),
     ("deep_ga", "rosenbrock"): (4000, {}),

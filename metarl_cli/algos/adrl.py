@@ -7,8 +7,8 @@
     champion      the settings along the line of descent by which fresh learners do best on validation tasks
 
 Learners of the same task may share their replay (``lifetime.shared``): SEARL (Franke 2021, arXiv:2009.01555). Inheritance of
-weights is population-based training (Jaderberg 2017, arXiv:1711.09846), and so is patience: what is selected before anyone
-has learned is chance, and may never learn.
+weights is population-based training (Jaderberg 2017, arXiv:1711.09846), and so is the pace (``conf/algo/search/pbt.yaml``):
+most go on as they are, for what looks best after a moment of learning is often chance, or has stopped learning.
 
 Differs from SEARL: settings and architecture are genes that cross and mutate together, where SEARL changes one of them at a
 time, or the weights, at random; networks also shrink; the champion is chosen among settings and not among trained networks.
@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from metarl_cli.evolution import Evolution, EvolutionConfig
@@ -41,8 +41,6 @@ class Descent(Search, Protocol):
 
 class Config(EvolutionConfig):
     """Evolution of what learns, while it learns."""
-
-    patience: int = Field(ge=0, description="generations before the first selection: at first, differences are chance")
 
     @model_validator(mode="after")
     def _goes_on(self) -> Config:
@@ -101,10 +99,6 @@ class ADRL(Evolution):
         traits = self._express(genomes, num)
         structure: Params = traits.pop("structure", {})
         life.become(rows, traits, structure)
-
-    def _select(self, fitness: Tensor) -> dict[str, float]:
-        """Nothing before there is something to select."""
-        return super()._select(fitness) if self.iteration >= self.config.patience else {}
 
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
         """The fittest one's line of descent is champion; now and then, and at last, what is best on validation tasks is.
