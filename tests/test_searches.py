@@ -142,12 +142,24 @@ def test_genomes_stay_until_told_and_no_global_generator_is_drawn_from(name):
 
 @every_search
 def test_only_the_order_of_fitness_counts(name):
-    plain, cubed = make(name, torch.ones(5)), make(name, torch.ones(5))
+    start = torch.full((5,), 30.0)  # far away, so that draws around it are better too
+    plain, cubed = make(name, start), make(name, start)
     for _ in range(8):
         plain.tell(tilted(plain.ask()))
         cubed.tell(1000 + tilted(cubed.ask()).double() ** 3)
     assert torch.equal(plain.best(), cubed.best())
-    assert not torch.equal(plain.best(), torch.ones(5))
+    assert not torch.equal(plain.best(), start)
+
+
+@pytest.mark.parametrize("redraw", [True, False])
+def test_what_evolves_begins_with_the_draws_of_random_search(redraw):
+    """So what differs at the end is what evolution did. The start is among them, and is not drawn again."""
+    start = torch.linspace(-1, 1, 4)
+    evolving, random = make("pbt", start), make("random", start, redraw=redraw)
+    assert torch.equal(evolving.ask(), random.ask())
+    assert torch.equal(random.ask()[0], start)
+    random.tell(sphere(random.ask()))
+    assert torch.equal(random.ask()[0], start) is not redraw
 
 
 @every_search
