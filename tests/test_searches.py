@@ -21,6 +21,7 @@ SEARCHES = {name: (name, {}) for name in options("algo/search")} | {
     "genetic roulette averaging": ("genetic", {"selection": "roulette", "crossover": "averaging"}),
     "genetic truncation uniform": ("genetic", {"selection": "truncation", "crossover": "uniform", "elites": 0}),
     "cma_es diagonal": ("cma_es", {"covariance": "diagonal"}),
+    "pbt": ("pbt", {"patience": 0}),  # from its first selection on
 }
 every_search = pytest.mark.parametrize("name", SEARCHES)
 
@@ -76,7 +77,7 @@ BUDGET = {  # evaluations, and what the function wants of the search
     ("genetic", "rosenbrock"): (10000, {"sigma": 0.3, "sigma_decay": 0.99, "crossover": "sbx", "mutation": 0.2}),
     ("genetic", "rastrigin"): (4000, {"sigma_decay": 0.99, "mutation": 0.2}),
     ("genetic_few", "sphere"): (4000, {"sigma": 0.3, "sigma_decay": 0.99}),
-    ("pbt", "sphere"): (4000, {"sigma": 0.3, "sigma_decay": 0.99}),
+    ("pbt", "sphere"): (4000, {"sigma": 0.3, "sigma_decay": 0.99, "spread": 1.0}),
     ("random", "plane"): (2000, {"spread": 1.0}),
     ("deep_ga", "sphere"): (4000, {}),
     ("deep_ga", "rosenbrock"): (4000, {}),
@@ -151,15 +152,21 @@ def test_only_the_order_of_fitness_counts(name):
     assert not torch.equal(plain.best(), start)
 
 
-@pytest.mark.parametrize("redraw", [True, False])
-def test_what_evolves_begins_with_the_draws_of_random_search(redraw):
-    """So what differs at the end is what evolution did. The start is among them, and is not drawn again."""
-    start = torch.linspace(-1, 1, 4)
-    evolving, random = make("pbt", start), make("random", start, redraw=redraw)
-    assert torch.equal(evolving.ask(), random.ask())
-    assert torch.equal(random.ask()[0], start)
-    random.tell(sphere(random.ask()))
-    assert torch.equal(random.ask()[0], start) is not redraw
+def test_population_based_training_begins_as_random_search():
+    """So what differs at the end is what evolution did; and whoever learns slowly has time to show what it is worth."""
+    start, patience = torch.linspace(-1, 1, 4), values("pbt")["patience"]
+    evolving, random = make("pbt", start, patience=patience), make("random", start)
+    first = random.ask()
+    for _ in range(patience):
+        assert torch.equal(evolving.ask(), first)
+        evolving.tell(sphere(first))
+        assert torch.equal(evolving.best(), first[sphere(first).argmax()])
+        assert torch.equal(evolving.parents, torch.arange(len(first)))
+    assert torch.equal(evolving.ask(), first)
+    evolving.tell(sphere(first))
+    worst = sphere(first).argsort()[: len(first) // 4]
+    gone = [not (evolving.ask() == genome).all(1).any() for genome in first]
+    assert sorted(torch.tensor(gone).nonzero()[:, 0].tolist()) == sorted(worst.tolist())
 
 
 @every_search

@@ -30,6 +30,8 @@ class Config(StrictModel):
 
     population: int = Field(ge=2, description="genomes of a generation")
     spread: float = Field(ge=0, description="deviation of the first generation from the start, in units of each gene's scale")
+    with_start: bool = Field(description="the start is among the first generation")
+    patience: int = Field(ge=0, description="generations before the first selection, in which all stay as they are")
     elites: int = Field(ge=0, description="the best, kept as they are")
     selection: Literal["tournament", "roulette", "truncation"] = Field(description="how parents are chosen")
     tournament: int = Field(ge=1, description="contestants of a tournament")
@@ -58,7 +60,8 @@ class Genetic:
         self.elite = start  # [G]
         self.generation = 0
         noise = torch.randn(config.population, len(start), generator=rng, dtype=start.dtype, device=start.device)
-        noise[0] = 0  # the start is among the first
+        if config.with_start:
+            noise[0] = 0
         self.population = start + config.spread * scale * noise  # [P, G]
         self.parents = torch.arange(config.population, device=start.device)  # [P] of each, its number in the last generation
 
@@ -74,6 +77,9 @@ class Genetic:
         told = metrics(fitness, population, self.scale, sigma)
         best = fitness.argsort(descending=True, stable=True)
         self.elite = population[best[0]]
+        self.generation += 1
+        if self.generation <= config.patience:
+            return told
 
         children = config.population - config.elites
         pairs = (children + 1) // 2
@@ -85,7 +91,6 @@ class Genetic:
         born = mutate(torch.cat([one, other])[:children], config.mutation, sigma * self.scale, rng)
         self.population = torch.cat([population[best[: config.elites]], born])
         self.parents = torch.cat([best[: config.elites], chosen[:children]])  # of two, the one a child is nearer to
-        self.generation += 1
         return told
 
     def _parents(self, fitness: Tensor, num: int) -> Tensor:

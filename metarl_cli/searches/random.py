@@ -1,8 +1,7 @@
 """Random search: individuals drawn once, and never changed by what they are worth (Bergstra & Bengio 2012).
 
-The start is among the first, as it is where a population evolves. What any other search has to beat. With ``redraw`` each
-generation is a new one, and the genome for use is the best so far; without, the first goes on, and it is the best of the last
-generation.
+What any other search has to beat. With ``redraw`` each generation is a new one, and the genome for use is the best so far;
+without, the first goes on, and it is the best of the last generation.
 """
 
 from __future__ import annotations
@@ -36,8 +35,6 @@ class Random:
         with unmoved(self.rng):
             shape = (self.config.population, len(self.start))
             noise = torch.randn(shape, generator=self.rng, dtype=self.start.dtype, device=self.start.device)
-            if not self.config.redraw or self.worth == -float("inf"):
-                noise[0] = 0  # the start is among the first, as in other searches
             return self.start + self.config.spread * self.scale * noise
 
     @property
