@@ -1,4 +1,4 @@
-"""ADRL against random search over the same space at the same budget, and against the default settings; slow.
+"""ADRL, by tournaments and as PBT, against random search over the same space at the same budget, and the defaults; slow.
 
     python benchmarks/adrl.py --jobs 2                        train what is not finished yet, then print the table
     python benchmarks/adrl.py --no-train --outputs outputs/adrl
@@ -24,7 +24,12 @@ from adaptation import done, train
 
 from metarl_cli.statistics import Scores, iqm, iqm_interval
 
-SEEDS = {"cartpole": 10, "mountain_car": 10, "acrobot": 5, "pendulum": 6}  # of each family, as in docs/evolution.md
+SEEDS = {"cartpole": 6, "mountain_car": 10, "acrobot": 5, "pendulum": 6}  # of each family, as in docs/evolution.md
+KINDS = {  # search -> the experiment of a family, and what is changed
+    "adrl": ("adrl_{}", []),
+    "pbt": ("adrl_{}", ["algo/search=pbt"]),
+    "random": ("adrl_random_{}", []),
+}
 
 
 def mean(values: list[float]) -> str:
@@ -69,15 +74,14 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/adrl"))
     parser.add_argument("--no-train", action="store_true", help="print the table of what is finished")
     args = parser.parse_args()
-    kinds = {"adrl": "adrl", "random": "adrl_random"}
     folders = {
-        (family, kind): [args.outputs / f"{name}_{family}-seed{s}" for s in range(args.seeds or num)]
+        (family, kind): [args.outputs / f"{kind}_{family}-seed{s}" for s in range(args.seeds or num)]
         for family, num in SEEDS.items()
-        for kind, name in kinds.items()
+        for kind in KINDS
     }
     if not args.no_train:
         commands = [
-            ["metarl", "train", f"experiment={kinds[kind]}_{family}", f"seed={seed}", f"run={folder}"]
+            ["metarl", "train", f"experiment={KINDS[kind][0].format(family)}", *KINDS[kind][1], f"seed={seed}", f"run={folder}"]
             for (family, kind), each in folders.items()
             for seed, folder in enumerate(each)
         ]
