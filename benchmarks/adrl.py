@@ -1,4 +1,4 @@
-"""ADRL, by tournaments and as PBT, against random search over the same space at the same budget, and the defaults; slow.
+"""ADRL, as PBT and by tournaments, against random search over the same space at the same budget, and the defaults; slow.
 
     python benchmarks/adrl.py --jobs 2                        train what is not finished yet, then print the table
     python benchmarks/adrl.py --no-train --outputs outputs/adrl
@@ -26,8 +26,8 @@ from metarl_cli.statistics import Scores, iqm, iqm_interval
 
 SEEDS = {"cartpole": 6, "mountain_car": 10, "acrobot": 5, "pendulum": 6}  # of each family, as in docs/evolution.md
 KINDS = {  # search -> the experiment of a family, and what is changed
-    "adrl": ("adrl_{}", []),
-    "pbt": ("adrl_{}", ["algo/search=pbt"]),
+    "pbt": ("adrl_{}", []),
+    "tournaments": ("adrl_{}", ["algo/search=genetic_few"]),
     "random": ("adrl_random_{}", []),
 }
 
@@ -48,7 +48,7 @@ def by_seed(scores: Scores) -> str:
 
 
 def lines(family: str, kind: str, folders: list[Path]) -> list[str]:
-    """The row of a search, and that of the default settings."""
+    """The row of a search; after random search's that of the default settings."""
     logs = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
     ends = [[row for row in log if "fitness/best" in row][-5:] for log in logs]
     best, everyone = ([float(np.mean([row[f"fitness/{k}"] for row in end])) for end in ends] for k in ("best", "mean"))
@@ -62,7 +62,7 @@ def lines(family: str, kind: str, folders: list[Path]) -> list[str]:
 
     learners = f"{mean(best)} | {mean(everyone)}"
     rows = [f"| {family} | {kind} | {len(folders)} | {learners} | {settings('adapted')} | {minutes:.1f} min |"]
-    if kind == "adrl":
+    if kind == "random":
         rows.append(f"| {family} | default | {len(folders)} | | | {settings('from_scratch')} | |")
     return rows
 

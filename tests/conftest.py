@@ -93,7 +93,7 @@ TINY_GENOME = {
 }
 TINY_ALGO = {  # by module
     "evolve": ["algo.tasks=4", *TINY_EVOLUTION],
-    "adrl": TINY_EVOLUTION,
+    "adrl": [*TINY_EVOLUTION, "algo.search.elites=4", "algo.search.patience=0"],
     "maml": TINY_MAML,
     "dqn": TINY_DQN,
     "rl2": TINY_RL2,
