@@ -7,8 +7,8 @@
     champion      the settings along the line of descent by which fresh learners do best on validation tasks
 
 Learners of the same task may share their replay (``lifetime.shared``): SEARL (Franke 2021, arXiv:2009.01555). Inheritance of
-weights is population-based training (Jaderberg 2017, arXiv:1711.09846), and so is the search it comes with, ``algo/search=pbt``:
-all learn for a while, and then most go on as they are.
+weights is population-based training (Jaderberg 2017, arXiv:1711.09846), and so is ``algo/search=pbt``, the search it comes
+with: all learn for a while, and then most go on as they are.
 
 Differs from SEARL: settings and architecture are genes that cross and mutate together, where SEARL changes one of them at a
 time, or the weights, at random; networks also shrink; the champion is chosen among settings and not among trained networks.
