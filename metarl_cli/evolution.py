@@ -64,6 +64,7 @@ class Evolution:
         tasks: training tasks, drawn once.
         learner: how one task is learned.
         family: where tasks come from.
+        iterations: generations of the run.
         seed: the run's seed; every stream derives from it by name.
 
     Raises:
@@ -72,12 +73,26 @@ class Evolution:
 
     learns = True
 
-    def __init__(self, config: EvolutionConfig, tasks: int, learner: Learner, family: Family, seed: int, device: torch.device):
+    def __init__(
+        self,
+        config: EvolutionConfig,
+        tasks: int,
+        learner: Learner,
+        family: Family,
+        iterations: int,
+        seed: int,
+        device: torch.device,
+    ):
         self.config, self.learner, self.family, self.seed, self.device = config, learner, family, seed, device
         module, parsed = load("lifetime", config.lifetime, "algo.lifetime")
         self.lifetime = module.Lifetime(parsed, learner, family, device)
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
+        if (patience := config.search.get("patience", 0)) and iterations < patience + 2:
+            raise ValueError(
+                f"algo.search.patience ({patience}) is too long: nobody would be selected in train.iterations ({iterations}); "
+                f"at most {max(iterations - 2, 0)}"
+            )
         module, parsed = load("search", config.search, "algo.search")
         self.search: Search = module.Search(
             parsed, self.genome.start, self.genome.scale, torch_rng(seed, "search", device=device)
@@ -118,8 +133,8 @@ class Evolution:
         genomes = self.search.ask()
         returns, spent = self._live(genomes)
         self.env_steps += spent
-        fitness = _mean_rank(returns) if self.config.fitness.ranks else returns.mean(1)
-        mean = returns.mean(1)
+        judged, mean = self._judged(returns), returns.mean(1)
+        fitness = _mean_rank(judged) if self.config.fitness.ranks else judged.mean(1)
         quartiles = torch.quantile(mean, torch.tensor([0.25, 0.5, 0.75], dtype=mean.dtype, device=mean.device)).tolist()
         metrics = {
             "fitness/best": float(mean.max()),
@@ -135,6 +150,10 @@ class Evolution:
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
         """The returns ``[P, M]`` by which a generation ``[P, G]`` is judged, in float64, and the environment steps spent."""
         raise NotImplementedError
+
+    def _judged(self, returns: Tensor) -> Tensor:
+        """What of the returns ``[P, M]`` counts."""
+        return returns
 
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
         """Choose the champion after a generation ``[P, G]`` of this fitness ``[P]``; returns what happened."""

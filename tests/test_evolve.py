@@ -316,6 +316,36 @@ def test_children_have_their_parents_weights_before_they_learn(monkeypatch):
                 assert all(torch.equal(v, parent[k][rows]) for k, v in child.items())
 
 
+@pytest.mark.parametrize("gain", [True, False])
+def test_luck_at_birth_is_worth_nothing(gain):
+    """What a line of descent got before it learned anything is taken off, for as long as the line lasts."""
+    algorithm = made("adrl", HYPER | {"algo.fitness.gain": gain})
+    measured, told, fathers = [], [], []
+    measure, tell = algorithm._measure, algorithm.search.tell
+
+    def seen(life, *more):
+        measured.append((life.gradient_steps, measure(life, *more)))
+        return measured[-1][1]
+
+    algorithm._measure = seen
+    algorithm.search.tell = lambda fitness: (told.append(fitness), tell(fitness))[1]
+    env_steps = []
+    for _ in range(3):
+        fathers.append(algorithm.search.parents)
+        found = algorithm.train_step()
+        env_steps.append(algorithm.env_steps)
+        assert found["fitness/best"] == float(measured[-1][1][0].mean(1).max()), "people see returns"
+    assert [steps for steps, _ in measured] == ([0] if gain else []) + [2, 6, 10]
+    birth = measured.pop(0)[1] if gain else (torch.zeros(6, 2, dtype=torch.float64), torch.zeros(1))
+    assert not gain or birth[0].std() > 0
+    assert env_steps[0] == 6 * 2 * 2 * 2 * 4 + int(birth[1].sum() + measured[0][1][1].sum())
+    expected = birth[0]
+    for parents, fitness, (_, (returns, _)) in zip(fathers, told, measured, strict=True):
+        expected = expected[parents]
+        assert torch.equal(fitness, (returns - expected).mean(1))
+    assert fathers[1].tolist() != list(range(6))
+
+
 @pytest.mark.parametrize("search", [option("search", "genetic") | {"elites": 0}, option("search", "random")])
 def test_lines_of_descent(search):
     algorithm = made("adrl", {"algo.search": search | {"population": 6}})
@@ -493,6 +523,11 @@ WRONG = {
         "adrl",
         {"algo.lifetime.steps": 3},
         ["in adrl, a generation is one adaptation step", "algo.lifetime.steps (3) must be train.iterations (4)"],
+    ),
+    "patience without end": (
+        "adrl",
+        {"algo.search.patience": 3},
+        ["algo.search.patience (3) is too long: nobody would be selected in train.iterations (4)", "at most 2"],
     ),
     "initial weights and one's parents'": (
         "adrl",

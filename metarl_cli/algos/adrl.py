@@ -1,7 +1,7 @@
 """ADRL: architecture and hyper-parameters that evolve while the networks learn; what comes out is a schedule one can read.
 
     generation    each individual lives through one adaptation step of its lifetime, on the same training tasks throughout
-    fitness       the return after it
+    fitness       what was learned so far: the return after it, less that of the network as it was born
     search        selection, crossover and mutation of the settings
     inheritance   a child goes on from its parent's weights, optimiser, and place in its lifetime; its network grows or shrinks
     champion      the settings along the line of descent by which fresh learners do best on validation tasks
@@ -19,10 +19,10 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from metarl_cli.evolution import Evolution, EvolutionConfig
+from metarl_cli.evolution import Evolution, EvolutionConfig, FitnessConfig
 from metarl_cli.lifetimes.dqn import DQNLife, Life
 from metarl_cli.lineage import draw_lineage, markdown
 from metarl_cli.seeding import CommonNumbers, torch_rng
@@ -39,8 +39,18 @@ class Descent(Search, Protocol):
         ...
 
 
+class GainConfig(FitnessConfig):
+    """Returns, or what learning has made of them."""
+
+    gain: bool = Field(
+        description="the return of the network before it learned anything is taken off, so that luck at birth is worth nothing"
+    )
+
+
 class Config(EvolutionConfig):
     """Evolution of what learns, while it learns."""
+
+    fitness: GainConfig
 
     @model_validator(mode="after")
     def _goes_on(self) -> Config:
@@ -57,7 +67,7 @@ class ADRL(Evolution):
     search: Descent
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        super().__init__(config, config.fitness.tasks, learner, family, seed, device)
+        super().__init__(config, config.fitness.tasks, learner, family, iterations, seed, device)
         if not isinstance(self.search, Descent):
             raise ValueError("adrl needs an algo.search whose individuals descend from one another: genetic, or random")
         if "init" in self.genome.express(self.genome.start[None]):
@@ -68,23 +78,38 @@ class ADRL(Evolution):
                 f"train.iterations ({iterations})"
             )
         self.lives: Life | None = None
+        self.untrained = torch.zeros(0, dtype=torch.float64, device=device)  # [P, M] returns at birth, or nothing
         self.line = self.genome.start[:0].reshape(0, 0, 0)  # [S, P, G] each individual's line of descent
 
     # -- one generation
 
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
         """One adaptation step of every individual's life."""
+        parents, spent = self.search.parents, 0
         if self.lives is None:
             self.lives, self.line = self._born(genomes), genomes[None].clone()
+            self.untrained = self.untrained.new_zeros(len(genomes), 1)
+            if self.config.fitness.gain:
+                self.untrained, spent = self._test("untrained")
         else:
-            self._turn(self.lives, genomes, self.search.parents)
-            self.line = torch.cat([self.line[:, self.search.parents], genomes[None]])
+            self._turn(self.lives, genomes, parents)
+            self.line = torch.cat([self.line[:, parents], genomes[None]])
+            self.untrained = self.untrained[parents]
         before = int(self.lives.env_steps.sum())
         with CommonNumbers(len(genomes)):
             self.lives.grow()
-        config = self.config.fitness
-        returns, lengths = self._measure(self.lives, self.task, len(genomes), config.episodes, config.steps, "fitness")
-        return returns, int(self.lives.env_steps.sum()) - before + int(lengths.sum())
+        returns, steps = self._test("fitness")
+        return returns, int(self.lives.env_steps.sum()) - before + steps + spent
+
+    def _test(self, name: str) -> tuple[Tensor, int]:
+        """Returns ``[P, M]`` of the learners as they are now, and the environment steps it took to see."""
+        assert self.lives is not None
+        config, copies = self.config.fitness, self.line.shape[1]
+        returns, lengths = self._measure(self.lives, self.task, copies, config.episodes, config.steps, name)
+        return returns, int(lengths.sum())
+
+    def _judged(self, returns: Tensor) -> Tensor:
+        return returns - self.untrained
 
     def _born(self, genomes: Tensor) -> Life:
         """The lives of a population at their beginning."""
@@ -162,11 +187,12 @@ class ADRL(Evolution):
         )
 
     def state_dict(self) -> State:
-        return super().state_dict() | {"lives": None if self.lives is None else self.lives.state_dict(), "line": self.line}
+        lives = None if self.lives is None else self.lives.state_dict()
+        return super().state_dict() | {"lives": lives, "line": self.line, "untrained": self.untrained}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        self.line = state["line"].to(self.device)
+        self.line, self.untrained = state["line"].to(self.device), state["untrained"].to(self.device)
         if state["lives"] is not None:
             self.lives = self._born(self.search.ask())
             self.lives.load_state_dict(state["lives"])

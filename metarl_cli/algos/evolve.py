@@ -62,7 +62,7 @@ class Evolve(Evolution):
     config: Config
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        super().__init__(config, config.tasks, learner, family, seed, device)
+        super().__init__(config, config.tasks, learner, family, iterations, seed, device)
         self.ranks = Ranks()
 
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
