@@ -25,12 +25,12 @@ from adaptation import done, train
 from metarl_cli.statistics import Scores, iqm, iqm_interval
 
 SEEDS = {  # of each family, the most that docs/evolution.md has
-    "cartpole_wide": 5,
-    "pendulum_wide": 6,
-    "cartpole": 6,
+    "cartpole": 10,
     "mountain_car": 10,
     "acrobot": 5,
     "pendulum": 6,
+    "cartpole_wide": 5,
+    "pendulum_wide": 6,
 }
 KINDS = {  # search -> the experiment of a family, and what is changed
     "pbt": ("adrl_{}", []),
@@ -85,7 +85,9 @@ def main() -> None:
         (family, kind): [args.outputs / f"{kind}_{family}-seed{s}" for s in range(args.seeds or num)]
         for family, num in SEEDS.items()
         for kind in KINDS
-        if not (kind == "tournaments" and family.endswith("_wide"))  # whose middle was never tried
+        if not (
+            kind == "tournaments" and family.endswith("_wide")
+        )  # which start from the middle of the ranges: not tried there
     }
     if not args.no_train:
         commands = [

@@ -88,15 +88,15 @@ class Evolution:
         self.lifetime = module.Lifetime(parsed, learner, family, device)
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
-        if (patience := config.search.get("patience", 0)) and iterations < patience + 2:
-            raise ValueError(
-                f"algo.search.patience ({patience}) is too long: nobody would be selected in train.iterations ({iterations}); "
-                f"at most {max(iterations - 2, 0)}"
-            )
         module, parsed = load("search", config.search, "algo.search")
         self.search: Search = module.Search(
             parsed, self.genome.start, self.genome.scale, torch_rng(seed, "search", device=device)
         )
+        if (patience := getattr(self.search, "patience", 0)) and iterations < patience + 2:
+            raise ValueError(
+                f"algo.search.patience ({patience}) is too long: no generation would live after a selection "
+                f"in train.iterations ({iterations}); at most {max(iterations - 2, 0)}"
+            )
         self.task = family.sample_tasks(tasks, "train", numpy_rng(seed, "tasks", "train"))
         self.held_out = family.sample_tasks(config.validation.tasks, "validation", numpy_rng(seed, "tasks", "candidates"))
         self.champion = self.genome.start[None]  # [S, G] one genome for each adaptation step, or for all

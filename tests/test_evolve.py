@@ -318,32 +318,38 @@ def test_children_have_their_parents_weights_before_they_learn(monkeypatch):
 
 @pytest.mark.parametrize("gain", [True, False])
 def test_luck_at_birth_is_worth_nothing(gain):
-    """What a line of descent got before it learned anything is taken off, for as long as the line lasts."""
-    algorithm = made("adrl", HYPER | {"algo.fitness.gain": gain})
-    measured, told, fathers = [], [], []
-    measure, tell = algorithm._measure, algorithm.search.tell
+    """What a line of descent got before it learned anything is taken off for as long as the line lasts, saved or not."""
+    algorithm = made("adrl", {"algo.fitness.gain": gain})
+    born, parents = None, torch.arange(6)
+    for generation in range(3):
+        measured, told, before = [], [], algorithm.env_steps
+        measure, tell = algorithm._measure, algorithm.search.tell
 
-    def seen(life, *more):
-        measured.append((life.gradient_steps, measure(life, *more)))
-        return measured[-1][1]
+        def seen(life, *more, measure=measure, measured=measured):
+            measured.append((life.gradient_steps, *measure(life, *more)))
+            return measured[-1][1:]
 
-    algorithm._measure = seen
-    algorithm.search.tell = lambda fitness: (told.append(fitness), tell(fitness))[1]
-    env_steps = []
-    for _ in range(3):
-        fathers.append(algorithm.search.parents)
+        algorithm._measure = seen
+        algorithm.search.tell = lambda fitness, tell=tell, told=told: (told.append(fitness), tell(fitness))[1]
         found = algorithm.train_step()
-        env_steps.append(algorithm.env_steps)
-        assert found["fitness/best"] == float(measured[-1][1][0].mean(1).max()), "people see returns"
-    assert [steps for steps, _ in measured] == ([0] if gain else []) + [2, 6, 10]
-    birth = measured.pop(0)[1] if gain else (torch.zeros(6, 2, dtype=torch.float64), torch.zeros(1))
-    assert not gain or birth[0].std() > 0
-    assert env_steps[0] == 6 * 2 * 2 * 2 * 4 + int(birth[1].sum() + measured[0][1][1].sum())
-    expected = birth[0]
-    for parents, fitness, (_, (returns, _)) in zip(fathers, told, measured, strict=True):
-        expected = expected[parents]
-        assert torch.equal(fitness, (returns - expected).mean(1))
-    assert fathers[1].tolist() != list(range(6))
+        assert [steps for steps, *_ in measured] == [0] * (gain and generation == 0) + [[2], [6], [10]][generation]
+        assert algorithm.env_steps - before == 6 * 2 * 2 * 2 * 4 + sum(int(lengths.sum()) for *_, lengths in measured)
+        if generation == 0:
+            born = measured[0][1] if gain else torch.zeros(6, 2, dtype=torch.float64)
+        born, returns = born[parents], measured[-1][1]
+        assert torch.equal(told[0], (returns - born).mean(1))
+        assert found["fitness/best"] == float(returns.mean(1).max()), "people see returns"
+        parents = algorithm.search.parents.clone()
+        assert not gain or generation == 2 or not torch.equal(born[parents], born)
+        state = algorithm.state_dict()
+        algorithm = made("adrl", {"algo.fitness.gain": gain})
+        algorithm.load_state_dict(state)
+
+
+def test_patience_leaves_a_generation_to_select_for():
+    algorithm = made("adrl", {"algo.search.patience": 2})  # of four generations
+    history, _ = followed(algorithm, 4)
+    assert [bool((parents == torch.arange(6)).all()) for _, parents in history] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("search", [option("search", "genetic") | {"elites": 0}, option("search", "random")])
@@ -527,7 +533,7 @@ WRONG = {
     "patience without end": (
         "adrl",
         {"algo.search.patience": 3},
-        ["algo.search.patience (3) is too long: nobody would be selected in train.iterations (4)", "at most 2"],
+        ["algo.search.patience (3) is too long: no generation would live after a selection", "(4); at most 2"],
     ),
     "initial weights and one's parents'": (
         "adrl",

@@ -1,7 +1,7 @@
 """ADRL: architecture and hyper-parameters that evolve while the networks learn; what comes out is a schedule one can read.
 
     generation    each individual lives through one adaptation step of its lifetime, on the same training tasks throughout
-    fitness       what was learned so far: the return after it, less that of the network as it was born
+    fitness       the return after it; with ``fitness.gain`` less that of the network its line of descent began with
     search        selection, crossover and mutation of the settings
     inheritance   a child goes on from its parent's weights, optimiser, and place in its lifetime; its network grows or shrinks
     champion      the settings along the line of descent by which fresh learners do best on validation tasks
@@ -43,7 +43,8 @@ class GainConfig(FitnessConfig):
     """Returns, or what learning has made of them."""
 
     gain: bool = Field(
-        description="the return of the network before it learned anything is taken off, so that luck at birth is worth nothing"
+        description="take off the return that the first network of a line of descent had before it learned anything "
+        "(networks of one shape are born alike: without an architecture that varies it changes nothing)"
     )
 
 
@@ -78,7 +79,9 @@ class ADRL(Evolution):
                 f"train.iterations ({iterations})"
             )
         self.lives: Life | None = None
-        self.untrained = torch.zeros(0, dtype=torch.float64, device=device)  # [P, M] returns at birth, or nothing
+        self.untrained = torch.zeros(
+            0, dtype=torch.float64, device=device
+        )  # [P, M] returns at the birth of a line; [P, 1] zeros
         self.line = self.genome.start[:0].reshape(0, 0, 0)  # [S, P, G] each individual's line of descent
 
     # -- one generation

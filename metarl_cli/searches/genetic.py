@@ -56,7 +56,7 @@ class Genetic:
 
     def __init__(self, config: Config, start: Tensor, scale: Tensor, rng: torch.Generator):
         check(start, scale)
-        self.config, self.scale, self.rng = config, scale, rng
+        self.config, self.scale, self.rng, self.patience = config, scale, rng, config.patience
         self.elite = start  # [G]
         self.generation = 0
         noise = torch.randn(config.population, len(start), generator=rng, dtype=start.dtype, device=start.device)
@@ -78,7 +78,7 @@ class Genetic:
         best = fitness.argsort(descending=True, stable=True)
         self.elite = population[best[0]]
         self.generation += 1
-        if self.generation <= config.patience:
+        if self.generation <= self.patience:
             return told
 
         children = config.population - config.elites
