@@ -79,9 +79,7 @@ class ADRL(Evolution):
                 f"train.iterations ({iterations})"
             )
         self.lives: Life | None = None
-        self.untrained = torch.zeros(
-            0, dtype=torch.float64, device=device
-        )  # [P, M] returns at the birth of a line; [P, 1] zeros
+        self.untrained = torch.zeros(0, dtype=torch.float64, device=device)  # [P, M] returns at a line's birth, or zeros
         self.line = self.genome.start[:0].reshape(0, 0, 0)  # [S, P, G] each individual's line of descent
 
     # -- one generation
