@@ -85,9 +85,7 @@ def main() -> None:
         (family, kind): [args.outputs / f"{kind}_{family}-seed{s}" for s in range(args.seeds or num)]
         for family, num in SEEDS.items()
         for kind in KINDS
-        if not (
-            kind == "tournaments" and family.endswith("_wide")
-        )  # which start from the middle of the ranges: not tried there
+        if kind != "tournaments" or not family.endswith("_wide")  # not tried there
     }
     if not args.no_train:
         commands = [
