@@ -1,23 +1,24 @@
-"""What the learners of ADRL come to on held-out tasks, beside random search from the same draws and at the same budget; slow.
+"""What the learners of ADRL come to on held-out tasks, beside random search from the same draws and the default settings; slow.
 
     python benchmarks/adrl_learners.py --jobs 2               learn what is not learned yet, then print the table
     python benchmarks/adrl_learners.py --families navigation --seeds 3
 
-ADRL searches while it learns, and what comes of it is a network as well as settings (``benchmarks/adrl.py`` is about those).
-Here it learns held-out tasks themselves, four of the test split, others for every seed, as the family's experiment has it:
-sixteen learners on each, thirty generations, networks and settings inherited.
+ADRL searches while it learns, and what comes of it is networks as well as settings (``benchmarks/adrl.py`` is about those).
+Here held-out tasks are what is learned: four of the test split, others for every seed. Sixteen learners on each share their
+experience, as the family's experiment in ``conf/experiment`` has it:
 
-    pbt        ADRL
-    random     the same draws of settings, networks at birth, tasks and steps of learning; nobody is selected
-    default    sixteen learners with the settings of ``algo.lifetime`` and the whole network, as many steps of learning,
-               networks of their own at birth, each by itself
+    pbt        ADRL: networks and settings are inherited
+    random     the same draws of settings, networks at birth and tasks, and as many steps and updates; nobody is selected
+    random 24  24 draws, on CartPole, where PBT's episodes of fitness are longer: more environment steps than it takes
+    default    the same tasks, and as many steps and updates; the settings of ``algo.lifetime``, the whole network, and networks
+               of their own at birth
 
-The fittest, by the four episodes on each task that fitness is, is measured anew after the last generation, for 32 greedy
-episodes on each task with other random numbers, and so are all sixteen: *mean of all*.
+The fittest one after the last generation, by the episodes that fitness is, is measured anew: 32 greedy episodes on each task
+with other random numbers. *Mean of all* are all sixteen, measured so; PBT has made others of the worst, random search has not.
 
 A score is the mean over a seed's tasks. Tables have the mean over seeds and Student's 95 % interval over them, seeds being all
-that is independent; a difference is that of pairs with the same seed. Environment steps include those that fitness takes, more
-where episodes last longer.
+that is independent; a difference is that of pairs with the same seed. Environment steps are those of learning and of fitness,
+which takes more where episodes last longer, and which the defaults are judged by but once.
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,60 +41,82 @@ from torch import Tensor
 
 from metarl_cli.building import TrainConfig, validate
 from metarl_cli.composing import conf_dir
-from metarl_cli.evolution import tile
+from metarl_cli.evolution import first, fresh, tile
 from metarl_cli.inner_loop import run_episodes
 from metarl_cli.run_folder import Parts, build
-from metarl_cli.seeding import numpy_rng, torch_rng
+from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
 from metarl_cli.statistics import Scores
 from metarl_cli.types import Task
 
-FAMILIES = ["cartpole", "navigation", "pendulum"]
-KINDS = {"pbt": "adrl_{}", "random": "adrl_random_{}", "default": "adrl_{}"}  # search -> the experiment of a family
-LEARNERS = 16
+FAMILIES = {  # who learns
+    "cartpole": ["pbt", "random", "random 24", "default"],
+    "navigation": ["pbt", "random", "default"],
+    "pendulum": ["pbt", "random", "default"],
+}
+KINDS = {  # the experiment of a family, and what is changed
+    "pbt": ["experiment=adrl_{}"],
+    "random": ["experiment=adrl_random_{}"],
+    "random 24": ["experiment=adrl_random_{}", "algo.search.population=24"],
+    "default": ["experiment=adrl_{}"],
+}
 SEEDS = 10
 EPISODES = 32  # of the last measurement, on each task
 
 
-def learn(family: str, kind: str, seed: int) -> dict[str, Any]:
-    """Learn held-out tasks: the returns ``[P][M]`` of all, measured anew, and who had been the fittest."""
+def learn(family: str, kind: str, seed: int, file: Path) -> None:
+    """Learn held-out tasks; writes the returns ``[P][M]`` of all, measured anew, and who had been the fittest."""
+    torch.set_num_threads(1)
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        overrides = [f"experiment={KINDS[kind].format(family)}", f"seed={seed}", "hardware=cpu"]
+        overrides = [*(override.format(family) for override in KINDS[kind]), f"seed={seed}", "hardware=cpu"]
         config = validate("train", OmegaConf.to_container(compose("train", overrides), resolve=True))  # type: ignore[arg-type]
     assert isinstance(config, TrainConfig)
-    parts, fitness = build(config), config.algo["fitness"]
-    task = parts.family.sample_tasks(fitness["tasks"], "test", numpy_rng(seed, "learned"))
+    parts, num, episodes = build(config), config.algo["search"]["population"], config.algo["fitness"]["episodes"]
+    task = parts.family.sample_tasks(config.algo["fitness"]["tasks"], "test", numpy_rng(seed, "learned"))
     if kind == "default":
-        return by_default(parts, task, config.train.iterations, fitness["episodes"], seed)
+        found = by_default(parts, task, num, config.train.iterations, episodes, seed)
+    else:
+        found = by_search(parts, task, num, config.train.iterations)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(found))
+    os.replace(part, file)
+
+
+def by_search(parts: Parts, task: Task, num: int, generations: int) -> dict[str, Any]:
+    """ADRL's learners, or random search's."""
     algorithm: Any = parts.algorithm
-    algorithm.task = task
-    fittest: list[int] = []
+    algorithm.task, fittest = task, 0
 
     def choose(genomes: Tensor, fitness: Tensor) -> dict[str, float]:
-        fittest.append(int(fitness.argmax()))
+        nonlocal fittest
+        fittest = int(fitness.argmax())
         return {}
 
     algorithm._choose = choose  # no settings are looked for
-    for generation in range(config.train.iterations):
-        metrics = algorithm.train_step()
-        print(f"generation {generation + 1}: best {metrics['fitness/best']:.2f} mean {metrics['fitness/mean']:.2f}", flush=True)
+    for _ in range(generations):
+        algorithm.train_step()
     with torch.no_grad():
-        returns, _ = algorithm._measure(algorithm.lives, task, LEARNERS, EPISODES, None, "anew")
-    return {"returns": returns.tolist(), "fittest": fittest[-1], "env_steps": algorithm.env_steps}
+        returns, _ = algorithm._measure(algorithm.lives, task, num, EPISODES, None, "anew")
+    return {"returns": returns.tolist(), "fittest": fittest, "env_steps": algorithm.env_steps}
 
 
-def by_default(parts: Parts, task: Task, steps: int, episodes: int, seed: int) -> dict[str, Any]:
-    """The same of learners that have the settings of the lifetime."""
+def by_default(parts: Parts, task: Task, num: int, steps: int, episodes: int, seed: int) -> dict[str, Any]:
+    """Learners that have the settings of the lifetime."""
     algorithm: Any = parts.algorithm
-    rows = tile(task, LEARNERS)
-    *_, learned = algorithm.adapt_from_scratch(rows, steps, torch_rng(seed, "lives"))
+    rows, rng = tile(task, num), torch_rng(seed, "lives")
+    networks = fresh(algorithm.learner, len(first(rows)), rng)
+    life = algorithm.lifetime.begin(networks, algorithm.lifetime.default, rows, rng, copies=num)
+    for _ in range(steps):
+        life.grow()
 
     def measured(episodes: int, name: str) -> tuple[Tensor, int]:
-        act = functools.partial(algorithm.act, learned.params)
-        returns, lengths = run_episodes(parts.family, rows, act, episodes, torch_rng(seed, name))
-        return returns.double().mean(1).view(LEARNERS, -1), int(lengths.sum())
+        act = functools.partial(algorithm.act, life.params)
+        with CommonNumbers(num):
+            returns, lengths = run_episodes(parts.family, rows, act, episodes, torch_rng(seed, name))
+        return returns.double().mean(1).view(num, -1), int(lengths.sum())
 
-    (fitness, spent), (returns, _) = measured(episodes, "fitness"), measured(EPISODES, "anew")
-    learning = learned.env_steps * len(returns.flatten())
+    with torch.no_grad():
+        (fitness, spent), (returns, _) = measured(episodes, "fitness"), measured(EPISODES, "anew")
+    learning = int(life.env_steps.sum())
     return {"returns": returns.tolist(), "fittest": int(fitness.mean(1).argmax()), "env_steps": learning + spent}
 
 
@@ -108,7 +130,8 @@ def interval(scores: Scores) -> str:
 
 def lines(family: str, outputs: Path, seeds: int) -> list[str]:
     """The rows of a family, of the seeds that all have learned."""
-    files = [[outputs / f"{kind}_{family}-seed{seed}.json" for kind in KINDS] for seed in range(seeds)]
+    kinds = FAMILIES[family]
+    files = [[outputs / name(kind, family, seed) for kind in kinds] for seed in range(seeds)]
     found = [[json.loads(f.read_text()) for f in each] for each in files if all(f.exists() for f in each)]
     if not found:
         return []
@@ -116,47 +139,43 @@ def lines(family: str, outputs: Path, seeds: int) -> list[str]:
     everyone = np.array([[np.mean(r["returns"]) for r in each] for each in found])
     millions = np.array([[r["env_steps"] for r in each] for each in found]).mean(0) / 1e6
 
-    def row(name: str, best: Scores, everyone: Scores, more: str = "") -> str:
-        return f"| {family} | {name} | {len(found)} | {interval(best)} | {interval(everyone)} | {more} |"
+    def row(who: str, best: Scores, everyone: Scores, more: str = "") -> str:
+        return f"| {family} | {who} | {len(found)} | {interval(best)} | {interval(everyone)} | {more} |"
 
-    return [row(k, best[:, i], everyone[:, i], f"{millions[i]:.2f} M") for i, k in enumerate(KINDS)] + [
-        row(f"pbt less {k}", best[:, 0] - best[:, i], everyone[:, 0] - everyone[:, i]) for i, k in enumerate(KINDS) if i > 0
+    return [row(k, best[:, i], everyone[:, i], f"{millions[i]:.2f} M") for i, k in enumerate(kinds)] + [
+        row(f"pbt less {k}", best[:, 0] - best[:, i], everyone[:, 0] - everyone[:, i]) for i, k in enumerate(kinds) if i > 0
     ]
+
+
+def name(kind: str, family: str, seed: int) -> str:
+    """The file of what was found."""
+    return f"{kind.replace(' ', '_')}_{family}-seed{seed}.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--jobs", type=int, default=2, help="searches at a time, one core each")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs/adrl_learners"))
-    parser.add_argument("--one", nargs=3, metavar=("FAMILY", "SEARCH", "SEED"), help="do one search and print what it found")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, one core each")
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs/adrl_learners"), help="what is there is not learned again"
+    )
     args = parser.parse_args()
-    if args.one:
-        torch.set_num_threads(1)
-        family, kind, seed = args.one
-        found = learn(family, kind, int(seed))
-        file = args.outputs / f"{kind}_{family}-seed{seed}.json"
-        file.with_suffix(".part").write_text(json.dumps(found))
-        os.replace(file.with_suffix(".part"), file)
-        return
     args.outputs.mkdir(parents=True, exist_ok=True)
-    searches = [(f, k, str(s)) for f in args.families for s in range(args.seeds) for k in KINDS]
-    left = [(f, k, s) for f, k, s in searches if not (args.outputs / f"{k}_{f}-seed{s}.json").exists()]
-
-    def start(search: tuple[str, str, str]) -> None:
-        family, kind, seed = search
-        command = [sys.executable, __file__, "--outputs", str(args.outputs), "--one", family, kind, seed]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (args.outputs / f"{kind}_{family}-seed{seed}.log").open("w") as log:
-            code = subprocess.run(command, env=one_thread, stdout=log, stderr=log, check=False).returncode
-        print(code, family, kind, f"seed {seed}", flush=True)
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(start, left))
-    print("\n| family | search | seeds | the fittest | mean of all | environment steps |\n|---|---|---|---|---|---|")
-    for family in args.families:
-        print(*lines(family, args.outputs, args.seeds), sep="\n")
+    runs = [
+        (family, kind, seed, args.outputs / name(kind, family, seed))
+        for family in args.families
+        for seed in range(args.seeds)
+        for kind in FAMILIES[family]
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        futures = {run: pool.submit(learn, *run) for run in runs if not run[-1].exists()}
+        for (family, kind, seed, _), future in futures.items():
+            future.result()
+            print(f"{family}, {kind}, seed {seed}: learned", flush=True)
+    print("\n| family | learners | seeds | the fittest | mean of all | environment steps |\n|---|---|---|---|---|---|")
+    print("\n".join(line for family in args.families for line in lines(family, args.outputs, args.seeds)))
 
 
 if __name__ == "__main__":
