@@ -9,7 +9,6 @@ experience, as the family's experiment in ``conf/experiment`` has it:
 
     pbt        ADRL: networks and settings are inherited
     random     the same draws of settings, networks at birth and tasks, and as many steps and updates; nobody is selected
-    random 24  24 draws, on CartPole, where PBT's episodes of fitness are longer: more environment steps than it takes
     default    the same tasks, and as many steps and updates; the settings of ``algo.lifetime``, the whole network, and networks
                of their own at birth
 
@@ -48,17 +47,8 @@ from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
 from metarl_cli.statistics import Scores
 from metarl_cli.types import Task
 
-FAMILIES = {  # who learns
-    "cartpole": ["pbt", "random", "random 24", "default"],
-    "navigation": ["pbt", "random", "default"],
-    "pendulum": ["pbt", "random", "default"],
-}
-KINDS = {  # the experiment of a family, and what is changed
-    "pbt": ["experiment=adrl_{}"],
-    "random": ["experiment=adrl_random_{}"],
-    "random 24": ["experiment=adrl_random_{}", "algo.search.population=24"],
-    "default": ["experiment=adrl_{}"],
-}
+FAMILIES = ["cartpole", "navigation", "pendulum", "acrobot"]
+KINDS = {"pbt": "adrl_{}", "random": "adrl_random_{}", "default": "adrl_{}"}  # who learns -> the experiment of a family
 SEEDS = 10
 EPISODES = 32  # of the last measurement, on each task
 
@@ -67,7 +57,7 @@ def learn(family: str, kind: str, seed: int, file: Path) -> None:
     """Learn held-out tasks; writes the returns ``[P][M]`` of all, measured anew, and who had been the fittest."""
     torch.set_num_threads(1)
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        overrides = [*(override.format(family) for override in KINDS[kind]), f"seed={seed}", "hardware=cpu"]
+        overrides = [f"experiment={KINDS[kind].format(family)}", f"seed={seed}", "hardware=cpu"]
         config = validate("train", OmegaConf.to_container(compose("train", overrides), resolve=True))  # type: ignore[arg-type]
     assert isinstance(config, TrainConfig)
     parts, num, episodes = build(config), config.algo["search"]["population"], config.algo["fitness"]["episodes"]
@@ -130,8 +120,7 @@ def interval(scores: Scores) -> str:
 
 def lines(family: str, outputs: Path, seeds: int) -> list[str]:
     """The rows of a family, of the seeds that all have learned."""
-    kinds = FAMILIES[family]
-    files = [[outputs / name(kind, family, seed) for kind in kinds] for seed in range(seeds)]
+    files = [[outputs / f"{kind}_{family}-seed{seed}.json" for kind in KINDS] for seed in range(seeds)]
     found = [[json.loads(f.read_text()) for f in each] for each in files if all(f.exists() for f in each)]
     if not found:
         return []
@@ -142,19 +131,14 @@ def lines(family: str, outputs: Path, seeds: int) -> list[str]:
     def row(who: str, best: Scores, everyone: Scores, more: str = "") -> str:
         return f"| {family} | {who} | {len(found)} | {interval(best)} | {interval(everyone)} | {more} |"
 
-    return [row(k, best[:, i], everyone[:, i], f"{millions[i]:.2f} M") for i, k in enumerate(kinds)] + [
-        row(f"pbt less {k}", best[:, 0] - best[:, i], everyone[:, 0] - everyone[:, i]) for i, k in enumerate(kinds) if i > 0
+    return [row(k, best[:, i], everyone[:, i], f"{millions[i]:.2f} M") for i, k in enumerate(KINDS)] + [
+        row(f"pbt less {k}", best[:, 0] - best[:, i], everyone[:, 0] - everyone[:, i]) for i, k in enumerate(KINDS) if i > 0
     ]
-
-
-def name(kind: str, family: str, seed: int) -> str:
-    """The file of what was found."""
-    return f"{kind.replace(' ', '_')}_{family}-seed{seed}.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=2, help="processes, one core each")
     parser.add_argument(
@@ -162,12 +146,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     args.outputs.mkdir(parents=True, exist_ok=True)
-    runs = [
-        (family, kind, seed, args.outputs / name(kind, family, seed))
-        for family in args.families
-        for seed in range(args.seeds)
-        for kind in FAMILIES[family]
-    ]
+    runs = [(f, k, s, args.outputs / f"{k}_{f}-seed{s}.json") for f in args.families for s in range(args.seeds) for k in KINDS]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         futures = {run: pool.submit(learn, *run) for run in runs if not run[-1].exists()}
