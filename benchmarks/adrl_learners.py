@@ -35,11 +35,10 @@ import numpy as np
 import scipy.stats
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from metarl_cli.building import TrainConfig, validate
-from metarl_cli.composing import conf_dir
+from metarl_cli.composing import conf_dir, plain
 from metarl_cli.evolution import first, fresh, tile
 from metarl_cli.inner_loop import run_episodes
 from metarl_cli.run_folder import Parts, build
@@ -58,7 +57,7 @@ def learn(family: str, kind: str, seed: int, file: Path) -> None:
     torch.set_num_threads(1)
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         overrides = [f"experiment={KINDS[kind].format(family)}", f"seed={seed}", "hardware=cpu"]
-        config = validate("train", OmegaConf.to_container(compose("train", overrides), resolve=True))  # type: ignore[arg-type]
+        config = validate("train", plain(compose("train", overrides)))
     assert isinstance(config, TrainConfig)
     parts, num, episodes = build(config), config.algo["search"]["population"], config.algo["fitness"]["episodes"]
     task = parts.family.sample_tasks(config.algo["fitness"]["tasks"], "test", numpy_rng(seed, "learned"))
