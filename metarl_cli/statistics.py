@@ -40,11 +40,14 @@ def iqm_interval(scores: ArrayLike, over_tasks: bool = False, resamples: int = 2
     scores = np.asarray(scores, dtype=np.float64)
     repeats, tasks = scores.shape
     rng = np.random.default_rng(seed)
-    values = np.empty(resamples)
-    for i in range(resamples):
-        sample = scores[:, rng.integers(tasks, size=tasks)] if over_tasks else scores
-        rows = rng.integers(repeats, size=(repeats, tasks))
-        values[i] = iqm(np.take_along_axis(sample, rows, axis=0).ravel())
+
+    def resample() -> Scores:
+        columns = rng.integers(tasks, size=tasks) if over_tasks else np.arange(tasks)
+        found: Scores = scores[rng.integers(repeats, size=(repeats, tasks)), columns]
+        return found.ravel()
+
+    blocks = [min(100, resamples - i) for i in range(0, resamples, 100)]  # sorted together, and never all in memory
+    values = np.concatenate([iqm(np.stack([resample() for _ in range(num)])) for num in blocks])
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(iqm(scores.ravel())), float(low), float(high))
 
