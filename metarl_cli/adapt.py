@@ -19,7 +19,7 @@ from metarl_cli.inner_loop import run_episodes
 from metarl_cli.run_folder import RunFolder, build
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, iqm_interval
-from metarl_cli.tracking import Tracker, gif, wide_console
+from metarl_cli.tracking import Tracker, gif, png, wide_console
 from metarl_cli.types import Adaptation, Family, GradientAlgorithm, State, Task, TrialAlgorithm, UserError
 
 
@@ -101,7 +101,7 @@ def _trial(
         "played": {"returns": played.returns, "places": played.places},
     }
     checkpoint.write_whole(out / "trial.json", (json.dumps(kept, indent=1) + "\n").encode())
-    figure(report, title).savefig(out / "trial.png", dpi=150)
+    checkpoint.write_whole(out / "trial.png", png(figure(report, title)))
     console.print(f"returns: {out / 'trial.json'} and .png", soft_wrap=True)
     if algorithm.learns:
         policy = {"weights": saved(algorithm.weights()), "memory": saved(played.memory), "task": named}

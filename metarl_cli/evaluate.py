@@ -20,12 +20,12 @@ from torch import Tensor
 
 from metarl_cli.actions import random_actions
 from metarl_cli.building import Evaluation, TestConfig
-from metarl_cli.checkpoint import load
+from metarl_cli.checkpoint import load, write_whole
 from metarl_cli.inner_loop import Act, run_episodes
 from metarl_cli.run_folder import Parts, RunFolder, build, held_out_tasks, task_hash
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, Scores, iqm_interval, mean_interval, together
-from metarl_cli.tracking import wide_console
+from metarl_cli.tracking import png, wide_console
 from metarl_cli.types import Adaptation, Algorithm, Family, GradientAlgorithm, Task, TrialAlgorithm, UserError
 
 if TYPE_CHECKING:
@@ -420,11 +420,11 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
 
 def measure(
     folder: RunFolder, parts: Parts, split: str, tasks: Task, budget: Evaluation, seed: int, name: str
-) -> tuple[Report, Figure]:
-    """Test on ``tasks`` and keep the result as ``results/<name>.json`` and ``.png``."""
+) -> tuple[Report, bytes]:
+    """Test on ``tasks`` and keep the result as ``results/<name>.json`` and ``.png``; returns the latter too."""
     evaluator = Evaluator(parts.family, tasks, budget.episodes, seed, split)
     report = evaluator.report(parts.algorithm, budget.steps)
-    shown = figure(report, f"{folder.path.name}: {len(next(iter(tasks.values())))} {split} tasks")
+    shown = png(figure(report, f"{folder.path.name}: {len(next(iter(tasks.values())))} {split} tasks"))
     folder.results.mkdir(exist_ok=True)
     folder.write_json(
         f"results/{name}.json",
@@ -434,7 +434,7 @@ def measure(
             {"split": split, "env_steps": parts.algorithm.env_steps},
         ),
     )
-    shown.savefig(folder.results / f"{name}.png", dpi=150)
+    write_whole(folder.results / f"{name}.png", shown)
     return report, shown
 
 

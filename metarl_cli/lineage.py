@@ -29,10 +29,12 @@ def draw_lineage(lines: dict[str, Tensor], winner: dict[str, Tensor]) -> Figure:
         low, high = float(values.min()), float(values.max())
         if low > 0 and high > 20 * low:
             axes.set_yscale("log")
+            axes.minorticks_off()  # most of the time it takes to draw
         axes.set_title(name, fontsize=9)
         axes.grid(alpha=0.3)
     for axes in panels[max(len(lines) - columns, 0) : len(lines)]:
         axes.set_xlabel("generation")
+        axes.tick_params(labelbottom=True)  # hidden above an empty place
     return shown
 
 

@@ -41,13 +41,15 @@ def iqm_interval(scores: ArrayLike, over_tasks: bool = False, resamples: int = 2
     repeats, tasks = scores.shape
     rng = np.random.default_rng(seed)
 
-    def resample() -> Scores:
-        columns = rng.integers(tasks, size=tasks) if over_tasks else np.arange(tasks)
-        found: Scores = scores[rng.integers(repeats, size=(repeats, tasks)), columns]
-        return found.ravel()
+    def resample(num: int) -> Scores:
+        """The IQMs of ``num`` resamples, one after the other of the generator's numbers."""
+        bounds = np.repeat([tasks, repeats], [tasks if over_tasks else 0, scores.size])
+        drawn = rng.integers(np.broadcast_to(bounds, (num, len(bounds))))
+        columns = drawn[:, None, :tasks] if over_tasks else np.arange(tasks)  # [num, 1, M] | [M]
+        rows = drawn[:, -scores.size :].reshape(num, repeats, tasks)
+        return iqm(scores[rows, columns].reshape(num, scores.size))
 
-    blocks = [min(100, resamples - i) for i in range(0, resamples, 100)]  # sorted together, and never all in memory
-    values = np.concatenate([iqm(np.stack([resample() for _ in range(num)])) for num in blocks])
+    values = np.concatenate([resample(min(100, resamples - i)) for i in range(0, resamples, 100)])  # never all in memory
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(iqm(scores.ravel())), float(low), float(high))
 

@@ -86,12 +86,6 @@ class Tracker:
         self.lines.write(json.dumps({"step": step, **finite}) + "\n")
         self.flush()
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Show a matplotlib figure in the Images tab."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100)
-        self._image(tag, buffer.getvalue(), step)
-
     def portrait(self, shown: Portrait, step: int) -> None:
         """Show what an algorithm shows of itself in the Histograms, Text and Images tabs."""
         for tag, values in shown.histograms.items():
@@ -99,13 +93,14 @@ class Tracker:
         for tag, text in shown.texts.items():
             self.writer.add_text(tag, text, step)
         for tag, figure in shown.figures.items():
-            self.figure(tag, figure, step)
+            self.image(tag, png(figure), step)
 
     def animation(self, tag: str, frames: Sequence[Image.Image], step: int, fps: int = 25) -> None:
         """Show an animated GIF in the Images tab."""
-        self._image(tag, gif(frames, fps), step)
+        self.image(tag, gif(frames, fps), step)
 
-    def _image(self, tag: str, encoded: bytes, step: int) -> None:
+    def image(self, tag: str, encoded: bytes, step: int) -> None:
+        """Show a PNG or GIF in the Images tab."""
         width, height = Image.open(io.BytesIO(encoded)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
         self.events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
@@ -131,6 +126,13 @@ def _kept(line: str, purge: int) -> bool:
         return row["step"] < purge and not any(tag.startswith(("test/", "ood/")) for tag in row)
     except (ValueError, KeyError, TypeError):  # a line cut short by a crash
         return False
+
+
+def png(figure: Figure) -> bytes:
+    """A matplotlib figure as a PNG of 150 dots an inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 def gif(frames: Sequence[Image.Image], fps: int = 25) -> bytes:

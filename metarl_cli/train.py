@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,11 +24,8 @@ from metarl_cli.building import TrainConfig, validate
 from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, reference_metrics, table
 from metarl_cli.ranks import Ranks
 from metarl_cli.run_folder import Parts, RunFolder, build, default_name, held_out_tasks, now
-from metarl_cli.tracking import Tracker, flatten, wide_console
+from metarl_cli.tracking import Tracker, flatten, png, wide_console
 from metarl_cli.types import Portrait, Portrayed, Sharded, UserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 
@@ -236,7 +233,7 @@ class Training:
         """The best weights on test tasks, and on out-of-distribution ones where the family has them."""
         config, step = self.config, self.algorithm.env_steps
         load_weights(self.folder, self.parts, "best")
-        reports: dict[str, tuple[Report, Figure]] = {}
+        reports: dict[str, tuple[Report, bytes]] = {}
         for split in ("test", "ood") if "ood" in self.parts.family.splits else ("test",):
             tasks = held_out_tasks(self.parts.family, config, split, config.test.tasks)
             with self.console.status(f"testing on {config.test.tasks} {split} tasks"):
@@ -246,7 +243,7 @@ class Training:
         self.algorithm.env_steps = step
         for split, (report, shown) in reports.items():
             self.tracker.log(metrics(report.curve, split) | reference_metrics(report, split), step)
-            self.tracker.figure(f"{split}/adaptation", shown, step)
+            self.tracker.image(f"{split}/adaptation", shown, step)
         titles = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
         for split, (report, _) in reports.items():
             repeats = "trials" if report.total else "episodes"
@@ -263,7 +260,7 @@ class Training:
         for name, text in shown.texts.items():
             checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
         for name, drawn in shown.figures.items():
-            drawn.savefig(self.folder.results / f"{name.split('/')[-1]}.png", dpi=150)
+            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.png", png(drawn))
 
     # -- saving
 

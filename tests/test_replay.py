@@ -39,3 +39,27 @@ def test_round_trip():
     rows = torch.arange(2)
     a, b = (r.sample(rows, 20, torch.Generator().manual_seed(1)).reward for r in (replay, other))
     assert torch.equal(a, b)
+
+
+def test_memory_is_taken_as_transitions_come():
+    """Never more than twice what is held, nor than the capacity; what is held stays the latest, saved and loaded on the way."""
+    replay, rows = Replay(2, 50), torch.arange(2)
+    for first in range(0, 160, 4):
+        replay.add(batch(first, steps=2))
+        fresh = Replay(2, 50)
+        fresh.load_state_dict(replay.state_dict())
+        replay = fresh
+        room = replay.data.reward.shape[1]
+        assert len(replay) <= room <= min(2 * len(replay), 50)
+        found = replay.sample(rows, 1000, torch.Generator().manual_seed(first)).reward
+        latest = range(max(0, first + 4 - 50), first + 4)
+        assert sorted(set(found[0].flatten().tolist())) == list(latest)
+        assert sorted(set(found[1].flatten().tolist())) == [1000 + x for x in latest]
+
+
+def test_refuses_a_state_of_another_size():
+    replay = Replay(2, 6)
+    replay.add(batch(0, steps=2))
+    for other in (Replay(3, 6), Replay(2, 3)):
+        with pytest.raises(ValueError, match="another size"):
+            other.load_state_dict(replay.state_dict())

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, flat, module, tiny
+from launching import metarl, start
 
 from metarl_cli import adapt, checkpoint, evaluate, train
 from metarl_cli.building import validate
@@ -23,13 +24,6 @@ from metarl_cli.seeding import torch_rng
 from metarl_cli.types import UserError
 
 METARL = [sys.executable, "-m", "metarl_cli"]
-
-
-def metarl(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*METARL, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
 
 
 def small(algo: str, env: str = "cartpole_family", **values) -> list[str]:
@@ -55,9 +49,10 @@ def run_here(folder: Path, *overrides: str) -> float:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """One finished run, made by the command."""
+    """One finished run, made by the command as a user starts it."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    done = metarl("train", *small("maml_dqn"), f"run={folder}", cwd=folder.parent)
+    command = [*METARL, "train", *small("maml_dqn"), f"run={folder}"]
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "after step 2" in done.stdout
     assert "tensorboard --logdir" in done.stdout
@@ -162,23 +157,17 @@ def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     assert metarl("train", *arguments, f"run={whole}", cwd=tmp_path).returncode == 0
     kills, rng = 0, random.Random(0)
     while kills < 3:
-        command = [*METARL, "train", *arguments, f"run={torn}"]
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        process = start("train", *arguments, f"run={torn}", cwd=tmp_path, err=str(tmp_path / "err"))
         seen = (torn / "last.pt").stat().st_mtime_ns if (torn / "last.pt").exists() else 0
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:  # until it has made progress of its own
+        while process.is_alive() and time.monotonic() < deadline:  # until it has made progress of its own
             if (torn / "last.pt").exists() and (torn / "last.pt").stat().st_mtime_ns != seen:
                 break
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.15))
         process.kill()
-        assert process.wait() in (-signal.SIGKILL, 0), process.stderr.read()
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0), (tmp_path / "err").read_text()
         kills += 1
     assert RunFolder(torn).manifest()["status"] == "running", "killed before it was done, or the kills prove nothing"
     done = metarl("train", *arguments, f"run={torn}", cwd=tmp_path)
@@ -196,12 +185,12 @@ def test_killed_outside_the_checkpoints_counts_nothing_twice(moment, tmp_path):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert metarl("train", *arguments, f"run={whole}", cwd=tmp_path).returncode == 0
     sign = torn / ("metrics.jsonl" if moment == "before the first checkpoint" else "results/test.json")
-    process = subprocess.Popen([*METARL, "train", *arguments, f"run={torn}"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = start("train", *arguments, f"run={torn}", cwd=tmp_path)
     deadline = time.monotonic() + 60
-    while not (sign.exists() and sign.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+    while not (sign.exists() and sign.stat().st_size) and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
-    process.wait()
+    process.join()
     assert RunFolder(torn).manifest()["status"] == "running"
     assert (torn / "last.pt").exists() == (moment == "while testing")
     assert metarl("train", *arguments, f"run={torn}", cwd=tmp_path).returncode == 0
