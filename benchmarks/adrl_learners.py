@@ -11,6 +11,7 @@ experience, as the family's experiment in ``conf/experiment`` has it:
     random     the same draws of settings, networks at birth and tasks, and as many steps and updates; nobody is selected
     default    the same tasks, and as many steps and updates; the settings of ``algo.lifetime``, the whole network, and networks
                of their own at birth
+    alone      the same, but each with its own experience only; the mean of all is what one DQN by the default settings comes to
 
 The fittest one after the last generation, by the episodes that fitness is, is measured anew: 32 greedy episodes on each task
 with other random numbers. *Mean of all* are all sixteen, measured so; PBT has made others of the worst, random search has not.
@@ -46,8 +47,13 @@ from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
 from metarl_cli.statistics import Scores
 from metarl_cli.types import Task
 
-FAMILIES = ["cartpole", "navigation", "pendulum", "acrobot"]
-KINDS = {"pbt": "adrl_{}", "random": "adrl_random_{}", "default": "adrl_{}"}  # who learns -> the experiment of a family
+FAMILIES = ["cartpole", "navigation", "pendulum", "acrobot", "key_to_door"]
+KINDS = {  # who learns -> the experiment of a family, and what is changed
+    "pbt": ("adrl_{}", []),
+    "random": ("adrl_random_{}", []),
+    "default": ("adrl_{}", []),
+    "alone": ("adrl_{}", ["algo.lifetime.shared=false"]),
+}
 SEEDS = 10
 EPISODES = 32  # of the last measurement, on each task
 
@@ -56,12 +62,13 @@ def learn(family: str, kind: str, seed: int, file: Path) -> None:
     """Learn held-out tasks; writes the returns ``[P][M]`` of all, measured anew, and who had been the fittest."""
     torch.set_num_threads(1)
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        overrides = [f"experiment={KINDS[kind].format(family)}", f"seed={seed}", "hardware=cpu"]
+        experiment, changes = KINDS[kind]
+        overrides = [f"experiment={experiment.format(family)}", f"seed={seed}", "hardware=cpu", *changes]
         config = validate("train", plain(compose("train", overrides)))
     assert isinstance(config, TrainConfig)
     parts, num, episodes = build(config), config.algo["search"]["population"], config.algo["fitness"]["episodes"]
     task = parts.family.sample_tasks(config.algo["fitness"]["tasks"], "test", numpy_rng(seed, "learned"))
-    if kind == "default":
+    if kind in ("default", "alone"):
         found = by_default(parts, task, num, config.train.iterations, episodes, seed)
     else:
         found = by_search(parts, task, num, config.train.iterations)
