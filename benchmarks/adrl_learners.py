@@ -47,7 +47,7 @@ from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
 from metarl_cli.statistics import Scores
 from metarl_cli.types import Task
 
-FAMILIES = ["cartpole", "navigation", "pendulum", "acrobot", "key_to_door"]
+FAMILIES = ["cartpole", "navigation", "pendulum", "acrobot", "key_to_door", "key_to_door_wide"]
 KINDS = {  # who learns -> the experiment of a family, and what is changed
     "pbt": ("adrl_{}", []),
     "random": ("adrl_random_{}", []),
