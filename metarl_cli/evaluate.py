@@ -424,7 +424,6 @@ def measure(
     """Test on ``tasks`` and keep the result as ``results/<name>.json`` and ``.png``; returns the latter too."""
     evaluator = Evaluator(parts.family, tasks, budget.episodes, seed, split)
     report = evaluator.report(parts.algorithm, budget.steps)
-    shown = png(figure(report, f"{folder.path.name}: {len(next(iter(tasks.values())))} {split} tasks"))
     folder.results.mkdir(exist_ok=True)
     folder.write_json(
         f"results/{name}.json",
@@ -434,6 +433,7 @@ def measure(
             {"split": split, "env_steps": parts.algorithm.env_steps},
         ),
     )
+    shown = png(figure(report, f"{folder.path.name}: {len(next(iter(tasks.values())))} {split} tasks"))
     write_whole(folder.results / f"{name}.png", shown)
     return report, shown
 

@@ -9,7 +9,7 @@ from metarl_cli.types import State, Transitions
 
 
 class Replay:
-    """The latest ``capacity`` transitions of each of M tasks; memory is taken as they come, up to twice what they need.
+    """The latest ``capacity`` transitions of each of M tasks.
 
     Args:
         num_tasks: M.
@@ -19,7 +19,7 @@ class Replay:
 
     def __init__(self, num_tasks: int, capacity: int, device: torch.device | str = "cpu"):
         self.num_tasks, self.capacity, self.device = num_tasks, capacity, device
-        self.data: Transitions | None = None  # each field [M, room, ...], room <= capacity
+        self.data: Transitions | None = None  # each field [M, capacity, ...], of which the first len(self) mean something
         self.added = 0  # transitions ever added, per task
 
     def __len__(self) -> int:
@@ -35,24 +35,19 @@ class Replay:
         size = flat.reward.shape[1]
         if size > self.capacity:
             raise ValueError(f"a batch of {size} transitions does not fit a replay of {self.capacity}")
-        self._make_room(flat)
-        assert self.data is not None, "there is room"
+        if self.data is None:
+            self.data = self._room_for(flat)
         places = (self.added + torch.arange(size, device=flat.reward.device)) % self.capacity
         for stored, new in zip(self.data, flat, strict=True):
             stored[:, places] = new
         self.added += size
 
-    def _make_room(self, flat: Transitions) -> None:
-        """For these ``[M, size, ...]`` too: what there is twice over, until it is the capacity."""
-        room = 0 if self.data is None else self.data.reward.shape[1]
-        need = min(self.added + flat.reward.shape[1], self.capacity)
-        if need > room:
-            size = min(max(need, 2 * room), self.capacity)
-            larger = Transitions(*(x.new_zeros(self.num_tasks, size, *x.shape[2:]) for x in flat))
-            if self.data is not None:
-                for wide, stored in zip(larger, self.data, strict=True):
-                    wide[:, :room] = stored
-            self.data = larger
+    def _room_for(self, held: Transitions) -> Transitions:
+        """With what is ``held [M, size, ...]``, and room for all that may come: memory is taken when it is first written."""
+        room = Transitions(*(x.new_empty(self.num_tasks, self.capacity, *x.shape[2:], device=self.device) for x in held))
+        for stored, old in zip(room, held, strict=True):
+            stored[:, : old.shape[1]] = old
+        return room
 
     def sample(self, tasks: Tensor, size: int, rng: torch.Generator) -> Transitions:
         """``size`` transitions, uniformly with replacement, of each task in ``tasks [m]``, as ``[m, 1, size, ...]``."""
@@ -63,15 +58,21 @@ class Replay:
     def take(self, tasks: Tensor) -> None:
         """Go on with what there is of these ``tasks [M]`` in the place of all."""
         if self.data is not None:
-            self.data = Transitions(*(x[tasks] for x in self.data))
+            self.data = self._room_for(Transitions(*(x[tasks] for x in self._held(self.data))))
+
+    def _held(self, data: Transitions) -> Transitions:
+        """What means something of ``data [M, capacity, ...]``."""
+        return Transitions(*(x[:, : len(self)] for x in data))
 
     def state_dict(self) -> State:
-        return {"data": None if self.data is None else self.data._asdict(), "added": self.added}
+        data = self.data
+        if data is not None and len(self) < self.capacity:
+            data = Transitions(*(x.clone() for x in self._held(data)))  # of a view all would be saved
+        return {"data": None if data is None else data._asdict(), "added": self.added}
 
     def load_state_dict(self, state: State) -> None:
-        data = None if state["data"] is None else Transitions(**state["data"])
-        held = min(state["added"], self.capacity)
-        if data is not None and any(len(x) != self.num_tasks or not held <= x.shape[1] <= self.capacity for x in data):
-            raise ValueError("the saved replay has another size")
-        self.data = None if data is None else Transitions(*(x.to(self.device) for x in data))
         self.added = state["added"]
+        data = None if state["data"] is None else self._held(Transitions(**state["data"]))
+        if data is not None and any(x.shape[:2] != (self.num_tasks, len(self)) for x in data):
+            raise ValueError("the saved replay has another size")
+        self.data = None if data is None else self._room_for(data)

@@ -240,7 +240,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process is training {self}") from error
-        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+        for leftover in (*self.path.glob(".*.tmp"), *self.results.glob(".*.tmp")):  # of one that was killed while it wrote
             leftover.unlink(missing_ok=True)
 
 

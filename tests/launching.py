@@ -6,18 +6,22 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
+from unittest import mock
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the first import of torch, there
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["metarl_cli.train", "metarl_cli.evaluate", "metarl_cli.adapt", "torch._dynamo", "matplotlib.backends.backend_agg"]
 )
 
 
-def _child(arguments: tuple[str, ...], cwd: str, out: str, err: str) -> None:
+def _child(arguments: tuple[str, ...], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     os.chdir(cwd)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -29,7 +33,9 @@ def _child(arguments: tuple[str, ...], cwd: str, out: str, err: str) -> None:
 
 def start(*arguments: str, cwd: Path, out: str = os.devnull, err: str = os.devnull) -> BaseProcess:
     """``metarl ARGUMENTS``, begun; ``kill``, ``is_alive``, ``join`` and ``exitcode`` are those of ``multiprocessing``."""
-    process = FORKS.Process(target=_child, args=(arguments, str(cwd), out, err))
+    with mock.patch.dict(os.environ, ONE_THREAD):
+        forkserver.ensure_running()  # which imports torch
+        process = FORKS.Process(target=_child, args=(arguments, str(cwd), dict(os.environ), out, err), daemon=True)
     process.start()
     return process
 
@@ -42,5 +48,6 @@ def metarl(*arguments: str, cwd: Path, timeout: float = 120) -> CompletedProcess
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
+            process.join()
             raise TimeoutExpired(["metarl", *arguments], timeout, out.read_text(), err.read_text())
         return CompletedProcess(["metarl", *arguments], process.exitcode, out.read_text(), err.read_text())

@@ -41,25 +41,41 @@ def test_round_trip():
     assert torch.equal(a, b)
 
 
-def test_memory_is_taken_as_transitions_come():
-    """Never more than twice what is held, nor than the capacity; what is held stays the latest, saved and loaded on the way."""
+def test_saved_and_loaded_on_the_way_nothing_is_lost():
+    """At every fill level, and as versions before saved it: with all the room there is."""
     replay, rows = Replay(2, 50), torch.arange(2)
     for first in range(0, 160, 4):
         replay.add(batch(first, steps=2))
-        fresh = Replay(2, 50)
-        fresh.load_state_dict(replay.state_dict())
-        replay = fresh
-        room = replay.data.reward.shape[1]
-        assert len(replay) <= room <= min(2 * len(replay), 50)
+        state = replay.state_dict()
+        assert state["data"]["reward"].untyped_storage().nbytes() == 4 * 2 * len(replay), "what is held, and no more, is saved"
+        if first % 8:
+            empty = [2, 50 - len(replay)]
+            state["data"] = {k: torch.cat([x, x.new_zeros(*empty, *x.shape[2:])], 1) for k, x in state["data"].items()}
+        replay = Replay(2, 50)
+        replay.load_state_dict(state)
         found = replay.sample(rows, 1000, torch.Generator().manual_seed(first)).reward
         latest = range(max(0, first + 4 - 50), first + 4)
         assert sorted(set(found[0].flatten().tolist())) == list(latest)
         assert sorted(set(found[1].flatten().tolist())) == [1000 + x for x in latest]
 
 
-def test_refuses_a_state_of_another_size():
+def test_another_task_takes_the_place_of_one():
     replay = Replay(2, 6)
     replay.add(batch(0, steps=2))
-    for other in (Replay(3, 6), Replay(2, 3)):
-        with pytest.raises(ValueError, match="another size"):
-            other.load_state_dict(replay.state_dict())
+    replay.take(torch.tensor([1, 1]))
+    replay.add(batch(4, steps=1))
+    found = replay.sample(torch.arange(2), 500, torch.Generator().manual_seed(0)).reward
+    assert sorted(set(found[0].flatten().tolist())) == [4, 5, 1000, 1001, 1002, 1003]
+    assert sorted(set(found[1].flatten().tolist())) == [1000, 1001, 1002, 1003, 1004, 1005]
+
+
+@pytest.mark.parametrize("tasks", [3, 2])
+def test_refuses_a_state_that_does_not_fit(tasks):
+    """Another number of tasks, or fewer transitions than it counts in one field."""
+    replay = Replay(2, 6)
+    replay.add(batch(0, steps=2))
+    state = replay.state_dict()
+    if tasks == 2:
+        state["data"]["obs"] = state["data"]["obs"][:, :3]
+    with pytest.raises(ValueError, match="another size"):
+        Replay(tasks, 6).load_state_dict(state)

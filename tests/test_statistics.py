@@ -13,6 +13,20 @@ def test_iqm_is_the_trimmed_mean(size):
     assert iqm(scores) == pytest.approx(trim_mean(scores, 0.25))
 
 
+@pytest.mark.parametrize("over_tasks", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 1), (2, 4), (4, 50)])
+def test_resamples_are_drawn_one_after_another(shape, over_tasks):
+    """Which is what a published interval can be had again from, whatever is drawn at once."""
+    scores = np.random.default_rng(1).normal(size=shape)
+    repeats, tasks = shape
+    rng, found = np.random.default_rng(5), []
+    for _ in range(250):
+        columns = rng.integers(tasks, size=tasks) if over_tasks else np.arange(tasks)
+        found.append(float(iqm(scores[rng.integers(repeats, size=shape), columns].ravel())))
+    interval = iqm_interval(scores, over_tasks, resamples=250, seed=5)
+    assert interval == (iqm(scores.ravel()), *np.quantile(found, [0.025, 0.975]))
+
+
 def test_interval_covers_the_truth_and_shrinks():
     rng = np.random.default_rng(0)
     hits, widths = 0, []

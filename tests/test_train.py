@@ -154,7 +154,7 @@ def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     """kill -9 three times, each time continued: the same weights, optimiser, replay, generators and metrics."""
     arguments = [*small(algo), "train.iterations=100", "train.eval_every=25", "train.checkpoint_every=0.01"]
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    assert metarl("train", *arguments, f"run={whole}", cwd=tmp_path).returncode == 0
+    run_here(whole, *arguments)  # an interpreter whose hashes are seeded otherwise than those of what is killed
     kills, rng = 0, random.Random(0)
     while kills < 3:
         process = start("train", *arguments, f"run={torn}", cwd=tmp_path, err=str(tmp_path / "err"))
@@ -183,14 +183,15 @@ def test_killed_outside_the_checkpoints_counts_nothing_twice(moment, tmp_path):
     if moment == "while testing":
         arguments += ["test.tasks=60", "test.episodes=30", "env.horizon=300"]
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    assert metarl("train", *arguments, f"run={whole}", cwd=tmp_path).returncode == 0
+    run_here(whole, *arguments)  # an interpreter whose hashes are seeded otherwise than those of what is killed
     sign = torn / ("metrics.jsonl" if moment == "before the first checkpoint" else "results/test.json")
-    process = start("train", *arguments, f"run={torn}", cwd=tmp_path)
+    process = start("train", *arguments, f"run={torn}", cwd=tmp_path, err=str(tmp_path / "err"))
     deadline = time.monotonic() + 60
     while not (sign.exists() and sign.stat().st_size) and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "err").read_text()
     assert RunFolder(torn).manifest()["status"] == "running"
     assert (torn / "last.pt").exists() == (moment == "while testing")
     assert metarl("train", *arguments, f"run={torn}", cwd=tmp_path).returncode == 0
@@ -203,8 +204,9 @@ def test_killed_while_the_folder_was_made(tmp_path):
     (torn / "results").mkdir(parents=True)
     (torn / "tasks.json").write_text("{")
     (torn / ".config.yaml.123.tmp").write_text("half")
+    (torn / "results" / ".test.png.123.tmp").write_text("half")
     assert np.isfinite(run_here(torn, *small("maml_dqn")))
-    assert not list(torn.glob(".*.tmp"))
+    assert not list(torn.rglob(".*.tmp"))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
