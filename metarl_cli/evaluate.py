@@ -22,6 +22,7 @@ from metarl_cli.actions import random_actions
 from metarl_cli.building import Evaluation, TestConfig
 from metarl_cli.checkpoint import load, write_whole
 from metarl_cli.inner_loop import Act, run_episodes
+from metarl_cli.progress import counted, working
 from metarl_cli.run_folder import Parts, RunFolder, build, held_out_tasks, task_hash
 from metarl_cli.seeding import torch_rng
 from metarl_cli.statistics import Interval, Scores, iqm_interval, mean_interval, together
@@ -111,7 +112,8 @@ def trial(
     episodes, shape, device = algorithm.episodes, env.obs.shape[:2], env.obs.device
     returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)  # the last row takes what follows a trial's end
     current = torch.zeros(1, *shape, dtype=torch.long, device=device)
-    for _ in range(episodes * family.spec.horizon):
+    most = episodes * family.spec.horizon
+    for _ in counted(range(most), most, "step of the trials"):
         obs = env.obs
         action, memory = algorithm.choose(memory, obs)
         step = env.step(action)
@@ -160,9 +162,11 @@ class Evaluator:
         rng = self._rng("episodes")  # the same episodes for every policy
         return run_episodes(self.family, task, act, self.episodes, rng)[0].T.double().cpu().numpy()  # [E, M]
 
-    def _adaptation(self, algorithm: GradientAlgorithm, adaptations: Iterator[Adaptation]) -> Curve:
+    def _adaptation(
+        self, algorithm: GradientAlgorithm, adaptations: Iterator[Adaptation], most: int, what: str = "adaptation, point"
+    ) -> Curve:
         steps, returns, gradient_steps, env_steps = [], [], [], []
-        for adaptation in adaptations:
+        for adaptation in counted(adaptations, most + 1, what):
             params = adaptation.params
             steps.append(adaptation.step)
             returns.append(self._returns(self.task, lambda obs, params=params: algorithm.act(params, obs)))  # type: ignore[misc]
@@ -199,7 +203,8 @@ class Evaluator:
         """The algorithm's own adaptation: by ``steps`` gradient steps, or along a trial of its own length."""
         if isinstance(algorithm, TrialAlgorithm):
             return self._trial(algorithm, greedy=True)
-        return self._adaptation(by_gradient(algorithm), by_gradient(algorithm).adapt(self.task, steps, self._rng("support")))
+        adapting = by_gradient(algorithm)
+        return self._adaptation(adapting, adapting.adapt(self.task, steps, self._rng("support")), steps)
 
     def report(self, algorithm: Algorithm, steps: int) -> Report:
         """The algorithm's adaptation beside the references."""
@@ -209,7 +214,8 @@ class Evaluator:
             sampled = self._trial(algorithm, greedy=False) if algorithm.stochastic else None
         else:
             adapting = by_gradient(algorithm)
-            scratch = self._adaptation(adapting, adapting.adapt_from_scratch(self.task, steps, self._rng("support")))
+            begun = adapting.adapt_from_scratch(self.task, steps, self._rng("support"))
+            scratch = self._adaptation(adapting, begun, steps, "from scratch, point")
         curve, random, learned = self.curve(algorithm, steps), self.random(aggregate), self.learned(algorithm)
         return Report(curve, sampled, scratch, random, learned, *self._optimum(aggregate))
 
@@ -481,7 +487,7 @@ def run(config: TestConfig) -> float:
     tasks = held_out_tasks(parts.family, trained, config.split, budget.tasks)
     name = f"{config.split}-{config.checkpoint}-tasks{budget.tasks}-episodes{budget.episodes}-steps{budget.steps}"
     console = wide_console()
-    with console.status(f"adapting to {budget.tasks} {config.split} tasks"):
+    with working(console, f"adapting to {budget.tasks} {config.split} tasks"):
         report, _ = measure(folder, parts, config.split, tasks, budget, trained.seed, name)
     console.print(table(report, f"{folder.path.name}: {budget.tasks} {config.split} tasks, {path.name}"))
     console.print(f"written: {folder.results / name}.json and .png", soft_wrap=True)

@@ -22,12 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metarl_cli import checkpoint
 from metarl_cli.building import TrainConfig, validate
 from metarl_cli.evaluate import Evaluator, Report, load_weights, measure, metrics, reference_metrics, table
+from metarl_cli.progress import PLAIN_EVERY, told, working
 from metarl_cli.ranks import Ranks
 from metarl_cli.run_folder import Parts, RunFolder, build, default_name, held_out_tasks, now
 from metarl_cli.tracking import Tracker, flatten, png, wide_console
 from metarl_cli.types import Portrait, Portrayed, Sharded, UserError
-
-PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 
 
 def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> float:
@@ -184,7 +183,8 @@ class Training:
         loop = self.config.train
         iterations = loop.iterations if self.algorithm.learns else 1
         saved = time.monotonic()
-        with Interrupt() as interrupt, Display(self.console, iterations, self.iteration) as display:
+        display = Display(self.console, iterations, self.iteration)
+        with Interrupt() as interrupt, display, told(display.tell):
             while ranks.agree(self.iteration < iterations and interrupt.received is None):
                 began, env_steps = time.monotonic(), self.algorithm.env_steps
                 found = self.algorithm.train_step()
@@ -236,7 +236,7 @@ class Training:
         reports: dict[str, tuple[Report, bytes]] = {}
         for split in ("test", "ood") if "ood" in self.parts.family.splits else ("test",):
             tasks = held_out_tasks(self.parts.family, config, split, config.test.tasks)
-            with self.console.status(f"testing on {config.test.tasks} {split} tasks"):
+            with working(self.console, f"testing on {config.test.tasks} {split} tasks"):
                 reports[split] = measure(self.folder, self.parts, split, tasks, config.test, config.seed, split)
         if isinstance(self.algorithm, Portrayed):
             self._keep(self.algorithm.portrait())
@@ -292,8 +292,9 @@ class Display:
     OF_TRIALS = (("eval/return_before", "first"), ("eval/return_after", "last"), ("eval/trial_return", "trial"))
 
     def __init__(self, console: Console, total: int, done: int):
-        self.console, self.total, self.first = console, total, done
+        self.console, self.total, self.first, self.done = console, total, done, done
         self.numbers: dict[str, float] = {}
+        self.text = ""
         self.began = self.printed = time.monotonic()
         columns = (
             TextColumn("training"),
@@ -323,14 +324,23 @@ class Display:
         shown = self.OF_TRIALS if "eval/trial_return" in found else self.SHOWN
         self.numbers |= {name: found[tag] for tag, name in shown if tag in found}
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
-        text = f"{env_steps:,} env steps"
+        self.text, self.done = f"{env_steps:,} env steps", iteration
         if self.numbers:
-            text += f"  return on validation tasks: {numbers}"
+            self.text += f"  return on validation tasks: {numbers}"
         if "loss/query" in found:
-            text += f"  loss {found['loss/query']:.3g}"
-        self.progress.update(self.task, completed=iteration, numbers=text)
+            self.text += f"  loss {found['loss/query']:.3g}"
+        self.progress.update(self.task, completed=iteration, numbers=self.text)
+        left = self.total - iteration
+        seconds = (time.monotonic() - self.began) / max(iteration - self.first, 1) * left
+        self._plain(f"{self.text}  about {seconds:.0f} s left" if left else self.text, at_once=not left)
+
+    def tell(self, what: str) -> None:
+        """Show how far the iteration that runs now is."""
+        self.progress.update(self.task, numbers=f"{self.text}  {what}")
+        self._plain(f"{self.text}  {what}")
+
+    def _plain(self, text: str, at_once: bool = False) -> None:
         moment = time.monotonic()
-        if not self.console.is_terminal and (moment - self.printed >= PLAIN_EVERY or iteration == self.total):
-            left = (moment - self.began) / max(iteration - self.first, 1) * (self.total - iteration)
-            self.console.print(f"{iteration}/{self.total}  {text}  about {left:.0f} s left", soft_wrap=True)
+        if not self.console.is_terminal and (at_once or moment - self.printed >= PLAIN_EVERY):
+            self.console.print(f"{self.done}/{self.total}  {text}", soft_wrap=True)
             self.printed = moment

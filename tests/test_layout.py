@@ -29,6 +29,7 @@ LAYERS = [
         "tasks",
         "ranks",
         "lineage",
+        "progress",
     },
     {"networks", "recurrent", "distributions", "inner_optimizers"},
     {"run_folder", "tracking", "envs"},

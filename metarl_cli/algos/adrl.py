@@ -22,9 +22,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from metarl_cli.evolution import Evolution, EvolutionConfig, FitnessConfig
+from metarl_cli.evolution import Evolution, EvolutionConfig, FitnessConfig, first
 from metarl_cli.lifetimes.dqn import DQNLife, Life
 from metarl_cli.lineage import draw_lineage, markdown
+from metarl_cli.progress import counted
 from metarl_cli.seeding import CommonNumbers, torch_rng
 from metarl_cli.types import Family, Learner, Params, Portrait, Search, State
 
@@ -140,7 +141,8 @@ class ADRL(Evolution):
         copies = schedules.shape[1]
         life: Life = self._begin(schedules[0], self.held_out, torch_rng(self.seed, "validation", "life", device=self.device))
         measured = []
-        for step in range(1, len(schedules) + 1):
+        learning = f"{copies} candidates learn {len(first(self.held_out))} validation tasks, step"
+        for step in counted(range(1, len(schedules) + 1), len(schedules), learning):
             with CommonNumbers(copies):
                 self._grow(life, step, schedules)
             if step > len(schedules) * 3 // 4:
