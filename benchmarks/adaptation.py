@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metarl_cli.statistics import iqm_interval
+from metarl_cli.evaluation.statistics import iqm_interval
 
 # What a variant changes. pretrain_dqn's iterations are cheaper and collect no support: it gets so many more of them that it
 # has at least the environment steps and the wall time of maml_dqn; its fine-tuning was tuned on the validation tasks.

@@ -22,7 +22,7 @@ import numpy as np
 import scipy.stats
 from adaptation import done, train
 
-from metarl_cli.statistics import Scores, iqm, iqm_interval
+from metarl_cli.evaluation.statistics import Scores, iqm, iqm_interval
 
 SEEDS = {  # of each family, the most that docs/evolution.md has
     "cartpole": 10,

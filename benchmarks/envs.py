@@ -29,11 +29,10 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from metarl_cli.actions import random_actions
-from metarl_cli.building import load
-from metarl_cli.composing import conf_dir
+from metarl_cli.cli.compose import conf_dir
+from metarl_cli.config.registry import load
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.types import Spec
+from metarl_cli.spaces import Spec, random_actions
 
 # Gymnasium's environment behind each native module; families on simulators name their own
 SAME_AS = {"cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"}

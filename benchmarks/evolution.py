@@ -48,11 +48,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from metarl_cli.building import load
-from metarl_cli.composing import conf_dir
-from metarl_cli.run_folder import keep_memory
+from metarl_cli.cli.compose import conf_dir
+from metarl_cli.config.registry import load
+from metarl_cli.interfaces import Task
+from metarl_cli.runs.build import keep_memory
 from metarl_cli.seeding import torch_rng
-from metarl_cli.types import Task
 
 OURS, NATIVE, DROPPING = "metarl", "EvoTorch, native", "EvoTorch, dropping"
 VECTOR, SINGLE = "EvoTorch VecGymNE", "EvoTorch GymNE"

@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarl_cli.building import TrainConfig
-from metarl_cli.evaluate import load_weights
-from metarl_cli.inner_loop import run_episodes
-from metarl_cli.run_folder import Parts, RunFolder, build, held_out_tasks
+from metarl_cli.config.models import TrainConfig
+from metarl_cli.evaluation.held_out import held_out_tasks
+from metarl_cli.evaluation.statistics import iqm, iqm_interval
+from metarl_cli.experience.rollout import run_episodes
+from metarl_cli.interfaces import Task
+from metarl_cli.runs.build import Parts, build
+from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.results import load_weights
 from metarl_cli.seeding import torch_rng
-from metarl_cli.statistics import iqm, iqm_interval
-from metarl_cli.types import Task
 
 RATES = {"adam": np.geomspace(3e-4, 0.1, 9), "sgd": np.geomspace(3e-3, 3.0, 9)}
 

@@ -26,8 +26,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from metarl_cli.building import load
-from metarl_cli.evaluate import trial
+from metarl_cli.config.registry import load
+from metarl_cli.evaluation.evaluator import trial
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

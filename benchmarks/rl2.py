@@ -36,8 +36,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from metarl_cli.building import load
-from metarl_cli.composing import conf_dir
+from metarl_cli.cli.compose import conf_dir
+from metarl_cli.config.registry import load
 
 STEPS = 100  # of a trial
 ENVS = {"bandit": ["env.arms=5", "algo.episodes=100"], "tabular_mdp": ["algo.episodes=10"]}

@@ -2,7 +2,7 @@
 
 import sys
 
-from metarl_cli.cli import main
+from metarl_cli.cli.main import main
 
 if __name__ == "__main__":
     sys.argv[0] = "metarl"

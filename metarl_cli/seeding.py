@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from metarl_cli.types import State
+State = dict[str, Any]
 
 
 def _sequence(seed: int, *names: str) -> np.random.SeedSequence:

@@ -14,7 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from metarl_cli.building import TrainConfig, load, validate
+from metarl_cli.config.models import TrainConfig
+from metarl_cli.config.registry import load, validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from unittest import mock
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["metarl_cli.train", "metarl_cli.evaluate", "metarl_cli.adapt", "torch._dynamo", "matplotlib.backends.backend_agg"]
+    ["metarl_cli.cli.train", "metarl_cli.cli.test", "metarl_cli.cli.adapt", "torch._dynamo", "matplotlib.backends.backend_agg"]
 )
 
 
@@ -25,7 +25,7 @@ def _child(arguments: tuple[str, ...], cwd: str, environment: dict[str, str], ou
     os.chdir(cwd)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    from metarl_cli.cli import main
+    from metarl_cli.cli.main import main
 
     sys.argv = ["metarl", *arguments]
     sys.exit(main())

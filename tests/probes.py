@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from metarl_cli.envs.native import NativeConfig, NativeEnv, NativeFamily
-from metarl_cli.types import Box, Spec, Step
+from metarl_cli.interfaces import Step
+from metarl_cli.spaces import Box, Spec
 
 
 class Buttons(NativeFamily):

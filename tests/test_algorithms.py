@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import algorithms, compose_train, flat, tiny
 
-from metarl_cli.evaluate import trial
-from metarl_cli.run_folder import build
+from metarl_cli.evaluation.evaluator import trial
+from metarl_cli.interfaces import TrialAlgorithm
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.types import TrialAlgorithm
 
 
 def built(algo, env="cartpole_family", *overrides):

@@ -10,10 +10,12 @@ import pytest
 from conftest import compose_values, options
 from pydantic import Field
 
-from metarl_cli import building
-from metarl_cli.building import ConfigError, TrainConfig, load, validate
-from metarl_cli.problems import closest, did_you_mean, flatten
-from metarl_cli.types import StrictModel, UserError
+from metarl_cli.config import registry as building
+from metarl_cli.config.base import StrictModel
+from metarl_cli.config.messages import closest, did_you_mean, flatten
+from metarl_cli.config.models import TrainConfig
+from metarl_cli.config.registry import ConfigError, load, validate
+from metarl_cli.errors import UserError
 
 TRAIN = compose_values("train", [])
 
@@ -187,7 +189,7 @@ def test_installed_packages_add_modules_but_do_not_replace(monkeypatch):
         metadata.EntryPoint("maml", "somebodys_algorithm", "metarl.algos"),
         metadata.EntryPoint("broken", "no_such_package_anywhere", "metarl.algos"),
     ]
-    monkeypatch.setattr("metarl_cli.building.entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setattr("metarl_cli.config.registry.entry_points", lambda group: [p for p in points if p.group == group])
     config = validate("train", {**TRAIN, "algo": {"module": "theirs", "size": 2}})
     assert config.algo == {"module": "theirs", "size": 2}
     assert load("algo", TRAIN["algo"])[0].__name__ == "metarl_cli.algos.maml"

@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 
-from metarl_cli import checkpoint
-from metarl_cli.types import UserError
+from metarl_cli.errors import UserError
+from metarl_cli.runs import checkpoint
 
 STATE = {"weights": {"w": torch.arange(1000.0)}, "iteration": 3, "names": ["a", None], "rate": 0.5}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import compose_train
 
-from metarl_cli.building import ConfigError, load
+from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 NUM = 20  # tasks of each family

@@ -14,8 +14,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import metarl_cli
-from metarl_cli import adapt, cli, composing, evaluate, train
-from metarl_cli.types import UserError
+from metarl_cli.cli import adapt, train
+from metarl_cli.cli import compose as composing
+from metarl_cli.cli import main as cli
+from metarl_cli.errors import UserError
+from metarl_cli.evaluation import evaluator as evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -526,7 +529,7 @@ def test_a_pipe_that_closes_ends_it_quietly(elsewhere):
 def test_ctrl_c(elsewhere):
     code = """if True:
         import sys, time
-        from metarl_cli import cli, train
+        from metarl_cli.cli import main as cli, train
         train.run = lambda *_: (print("started", flush=True), time.sleep(60))
         sys.exit(cli.main(["train"]))
     """

@@ -7,9 +7,9 @@ import torch
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal
 
-from metarl_cli.distributions import STD, Categorical, Gaussian, distribution
-from metarl_cli.trials import Inputs, InputsConfig
-from metarl_cli.types import Box, Spec
+from metarl_cli.adaptation.memory import Inputs, InputsConfig
+from metarl_cli.networks.distributions import STD, Categorical, Gaussian, distribution
+from metarl_cli.spaces import Box, Spec
 
 CPU = torch.device("cpu")
 CHOICES = Spec(obs_shape=(1,), num_actions=4, horizon=1)

@@ -5,10 +5,11 @@ import torch
 from conftest import compose_train
 from torch.func import vmap
 
-from metarl_cli.building import load
+from metarl_cli.config.registry import load
+from metarl_cli.interfaces import Transitions
 from metarl_cli.learners.dqn import DQN
-from metarl_cli.networks import NetworkConfig, QNetwork
-from metarl_cli.types import Spec, Transitions
+from metarl_cli.networks.q_network import NetworkConfig, QNetwork
+from metarl_cli.spaces import Spec
 
 SPEC = Spec(obs_shape=(2,), num_actions=2, horizon=10)
 

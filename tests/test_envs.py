@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import TINY_MAML, TINY_REFERENCE, compose_train, compose_values, options
 
-from metarl_cli.actions import bounds, random_actions
-from metarl_cli.building import load
-from metarl_cli.evaluate import Evaluator
+from metarl_cli.config.registry import load
+from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
+from metarl_cli.spaces import bounds, random_actions
 
 ENVS = options("env")
 

@@ -7,15 +7,20 @@ import pytest
 import torch
 from conftest import TINY_REFERENCE, compose_train, compose_values, tiny
 
-from metarl_cli import adapt, checkpoint, train
-from metarl_cli.building import load, validate
+from metarl_cli.algos.reference import Reference
+from metarl_cli.cli import adapt, train
+from metarl_cli.config.registry import load, validate
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.evaluate import Evaluator, as_json, metrics, reference_metrics, standard_error, table, trial
-from metarl_cli.reference import Reference
-from metarl_cli.run_folder import Parts, RunFolder, build
+from metarl_cli.evaluation.curves import metrics, reference_metrics
+from metarl_cli.evaluation.evaluator import Evaluator, standard_error, trial
+from metarl_cli.evaluation.report import as_json, table
+from metarl_cli.interfaces import TrialAlgorithm
+from metarl_cli.runs import checkpoint
+from metarl_cli.runs.build import Parts, build
+from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.tracking import wide_console
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.tracking import wide_console
-from metarl_cli.types import Spec, TrialAlgorithm
+from metarl_cli.spaces import Spec
 
 CPU = torch.device("cpu")
 

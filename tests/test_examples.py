@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import TINY, TINY_MAML
 
-from metarl_cli import cli, composing
-from metarl_cli.actions import random_actions
+from metarl_cli.cli import compose as composing
+from metarl_cli.cli import main as cli
 from metarl_cli.seeding import numpy_rng, torch_rng
+from metarl_cli.spaces import random_actions
 
 ROOT = Path(__file__).resolve().parent.parent
 BOAT = ROOT / "examples" / "drifting_boat"

@@ -7,15 +7,15 @@ import torch
 from conftest import compose_train, compose_values
 from torch.func import grad, vmap
 
-from metarl_cli.building import load
-from metarl_cli.evolution import Genes
-from metarl_cli.genomes.genes import fold
-from metarl_cli.genomes.hyper import Range
-from metarl_cli.inner_optimizers import Learned
+from metarl_cli.config.registry import load
+from metarl_cli.evolution.genomes.genes import fold
+from metarl_cli.evolution.genomes.hyper import Range
+from metarl_cli.evolution.lifetimes.traits import rates
+from metarl_cli.evolution.population import Genes
 from metarl_cli.learners.dqn import DQN
-from metarl_cli.lifetimes.traits import rates
-from metarl_cli.networks import ACTIVATIONS, NetworkConfig, QNetwork, grow, in_structure, structured
-from metarl_cli.types import Spec
+from metarl_cli.networks.optimizers import Learned
+from metarl_cli.networks.q_network import ACTIVATIONS, NetworkConfig, QNetwork, grow, in_structure, structured
+from metarl_cli.spaces import Spec
 
 SPEC = Spec(obs_shape=(3,), num_actions=2, horizon=10)
 WIDEST = 16

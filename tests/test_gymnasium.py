@@ -15,10 +15,10 @@ import torch
 from conftest import compose_values, options
 from pydantic import ValidationError
 
-from metarl_cli.actions import random_actions
-from metarl_cli.building import load
+from metarl_cli.config.registry import load
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.seeding import numpy_rng, torch_rng
+from metarl_cli.spaces import random_actions
 
 EMPTY = {
     "constructor": {},

@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import compose_train
 
-from metarl_cli.building import load
-from metarl_cli.inner_loop import explorer
+from metarl_cli.config.registry import load
+from metarl_cli.experience.exploration import explorer
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.seeding import torch_rng
-from metarl_cli.types import Box, Spec
+from metarl_cli.spaces import Box, Spec
 
 
 def learner(spec: Spec) -> tuple[DQN, dict[str, torch.Tensor]]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import flat
 
-from metarl_cli.genomes import optimizer as genome
-from metarl_cli.inner_optimizers import SGD, Adam, Learned
+from metarl_cli.evolution.genomes import optimizer as genome
+from metarl_cli.networks.optimizers import SGD, Adam, Learned
 
 SHAPES = {"hidden.0.weight": (3, 2), "hidden.0.bias": (3,), "head.weight": (2, 3), "value.bias": (1,)}
 ROWS = 3

@@ -6,15 +6,15 @@ import pytest
 import torch
 from conftest import compose_train, flat, tiny
 
-from metarl_cli import inner_loop
-from metarl_cli.building import load
-from metarl_cli.evolution import fresh
-from metarl_cli.genomes import optimizer as genome
-from metarl_cli.inner_optimizers import Adam
-from metarl_cli.lifetimes import dqn as dqn_life
-from metarl_cli.networks import structured
+from metarl_cli.adaptation import gradient as inner_loop
+from metarl_cli.config.registry import load
+from metarl_cli.evolution.genomes import optimizer as genome
+from metarl_cli.evolution.lifetimes import dqn as dqn_life
+from metarl_cli.evolution.population import fresh
+from metarl_cli.interfaces import Transitions
+from metarl_cli.networks.optimizers import Adam
+from metarl_cli.networks.q_network import structured
 from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
-from metarl_cli.types import Transitions
 
 
 @cache

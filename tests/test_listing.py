@@ -8,7 +8,8 @@ import sys
 import pytest
 from conftest import CONF, options
 
-from metarl_cli import cli, listing
+from metarl_cli.cli import listing
+from metarl_cli.cli import main as cli
 
 COMMANDS = list(listing.GROUPS)
 EVERY = [(command, name) for command, group in listing.GROUPS.items() for name in options(group)]
@@ -211,7 +212,7 @@ def test_on_a_terminal_nothing_is_wider_than_it(width, monkeypatch, capsys):
 
 def test_the_list_needs_no_torch():
     code = "import sys; from metarl_cli.cli import main; main({}); print([m for m in {} if m in sys.modules])"
-    slow = ["torch", "gymnasium", "metarl_cli.types"]
+    slow = ["torch", "gymnasium", "metarl_cli.interfaces"]
     for command in COMMANDS:
         done = subprocess.run([sys.executable, "-c", code.format([command], slow)], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import algorithms, compose_train, flat, tiny
 
-from metarl_cli.run_folder import build
+from metarl_cli.interfaces import Transitions
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.types import Transitions
 
 VARIANTS = {
     "plain": ["algo.inner.rates=fixed"],

@@ -4,13 +4,14 @@ import pytest
 import torch
 from conftest import compose_train, compose_values
 
-from metarl_cli.actions import random_actions
-from metarl_cli.building import ConfigError, load, validate
-from metarl_cli.evaluate import Evaluator, metrics
+from metarl_cli.config.registry import ConfigError, load, validate
+from metarl_cli.evaluation.curves import metrics
+from metarl_cli.evaluation.evaluator import Evaluator
+from metarl_cli.evaluation.statistics import iqm
 from metarl_cli.learners.dqn import DQN
-from metarl_cli.run_folder import build
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.statistics import iqm
+from metarl_cli.spaces import random_actions
 
 
 def family(name: str, *overrides: str):

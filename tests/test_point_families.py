@@ -5,9 +5,10 @@ import pytest
 import torch
 from conftest import compose_train
 
-from metarl_cli.building import load
+from metarl_cli.config.registry import load
+from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.types import Box, UserError
+from metarl_cli.spaces import Box
 
 
 def family(name: str, *overrides: str):

@@ -6,9 +6,9 @@ from conftest import compose_train
 from probes import Buttons, Corridor
 
 from metarl_cli.algos import dqn
-from metarl_cli.building import load
+from metarl_cli.config.registry import load
 from metarl_cli.envs.native import NativeFamily
-from metarl_cli.evaluate import Evaluator
+from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.seeding import numpy_rng
 

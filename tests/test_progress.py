@@ -6,10 +6,11 @@ import pytest
 from conftest import compose_train, tiny
 from rich.console import Console
 
-from metarl_cli import progress, train
-from metarl_cli.evaluate import Evaluator
+from metarl_cli import progress
+from metarl_cli.cli import train
+from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.progress import counted, told, working
-from metarl_cli.run_folder import build
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng
 
 

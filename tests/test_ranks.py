@@ -11,10 +11,12 @@ import pytest
 import torch
 from conftest import tiny
 
-from metarl_cli import checkpoint, cli
-from metarl_cli import train as train_command
-from metarl_cli.ranks import Ranks
-from metarl_cli.run_folder import RunFolder, build
+from metarl_cli.cli import main as cli
+from metarl_cli.cli import train as train_command
+from metarl_cli.processes import Ranks
+from metarl_cli.runs import checkpoint
+from metarl_cli.runs.build import build
+from metarl_cli.runs.folder import RunFolder
 
 
 def train(processes, *overrides):

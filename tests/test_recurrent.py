@@ -7,9 +7,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from metarl_cli import recurrent
-from metarl_cli.recurrent import Memory, MemoryConfig, _GRUSequence, _Linear, _LSTMSequence, build_memory
-from metarl_cli.types import Params, State
+from metarl_cli.interfaces import Params, State
+from metarl_cli.networks import memory as recurrent
+from metarl_cli.networks.memory import Memory, MemoryConfig, _GRUSequence, _Linear, _LSTMSequence, build_memory
 
 CELLS = ("gru", "lstm", "transformer")
 STEPS, ROWS, INPUTS, SIZE = 7, 3, 5, 8

@@ -10,11 +10,11 @@ from scipy.optimize import linprog
 
 from metarl_cli.algos.bandit_strategies import gittins_indices
 from metarl_cli.algos.mdp_strategies import greatest_mean, sample_process
-from metarl_cli.building import load
+from metarl_cli.config.registry import load
 from metarl_cli.envs.tabular import TabularFamily, value_iteration
-from metarl_cli.evaluate import trial
+from metarl_cli.evaluation.evaluator import trial
+from metarl_cli.interfaces import Step, TrialAlgorithm
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.types import Step, TrialAlgorithm
 
 CPU = torch.device("cpu")
 BANDITS = ["gittins", "thompson", "optimistic_thompson", "ucb1", "epsilon_greedy", "greedy"]

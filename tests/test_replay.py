@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from metarl_cli.replay import Replay
-from metarl_cli.types import Transitions
+from metarl_cli.experience.replay import Replay
+from metarl_cli.interfaces import Transitions
 
 
 def batch(first: int, steps: int, tasks: int = 2, envs: int = 2) -> Transitions:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metarl_cli.returns import generalized_advantages, lambda_returns
+from metarl_cli.experience.returns import generalized_advantages, lambda_returns
 
 
 def recursion(reward, next_value, terminated, ended, gamma, lambda_):

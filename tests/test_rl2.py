@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
+from metarl_cli.adaptation.memory import Agent
 from metarl_cli.algos.rl2 import RL2
-from metarl_cli.building import ConfigError, load
-from metarl_cli.evaluate import trial
+from metarl_cli.config.registry import ConfigError, load
+from metarl_cli.errors import UserError
+from metarl_cli.evaluation.evaluator import trial
+from metarl_cli.experience.trial_replay import Trials
+from metarl_cli.interfaces import Family, Params
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.trials import Agent, Trials
-from metarl_cli.types import Family, Params, UserError
 
 CPU = torch.device("cpu")
 SMALL = (

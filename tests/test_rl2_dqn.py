@@ -8,11 +8,12 @@ from conftest import compose_train, tiny
 from probes import Cue
 from torch import Tensor
 
-from metarl_cli.algos.rl2_dqn import RL2DQN, Batch, Explorer, ReplayConfig, TrialReplay, trial_returns
-from metarl_cli.building import ConfigError, load
-from metarl_cli.run_folder import build
+from metarl_cli.algos.rl2_dqn import RL2DQN, Explorer
+from metarl_cli.config.registry import ConfigError, load
+from metarl_cli.experience.returns import trial_returns
+from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay, Trials
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import torch_rng
-from metarl_cli.trials import Trials
 
 CPU = torch.device("cpu")
 

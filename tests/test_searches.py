@@ -11,10 +11,10 @@ import torch
 from conftest import compose_values, flat, options
 from pydantic import ValidationError
 
-from metarl_cli import checkpoint
-from metarl_cli.searches import genetic, openai_es, snes
-from metarl_cli.searches.population import by_rank
-from metarl_cli.types import UserError
+from metarl_cli.errors import UserError
+from metarl_cli.evolution.searches import genetic, openai_es, snes
+from metarl_cli.evolution.searches.population import by_rank
+from metarl_cli.runs import checkpoint
 
 # Every option of conf/algo/search, and the choices within one that another code path takes.
 SEARCHES = {name: (name, {}) for name in options("algo/search")} | {
@@ -34,7 +34,7 @@ def values(option):
 def make(name, start, scale=None, seed=0, **overrides):
     option, choices = SEARCHES[name]
     config = values(option) | choices | overrides
-    module = importlib.import_module(f"metarl_cli.searches.{config.pop('module')}")
+    module = importlib.import_module(f"metarl_cli.evolution.searches.{config.pop('module')}")
     scale = torch.ones_like(start) if scale is None else scale
     return module.Search(module.Config(**config), start, scale, torch.Generator().manual_seed(seed))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from metarl_cli.statistics import iqm, iqm_interval, mean_interval
+from metarl_cli.evaluation.statistics import iqm, iqm_interval, mean_interval
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 50, 101])

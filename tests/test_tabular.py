@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import compose_train
 
-from metarl_cli.actions import random_actions
-from metarl_cli.building import load
+from metarl_cli.config.registry import load
 from metarl_cli.envs.tabular import value_iteration
+from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.types import UserError
+from metarl_cli.spaces import random_actions
 
 TABULAR = ["bandit", "bandit_gaussian", "tabular_mdp", "gridworld", "dark_room", "key_to_door"]
 GRIDS = ["gridworld", "dark_room", "key_to_door"]

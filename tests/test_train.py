@@ -17,11 +17,15 @@ import torch
 from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, flat, module, tiny
 from launching import metarl, start
 
-from metarl_cli import adapt, checkpoint, evaluate, train
-from metarl_cli.building import validate
-from metarl_cli.run_folder import RunFolder, build, held_out_tasks, task_hash
+from metarl_cli.cli import adapt, train
+from metarl_cli.config.registry import validate
+from metarl_cli.errors import UserError
+from metarl_cli.evaluation import evaluator as evaluate
+from metarl_cli.evaluation.held_out import held_out_tasks, task_hash
+from metarl_cli.runs import checkpoint
+from metarl_cli.runs.build import build
+from metarl_cli.runs.folder import RunFolder
 from metarl_cli.seeding import torch_rng
-from metarl_cli.types import UserError
 
 METARL = [sys.executable, "-m", "metarl_cli"]
 
@@ -451,7 +455,7 @@ def test_memory_of_freed_tensors_is_kept():
     program = """
 import ctypes, resource, torch
 from conftest import compose_train, tiny
-from metarl_cli.run_folder import build
+from metarl_cli.runs.folder import build
 build(compose_train("algo=dqn", *tiny("dqn")))
 for _ in range(3):
     torch.ones(2**24)  # 64 MB, 16,384 pages

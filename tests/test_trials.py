@@ -11,12 +11,14 @@ from conftest import algorithms, compose_train, flat, tiny
 from probes import Buttons, Cue, Dial
 from torch import Tensor
 
-from metarl_cli.building import TrainConfig
-from metarl_cli.recurrent import MemoryConfig
-from metarl_cli.run_folder import build
+from metarl_cli.adaptation.memory import Agent, Inputs, InputsConfig, Prediction
+from metarl_cli.config.models import TrainConfig
+from metarl_cli.experience.trial_replay import Trials
+from metarl_cli.interfaces import Params, State, Step
+from metarl_cli.networks.memory import MemoryConfig
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.trials import Agent, Inputs, InputsConfig, Prediction, Trials
-from metarl_cli.types import Box, Params, Spec, State, Step
+from metarl_cli.spaces import Box, Spec
 
 CPU = torch.device("cpu")
 CELLS = ("gru", "lstm", "transformer")

@@ -22,12 +22,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from metarl_cli.evolution import Evolution, EvolutionConfig, FitnessConfig, first
-from metarl_cli.lifetimes.dqn import DQNLife, Life
-from metarl_cli.lineage import draw_lineage, markdown
+from metarl_cli.evolution.lifetimes.dqn import DQNLife, Life
+from metarl_cli.evolution.lineage import draw_lineage, markdown
+from metarl_cli.evolution.population import Evolution, EvolutionConfig, FitnessConfig, first
+from metarl_cli.interfaces import Family, Learner, Params, Portrait, Search, State
 from metarl_cli.progress import counted
 from metarl_cli.seeding import CommonNumbers, torch_rng
-from metarl_cli.types import Family, Learner, Params, Portrait, Search, State
 
 
 @runtime_checkable

@@ -31,10 +31,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from metarl_cli.algos.reference import Reference
+from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.envs.bandit import Bandit
-from metarl_cli.reference import Reference
+from metarl_cli.interfaces import Family, Learner, State, Step, Task
 from metarl_cli.seeding import numpy_rng
-from metarl_cli.types import Family, Learner, Share, State, Step, StrictModel, Task
 
 GRID = 1001  # constant rewards in [0, 1] that an arm is compared with
 TAIL = 1e-3  # what a reward after the last state computed may still weigh

@@ -13,11 +13,15 @@ import torch
 from pydantic import Field, model_validator
 from torch.func import grad_and_value, vmap
 
-from metarl_cli.inner_loop import SupportConfig, adapt_from_scratch, collect, explorer
-from metarl_cli.networks import load_params
-from metarl_cli.replay import Replay
+from metarl_cli.adaptation.gradient import SupportConfig, adapt_from_scratch
+from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.experience.exploration import explorer
+from metarl_cli.experience.replay import Replay
+from metarl_cli.experience.returns import Returns
+from metarl_cli.experience.rollout import collect
+from metarl_cli.interfaces import Adaptation, Family, Learner, Params, State, Task
+from metarl_cli.networks.q_network import load_params
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.types import Adaptation, Family, Learner, Params, Returns, Share, State, StrictModel, Task
 
 
 class TargetConfig(StrictModel):

@@ -26,10 +26,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from metarl_cli.evolution import Evolution, EvolutionConfig, ValidationConfig, first
-from metarl_cli.ranks import Ranks
+from metarl_cli.evolution.population import Evolution, EvolutionConfig, ValidationConfig, first
+from metarl_cli.interfaces import Family, Learner, Task
+from metarl_cli.processes import Ranks
 from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
-from metarl_cli.types import Family, Learner, Task
 
 
 class FoldsConfig(ValidationConfig):

@@ -36,22 +36,23 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from metarl_cli.inner_loop import (
+from metarl_cli.adaptation.gradient import (
     InnerConfig,
     adapt,
     adapt_from_scratch,
-    collect,
     collect_support,
     expand,
-    explorer,
     initial_rates,
     inner_step,
 )
-from metarl_cli.inner_optimizers import Adam
-from metarl_cli.networks import load_params
-from metarl_cli.replay import Replay
+from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.experience.exploration import explorer
+from metarl_cli.experience.replay import Replay
+from metarl_cli.experience.rollout import collect
+from metarl_cli.interfaces import Adaptation, Env, Family, Learner, Params, State, Task, Transitions
+from metarl_cli.networks.optimizers import Adam
+from metarl_cli.networks.q_network import load_params
 from metarl_cli.seeding import Streams, numpy_rng
-from metarl_cli.types import Adaptation, Env, Family, Learner, Params, Share, State, StrictModel, Task, Transitions
 
 
 class QueryConfig(StrictModel):

@@ -30,10 +30,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from metarl_cli.algos.reference import Reference
+from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.envs.tabular import TabularFamily, value_iteration
-from metarl_cli.reference import Reference
+from metarl_cli.interfaces import Family, Learner, State, Step, Task
 from metarl_cli.seeding import numpy_rng
-from metarl_cli.types import Family, Learner, Share, State, Step, StrictModel, Task
 
 CONFIDENCE = 0.05  # δ of UCRL2; what c leaves of it is not a probability any more
 

@@ -20,11 +20,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarl_cli.distributions import distribution
-from metarl_cli.networks import load_params
-from metarl_cli.returns import generalized_advantages
-from metarl_cli.trials import MemoryAlgorithm, Prediction, Trials, TrialsConfig, linear
-from metarl_cli.types import Family, Learner, Params, Share, State, StrictModel
+from metarl_cli.adaptation.memory import Prediction, linear
+from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
+from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.experience.returns import generalized_advantages
+from metarl_cli.experience.trial_replay import Trials
+from metarl_cli.interfaces import Family, Learner, Params, State
+from metarl_cli.networks.distributions import distribution
+from metarl_cli.networks.q_network import load_params
 
 DECAY = 0.9  # of the running mean and deviation of returns, per iteration
 

@@ -21,18 +21,21 @@ Differs from R2D2: no prioritised replay and no rescaled values; gradients reach
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarl_cli.actions import Bins
-from metarl_cli.networks import NetworkConfig, QNetwork, load_params
-from metarl_cli.trials import MemoryAlgorithm, Prediction, Trials, TrialsConfig
-from metarl_cli.types import Family, Learner, Params, Share, Spec, State, StrictModel
+from metarl_cli.adaptation.memory import Prediction
+from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
+from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.experience.returns import trial_returns
+from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay, Trials
+from metarl_cli.interfaces import Family, Learner, Params, State
+from metarl_cli.networks.q_network import NetworkConfig, QNetwork, load_params
+from metarl_cli.spaces import Bins, Spec
 
 
 class HeadConfig(StrictModel):
@@ -51,17 +54,6 @@ class ExplorationConfig(StrictModel):
     iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
     spread: float = Field(ge=0, description="a trial's own epsilon is epsilon^(1 + spread u), u uniform in [0, 1] (Ape-X)")
     repeat: int = Field(gt=0, description="steps a random action lasts")
-
-
-class ReplayConfig(StrictModel):
-    """What is kept of trials, and drawn for an update."""
-
-    capacity: int = Field(gt=0, description="trials kept")
-    batch: int = Field(gt=0, description="segments per update")
-    segment: int | None = Field(gt=0, description="steps of a segment that are learned (gru, lstm); none: whole trials")
-    burn_in: int = Field(
-        ge=0, description="steps before a segment that only warm up the memory; before a whole trial there are none"
-    )
 
 
 class TargetConfig(StrictModel):
@@ -107,84 +99,6 @@ class Config(TrialsConfig):
         return self
 
 
-class Batch(NamedTuple):
-    """Stretches of B trials, time first: ``[T, B, ...]``; ``discount`` is that of what follows, 0 at a trial's last step."""
-
-    inputs: Tensor
-    choice: Tensor
-    reward: Tensor
-    discount: Tensor
-    weight: Tensor  # 1 for what is learned; 0 for burn-in, for the step beyond that bootstraps, and for padding
-    start: State  # the memory before the first step, [B, ...]; nothing where that is always a trial's
-
-
-class TrialReplay:
-    """The latest trials and, where segments of them are drawn, the memory that acted in them every ``stride`` steps.
-
-    Args:
-        config: see :class:`ReplayConfig`.
-        horizon: the longest trial [steps].
-        device: where they are kept.
-    """
-
-    def __init__(self, config: ReplayConfig, horizon: int, device: torch.device):
-        self.config, self.horizon, self.device = config, horizon, device
-        self.segment = config.segment or horizon
-        self.stride = (
-            math.gcd(self.segment, config.burn_in) if config.segment else horizon
-        )  # segments and their burn-in begin at multiples of it
-        self.steps: Params = {}  # inputs, choice, reward and discount, [capacity, horizon, ...]
-        self.starts: State = {}  # [capacity, horizon / stride, ...]
-        self.lengths = torch.zeros(config.capacity, dtype=torch.long, device=device)
-        self.added = 0  # trials ever added
-
-    def add(self, trials: Trials, discount: Tensor) -> None:
-        """Append trials; the oldest go when full. Kept starts are ``stride`` steps apart; ``discount [T, R]`` as in a batch."""
-        steps = {"inputs": trials.inputs, "choice": trials.choice, "reward": trials.reward, "discount": discount}
-        starts = trials.starts if self.config.segment else {}
-        rows = discount.shape[1]
-        places = (self.added + torch.arange(rows, device=self.device)) % self.config.capacity
-        for kept, new, length in (
-            (self.steps, steps, self.horizon),
-            (self.starts, starts, -(-self.horizon // self.stride)),
-        ):
-            for name, value in new.items():
-                if name not in kept:
-                    kept[name] = value.new_zeros(self.config.capacity, length, *value.shape[2:])
-                kept[name][places, : len(value)] = value.transpose(0, 1)
-        self.lengths[places] = trials.weight.sum(0).long()
-        self.added += rows
-
-    def sample(self, rng: torch.Generator) -> Batch:
-        """``batch`` segments with their burn-in before them; every trial is equally likely, and every segment within it.
-
-        Trials of failed tasks are short: were all segments equally likely, they would hardly be learned from.
-        """
-        filled = min(self.added, self.config.capacity)
-        row = torch.randint(filled, (self.config.batch,), generator=rng, device=self.device)
-        counts = (self.lengths[row] + self.segment - 1) // self.segment  # of segments in each trial
-        place = torch.rand(self.config.batch, generator=rng, device=self.device)
-        first = (place * counts).long() * self.segment  # [B] the first step that is learned
-        begin = (first - self.config.burn_in).clamp(min=0)
-        longest = min(self.config.burn_in + self.segment + 1, int((self.lengths[row] - begin).max()))
-        t = begin + torch.arange(longest, device=self.device)[:, None]  # [T, B]
-        learned = (t >= first) & (t < first + self.segment) & (t < self.lengths[row])
-        t = torch.minimum(t, self.lengths[row] - 1)  # padding repeats the last step
-        start = {name: value[row, begin // self.stride] for name, value in self.starts.items()}
-        steps = {name: value[row, t] for name, value in self.steps.items()}
-        return Batch(**steps, weight=learned.to(steps["reward"].dtype), start=start)
-
-    def state_dict(self) -> State:
-        return {"steps": self.steps, "starts": self.starts, "lengths": self.lengths, "added": self.added}
-
-    def load_state_dict(self, state: State) -> None:
-        if state["lengths"].shape != self.lengths.shape:
-            raise ValueError("the saved replay has another size")
-        self.steps = {name: value.to(self.device) for name, value in state["steps"].items()}
-        self.starts = {name: value.to(self.device) for name, value in state["starts"].items()}
-        self.lengths, self.added = state["lengths"].to(self.device), state["added"]
-
-
 class Explorer:
     """Epsilon-greedy choices in R trials, where a random one lasts ``repeat`` steps; the share of random steps stays epsilon.
 
@@ -215,20 +129,6 @@ class Explorer:
         choice = torch.where((self.left > 0)[wide], self.held, q.argmax(-1))
         self.left = (self.left - 1).clamp(min=0)
         return choice
-
-
-def trial_returns(reward: Tensor, discount: Tensor, value: Tensor, lambda_: float) -> Tensor:
-    """Q(lambda) returns ``[T, R]`` along trials (the module's equation), where ``value [T, R]`` is that of each step's state.
-
-    ``discount`` is 0 at a trial's last step. A last row that is not one only bootstraps: its return is its value.
-    """
-    returns = torch.where(discount > 0, value, reward)
-    if lambda_ == 0:
-        returns[:-1] = reward[:-1] + discount[:-1] * value[1:]
-        return returns
-    for t in range(len(reward) - 2, -1, -1):
-        returns[t] = reward[t] + discount[t] * torch.lerp(value[t + 1], returns[t + 1], lambda_)
-    return returns
 
 
 class RL2DQN(MemoryAlgorithm):

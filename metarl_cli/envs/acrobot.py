@@ -36,7 +36,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.types import Spec, Task
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Spec
 
 # every constant here is Acrobot-v1's
 TAU = 0.2  # [s] between states

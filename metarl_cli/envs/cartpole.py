@@ -30,7 +30,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.types import Spec, Task
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Spec
 
 TAU = 0.02  # [s] between states; every constant here is CartPole-v1's
 X_LIMIT = 2.4  # [m]

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
-from metarl_cli.tasks import Columns, Range
-from metarl_cli.types import Spec, Task
+from metarl_cli.envs.tasks import Columns, Range
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Spec
 
 
 class Config(GridConfig):

@@ -52,9 +52,11 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from metarl_cli.problems import choose, did_you_mean, one_line
-from metarl_cli.tasks import Columns, Range, Tasks, TasksConfig
-from metarl_cli.types import Box, Spec, State, Step, StrictModel, Task
+from metarl_cli.config.base import StrictModel
+from metarl_cli.config.messages import choose, did_you_mean, one_line
+from metarl_cli.envs.tasks import Columns, Range, Tasks, TasksConfig
+from metarl_cli.interfaces import State, Step, Task
+from metarl_cli.spaces import Box, Spec
 
 Number = int | float
 Plain = bool | int | float | str | list[bool | int | float | str]

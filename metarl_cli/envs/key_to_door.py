@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
-from metarl_cli.types import Spec, Task
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Spec
 
 
 class Config(GridConfig):

@@ -29,10 +29,11 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
-from metarl_cli.actions import Bins
-from metarl_cli.building import Part, load
-from metarl_cli.types import Box, Env, Spec, State, Step, StrictModel, Task
-from metarl_cli.types import Family as AnyFamily
+from metarl_cli.config.base import StrictModel
+from metarl_cli.config.registry import Part, load
+from metarl_cli.interfaces import Env, State, Step, Task
+from metarl_cli.interfaces import Family as AnyFamily
+from metarl_cli.spaces import Bins, Box, Spec
 
 MOST_CHOICES = 64  # of one vector action
 

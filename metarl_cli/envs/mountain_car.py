@@ -33,7 +33,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.types import Spec, Task
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Spec
 
 # every constant here is MountainCar-v0's
 MIN_POSITION, MAX_POSITION = -1.2, 0.6  # [length]

@@ -13,9 +13,10 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
+from metarl_cli.envs.tasks import Tasks, TasksConfig
+from metarl_cli.interfaces import State, Step, Task
 from metarl_cli.seeding import drawing_nothing
-from metarl_cli.tasks import Tasks, TasksConfig
-from metarl_cli.types import Spec, State, Step, Task
+from metarl_cli.spaces import Spec
 
 
 class NativeConfig(TasksConfig):

@@ -25,7 +25,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.types import Box, Spec, Task
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Box, Spec
 
 STRIDE = 0.1  # [m] per move; along each axis where moves are continuous
 NEAR = 0.01  # [m] from the goal along each axis, where continuous episodes end

@@ -31,7 +31,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.types import Box, Spec, Task
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Box, Spec
 
 # every constant here is Pendulum-v1's
 TAU = 0.05  # [s] between states

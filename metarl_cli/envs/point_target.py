@@ -19,9 +19,11 @@ from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from metarl_cli.config.base import StrictModel
 from metarl_cli.envs.native import NativeFamily
-from metarl_cli.tasks import Range, TasksConfig
-from metarl_cli.types import Box, Spec, StrictModel, Task
+from metarl_cli.envs.tasks import Range, TasksConfig
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Box, Spec
 
 STRIDE = 1.0  # along each axis
 LIMIT = 5.0  # on each side of the origin

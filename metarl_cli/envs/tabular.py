@@ -14,9 +14,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from metarl_cli.config.base import StrictModel
 from metarl_cli.envs.native import NativeFamily
-from metarl_cli.tasks import Columns
-from metarl_cli.types import StrictModel, Task
+from metarl_cli.envs.tasks import Columns
+from metarl_cli.interfaces import Task
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # [cells] in x and y: stay, up, right, down, left
 

@@ -19,10 +19,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarl_cli.actions import Bins, random_actions
-from metarl_cli.networks import NetworkConfig, QNetwork
-from metarl_cli.returns import lambda_returns
-from metarl_cli.types import Params, Returns, Spec, StrictModel, Transitions
+from metarl_cli.config.base import StrictModel
+from metarl_cli.experience.returns import Returns, lambda_returns
+from metarl_cli.interfaces import Params, Transitions
+from metarl_cli.networks.q_network import NetworkConfig, QNetwork
+from metarl_cli.spaces import Bins, Spec, random_actions
 
 
 class Config(StrictModel):

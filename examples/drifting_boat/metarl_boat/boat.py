@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.types import Spec, Task
+from metarl_cli.interfaces import Task
+from metarl_cli.spaces import Spec
 
 STRIDE = 0.1  # [m] per move
 DIRECTIONS = 8

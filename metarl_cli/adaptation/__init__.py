@@ -1,0 +1,1 @@
+"""The two ways to adapt: by gradient, by memory."""

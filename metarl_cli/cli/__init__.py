@@ -1,0 +1,1 @@
+"""What is typed: one file a command, composing with Hydra, completion."""

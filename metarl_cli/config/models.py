@@ -1,0 +1,90 @@
+"""The configurations of the commands."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from metarl_cli.config.base import StrictModel
+
+
+class Hardware(StrictModel):
+    """Where and how the numbers are computed."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes a GPU where there is one")
+    threads: int = Field(gt=0, description="CPU threads; small tensors are fastest with one")
+
+
+class TrainLoop(StrictModel):
+    """When things happen during meta-training."""
+
+    iterations: int = Field(gt=0, description="meta-iterations")
+    eval_every: int = Field(gt=0, description="iterations between evaluations on validation tasks")
+    log_every: int = Field(gt=0, description="iterations between logged metrics")
+    checkpoint_every: float = Field(gt=0, description="seconds between checkpoints")
+
+
+class Evaluation(StrictModel):
+    """How adaptation is measured on tasks never trained on."""
+
+    tasks: int = Field(gt=0, description="tasks evaluated")
+    episodes: int = Field(gt=0, description="full episodes per task and adaptation step")
+    steps: int = Field(gt=0, description="adaptation steps; an algorithm with memory has trials of algo.episodes instead")
+
+
+class TrainConfig(StrictModel):
+    """``metarl train``."""
+
+    seed: int = Field(ge=0, description="the one seed every random stream derives from")
+    tasks_seed: int = Field(ge=0, description="seed of the held-out tasks; runs with the same one share their tests")
+    run: str | None = Field(description="run folder to continue, or where the new run goes; none: named by the config")
+    outputs: str = Field(description="where new run folders go")
+    train: TrainLoop
+    eval: Evaluation
+    test: Evaluation
+    algo: dict[str, Any]
+    learner: dict[str, Any]
+    env: dict[str, Any]
+    hardware: Hardware
+
+
+class TestConfig(StrictModel):
+    """``metarl test``."""
+
+    run: str = Field(description="the run folder to test")
+    split: Literal["validation", "test", "ood"] = Field(description="which held-out tasks")
+    tasks: int | None = Field(gt=0, description="tasks evaluated; none: as at the end of training")
+    episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
+    steps: int | None = Field(gt=0, description="adaptation steps (episodes after a trial's first); none: as in training")
+    checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
+    hardware: Hardware
+
+
+class AdaptConfig(StrictModel):
+    """``metarl adapt``."""
+
+    run: str = Field(description="the run folder to adapt from")
+    task: dict[str, float] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
+    steps: int | None = Field(gt=0, description="adaptation steps (episodes after a trial's first); none: as in training")
+    episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
+    seed: int = Field(ge=0, description="seed of the support episodes and of the measuring ones")
+    checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
+    gif: bool = Field(description="record an animated GIF before and after")
+    out: str | None = Field(description="folder for the adapted policy; none: inside the run folder")
+    hardware: Hardware
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _parameters_of_a_mix(cls, task: object) -> object:
+        """``{family: {name: value}}`` -> ``{"family.name": value}``: the parameters of one family in a mix."""
+        if not isinstance(task, dict):
+            return task
+        flat: dict[str, object] = {}
+        for name, value in task.items():
+            group = cls._parameters_of_a_mix(value)
+            flat |= {f"{name}.{key}": v for key, v in group.items()} if isinstance(group, dict) else {name: value}
+        return flat
+
+
+MODELS: dict[str, type[StrictModel]] = {"train": TrainConfig, "test": TestConfig, "adapt": AdaptConfig}

@@ -1,0 +1,1 @@
+"""Adaptation curves, intervals, references, tables and figures."""

@@ -1,0 +1,105 @@
+"""Adaptation curves: what an evaluation finds, and its numbers under the tags that all algorithms share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from metarl_cli.evaluation.statistics import Interval, Scores
+
+
+class Total(NamedTuple):
+    """The return of whole trials, all their episodes together: mean over tasks and trials, standard error over tasks.
+
+    On a single task the standard error is over its trials.
+    """
+
+    episodes: int
+    mean: float
+    standard_error: float | None  # none with a single trial
+    each: list[float]  # [episodes] mean return of every episode
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2f}")
+
+
+class Curve(NamedTuple):
+    """Returns along adaptation on M tasks, E repeats each, at P points: adaptation steps, or episodes of a trial."""
+
+    steps: list[int]  # [P] adaptation steps, or episodes of a trial before this one
+    returns: Scores  # [P, E, M]
+    points: list[Interval]  # [P] IQM over tasks and repeats with its interval over both; of a trial's episodes the mean
+    gradient_steps: list[int]  # [P] spent per task
+    env_steps: list[int]  # [P] spent per task
+    groups: dict[str, list[Interval]]  # the same of tasks whose returns do not compare; ``points`` are then their averages
+    total: Total | None = None  # of whole trials
+
+    @property
+    def score(self) -> float:
+        """What algorithms are compared by: the return after the last adaptation step; of trials the mean of an episode.
+
+        Of a trial all episodes count: exploring well is a part of it, and the last may be a single pull of a bandit.
+        """
+        return self.total.mean / self.total.episodes if self.total else self.points[-1].value
+
+
+class Report(NamedTuple):
+    """The curve of an algorithm, and its references on the same tasks at the same budget."""
+
+    curve: Curve
+    sampled: Curve | None  # the same trials with sampled actions; none for a policy that is not stochastic
+    scratch: Curve | None  # the same learner from fresh weights; none for an algorithm without gradient steps
+    random: Curve
+    learned: Interval | None  # the algorithm's own training tasks, where each is learned from scratch
+    optimum: Scores | None  # [M] of the best policy that knows the task, where the family can tell
+    best: Interval | None  # the same over the tasks
+
+    @property
+    def total(self) -> Total | None:
+        """Of an algorithm that adapts within a trial."""
+        return self.curve.total
+
+    @property
+    def regret(self) -> float | None:
+        """What knowing the task would have earned beyond a whole trial, on average over tasks; None where unknown."""
+        if self.total is None or self.optimum is None:
+            return None
+        return self.total.episodes * float(self.optimum.mean()) - self.total.mean
+
+
+def metrics(curve: Curve, prefix: str) -> dict[str, float]:
+    """A curve as scalars, under the tags every algorithm shares."""
+    points, values = curve.points, [point.value for point in curve.points]
+    found = {f"return_step_{k}": value for k, value in zip(curve.steps, values, strict=True)}
+    found |= {
+        "return_before": values[0],
+        "return_after": values[-1],
+        "return_after_low": points[-1].low,
+        "return_after_high": points[-1].high,
+        "gain": values[-1] - values[0],
+        "auc": float(np.trapezoid(values, curve.steps) / curve.steps[-1]) if curve.steps[-1] else values[0],
+    }
+    if curve.total:
+        found["trial_return"] = curve.total.mean
+    for group, apart in curve.groups.items():
+        found |= {f"return_before_{group}": apart[0].value, f"return_after_{group}": apart[-1].value}
+    return {f"{prefix}/{name}": value for name, value in found.items()}
+
+
+def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
+    """What stands beside the curve, as scalars: the references, and sampled actions."""
+    found = {"return_random": report.random.points[0].value}
+    if report.scratch:
+        found["return_scratch"] = report.scratch.points[-1].value
+    if report.learned:
+        found["return_learned"] = report.learned.value
+    if report.optimum is not None and report.best is not None:
+        found["return_optimum"] = report.best.value
+        found["regret_after"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())  # per episode
+    if report.regret is not None:
+        found["regret"] = report.regret
+    if report.sampled and report.sampled.total:
+        found["return_sampled_after"] = report.sampled.points[-1].value
+        found["trial_return_sampled"] = report.sampled.total.mean
+    return {f"{prefix}/{name}": value for name, value in found.items()}

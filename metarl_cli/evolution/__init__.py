@@ -1,0 +1,1 @@
+"""Populations: what varies, how it learns, how the population moves."""

@@ -1,0 +1,50 @@
+"""Genes are the initial weights: evolution finds from where a few steps of learning lead far.
+
+ES-MAML (Song 2020, arXiv:1910.01215): the weights are judged by the return *after* adaptation, without derivatives of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metarl_cli.config.base import StrictModel
+from metarl_cli.interfaces import Learner, Params, Traits
+
+
+class Config(StrictModel):
+    """How large a step is."""
+
+    scale: float = Field(gt=0, description="size of a change of a weight, in units of the deviation its layer starts with")
+    bias_scale: float = Field(gt=0, description="size of a change of what starts constant: biases, context")
+
+
+class Init:
+    """All weights of one network, G of them."""
+
+    def __init__(self, config: Config, learner: Learner, rng: torch.Generator):
+        params = learner.init(rng)
+        self.shapes = {name: value.shape for name, value in params.items()}
+        self.start = torch.cat([value.flatten() for value in params.values()])
+        sizes = [torch.full_like(value, _size(value, config)).flatten() for value in params.values()]
+        self.scale = torch.cat(sizes)
+
+    def express(self, genes: Tensor) -> Traits:
+        """``init``: the weights ``[P, ...]``."""
+        parts = torch.split(genes, [shape.numel() for shape in self.shapes.values()], dim=1)
+        params: Params = {n: g.reshape(-1, *s) for (n, s), g in zip(self.shapes.items(), parts, strict=True)}
+        return {"init": params}
+
+    def read(self, genes: Tensor) -> dict[str, Tensor]:
+        """The root of the mean square of each layer's weights."""
+        weights = self.express(genes)["init"]
+        return {f"{name} rms": w.flatten(1).square().mean(1).sqrt() for name, w in weights.items() if w.dim() > 2}
+
+
+def _size(value: Tensor, config: Config) -> float:
+    spread = float(value.std()) if value.numel() > 1 else 0.0
+    return config.scale * spread if spread > 0 else config.bias_scale
+
+
+Genome = Init

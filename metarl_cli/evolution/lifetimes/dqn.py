@@ -1,0 +1,209 @@
+"""The whole life of a DQN: exploring, replay and target network, on one task from the first step on (Mnih 2015).
+
+R learners are rows of one tensor, each with hyper-parameters of its own:
+
+| hyper-parameter | meaning |
+|---|---|
+| lr | learning rate |
+| gamma | discount |
+| epsilon_end, epsilon_decay | share of random actions at last, and the share of a lifetime over which it falls from 1 |
+| batch | transitions of an update; as many as the largest may have are drawn, and those beyond one's own weigh nothing |
+| target_every | updates between copies of the network to the target network |
+
+One adaptation step is a number of iterations, each of some steps in the environments and some updates. With ``shared`` replay
+the individuals that learn the same task learn from each other's experience too (SEARL, Franke 2021, arXiv:2009.01555).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metarl_cli.adaptation.gradient import adapted_names
+from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.evolution.lifetimes.traits import rates, wide
+from metarl_cli.experience.exploration import explorer
+from metarl_cli.experience.replay import Replay
+from metarl_cli.experience.rollout import collect
+from metarl_cli.interfaces import Family, Learner, Params, State, Task, Traits, Transitions
+from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
+from metarl_cli.networks.q_network import grow as grow_network
+from metarl_cli.networks.q_network import in_structure
+
+
+class HyperConfig(StrictModel):
+    """Where the genome says nothing."""
+
+    lr: float = Field(gt=0, description="learning rate")
+    gamma: float = Field(ge=0, lt=1, description="discount")
+    epsilon_end: Share = Field(description="share of random actions at last")
+    epsilon_decay: float = Field(gt=0, le=1, description="share of a lifetime over which random actions become fewer")
+    batch: float = Field(ge=1, description="transitions of an update")
+    target_every: float = Field(ge=1, description="updates between copies to the target network")
+
+
+class Config(StrictModel):
+    """How long a life is, and what happens in it."""
+
+    steps: int = Field(gt=0, description="adaptation steps of a lifetime, after which fitness is measured")
+    iterations: int = Field(gt=0, description="iterations of an adaptation step")
+    envs: int = Field(gt=0, description="environments of each learner")
+    env_steps: int = Field(gt=0, description="steps of an iteration in each environment")
+    updates: int = Field(gt=0, description="gradient updates of an iteration")
+    warmup: int = Field(ge=0, description="iterations at first that only collect")
+    largest_batch: int = Field(
+        gt=0, description="transitions drawn for an update, of which a learner uses the first of its batch"
+    )
+    capacity: int = Field(gt=0, description="replay of a learner [transitions]; of a task where it is shared")
+    shared: bool = Field(description="one replay for all individuals that learn a task")
+    repeat: int = Field(gt=0, description="steps a random action lasts")
+    rule: Literal["sgd", "adam"] = Field(description="the update, where the genome has no optimizer")
+    clip: float = Field(gt=0, description="largest norm of a learner's gradient")
+    hyper: HyperConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.envs * self.env_steps > self.capacity:
+            raise ValueError("capacity must hold at least the envs x env_steps of one iteration")
+        if self.hyper.batch > self.largest_batch:
+            raise ValueError(f"hyper.batch ({self.hyper.batch:g}) must not be above largest_batch ({self.largest_batch})")
+        return self
+
+
+class DQNLife:
+    """The lifetime of a DQN."""
+
+    traits = frozenset({"rates", "hyper", "optimizer"})
+
+    def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
+        self.config, self.learner, self.family, self.steps = config, learner, family, config.steps
+        self.default: Traits = {"hyper": {k: torch.tensor([v], device=device) for k, v in config.hyper.model_dump().items()}}
+
+    def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator, copies: int = 1) -> Life:
+        return Life(self, params, traits, task, rng, copies)
+
+
+class Life:
+    """R DQNs at some point of their lives.
+
+    Args:
+        lifetime: what a life is.
+        params: weights of the networks, ``[R, ...]`` or ``[P, ...]``.
+        traits: ``[R]`` each.
+        task: of each row.
+        rng: of everything that is chance.
+        copies: P, where their replay is shared: rows p M + m of all p learn task m.
+    """
+
+    def __init__(self, lifetime: DQNLife, params: Params, traits: Traits, task: Task, rng: torch.Generator, copies: int = 1):
+        config = lifetime.config
+        like = next(iter(task.values()))
+        self.lifetime, self.traits, self.rng, self.rows = lifetime, traits, rng, len(like)
+        self.copies = copies if config.shared else 1
+        self.params = wide(params, self.rows)
+        self.target = self.params
+        self.env = lifetime.family.make(task, config.envs, rng)
+        self.replay = Replay(self.rows // self.copies, config.capacity, like.device)
+        rule: type[SGD] | type[Adam] = SGD if config.rule == "sgd" else Adam
+        self.optimizer: InnerOptimizer = Learned(traits["optimizer"]) if "optimizer" in traits else rule()
+        self.places = torch.arange(self.rows, device=like.device) % (self.rows // self.copies)  # of each row in the replay
+        self.env_steps = torch.zeros(self.rows, dtype=torch.long, device=like.device)
+        self.iteration = self.gradient_steps = 0
+
+    def become(self, rows: Tensor, traits: Traits, structure: Params) -> None:
+        """Row r goes on as ``rows[r]`` was, weights and all it remembers, with other ``traits`` and another ``structure``."""
+        self.params, self.target = ({k: v[rows] for k, v in p.items()} for p in (self.params, self.target))
+        self.optimizer.take(rows)
+        if not self.lifetime.config.shared:
+            self.replay.take(rows)
+        self.traits = traits
+        if isinstance(self.optimizer, Learned):
+            self.optimizer.weights = traits["optimizer"]
+        if structure:
+            self.params, self.target = grow_network(self.params, structure), grow_network(self.target, structure)
+
+    @torch.no_grad()
+    def grow(self) -> None:
+        """Live through the iterations of one adaptation step."""
+        for _ in range(self.lifetime.config.iterations):
+            self._iterate()
+
+    @property
+    def progress(self) -> float:
+        """The share of a whole lifetime that has passed; it may go beyond 1."""
+        return self.iteration / (self.lifetime.config.steps * self.lifetime.config.iterations)
+
+    def _iterate(self) -> None:
+        config, hyper, learner = self.lifetime.config, self.traits["hyper"], self.lifetime.learner
+        epsilon = 1 + (hyper["epsilon_end"] - 1) * (self.progress / hyper["epsilon_decay"]).clamp(max=1)
+        policy = explorer(learner, self.params, epsilon.expand(self.rows), config.repeat, self.rng)
+        experience = collect(self.env, policy, config.env_steps)
+        self.env_steps += config.envs * config.env_steps
+        if self.copies > 1:  # [P M, T, N, ...] -> [M, T, P N, ...]
+            experience = Transitions(
+                *(x.reshape(self.copies, -1, *x.shape[1:]).movedim(0, 2).flatten(2, 3) for x in experience)
+            )
+        self.replay.add(experience)
+        if self.iteration >= config.warmup:
+            for _ in range(config.updates):
+                self._update()
+        self.iteration += 1
+
+    def _update(self) -> None:
+        """One gradient step of every learner on a minibatch of its own size."""
+        lifetime, config, hyper = self.lifetime, self.lifetime.config, self.traits["hyper"]
+        batch = self.replay.sample(self.places, config.largest_batch, self.rng)
+        numbers = torch.arange(config.largest_batch, device=batch.weight.device)
+        counts = numbers < hyper["batch"].round().clamp(min=1)[:, None, None]
+        batch = batch._replace(weight=batch.weight * counts)
+        gamma = hyper["gamma"].expand(self.rows)
+        target = vmap(lambda p, q, b, g: lifetime.learner.targets(p, q, b, None, g))(self.params, self.target, batch, gamma)
+        names = adapted_names(self.params, "all")
+
+        def loss(moving: Params, fixed: Params, batch: Transitions, target: Tensor) -> Tensor:
+            return lifetime.learner.loss({**fixed, **moving}, batch, target)
+
+        fixed = {k: v for k, v in self.params.items() if in_structure(k)}
+        gradients: Params = vmap(grad(loss))({k: self.params[k] for k in names}, fixed, batch, target)
+        norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+        shrink = (config.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        gradients = {k: g * shrink.reshape(-1, *[1] * (g.dim() - 1)) for k, g in gradients.items()}
+        progress = min(self.progress, 1.0)
+        steps = rates(hyper["lr"], self.traits.get("rates"), gradients, progress)
+        self.params = self.optimizer.step(self.params, gradients, steps, progress)
+        self.gradient_steps += 1
+        copy = (self.gradient_steps % hyper["target_every"].round() == 0).expand(self.rows)
+        self.target = {
+            k: v if in_structure(k) else torch.where(copy.reshape(-1, *[1] * (v.dim() - 1)), self.params[k], v)
+            for k, v in self.target.items()
+        }
+
+    def state_dict(self) -> State:
+        return {
+            "params": self.params,
+            "target": self.target,
+            "optimizer": self.optimizer.state_dict(),
+            "env": self.env.state_dict(),
+            "rng": self.rng.get_state(),
+            "replay": self.replay.state_dict(),
+            "traits": self.traits,
+            "env_steps": self.env_steps,
+            "iteration": self.iteration,
+            "gradient_steps": self.gradient_steps,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.params, self.target, self.traits = dict(state["params"]), dict(state["target"]), state["traits"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.env.load_state_dict(state["env"])
+        self.rng.set_state(state["rng"].cpu())
+        self.replay.load_state_dict(state["replay"])
+        self.env_steps, self.iteration = state["env_steps"], state["iteration"]
+        self.gradient_steps = state["gradient_steps"]
+
+
+Lifetime = DQNLife

@@ -1,0 +1,85 @@
+"""A few gradient steps on a few episodes: the inner loop that MAML has, for evolution.
+
+    theta_{k+1} = theta_k - U(grad L_support(theta_k))          U: plain descent, Adam, or a learned rule
+
+An initialisation and its rates are then searched for by the return that these steps lead to (ES-MAML, Song 2020,
+arXiv:1910.01215): no second derivative, and credit also for how the support is collected.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, support_gradients
+from metarl_cli.config.base import StrictModel
+from metarl_cli.evolution.lifetimes.traits import rates, wide
+from metarl_cli.experience.returns import Returns
+from metarl_cli.interfaces import Family, Learner, Params, Task, Traits, Transitions
+from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
+
+
+class Config(StrictModel):
+    """The inner loop of a lifetime."""
+
+    steps: int = Field(gt=0, description="K, gradient steps of a lifetime, after which fitness is measured")
+    rule: Literal["sgd", "adam"] = Field(description="the update, where the genome has no optimizer")
+    lr: float = Field(gt=0, description="base of the learning rates")
+    scope: Literal["all", "head", "context"] = Field(
+        description="what is adapted: all weights, the head (ANIL), the context inputs (CAVIA)"
+    )
+    returns: Returns = Field(description="what the support teaches")
+    support: SupportConfig
+
+
+class Gradient:
+    """K steps on the support of a task.
+
+    Raises:
+        ValueError: if the network has nothing that ``scope`` asks for.
+    """
+
+    traits = frozenset({"rates", "hyper", "optimizer"})
+
+    def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
+        self.config, self.learner, self.family, self.steps = config, learner, family, config.steps
+        adapted_names(learner.init(torch.Generator(device)), config.scope)
+        self.default: Traits = {"hyper": {"lr": torch.tensor([config.lr], device=device)}}
+
+    def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
+        return Life(self, params, traits, task, rng)
+
+
+class Life:
+    """R learners; their weights are those of P individuals until the first gradient parts them."""
+
+    def __init__(self, lifetime: Gradient, params: Params, traits: Traits, task: Task, rng: torch.Generator):
+        self.lifetime, self.params, self.traits, self.task, self.rng = lifetime, params, traits, task, rng
+        like = next(iter(task.values()))
+        self.rows, self.gradient_steps = len(like), 0
+        self.env_steps = torch.zeros(self.rows, dtype=torch.long, device=like.device)
+        self.support: Transitions | None = None
+        rule: type[SGD] | type[Adam] = SGD if lifetime.config.rule == "sgd" else Adam
+        self.optimizer: InnerOptimizer = Learned(traits["optimizer"]) if "optimizer" in traits else rule()
+
+    @torch.no_grad()
+    def grow(self) -> None:
+        """One gradient step of each learner."""
+        lifetime, config = self.lifetime, self.lifetime.config
+        self.params = wide(self.params, self.rows)
+        if self.support is None or config.support.fresh:
+            self.support = collect_support(lifetime.learner, self.params, lifetime.family, self.task, config.support, self.rng)
+            self.env_steps += self.support.weight.sum((1, 2)).long()
+        names = adapted_names(self.params, config.scope)
+        gradients = support_gradients(lifetime.learner, self.params, names, self.support, config.returns)
+        progress = min(self.gradient_steps / config.steps, 1.0)
+        base: Tensor = self.traits["hyper"]["lr"]
+        steps = rates(base, self.traits.get("rates"), gradients, progress)
+        self.params = self.optimizer.step(self.params, gradients, steps, progress)
+        self.gradient_steps += 1
+
+
+Lifetime = Gradient

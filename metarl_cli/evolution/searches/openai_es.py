@@ -1,0 +1,107 @@
+"""OpenAI-ES: the gradient of fitness smoothed by Gaussian noise, from antithetic pairs (Salimans 2017, arXiv:1703.03864).
+
+    x± = mean ± sigma scale eps        grad = 1 / (2 K sigma) sum over K pairs of (F(x+) - F(x-)) eps
+
+Fitness is shaped to centred ranks, from 1/2 for the best to -1/2 for the worst; the gradient is ascended by Adam (Kingma
+2015, arXiv:1412.6980). Steps are in units of each gene's scale. Differs from the paper: weight decay is decoupled from Adam
+(Loshchilov 2019, arXiv:1711.05101), so that it does not depend on fitness's size; equal fitness has equal rank.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metarl_cli.config.base import StrictModel
+from metarl_cli.evolution.searches.population import by_rank, check, metrics, unmoved, usable
+from metarl_cli.interfaces import State
+
+
+class Config(StrictModel):
+    """How the mean follows the gradient."""
+
+    population: int = Field(ge=2, multiple_of=2, description="genomes of a generation, in antithetic pairs")
+    sigma: float = Field(gt=0, description="deviation of the noise, in units of each gene's scale")
+    sigma_decay: float = Field(gt=0, le=1, description="factor on sigma after each generation")
+    shaping: Literal["centred_ranks", "none"] = Field(description="what of fitness counts: its rank alone, or its value")
+    lr: float = Field(gt=0, description="Adam's step, in units of each gene's scale")
+    beta1: float = Field(ge=0, lt=1, description="Adam's memory of the gradient")
+    beta2: float = Field(ge=0, lt=1, description="Adam's memory of its square")
+    epsilon: float = Field(gt=0, description="Adam's guard against small gradients")
+    weight_decay: float = Field(ge=0, description="the mean shrinks towards zero by lr times this share in a generation")
+
+
+class OpenAIES:
+    """The mean of a Gaussian of given size, climbing."""
+
+    def __init__(self, config: Config, start: Tensor, scale: Tensor, rng: torch.Generator):
+        check(start, scale)
+        self.config, self.mean, self.scale, self.rng = config, start, scale, rng  # [G]
+        self.first = self.second = torch.zeros_like(start)  # [G] Adam's moments
+        self.generation = 0
+
+    @property
+    def sigma(self) -> float:
+        """The deviation of the noise now, in units of ``scale``."""
+        return self.config.sigma * self.config.sigma_decay**self.generation
+
+    def ask(self) -> Tensor:
+        """The genomes ``[P, G]``: mean + noise in the first half, mean - noise in the second; the same until told."""
+        with unmoved(self.rng):
+            return self._genomes(self._noise())
+
+    def tell(self, fitness: Tensor) -> dict[str, float]:
+        """Move the mean by the fitness ``[P]``."""
+        config, noise = self.config, self._noise()
+        genomes = self._genomes(noise)
+        fitness = usable(fitness, genomes)
+        told = metrics(fitness, genomes, self.scale, self.sigma)
+        if config.shaping == "centred_ranks":
+            fitness = by_rank(fitness, torch.linspace(0.5, -0.5, len(fitness), dtype=fitness.dtype))
+        grad = gradient(noise, fitness.to(noise.dtype), self.sigma)
+
+        self.generation += 1
+        self.first = config.beta1 * self.first + (1 - config.beta1) * grad
+        self.second = config.beta2 * self.second + (1 - config.beta2) * grad.square()
+        first = self.first / (1 - config.beta1**self.generation)
+        second = self.second / (1 - config.beta2**self.generation)
+        step = first / (second.sqrt() + config.epsilon)
+        self.mean = (1 - config.lr * config.weight_decay) * self.mean + config.lr * self.scale * step
+        return told | {"search/gradient": float(grad.norm())}
+
+    def _noise(self) -> Tensor:
+        shape = (self.config.population // 2, len(self.mean))
+        return torch.randn(shape, generator=self.rng, dtype=self.mean.dtype, device=self.mean.device)
+
+    def _genomes(self, noise: Tensor) -> Tensor:
+        return self.mean + self.sigma * self.scale * torch.cat([noise, -noise])
+
+    def best(self) -> Tensor:
+        """The mean ``[G]``."""
+        return self.mean
+
+    def state_dict(self) -> State:
+        return {
+            "mean": self.mean,
+            "first": self.first,
+            "second": self.second,
+            "generation": self.generation,
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.mean, self.first, self.second = (state[name].to(self.scale) for name in ("mean", "first", "second"))
+        self.generation = state["generation"]
+        self.rng.set_state(state["rng"].cpu())
+
+
+def gradient(noise: Tensor, fitness: Tensor, sigma: float) -> Tensor:
+    """The gradient ``[G]`` of smoothed fitness, from ``noise [K, G]`` and the ``fitness [2K]`` of mean + noise and - noise."""
+    above, below = fitness.chunk(2)
+    return (above - below) @ noise / (len(fitness) * sigma)
+
+
+Search = OpenAIES

@@ -1,0 +1,1 @@
+"""Rollouts, exploration, replay, returns."""

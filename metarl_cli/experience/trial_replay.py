@@ -1,0 +1,130 @@
+"""Replay of whole trials."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metarl_cli.config.base import StrictModel
+from metarl_cli.interfaces import Params, State
+
+
+class Trials(NamedTuple):
+    """R whole trials, time first: ``[T, R, ...]``. ``weight`` is 1 within a trial and 0 after its end."""
+
+    inputs: Tensor
+    choice: Tensor
+    reward: Tensor
+    ended: Tensor  # the last step of an episode
+    terminated: Tensor
+    weight: Tensor
+    clock: Tensor  # [T, R, 2]
+    features: Tensor  # [T, R, H] what the memory said when it acted
+    starts: State  # memory at the start of each segment of back-propagation, [S, R, ...]
+
+    def rows(self, rows: Tensor) -> Trials:
+        """Some of the trials."""
+        steps = {k: v.index_select(1, rows) for k, v in self._asdict().items() if k != "starts"}
+        return Trials(**steps, starts={k: v.index_select(1, rows) for k, v in self.starts.items()})
+
+    def summary(self) -> dict[str, float]:
+        """What training shows of them."""
+        total, num = float((self.reward * self.weight).sum()), float(self.weight.sum())
+        return {
+            "train/trial_return": total / self.reward.shape[1],
+            "train/reward": total / num,
+            "train/episode_length": num / float((self.ended * self.weight).sum().clamp(min=1)),
+        }
+
+
+class ReplayConfig(StrictModel):
+    """What is kept of trials, and drawn for an update."""
+
+    capacity: int = Field(gt=0, description="trials kept")
+    batch: int = Field(gt=0, description="segments per update")
+    segment: int | None = Field(gt=0, description="steps of a segment that are learned (gru, lstm); none: whole trials")
+    burn_in: int = Field(
+        ge=0, description="steps before a segment that only warm up the memory; before a whole trial there are none"
+    )
+
+
+class Batch(NamedTuple):
+    """Stretches of B trials, time first: ``[T, B, ...]``; ``discount`` is that of what follows, 0 at a trial's last step."""
+
+    inputs: Tensor
+    choice: Tensor
+    reward: Tensor
+    discount: Tensor
+    weight: Tensor  # 1 for what is learned; 0 for burn-in, for the step beyond that bootstraps, and for padding
+    start: State  # the memory before the first step, [B, ...]; nothing where that is always a trial's
+
+
+class TrialReplay:
+    """The latest trials and, where segments of them are drawn, the memory that acted in them every ``stride`` steps.
+
+    Args:
+        config: see :class:`ReplayConfig`.
+        horizon: the longest trial [steps].
+        device: where they are kept.
+    """
+
+    def __init__(self, config: ReplayConfig, horizon: int, device: torch.device):
+        self.config, self.horizon, self.device = config, horizon, device
+        self.segment = config.segment or horizon
+        self.stride = (
+            math.gcd(self.segment, config.burn_in) if config.segment else horizon
+        )  # segments and their burn-in begin at multiples of it
+        self.steps: Params = {}  # inputs, choice, reward and discount, [capacity, horizon, ...]
+        self.starts: State = {}  # [capacity, horizon / stride, ...]
+        self.lengths = torch.zeros(config.capacity, dtype=torch.long, device=device)
+        self.added = 0  # trials ever added
+
+    def add(self, trials: Trials, discount: Tensor) -> None:
+        """Append trials; the oldest go when full. Kept starts are ``stride`` steps apart; ``discount [T, R]`` as in a batch."""
+        steps = {"inputs": trials.inputs, "choice": trials.choice, "reward": trials.reward, "discount": discount}
+        starts = trials.starts if self.config.segment else {}
+        rows = discount.shape[1]
+        places = (self.added + torch.arange(rows, device=self.device)) % self.config.capacity
+        for kept, new, length in (
+            (self.steps, steps, self.horizon),
+            (self.starts, starts, -(-self.horizon // self.stride)),
+        ):
+            for name, value in new.items():
+                if name not in kept:
+                    kept[name] = value.new_zeros(self.config.capacity, length, *value.shape[2:])
+                kept[name][places, : len(value)] = value.transpose(0, 1)
+        self.lengths[places] = trials.weight.sum(0).long()
+        self.added += rows
+
+    def sample(self, rng: torch.Generator) -> Batch:
+        """``batch`` segments with their burn-in before them; every trial is equally likely, and every segment within it.
+
+        Trials of failed tasks are short: were all segments equally likely, they would hardly be learned from.
+        """
+        filled = min(self.added, self.config.capacity)
+        row = torch.randint(filled, (self.config.batch,), generator=rng, device=self.device)
+        counts = (self.lengths[row] + self.segment - 1) // self.segment  # of segments in each trial
+        place = torch.rand(self.config.batch, generator=rng, device=self.device)
+        first = (place * counts).long() * self.segment  # [B] the first step that is learned
+        begin = (first - self.config.burn_in).clamp(min=0)
+        longest = min(self.config.burn_in + self.segment + 1, int((self.lengths[row] - begin).max()))
+        t = begin + torch.arange(longest, device=self.device)[:, None]  # [T, B]
+        learned = (t >= first) & (t < first + self.segment) & (t < self.lengths[row])
+        t = torch.minimum(t, self.lengths[row] - 1)  # padding repeats the last step
+        start = {name: value[row, begin // self.stride] for name, value in self.starts.items()}
+        steps = {name: value[row, t] for name, value in self.steps.items()}
+        return Batch(**steps, weight=learned.to(steps["reward"].dtype), start=start)
+
+    def state_dict(self) -> State:
+        return {"steps": self.steps, "starts": self.starts, "lengths": self.lengths, "added": self.added}
+
+    def load_state_dict(self, state: State) -> None:
+        if state["lengths"].shape != self.lengths.shape:
+            raise ValueError("the saved replay has another size")
+        self.steps = {name: value.to(self.device) for name, value in state["steps"].items()}
+        self.starts = {name: value.to(self.device) for name, value in state["starts"].items()}
+        self.lengths, self.added = state["lengths"].to(self.device), state["added"]

@@ -1,0 +1,1 @@
+"""Functions of their weights: Q-networks, memories, distributions, optimisers."""

@@ -1,0 +1,221 @@
+"""Q-networks as pure functions of their weights, written for one network; the caller vmaps, or stacks many.
+
+Dueling heads: Wang 2016, arXiv:1511.06581. Layer norm before the activation, as in PQN (Gallici 2024, arXiv:2407.04811).
+Context parameters, an input the inner loop can move: CAVIA (Zintgraf 2019, arXiv:1810.03642).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import vmap
+from torch.nn import functional as F
+
+from metarl_cli.config.base import StrictModel
+from metarl_cli.interfaces import Params
+from metarl_cli.spaces import Spec, constant
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "silu": F.silu}
+
+
+class ConvolutionConfig(StrictModel):
+    """One convolutional layer over an image."""
+
+    channels: int = Field(gt=0, description="filters")
+    kernel: int = Field(gt=0, description="width and height of a filter [pixels]")
+    stride: int = Field(gt=0, description="step between neighbours [pixels]")
+
+
+class NetworkConfig(StrictModel):
+    """The shape of a Q-network."""
+
+    convolutions: list[ConvolutionConfig] = Field(description="layers over observations [channels, height, width]; may be none")
+    hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each hidden layer")
+    activation: Literal["relu", "tanh", "silu"] = Field(description="nonlinearity of the hidden layers")
+    layer_norm: bool = Field(description="normalise each hidden layer before its activation")
+    dueling: bool = Field(description="separate heads for the value and the advantages")
+    context: int = Field(ge=0, description="learned inputs beside the observation, for the inner loop to move (CAVIA)")
+
+
+class QNetwork:
+    """Observation -> values of ``outputs``: one per action, or one per bin of each action dimension.
+
+    Weights are named ``convolution.<i>.{weight,bias}``, ``hidden.<i>.{weight,bias,scale,shift}``, ``head.{weight,bias}``,
+    ``value.{weight,bias}`` (dueling) and ``context``.
+
+    Where the weights come with a structure, the network is a part of itself: ``structure.width.<i>`` ``[units]`` is 1 for each
+    unit of a hidden layer that there is, ``structure.depth`` ``[layers]`` for each layer, ``structure.activation`` for one of
+    ``ACTIVATIONS``; all else 0. No gradient moves them.
+
+    Raises:
+        ValueError: if there are convolutions, and observations are no images or too small for them.
+    """
+
+    def __init__(self, config: NetworkConfig, spec: Spec, outputs: tuple[int, ...]):
+        self.config, self.spec, self.outputs = config, spec, outputs
+        self.activation = ACTIVATIONS[config.activation]
+        self.features = math.prod(spec.obs_shape)
+        if config.convolutions:
+            if len(spec.obs_shape) != 3:
+                raise ValueError(f"network.convolutions need images [channels, height, width], not {list(spec.obs_shape)}")
+            channels, height, width = spec.obs_shape
+            for layer in config.convolutions:
+                channels = layer.channels
+                height, width = ((size - layer.kernel) // layer.stride + 1 for size in (height, width))
+            if min(height, width) < 1:
+                raise ValueError(f"images of {list(spec.obs_shape[1:])} are too small for network.convolutions")
+            self.features = channels * height * width
+
+    def init(self, rng: torch.Generator) -> Params:
+        """Fresh weights: He-uniform hidden layers, small heads, zero biases and context."""
+        params: Params = {}
+        fan_in = self.features + self.config.context
+        if self.config.context:
+            params["context"] = torch.zeros(self.config.context, device=rng.device)
+
+        def layer(name: str, shape: tuple[int, ...], gain: float) -> None:
+            bound = gain * math.sqrt(3 / math.prod(shape[1:]))
+            weight = torch.rand(*shape, generator=rng, device=rng.device) * 2 * bound - bound
+            params[f"{name}.weight"], params[f"{name}.bias"] = weight, torch.zeros(shape[0], device=rng.device)
+
+        channels = self.spec.obs_shape[0] if self.config.convolutions else 0
+        for i, c in enumerate(self.config.convolutions):
+            layer(f"convolution.{i}", (c.channels, channels, c.kernel, c.kernel), math.sqrt(2))
+            channels = c.channels
+
+        for i, units in enumerate(self.config.hidden):
+            layer(f"hidden.{i}", (units, fan_in), math.sqrt(2))
+            if self.config.layer_norm:
+                params[f"hidden.{i}.scale"] = torch.ones(units, device=rng.device)
+                params[f"hidden.{i}.shift"] = torch.zeros(units, device=rng.device)
+            fan_in = units
+        layer("head", (math.prod(self.outputs), fan_in), 0.1)
+        if self.config.dueling:
+            layer("value", (1, fan_in), 0.1)
+        return params
+
+    def __call__(self, params: Params, obs: Tensor) -> Tensor:
+        """Values ``[..., *outputs]`` of observations ``[..., *obs_shape]``, for one network; bytes are pixels, 0 to 255.
+
+        For many, see :meth:`stacked`, which comes here with vectors ``[R, 1, ...]``.
+        """
+        x = obs / 255 if obs.dtype == torch.uint8 else obs
+        if self.spec.obs_scale:
+            x = x / constant(self.spec.obs_scale, x.dtype, x.device)
+        leading = x.shape[: x.dim() - len(self.spec.obs_shape)]
+        if self.config.convolutions:
+            x = x.reshape(-1, *self.spec.obs_shape)
+            for i, c in enumerate(self.config.convolutions):
+                weight, bias = params[f"convolution.{i}.weight"], params[f"convolution.{i}.bias"]
+                x = self.activation(F.conv2d(x, weight, bias, stride=c.stride))
+        x = x.reshape(*leading, self.features)
+        if self.config.context:
+            x = torch.cat([x, params["context"].expand(*x.shape[:-1], -1)], -1)
+        for i, units in enumerate(self.config.hidden):
+            below = x
+            x = _linear(x, params[f"hidden.{i}.weight"], params[f"hidden.{i}.bias"])
+            if self.config.layer_norm:
+                # scale and shift stay outside F.layer_norm: within vmap(grad(...)) the second derivative of its own
+                # affine form is wrong (torch 2.13; by a third in a small case), and so the meta-gradient would be
+                x = F.layer_norm(x, (units,)) * params[f"hidden.{i}.scale"] + params[f"hidden.{i}.shift"]
+            x = self._activate(params, i, x, below)
+        q = _linear(x, params["head.weight"], params["head.bias"]).reshape(*leading, *self.outputs)
+        if self.config.dueling:
+            value = _linear(x, params["value.weight"], params["value.bias"])
+            value = value.reshape(*leading, *[1] * len(self.outputs))
+            q = value + q - q.mean(-1, keepdim=True)
+        return q
+
+    def stacked(self, params: Params, obs: Tensor) -> Tensor:
+        """Values ``[R, N, *outputs]`` of R networks ``[R, ...]``, each of observations of its own, ``[R, N, *obs_shape]``.
+
+        As by vmap, and several times as fast where networks are small: a layer is one batched product.
+        """
+        if self.config.convolutions:
+            return vmap(self)(params, obs)
+        return self({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, obs)
+
+    def _activate(self, params: Params, layer: int, x: Tensor, below: Tensor) -> Tensor:
+        """The output of a hidden layer, from its sums ``x`` and what it was given: that itself where the layer is left out."""
+        if STRUCTURE[0] not in params:
+            return self.activation(x)
+        depth, activation = (params[name] for name in STRUCTURE)
+        x = sum(share * f(x) for share, f in zip(torch.split(activation, 1, -1), ACTIVATIONS.values(), strict=True))  # type: ignore[assignment]
+        x = x * params[f"{STRUCTURE_WIDTH}{layer}"]
+        return x if layer == 0 else torch.where(depth[..., layer, None] > 0, x, below)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x [..., I]`` through weights ``[O, I]``; or ``x [R, N, I]`` through ``[R, O, I]``, biases ``[R, 1, O]``."""
+    return F.linear(x, weight, bias) if weight.dim() == 2 else torch.baddbmm(bias, x, weight.mT)
+
+
+STRUCTURE, STRUCTURE_WIDTH = ("structure.depth", "structure.activation"), "structure.width."
+HEADS = ("head", "value")
+
+
+def in_structure(name: str) -> bool:
+    """Whether an entry says what the network is, and not what it has learned."""
+    return name.startswith("structure.")
+
+
+def in_head(name: str) -> bool:
+    """Whether a weight belongs to the network's last layer (what ANIL adapts)."""
+    return name.split(".")[0] in HEADS
+
+
+def structured(params: Params, structure: Params) -> Params:
+    """Fresh networks ``[R, ...]`` as parts of themselves; the weights are larger where a layer has fewer inputs."""
+    fitted = params | structure
+    for i, units in _widths(structure):
+        if (above := f"hidden.{i + 1}.weight") in fitted:
+            fitted[above] = fitted[above] * (units.shape[1] / units.sum(1)).sqrt()[:, None, None]
+    return fitted
+
+
+def grow(params: Params, structure: Params) -> Params:
+    """Networks ``[R, ...]`` with another structure, that compute what they did where they grow (Chen 2016, arXiv:1511.05641).
+
+    Nothing listens to a new unit yet, and a new layer passes on what it is given (up to its activation).
+    """
+    grown = params | structure
+    depth, before = structure[STRUCTURE[0]], params[STRUCTURE[0]]
+    heard = None  # [R, units] what the layer passed on before: where there was none, what it was given
+    for i, units in _widths(structure):
+        own = params[f"{STRUCTURE_WIDTH}{i}"]
+        heard = own if heard is None else torch.where(before[:, i, None] > 0, own, heard)
+        new = units * (1 - heard)
+        if (above := f"hidden.{i + 1}.weight") in grown:
+            grown[above] = grown[above] * (1 - new[:, None])
+        last = depth[:, i] * (1 - depth[:, i + 1] if i + 1 < depth.shape[1] else 1)  # [R] whether the heads listen to it
+        for name in (f"{head}.weight" for head in HEADS if f"{head}.weight" in grown):
+            grown[name] = grown[name] * (1 - new * last[:, None])[:, None]
+        if i > 0:
+            added = (depth[:, i] > before[:, i])[:, None]
+            eye = torch.eye(units.shape[1], device=units.device)
+            grown[f"hidden.{i}.weight"] = torch.where(added[..., None], eye, grown[f"hidden.{i}.weight"])
+            grown[f"hidden.{i}.bias"] = torch.where(added, 0.0, grown[f"hidden.{i}.bias"])
+    return grown
+
+
+def _widths(structure: Params) -> list[tuple[int, Tensor]]:
+    """Which units ``[R, units]`` each hidden layer has, by its number."""
+    return [(i, structure[f"{STRUCTURE_WIDTH}{i}"]) for i in range(structure[STRUCTURE[0]].shape[1])]
+
+
+def load_params(params: Params, saved: Params) -> None:
+    """Copy ``saved`` weights into ``params`` in place.
+
+    Raises:
+        ValueError: if the names or shapes are not the same.
+    """
+    mine, theirs = ({k: tuple(v.shape) for k, v in p.items()} for p in (params, saved))
+    if mine != theirs:
+        raise ValueError(f"the saved weights {theirs} do not fit this network {mine}")
+    for name, value in params.items():
+        value.copy_(saved[name])

@@ -1,0 +1,154 @@
+"""Metrics, figures and hyper-parameters of a run: TensorBoard events, and the same numbers in ``metrics.jsonl``.
+
+The step of every point is the meta-training environment steps, for every algorithm, so that runs compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from PIL import Image
+from rich.console import Console
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from metarl_cli.interfaces import Portrait
+from metarl_cli.runs.checkpoint import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LAYOUT = {  # tags are regular expressions
+    "Adaptation": {
+        "validation: before and after": ["Multiline", ["eval/return_before$", "eval/return_after$", "eval/return_learned$"]],
+        "validation: each step": ["Multiline", [r"eval/return_step_\d+$"]],
+        "validation: after, 95 %": ["Margin", ["eval/return_after", "eval/return_after_low", "eval/return_after_high"]],
+        "validation: whole trial": ["Multiline", ["eval/trial_return$"]],
+        "held out: before and after": ["Multiline", ["(test|ood)/return_before$", "(test|ood)/return_after$"]],
+    },
+    "Training": {
+        "trial": ["Multiline", ["train/trial_return$"]],
+        "fitness": ["Multiline", ["fitness/(best|mean|median|quantile_25|quantile_75)$", "validation/champion$"]],
+        "diversity of the population": ["Multiline", ["search/diversity$"]],
+        "loss": ["Multiline", [r"loss/(query|td|policy|value|prediction)$"]],
+        "entropy of the policy": ["Multiline", ["train/entropy$"]],
+        "gradient norm": ["Multiline", ["grad/norm$"]],
+        "inner learning rate": ["Multiline", ["train/inner_lr$"]],
+    },
+}
+
+
+PLAIN_WIDTH = 120  # [characters] of what is printed where there is no terminal to fit
+
+
+def wide_console() -> Console:
+    """Where a command prints; wide enough for every table also in a file or a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+class Tracker:
+    """Writes what a run measures.
+
+    Args:
+        folder: the run folder; the events lie directly in it, so that its name is the run's name in TensorBoard.
+        config: nested values for the HParams tab.
+        resume_step: drop what was logged after this step, where a run goes on from a checkpoint; None: a new run.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], resume_step: int | None):
+        self.path = folder / "metrics.jsonl"
+        purge = 0 if resume_step is None else resume_step + 1
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _kept(line, purge)]
+            write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
+        self.lines = self.path.open("a")
+        self.writer = SummaryWriter(str(folder), purge_step=purge)
+        self.events = cast(Any, self.writer.file_writer)  # all tags of a step go into one event
+        # without the experiment's summary, TensorBoard shows the union of all runs' hyper-parameters
+        _, start, self.end = hparams(flatten(config), {})  # type: ignore[no-untyped-call]
+        if resume_step is None:
+            self.writer.add_custom_scalars(LAYOUT)
+        self.events.add_summary(start)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write scalars ``{"group/name": value}`` at ``step`` [environment steps]."""
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+        self.events.add_summary(Summary(value=values), step)
+        finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
+        self.lines.write(json.dumps({"step": step, **finite}) + "\n")
+        self.flush()
+
+    def portrait(self, shown: Portrait, step: int) -> None:
+        """Show what an algorithm shows of itself in the Histograms, Text and Images tabs."""
+        for tag, values in shown.histograms.items():
+            self.writer.add_histogram(tag, values.detach().double().cpu().numpy(), step)
+        for tag, text in shown.texts.items():
+            self.writer.add_text(tag, text, step)
+        for tag, figure in shown.figures.items():
+            self.image(tag, png(figure), step)
+
+    def animation(self, tag: str, frames: Sequence[Image.Image], step: int, fps: int = 25) -> None:
+        """Show an animated GIF in the Images tab."""
+        self.image(tag, gif(frames, fps), step)
+
+    def image(self, tag: str, encoded: bytes, step: int) -> None:
+        """Show a PNG or GIF in the Images tab."""
+        width, height = Image.open(io.BytesIO(encoded)).size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        self.events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        self.writer.flush()
+
+    def flush(self) -> None:
+        self.lines.flush()
+        self.writer.flush()
+
+    def close(self, finished: bool) -> None:
+        """Write what is pending; a finished run is marked as a success in HParams."""
+        if finished:
+            self.events.add_summary(self.end)
+        with contextlib.suppress(OSError):  # the reason why nothing can be written was told before
+            self.lines.close()
+            self.writer.close()
+
+
+def _kept(line: str, purge: int) -> bool:
+    """Whether a logged line is from before the step to go on from; what testing logged is measured again."""
+    try:
+        row = json.loads(line)
+        return row["step"] < purge and not any(tag.startswith(("test/", "ood/")) for tag in row)
+    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
+        return False
+
+
+def png(figure: Figure) -> bytes:
+    """A matplotlib figure as a PNG of 150 dots an inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def gif(frames: Sequence[Image.Image], fps: int = 25) -> bytes:
+    """Encode frames as an endless animated GIF."""
+    buffer = io.BytesIO()
+    first, *rest = frames
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=int(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | bool | int | float]:
+    """``{"algo": {"lr": 1}}`` -> ``{"algo.lr": 1}``, lists and None as text."""
+    flat: dict[str, str | bool | int | float] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str | bool | int | float) else str(value)
+    return flat
