@@ -42,11 +42,12 @@ from metarl_cli.cli.compose import conf_dir, plain
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.evaluation.statistics import Scores
-from metarl_cli.evolution.population import first, fresh, tile
+from metarl_cli.evolution.population import tile
+from metarl_cli.networks.stacked import first, fresh
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Task
 from metarl_cli.runs.build import Parts, build
-from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
+from metarl_cli.seeding import numpy_rng, torch_rng, CommonNumbers
 
 FAMILIES = ["cartpole", "navigation", "pendulum", "acrobot", "key_to_door", "key_to_door_wide"]
 KINDS = {  # who learns -> the experiment of a family, and what is changed

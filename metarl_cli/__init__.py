@@ -1,8 +1,69 @@
-"""metarl: the one command for meta-reinforcement-learning experiments."""
+"""metarl: the one command for meta-reinforcement-learning experiments, and the same from Python.
 
+    import metarl_cli as metarl
+
+    run = metarl.train("algo=maml_dqn", "env=cartpole_family", "seed=1")
+    policy = run.adapt(gravity=15, force_mag=-8, steps=3)
+    action = policy(obs)
+
+Importing the package has no effects, and imports nothing slow before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metarl_cli.runs.loop import Progress
+    from metarl_cli.runs.policy import AdaptedPolicy
+    from metarl_cli.runs.run import Run
+
+__all__ = ["__version__", "load", "train"]
 
 try:
     __version__ = version("metarl-cli")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
+
+
+def train(*overrides: str, progress: Callable[[Progress], None] | None = None) -> Run:
+    """Meta-train, select on validation tasks, test on held-out tasks; returns the run.
+
+    A run that was stopped goes on, and a finished one is returned as it is, as ``metarl train`` does.
+
+    Args:
+        overrides: the command line's, such as ``"algo=rl2"`` or ``"train.iterations=20"``.
+        progress: called after every iteration.
+
+    Raises:
+        UserError: if the configuration cannot run, with every problem in its text.
+    """
+    from metarl_cli.cli.compose import compose_train
+    from metarl_cli.runs.loop import Listener
+    from metarl_cli.runs.loop import train as train_run
+    from metarl_cli.runs.run import Run
+
+    class Callback(Listener):
+        def progress(self, progress_: Progress) -> None:
+            if progress is not None:
+                progress(progress_)
+
+    folder, _ = train_run(*compose_train(list(overrides)), Callback())
+    return Run(folder.path)
+
+
+def load(path: str | Path) -> Run | AdaptedPolicy:
+    """Load a run from its folder, or an adapted policy from the file or folder that ``metarl adapt`` wrote.
+
+    Raises:
+        UserError: if there is neither, or it cannot be read.
+    """
+    from metarl_cli.runs.run import Run, load_policy
+
+    path = Path(path)
+    if path.is_dir() and (path / "policy.pt").is_file() and not (path / "run.json").is_file():
+        path = path / "policy.pt"
+    return load_policy(path) if path.is_file() else Run(path)

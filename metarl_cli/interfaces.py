@@ -7,14 +7,14 @@ observation's shape.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import ActionSpace, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +36,11 @@ class Step(NamedTuple):
     truncated: Tensor
     obs: Tensor
 
+    @property
+    def ended(self) -> Tensor:
+        """Whether the episode ended, by termination or by the time limit."""
+        return self.terminated | self.truncated
+
 
 class Transitions(NamedTuple):
     """Experience for learning; time first, ``[T, N, ...]`` for one task and ``[M, T, N, ...]`` for many.
@@ -52,121 +57,318 @@ class Transitions(NamedTuple):
     ended: Tensor
     weight: Tensor
 
+    def summary(self) -> dict[str, float]:
+        """Return the metrics of collected experience."""
+        steps = self.reward.numel()
+        return {
+            "train/reward": float(self.reward.mean()),
+            "train/episode_length": steps / max(float(self.ended.sum()), 1.0),
+        }
 
-class Env(Protocol):
+
+def num_tasks(task: Task) -> int:
+    """Return M, the number of tasks."""
+    return len(next(iter(task.values())))
+
+
+def same_tasks(one: Task, other: Task) -> bool:
+    """Return whether two sets of tasks are the same, row by row."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def device_of(task: Task) -> torch.device:
+    """Return the device where the tasks are."""
+    return next(iter(task.values())).device
+
+
+class Env:
     """M x N running environments, reset automatically when an episode ends."""
 
     obs: Tensor  # [M, N, ...] what to act on now
+    can_select_rows: ClassVar[bool] = False
 
-    def step(self, action: Tensor) -> Step: ...
+    def step(self, action: Tensor) -> Step:
+        raise NotImplementedError
 
     def render(self) -> Image:
-        """Draw what the first environment of the first task shows; where needed, ``make`` was asked for drawing."""
-        ...
+        raise NotImplementedError
 
-    def state_dict(self) -> State: ...
+    def select_rows(self, rows: Tensor) -> None:
+        raise NotImplementedError
 
-    def load_state_dict(self, state: State) -> None: ...
+    def state_dict(self) -> State:
+        raise NotImplementedError
+
+    def load_state_dict(self, state: State) -> None:
+        raise NotImplementedError
 
 
-class Family(Protocol):
+class Family:
     """A distribution of tasks and the environments that run them."""
 
     spec: Spec
+    finite: bool = False
+    max_envs: int | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits it has, of train, validation, test and ood."""
-        ...
-
-    @property
-    def finite(self) -> bool:
-        """Whether its tasks are so few that the splits share them."""
-        ...
+        raise NotImplementedError
 
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
-        """Draw ``num`` tasks of ``split`` (train, validation, test or ood); the first n do not depend on ``num``."""
-        ...
+        raise NotImplementedError
 
     def named_task(self, values: dict[str, float]) -> Task:
-        """The one task (M=1) with these parameters, the family's nominal ones elsewhere; ValueError on a bad name."""
-        ...
+        raise NotImplementedError
 
-    def make(self, task: Task, num_envs: int, rng: torch.Generator, drawing: bool = False) -> Env:
-        """Start ``num_envs`` environments of each task, each at the beginning of an episode."""
-        ...
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> Env:
+        raise NotImplementedError
 
     def optimum(self, task: Task) -> Tensor | None:
-        """The expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
-        ...
+        return None
 
     def groups(self, task: Task) -> dict[str, Tensor]:
-        """Rows ``[m]`` of tasks whose returns are of different sizes and reported apart; none where all compare."""
+        return {}
+
+    def describe(self, obs: Tensor) -> str | None:
+        return None
+
+
+class Distribution(Protocol):
+    """What a policy may do in each of some situations ``[...]``: a distribution over the family's actions."""
+
+    def sample(self, rng: torch.Generator) -> Tensor:
+        """A random action each."""
+        ...
+
+    def mode(self) -> Tensor:
+        """The likeliest action each."""
+        ...
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """The logarithm ``[...]`` of the probability (density) of each action."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """The entropy ``[...]`` [nats]."""
         ...
 
 
-class Learner(Protocol):
-    """How one task is learned: functions of its weights, written for ONE task and vmapped by the caller; but for ``act``."""
+class Batch(NamedTuple):
+    """Experience, and what a learner derived from it for its loss: targets of values, advantages of actions."""
+
+    experience: Transitions
+    signal: dict[str, Tensor]  # {name: [T, N]}
+
+
+class Layers(NamedTuple):
+    """The hidden layers of a network whose structure can vary."""
+
+    widths: tuple[int, ...]  # units of each
+    activation: str
+    normalised: bool  # whether they have layer norm
+
+
+class Learner:
+    """How one task is learned: functions of its weights, written for ONE task and batched over tasks by the caller.
+
+    Built by ``Learner(config, spec)``. The words fit Q-learning, policy gradients and reward learning alike.
+    """
 
     spec: Spec
+    actions: ActionSpace  # the actions it can take: the family's, or a grid of them
+    layers: Layers | None = None  # of its network; None where a genome cannot vary its structure
 
     def init(self, rng: torch.Generator) -> Params:
-        """Fresh weights of one network."""
-        ...
+        """Return fresh weights of one network."""
+        raise NotImplementedError
 
-    def act(self, params: Params, obs: Tensor, epsilon: float | Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """Actions ``[M, N]`` for ``obs [M, N, ...]`` with ``params`` of M networks; ``epsilon`` for all, or of each ``[M]``."""
-        ...
+    def policy(self, params: Params, obs: Tensor) -> Distribution:
+        """Return the policy in ``obs [..., O]`` of one network, or in ``obs [M, N, O]`` of M networks ``[M, ...]``."""
+        raise NotImplementedError
 
-    def targets(
-        self,
-        params: Params,
-        target_params: Params,
-        batch: Transitions,
-        returns: Any = None,
-        gamma: Tensor | None = None,
-    ) -> Tensor:
-        """What the network should say about ``batch``, ``[T, N]``; one step ahead unless told otherwise.
+    def prepare(
+        self, params: Params, slow: Params, batch: Transitions, gamma: float | Tensor | None = None, lambda_: float = 0.0
+    ) -> Batch:
+        """Derive what ``loss`` needs from one task's experience ``[T, N]``: targets or advantages.
 
-        ``gamma`` is a discount ``[]`` in the place of the learner's own.
+        It is differentiable in ``slow``, for an outer gradient that goes through the targets.
+
+        Args:
+            params: the weights that learn.
+            slow: the weights that targets come from; may be ``params``.
+            batch: the experience, time first.
+            gamma: the discount, ``[]``; None: the learner's own.
+            lambda_: the share of longer returns; above 0, T must be time.
         """
-        ...
+        raise NotImplementedError
 
-    def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:
-        """A scalar, deterministic."""
-        ...
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """Return the scalar loss of one task, deterministic."""
+        raise NotImplementedError
+
+
+class Policy:
+    """What acts in N environments of each of M tasks, however it came about.
+
+    Its state lasts over the episodes of a trial: nothing for a network, a memory for a recurrent one.
+    """
+
+    stochastic = False  # whether its actions can be sampled, beside taking the likeliest
+
+    def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
+        """Return the state before the first step of M x N trials.
+
+        Args:
+            num_envs: N.
+            rng: the generator of the policy's own chance; the state carries it, under ``rng``.
+            greedy: take the likeliest actions, or sample.
+        """
+        return {"rng": None if greedy else rng}
+
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        """Return the actions for ``obs [M, N, ...]``, and the state after choosing them."""
+        raise NotImplementedError
+
+    def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
+        """Return the state after seeing where the actions led."""
+        return state
+
+    def state_dict(self) -> State:
+        """Everything that a policy of the same algorithm needs to act as this one."""
+        return {}
+
+
+class Budget(NamedTuple):
+    """What adapting to a task may spend."""
+
+    steps: int = 0  # gradient steps, of an algorithm that adapts by gradient
+    episodes: int | None = None  # of experience: of the support, or of a trial; None: as the algorithm was configured
+
+
+class Adapted(NamedTuple):
+    """The policies of M tasks after ``step`` adaptation steps, and what they have cost per task."""
+
+    step: int
+    gradient_steps: int
+    env_steps: int
+    policy: Policy
+    episodes: int | None = None  # over which the policy's state lasts, a trial; None: every episode stands alone
+
+
+class Diagnostics(NamedTuple):
+    """What an algorithm shows beside numbers; keys are ``group/name``."""
+
+    histograms: dict[str, Tensor]  # [P] each
+    texts: dict[str, str]  # Markdown
+    figures: dict[str, Figure]
+
+
+class Context(NamedTuple):
+    """What an algorithm is built with beside its own configuration."""
+
+    family: Family
+    learner: Learner  # never asked for by an algorithm without ``uses_learner``
+    iterations: int  # of the whole run, for the schedules
+    seed: int  # of the run; every random stream derives from it by name
+    device: torch.device
+
+
+class Algorithm:
+    """What is learned across tasks; built by ``Algo(config, context)``."""
+
+    learns: ClassVar[bool] = True  # False for a reference, which has nothing to train
+    uses_learner: ClassVar[bool] = True  # whether the configuration's learner is a part of it
+    adapts_by: ClassVar[Literal["gradient", "memory"]]
+    distributed: ClassVar[bool] = False  # whether several processes can share a ``train_step``
+    own_tasks: ClassVar[bool] = False  # whether it is judged by its training tasks, each learned on its own
+    saved: ClassVar[tuple[str, ...]] = ()  # attributes with a ``state_dict`` that training goes on from
+    counters: ClassVar[tuple[str, ...]] = ("iteration", "env_steps")  # numbers likewise
+
+    task: Task  # the training tasks
+    iteration: int = 0
+    env_steps: int = 0  # environment steps of meta-training so far, the x-axis of every curve
+
+    def train_step(self) -> dict[str, float]:
+        """Run one meta-iteration; returns metrics ``{"group/name": value}``."""
+        raise NotImplementedError
+
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Adapt to M tasks, leaving the algorithm unchanged.
+
+        An algorithm that adapts by gradient yields the policies before the first step and after each. One that adapts by
+        memory yields one policy, whose state is the adaptation.
+
+        Args:
+            task: the tasks.
+            budget: what it may spend.
+            rng: of the experience.
+            family: where the tasks run; None: the family of the training tasks.
+        """
+        raise NotImplementedError
+
+    def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted] | None:
+        """Adapt fresh weights at the same budget: the reference; None where there are no gradient steps."""
+        return None
+
+    def load_policy(self, state: State, task: Task) -> tuple[Policy, int | None]:
+        """The policy that :meth:`Policy.state_dict` describes, and the episodes of its trial as in :class:`Adapted`."""
+        raise NotImplementedError
+
+    def diagnostics(self) -> Diagnostics:
+        """Return what is worth looking at beside metrics."""
+        return Diagnostics({}, {}, {})
+
+    def weights(self) -> State:
+        """Return what was learned, all that adaptation needs."""
+        return {}
+
+    def load_weights(self, state: State) -> None:
+        """Take over what :meth:`weights` returned."""
+
+    def state_dict(self) -> State:
+        """Return everything that training goes on from; the weights under ``weights``."""
+        parts = {name: getattr(self, name).state_dict() for name in self.saved}
+        return {"weights": self.weights(), **parts, **{name: getattr(self, name) for name in self.counters}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.load_weights(state["weights"])
+        for name in self.saved:
+            getattr(self, name).load_state_dict(state[name])
+        for name in self.counters:
+            setattr(self, name, state[name])
 
 
 Traits = dict[str, Params]  # kind of trait -> its values, leading with [P], or [R] once each is a row of its own
 
 
 class Genome(Protocol):
-    """Says what a vector of genes means.
+    """What a vector of genes means: one part of what an individual is, with genes of its own.
 
-    Built by ``Genome(config, learner, rng)``; one part of what an individual is, each part with genes of its own.
+    Built by ``Genome(config, learner, rng)``.
     """
 
     start: Tensor  # [G] to begin a search at
     scale: Tensor  # [G] the natural size of a change of each gene
 
-    def express(self, genes: Tensor) -> Traits:
-        """What the genes ``[P, G]`` make of a lifetime: ``init``, ``structure``, ``rates``, ``hyper`` or ``optimizer``."""
+    def decode(self, genes: Tensor) -> Traits:
+        """The traits of the genes ``[P, G]``: ``init``, ``structure``, ``rates``, ``hyper`` or ``optimizer``."""
         ...
 
-    def read(self, genes: Tensor) -> dict[str, Tensor]:
+    def describe(self, genes: Tensor) -> dict[str, Tensor]:
         """The genes in numbers people understand, ``{name: [P]}``."""
         ...
 
 
 class Life(Protocol):
-    """R learners in their lifetimes, each on its own task: grows by one adaptation step after another."""
+    """R learners in their lifetimes, each on its own task."""
 
     params: Params  # [R, ...], or [P, ...] as long as P individuals are the same on each of their R / P tasks
     gradient_steps: int  # so far
     env_steps: Tensor  # [R] so far
 
-    def grow(self) -> None:
-        """Live through one adaptation step."""
+    def learn(self) -> None:
+        """Go through one adaptation step."""
         ...
 
 
@@ -174,7 +376,7 @@ class Lifetime(Protocol):
     """How an individual learns a task; built by ``Lifetime(config, learner, family, device)``."""
 
     steps: int  # adaptation steps of a whole lifetime, after which fitness is measured
-    traits: frozenset[str]  # the kinds it has a use for beside ``init`` and ``structure``
+    traits: frozenset[str]  # the kinds of traits it reads, in addition to ``init`` and ``structure``
     default: Traits  # of a learner without a genome, of each kind in ``traits`` it has; leading with [1]
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
@@ -182,132 +384,43 @@ class Lifetime(Protocol):
         ...
 
 
-class Search(Protocol):
-    """Moves a population of P genomes, vectors of G genes, towards greater fitness.
+class Search:
+    """The way a population of P genomes, vectors of G genes, moves towards greater fitness.
 
     Built by ``Search(config, start, scale, rng)``: the genome ``[G]`` to start at, the natural size ``[G]`` of each gene's
     change, and the generator that it owns; the state goes into one built with the same ``config`` and ``scale``.
     """
 
+    warmup: int = 0  # generations before the first selection
+    descends: ClassVar[bool] = False  # whether individuals descend from one another, as ``parents`` says
+
     def ask(self) -> Tensor:
-        """The genomes ``[P, G]`` to evaluate now; the same ones until told."""
-        ...
+        """The genomes ``[P, G]`` to evaluate now; the same ones until :meth:`tell`."""
+        raise NotImplementedError
 
     def tell(self, fitness: Tensor) -> dict[str, float]:
-        """Go on from the fitness ``[P]`` of those; greater is better, equal is equal, not finite counts as the least.
+        """Update the search from the fitness ``[P]`` of the last population: higher is better, not finite is worst.
 
-        Returns what happened as ``{"search/name": value}``. ValueError: not one number per genome, or none finite.
+        Returns metrics ``{"search/name": value}``.
+
+        Raises:
+            ValueError: if there is not one number per genome, or none is finite.
         """
-        ...
+        raise NotImplementedError
 
     def best(self) -> Tensor:
         """The genome ``[G]`` to use now."""
-        ...
+        raise NotImplementedError
+
+    @property
+    def parents(self) -> Tensor:
+        """The number ``[P]`` that the parent of each individual had in the generation before."""
+        raise NotImplementedError(f"individuals of {type(self).__name__} do not descend from one another")
 
     def state_dict(self) -> State:
         """Everything the search goes on from, its generator included; between ``ask`` and ``tell`` too."""
-        ...
+        raise NotImplementedError
 
-    def load_state_dict(self, state: State) -> None: ...
-
-
-class Adaptation(NamedTuple):
-    """The policies of M tasks after ``step`` adaptation steps, and what they have cost per task."""
-
-    step: int
-    gradient_steps: int
-    env_steps: int
-    params: Params  # leading [M]
-
-
-class Algorithm(Protocol):
-    """What is learned across tasks; adapts to a task as a :class:`GradientAlgorithm` or a :class:`TrialAlgorithm` does."""
-
-    task: Task  # the training tasks
-    env_steps: int  # environment steps of meta-training so far, the x-axis of every curve
-    learns: bool  # False for a reference, which has nothing to train
-
-    def train_step(self) -> dict[str, float]:
-        """One meta-iteration; returns what happened as ``{"group/name": value}``."""
-        ...
-
-    def weights(self) -> State:
-        """What was learned, all that adaptation needs."""
-        ...
-
-    def load_weights(self, state: State) -> None: ...
-
-    def state_dict(self) -> State:
-        """Everything that training goes on from; holds ``weights`` under that name."""
-        ...
-
-    def load_state_dict(self, state: State) -> None: ...
-
-
-class GradientAlgorithm(Algorithm, Protocol):
-    """Adapts by gradient steps on a few episodes: a policy before, and one after each step."""
-
-    def adapt(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
-        """Learn these tasks; yields the policies before the first and after each step; leaves the algorithm unchanged."""
-        ...
-
-    def adapt_from_scratch(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
-        """The reference: the same learner from fresh weights, at the same budget."""
-        ...
-
-    def act(self, params: Params, obs: Tensor) -> Tensor:
-        """The greedy actions ``[M, N]`` of adapted policies."""
-        ...
-
-    def learned(self) -> tuple[Task, Params] | None:
-        """Tasks that already own weights (each task learned from scratch), or None where tasks are only adapted to."""
-        ...
-
-
-class Portrait(NamedTuple):
-    """What an algorithm shows of itself beside numbers; keys are ``group/name``."""
-
-    histograms: dict[str, Tensor]  # [P] each
-    texts: dict[str, str]  # Markdown
-    figures: dict[str, Figure]
-
-
-@runtime_checkable
-class Portrayed(Protocol):
-    """An algorithm that has something to show."""
-
-    def portrait(self) -> Portrait: ...
-
-
-@runtime_checkable
-class Sharded(Protocol):
-    """An algorithm whose ``train_step`` several processes take together, to the same bits as one."""
-
-    ranks: Any
-
-
-@runtime_checkable
-class TrialAlgorithm(Algorithm, Protocol):
-    """Adapts by memory, within a trial of several episodes on one task: what RL² learns, and what bandit strategies do."""
-
-    episodes: int  # of a trial
-    stochastic: bool  # whether its policy can be sampled from beside taking its greedy actions; False for references
-
-    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
-        """The memory of M x N trials at their start.
-
-        Args:
-            task: for those that are told it (an oracle).
-            num_envs: N.
-            rng: of whatever chance the trials' actions need; the memory carries it, under ``rng``.
-            greedy: take the greedy actions all along, or sample; without effect on what is not ``stochastic``.
-        """
-        ...
-
-    def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
-        """The actions for ``obs [M, N, ...]``, and the memory after choosing them."""
-        ...
-
-    def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
-        """The memory after seeing where the actions led; it lasts across the episodes of the trial."""
-        ...
+    def load_state_dict(self, state: State) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        raise NotImplementedError

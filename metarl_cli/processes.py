@@ -15,30 +15,35 @@ from torch import Tensor, distributed
 PATIENCE = datetime.timedelta(days=1)  # the others wait while rank 0 validates and tests
 
 
-class Ranks:
-    """The processes of this run; one, where it was not started by ``torchrun``."""
+def join() -> None:
+    """Join the processes that ``torchrun`` started, if it did; a command does this, and nothing else."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+
+
+class Processes:
+    """The processes of this run; one, where none were joined."""
 
     def __init__(self) -> None:
-        self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-        if self.size > 1 and not distributed.is_initialized():
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            distributed.init_process_group("gloo", timeout=PATIENCE)
+        joined = distributed.is_available() and distributed.is_initialized()
+        self.size, self.rank = (distributed.get_world_size(), distributed.get_rank()) if joined else (1, 0)
 
-    def mine(self, num: int) -> Tensor:
-        """The numbers of this process's part of ``num`` individuals."""
+    def shard(self, num: int) -> Tensor:
+        """Return the indices of this process's share of ``num`` individuals."""
         return torch.arange(num).tensor_split(self.size)[self.rank]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes of ``values``, zero where another has evaluated."""
+        """Sum ``values`` over all processes; each holds zeros where another has evaluated."""
         if self.size > 1:
             shared = values.cpu()
             distributed.all_reduce(shared)
             values = shared.to(values.device)
         return values
 
-    def tell(self, content: bytes = b"") -> bytes:
-        """The ``content`` of rank 0, to all."""
+    def broadcast(self, content: bytes = b"") -> bytes:
+        """Broadcast bytes from rank 0 to every process."""
         if self.size == 1:
             return content
         length = torch.tensor([len(content)])
@@ -50,6 +55,6 @@ class Ranks:
             distributed.broadcast(numbers, 0)
         return numbers.numpy().tobytes()
 
-    def agree(self, value: bool = False) -> bool:
-        """The ``value`` of rank 0, to all."""
-        return self.tell(b"yes" if value else b"") == b"yes"
+    def broadcast_flag(self, value: bool = False) -> bool:
+        """Broadcast a flag from rank 0 to every process."""
+        return self.broadcast(b"yes" if value else b"") == b"yes"

@@ -1,4 +1,4 @@
-"""How far long work is, told by whoever does it to whoever shows it."""
+"""Progress reporting: long loops announce how far they are; the active display shows it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda text: None)
 
 
-def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """``items``, each told of as it begins: "``what`` 3/``total``"."""
+def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Iterate over items, reporting "``what`` 3/``total``" before each."""
     for number, item in enumerate(items, 1):
         _listener.get()(f"{what} {number}/{total}")
         yield item
 
 
 @contextmanager
-def told(listener: Callable[[str], None]) -> Iterator[None]:
-    """Within it the ``listener`` is told what is counted."""
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Have ``listener`` receive what is reported within the block."""
     token = _listener.set(listener)
     try:
         yield
@@ -34,10 +34,10 @@ def told(listener: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def working(console: Console, what: str) -> Iterator[None]:
-    """Show what goes on, and how far it is: beside a spinner on a terminal, as a plain line now and then elsewhere."""
+def status(console: Console, what: str) -> Iterator[None]:
+    """Show ``what`` is running and its progress: beside a spinner on a terminal, as a plain line now and then elsewhere."""
     if console.is_terminal:
-        with console.status(what) as status, told(lambda text: status.update(f"{what}: {text}")):
+        with console.status(what) as spinner, listening(lambda text: spinner.update(f"{what}: {text}")):
             yield
         return
     printed = time.monotonic()
@@ -48,5 +48,14 @@ def working(console: Console, what: str) -> Iterator[None]:
             console.print(f"{what}: {text}", soft_wrap=True)
             printed = time.monotonic()
 
-    with told(plain):
+    with listening(plain):
         yield
+
+
+PLAIN_WIDTH = 120  # [characters] of what is printed where there is no terminal to fit
+
+
+def wide_console() -> Console:
+    """Where a command prints; wide enough for every table also in a file or a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)

@@ -44,7 +44,7 @@ class Streams(dict[str, torch.Generator]):
             rng.set_state(state[name].cpu())
 
 
-class CommonNumbers(TorchFunctionMode):
+class CommonRandomNumbers(TorchFunctionMode):
     """Within it, P copies of the same rows are dealt the same random numbers: what differs between copies is not chance.
 
     Every draw is for rows, P x M of them or a part of each copy's, copies first. It is made for one copy and repeated. So P
@@ -66,13 +66,13 @@ class CommonNumbers(TorchFunctionMode):
         super().__init__()
         self.copies = copies
 
-    def __enter__(self) -> CommonNumbers:
-        CommonNumbers.within += 1
+    def __enter__(self) -> CommonRandomNumbers:
+        CommonRandomNumbers.within += 1
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
-        CommonNumbers.within -= 1
+        CommonRandomNumbers.within -= 1
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
@@ -110,12 +110,12 @@ class CommonNumbers(TorchFunctionMode):
 
 @contextmanager
 def drawing_nothing(rng: torch.Generator, otherwise: str) -> Iterator[None]:
-    """Operations that draw nothing: out of sight of :class:`CommonNumbers`, whose look at each takes as long as a small one.
+    """Bypass :class:`CommonRandomNumbers` for code that draws no random numbers: its overhead per operation equals a small one.
 
     Raises:
-        RuntimeError: ``otherwise``, if ``rng`` was drawn from after all within :class:`CommonNumbers`.
+        RuntimeError: ``otherwise``, if ``rng`` was drawn from after all within :class:`CommonRandomNumbers`.
     """
-    if not CommonNumbers.within:
+    if not CommonRandomNumbers.within:
         yield
         return
     before = rng.get_state()

@@ -1,80 +1,176 @@
-"""Actions: at random within what a family allows, and vectors as a grid of choices for learners that choose.
+"""Action spaces: what a family's actions are, and what a learner chooses among.
 
-Factorised discretisation (Seyde 2022, arXiv:2210.12566): each of D dimensions has B bins at equal distances, from bound to
-bound, and is chosen on its own.
+Factorised discretisation (Seyde 2022, arXiv:2210.12566): each of D dimensions of a vector has B bins at equal distances,
+from bound to bound, and is chosen on its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 
-class Box(NamedTuple):
-    """Actions that are vectors: the least and the greatest value of each of D dimensions."""
+class ActionSpace:
+    """What an action is."""
+
+    @property
+    def size(self) -> int:
+        """The entries of an encoded action."""
+        raise NotImplementedError
+
+    def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw uniformly random actions for ``obs [M, N, ...]``, of those that can be taken."""
+        raise NotImplementedError
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Encode actions ``[..., size]`` for a network: one-hot, or with the bounds at -1 and 1."""
+        raise NotImplementedError
+
+    def legal(self, obs: Tensor) -> Tensor | None:
+        """Return which actions can be taken, ``[..., size]``; None where all can."""
+        return None
+
+
+class Choices(ActionSpace):
+    """Actions that are numbered, as a whole or in each dimension."""
+
+    def decode(self, index: Tensor) -> Tensor:
+        """Return the actions of the choices ``index``."""
+        raise NotImplementedError
+
+    def index(self, action: Tensor) -> Tensor:
+        """Return the choices of actions."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Discrete(Choices):
+    """A whole number below ``n``, ``[M, N]``.
+
+    With ``masked``, the last ``n`` entries of an observation are 1 for each action that can be taken, else 0.
+    """
+
+    n: int
+    masked: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.n
+
+    def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
+        if self.masked:
+            chance = obs[..., -self.n :].flatten(0, 1).float()
+            return torch.multinomial(chance, 1, generator=rng).reshape(obs.shape[:2])
+        return torch.randint(self.n, obs.shape[:2], generator=rng, device=obs.device)
+
+    def encode(self, action: Tensor) -> Tensor:
+        return one_hot(action, self.n).to(torch.get_default_dtype())
+
+    def legal(self, obs: Tensor) -> Tensor | None:
+        return obs[..., -self.n :] > 0 if self.masked else None
+
+    def decode(self, index: Tensor) -> Tensor:
+        """Return the actions of choices: themselves."""
+        return index
+
+    def index(self, action: Tensor) -> Tensor:
+        """Return the choices of actions: themselves."""
+        return action
+
+
+@dataclass(frozen=True)
+class Continuous(ActionSpace):
+    """A vector of D entries within bounds, ``[M, N, D]``."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
 
+    @property
+    def size(self) -> int:
+        return len(self.low)
 
-class Spec(NamedTuple):
-    """What a learner must know of a family.
+    def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest actions, ``[D]`` each."""
+        low, high = (constant(edge, torch.get_default_dtype(), device) for edge in (self.low, self.high))
+        return low, high
 
-    An action is a whole number below ``num_actions``, ``[M, N]``; where ``box`` is given, a vector within it, ``[M, N, D]``.
-    With ``masked``, the last ``num_actions`` entries of an observation are 1 for each action one can take now, else 0.
-    """
-
-    obs_shape: tuple[int, ...]
-    num_actions: int  # 0 where actions are vectors
-    horizon: int  # [steps] of an episode, the longest where tasks differ
-    box: Box | None = None
-    masked: bool = False
-    obs_scale: tuple[float, ...] = ()  # [O] the usual size of each entry, for a network to divide by; none: about 1 already
-
-
-def random_actions(spec: Spec, obs: Tensor, rng: torch.Generator | None) -> Tensor:
-    """Uniformly random actions for ``obs [M, N, ...]``: ``[M, N]`` of those one can take, or ``[M, N, D]`` in the bounds."""
-    if spec.box is not None:
-        low, high = bounds(spec.box, obs.device)
+    def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
+        low, high = self.bounds(obs.device)
         return low + (high - low) * torch.rand(*obs.shape[:2], len(low), generator=rng, device=obs.device, dtype=low.dtype)
-    if spec.masked:
-        legal = obs[..., -spec.num_actions :].flatten(0, 1).float()
-        return torch.multinomial(legal, 1, generator=rng).reshape(obs.shape[:2])
-    return torch.randint(spec.num_actions, obs.shape[:2], generator=rng, device=obs.device)
+
+    def encode(self, action: Tensor) -> Tensor:
+        low, high = self.bounds(action.device)
+        return 2 * (action - low) / (high - low) - 1
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the actions that :meth:`encode` takes to ``x``; beyond the bounds where ``x`` is beyond -1 and 1."""
+        low, high = self.bounds(x.device)
+        return low + (high - low) * (x + 1) / 2
+
+    def clip(self, action: Tensor) -> Tensor:
+        """Move actions into the bounds."""
+        return action.clamp(*self.bounds(action.device))
 
 
-def bounds(box: Box, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The least and the greatest actions, ``[D]`` each."""
-    low, high = (constant(edge, torch.get_default_dtype(), device) for edge in box)
-    return low, high
+@dataclass(frozen=True)
+class Bins(Choices):
+    """A grid of actions within bounds: ``num`` equidistant values of each of D dimensions, the bounds among them."""
+
+    box: Continuous
+    num: int  # at least 2
+
+    @property
+    def size(self) -> int:
+        return self.box.size
+
+    def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
+        return self.decode(torch.randint(self.num, (*obs.shape[:2], self.size), generator=rng, device=obs.device))
+
+    def encode(self, action: Tensor) -> Tensor:
+        return self.box.encode(action)
+
+    def decode(self, index: Tensor) -> Tensor:
+        """Return the actions ``[..., D]`` of the bins ``index [..., D]``."""
+        low, high = self.box.bounds(index.device)
+        return low + (high - low) * index / (self.num - 1)
+
+    def index(self, action: Tensor) -> Tensor:
+        """Return the nearest bins ``[..., D]`` of ``action [..., D]``."""
+        low, high = self.box.bounds(action.device)
+        return ((action - low) / (high - low) * (self.num - 1)).round().long()
+
+    values = decode  # until the mix says decode
 
 
 @lru_cache(maxsize=64)
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The values as a tensor that is made once: never change it."""
+    """Return the values as a tensor that is made once: never change it."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-class Bins:
-    """B equidistant values of each of D action dimensions, the bounds among them.
+# ---- until the families say their actions themselves
+Box = Continuous
 
-    Args:
-        box: the bounds.
-        num: B, at least 2.
-    """
 
-    def __init__(self, box: Box, num: int):
-        self.box, self.num = box, num
+class Spec(NamedTuple):
+    """What a learner must know of a family."""
 
-    def values(self, index: Tensor) -> Tensor:
-        """The actions ``[..., D]`` of the choices ``index [..., D]``."""
-        low, high = bounds(self.box, index.device)
-        return low + (high - low) * index / (self.num - 1)
+    obs_shape: tuple[int, ...]
+    num_actions: int  # 0 where actions are vectors
+    horizon: int  # [steps] of an episode, the longest where tasks differ
+    box: Continuous | None = None
+    masked: bool = False
+    obs_scale: tuple[float, ...] = ()  # [O] the usual size of each entry, for a network to divide by; none: about 1 already
 
-    def index(self, action: Tensor) -> Tensor:
-        """The nearest choices ``[..., D]`` of ``action [..., D]``."""
-        low, high = bounds(self.box, action.device)
-        return ((action - low) / (high - low) * (self.num - 1)).round().long()
+    @property
+    def actions(self) -> Discrete | Continuous:
+        return Discrete(self.num_actions, self.masked) if self.box is None else self.box
+
+
+def random_actions(spec: Spec, obs: Tensor, rng: torch.Generator) -> Tensor:
+    return spec.actions.random(obs, rng)

@@ -18,7 +18,7 @@ from metarl_cli.interfaces import TrialAlgorithm
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Parts, build
 from metarl_cli.runs.folder import RunFolder
-from metarl_cli.runs.tracking import wide_console
+from metarl_cli.progress import wide_console
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Spec
 

@@ -19,7 +19,7 @@ from metarl_cli.algos.rl2 import RL2
 from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.evaluator import trial
-from metarl_cli.experience.trial_replay import Trials
+from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Family, Params
 from metarl_cli.seeding import numpy_rng, torch_rng
 

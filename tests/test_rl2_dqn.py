@@ -11,7 +11,8 @@ from torch import Tensor
 from metarl_cli.algos.rl2_dqn import RL2DQN, Explorer
 from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.experience.returns import trial_returns
-from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay, Trials
+from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay
+from metarl_cli.experience.trials import Trials
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import torch_rng
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarl_cli.adaptation.memory import Agent, Inputs, InputsConfig, Prediction
 from metarl_cli.config.models import TrainConfig
-from metarl_cli.experience.trial_replay import Trials
+from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Params, State, Step
 from metarl_cli.networks.memory import MemoryConfig
 from metarl_cli.runs.build import build

@@ -1,9 +1,9 @@
-"""The inner loop: collect experience on M tasks, then learn each task by a few gradient steps.
+"""Adaptation by gradient: collect experience on M tasks, then learn each task by a few gradient steps.
 
     theta_{k+1} = theta_k - alpha * grad L_support(theta_k)          (MAML, Finn 2017, arXiv:1703.03400, equation 1)
 
-Experience is collected outside torch.func on batched tensors; gradients are taken inside, one ``vmap(grad(loss))`` over
-the tasks. The learner is any that has ``act``, ``targets`` and ``loss`` for one task.
+Experience is collected outside torch.func on batched tensors; gradients are computed inside, one ``vmap(grad(loss))`` over
+the tasks, from functions that any learner has: ``prepare`` and ``loss`` of one task.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.experience.exploration import explorer
-from metarl_cli.experience.returns import Returns
+from metarl_cli.experience.exploration import EpsilonGreedy
+from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
-from metarl_cli.interfaces import Adaptation, Family, Learner, Params, Task, Transitions
+from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
+from metarl_cli.networks.stacked import first
 
 
 class SupportConfig(StrictModel):
@@ -36,7 +37,7 @@ class SupportConfig(StrictModel):
 
 
 class InnerConfig(StrictModel):
-    """How a task is adapted to."""
+    """How the inner loop adapts to a task."""
 
     steps: int = Field(ge=0, description="K, inner steps in meta-training; 0 is plain multi-task training")
     rule: Literal["sgd", "adam"] = Field(description="the inner update; adam is for fine-tuning, not meta-training")
@@ -48,18 +49,39 @@ class InnerConfig(StrictModel):
     scope: Literal["all", "head", "context"] = Field(
         description="what the inner loop moves: all weights, the head (ANIL), the context inputs (CAVIA)"
     )
-    returns: Returns = Field(description="what the support teaches")
+    returns: ReturnsConfig = Field(description="how the support's returns are estimated")
     scratch_lr: float = Field(gt=0, description="Adam's rate for the reference that starts from fresh weights")
     support: SupportConfig
 
 
-def expand(params: Params, num_tasks: int) -> Params:
-    """A copy of the weights for each task, ``[M, ...]``: a view, so that gradients sum back."""
-    return {name: value.expand(num_tasks, *value.shape) for name, value in params.items()}
+class NetworkPolicy(Policy):
+    """The policies of R networks, without memory.
+
+    Args:
+        learner: whose networks they are.
+        params: ``[R, ...]``; or ``[P, ...]`` of P individuals, each of which acts in R / P tasks.
+    """
+
+    def __init__(self, learner: Learner, params: Params):
+        self.learner, self.params = learner, params
+
+    @torch.no_grad()
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        num = len(first(self.params))
+        policy = self.learner.policy(self.params, obs.reshape(num, -1, *obs.shape[2:]))
+        action = policy.mode() if state["rng"] is None else policy.sample(state["rng"])
+        return action.reshape(*obs.shape[:2], *action.shape[2:]), state
+
+    def state_dict(self) -> State:
+        return {"params": {name: value.detach() for name, value in self.params.items()}}
 
 
 def adapted_names(params: Params, scope: str) -> list[str]:
-    """The weights the inner loop moves."""
+    """Return the names of the weights that the inner loop moves.
+
+    Raises:
+        ValueError: if the network has none in this scope.
+    """
     params = {name: value for name, value in params.items() if not in_structure(name)}
     chosen = {"all": list(params), "head": [name for name in params if in_head(name)], "context": ["context"]}
     names = [name for name in chosen[scope] if name in params]
@@ -69,31 +91,39 @@ def adapted_names(params: Params, scope: str) -> list[str]:
 
 
 def initial_rates(params: Params, config: InnerConfig) -> Params:
-    """A learning rate for each adapted weight: a scalar, or one of the weight's shape (rates=parameter)."""
+    """Return a learning rate for each adapted weight: a scalar, or one of the weight's shape (rates=parameter)."""
     names = adapted_names(params, config.scope)
     full = config.rates == "parameter"
     return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
 
 
-def support_gradients(learner: Learner, params: Params, names: list[str], support: Transitions, returns: Returns) -> Params:
-    """The gradient of each task's support loss in the weights ``names``; everything leads with [M].
+def loss_gradients(learner: Learner, params: Params, names: list[str], batch: Batch) -> Params:
+    """Compute the gradient of each task's loss in the weights ``names``; everything leads with [M]."""
 
-    The targets come from the network that adapts. The inner gradient holds them fixed, the semi-gradient of DQN; an outer
-    gradient goes through them, as they too depend on the initialisation.
-    """
-    target = vmap(lambda p, b: learner.targets(p, p, b, returns))(params, support)
+    def loss(moving: Params, fixed: Params, batch: Batch) -> Tensor:
+        return learner.loss({**fixed, **moving}, batch)
 
-    def loss(moving: Params, fixed: Params, batch: Transitions, target: Tensor) -> Tensor:
-        return learner.loss({**fixed, **moving}, batch, target)
-
-    gradients: Params = vmap(grad(loss))({k: params[k] for k in names}, params, support, target)
+    fixed = {name: value for name, value in params.items() if name not in names}
+    gradients: Params = vmap(grad(loss))({name: params[name] for name in names}, fixed, batch)
     return gradients
 
 
-def inner_step(
-    learner: Learner, params: Params, rates: Params, support: Transitions, returns: Returns, order: int = 2
+def support_gradients(
+    learner: Learner, params: Params, names: list[str], support: Transitions, returns: ReturnsConfig
 ) -> Params:
-    """One gradient step on each task's support; differentiable in ``params`` and ``rates`` (``order`` 2)."""
+    """Compute the gradient of each task's support loss in the weights ``names``; everything leads with [M].
+
+    Targets come from the network that adapts. The inner gradient holds them fixed, the semi-gradient of DQN; an outer gradient
+    goes through them, as they too depend on the initialisation.
+    """
+    prepare = vmap(lambda p, experience: learner.prepare(p, p, experience, returns.gamma, returns.lambda_))
+    return loss_gradients(learner, params, names, prepare(params, support))
+
+
+def inner_step(
+    learner: Learner, params: Params, rates: Params, support: Transitions, returns: ReturnsConfig, order: int = 2
+) -> Params:
+    """Take one gradient step on each task's support; differentiable in ``params`` and ``rates`` (``order`` 2)."""
     gradients = support_gradients(learner, params, list(rates), support, returns)
     if order == 1:
         gradients = {k: g.detach() for k, g in gradients.items()}
@@ -103,9 +133,14 @@ def inner_step(
 def collect_support(
     learner: Learner, params: Params, family: Family, task: Task, config: SupportConfig, rng: torch.Generator
 ) -> Transitions:
-    """One episode in each of ``rollouts`` fresh environments per task, cut at ``steps`` -> ``[M, T, N, ...]``."""
-    env = family.make(task, config.rollouts, rng)
-    return collect(env, explorer(learner, params, config.epsilon, config.repeat, rng), config.steps, one_episode=True)
+    """Collect an episode in each of ``rollouts`` fresh environments per task, cut at ``steps`` -> ``[M, T, N, ...]``."""
+    policy = EpsilonGreedy(NetworkPolicy(learner, params), learner.actions, config.epsilon, config.repeat)
+    most = min(config.rollouts, family.max_envs or config.rollouts)
+    parts = []
+    for _ in range(0, config.rollouts, most):
+        env = family.make(task, most, rng)
+        parts.append(collect(env, policy, policy.start(most, rng), config.steps, one_episode=True))
+    return parts[0] if len(parts) == 1 else Transitions(*(torch.cat(field, 2) for field in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -115,16 +150,18 @@ def adapt(
     rates: Params,
     family: Family,
     task: Task,
-    steps: int,
+    budget: Budget,
     support: SupportConfig,
-    returns: Returns,
+    returns: ReturnsConfig,
     rng: torch.Generator,
     adam: Adam | None = None,
-) -> Iterator[Adaptation]:
+) -> Iterator[Adapted]:
     """Adapt ``params [M, ...]`` to M tasks, by plain gradient steps or by ``adam``; yields before the first and after each."""
+    if budget.episodes is not None:
+        support = support.model_copy(update={"rollouts": budget.episodes})
     env_steps, batch = 0, None
-    yield Adaptation(0, 0, 0, params)
-    for k in range(1, steps + 1):
+    yield Adapted(0, 0, 0, NetworkPolicy(learner, params))
+    for k in range(1, budget.steps + 1):
         if batch is None or support.fresh:
             batch = collect_support(learner, params, family, task, support, rng)
             env_steps += round(float(batch.weight.sum()) / batch.weight.shape[0])
@@ -132,21 +169,20 @@ def adapt(
             params = inner_step(learner, params, rates, batch, returns)
         else:
             params = adam.step(params, support_gradients(learner, params, list(rates), batch, returns), rates)
-        yield Adaptation(k, k, env_steps, params)
+        yield Adapted(k, k, env_steps, NetworkPolicy(learner, params))
 
 
-def adapt_from_scratch(
+def fine_tune(
     learner: Learner,
+    params: Params,
+    lr: float,
     family: Family,
     task: Task,
-    steps: int,
+    budget: Budget,
     support: SupportConfig,
-    returns: Returns,
-    lr: float,
+    returns: ReturnsConfig,
     rng: torch.Generator,
-) -> Iterator[Adaptation]:
-    """The same learner from fresh weights, an own draw for each task, by Adam: what no meta-training achieves."""
-    networks = [learner.init(rng) for _ in range(len(next(iter(task.values()))))]
-    params = {k: torch.stack([network[k] for network in networks]) for k in networks[0]}
-    rates = {k: torch.tensor(lr, device=v.device) for k, v in params.items()}
-    return adapt(learner, params, rates, family, task, steps, support, returns, rng, Adam())
+) -> Iterator[Adapted]:
+    """Adapt all of ``params [M, ...]`` by Adam at one rate; from fresh weights, the reference without meta-training."""
+    rates = {name: torch.tensor(lr, device=value.device) for name, value in params.items()}
+    return adapt(learner, params, rates, family, task, budget, support, returns, rng, Adam())

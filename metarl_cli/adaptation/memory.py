@@ -1,7 +1,8 @@
-"""Trials: several episodes on one task, lived through with one memory (RL², Duan 2016, arXiv:1611.02779, section 2.2).
+"""Adaptation by memory: a recurrent network lives through a trial, several episodes on one task.
 
-An agent with memory sees at every step the observation and what came of the step before: its action, its reward, whether
-the episode ended. Its memory lasts across the episodes of a trial and begins anew with the next one.
+An agent with memory (RL², Duan 2016, arXiv:1611.02779, section 2.2) sees at every step the observation and what came of the
+step before: its action, its reward, whether the episode ended. Its memory lasts across the episodes of a trial and begins anew
+with the next one.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from collections.abc import Callable
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.functional import one_hot
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
-from metarl_cli.experience.trial_replay import Trials
-from metarl_cli.interfaces import Family, Params, State, Step, Task
+from metarl_cli.experience.rollout import rollout
+from metarl_cli.experience.trials import Trials
+from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, Step, Task
+from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.memory import MemoryConfig, build_memory
-from metarl_cli.spaces import Spec, bounds, constant
+from metarl_cli.spaces import Continuous, Spec, constant
 
 MOST_PIXELS = 4096  # of an image that is fed to a memory as it is
+LARGEST_REWARD = 5  # in units of the deviation: rarer ones would drown the usual ones
 
 
 class InputsConfig(StrictModel):
-    """What the memory is fed beside the observation, and the previous action, reward and end."""
+    """Inputs of the memory beside the observation and the previous action, reward and end."""
 
     product: bool = Field(description="the previous action times its reward")
     previous_obs: bool = Field(description="the observation before")
@@ -44,11 +46,11 @@ class Inputs:
     def __init__(self, config: InputsConfig, spec: Spec):
         self.config, self.spec = config, spec
         self.obs_size = math.prod(spec.obs_shape)
-        self.action_size = spec.num_actions if spec.box is None else len(spec.box.low)
+        self.action_size = spec.actions.size
         self.size = self.obs_size * (1 + config.previous_obs) + self.action_size * (1 + config.product) + 2 + 2 * config.clock
 
     def start(self, rows: int, device: torch.device) -> State:
-        """What came before the first step of R trials: nothing. Everything leads with [R].
+        """Return what came before the first step of R trials: nothing. Everything leads with [R].
 
         ``step`` counts the steps of the episode, ``episode`` the episodes of the trial.
         """
@@ -82,11 +84,9 @@ class Inputs:
         return x
 
     def vector(self, action: Tensor) -> Tensor:
-        """Actions ``[..., A]``: one-hot, or with the bounds at -1 and 1."""
-        if self.spec.box is None:
-            return one_hot(action, self.action_size).to(torch.get_default_dtype())
-        low, high = bounds(self.spec.box, action.device)
-        return 2 * (action - low) / (high - low) - 1
+        """Encode actions ``[..., A]``: one-hot, or with the bounds at -1 and 1."""
+        actions = self.spec.actions
+        return actions.encode(actions.clip(action) if isinstance(actions, Continuous) else action)
 
     def clock(self, before: State, episodes: int) -> Tensor:
         """The shares ``[R, 2]`` of the episode and of the trial that have passed."""
@@ -104,15 +104,12 @@ class Inputs:
         return torch.cat(parts, -1)
 
     def legal(self, inputs: Tensor) -> Tensor | None:
-        """Which actions ``[..., A]`` can be taken, as the observations within ``inputs`` say; None if all."""
-        return inputs[..., self.obs_size - self.spec.num_actions : self.obs_size] > 0 if self.spec.masked else None
-
-
-Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # features [R, H], inputs [R, I] -> choices and actions
+        """Return which actions ``[..., A]`` can be taken, as the observations within ``inputs`` say; None if all."""
+        return self.spec.actions.legal(inputs[..., : self.obs_size])
 
 
 class Agent:
-    """A memory, and what it is fed.
+    """A memory with its inputs.
 
     Args:
         memory: the recurrent network.
@@ -139,10 +136,10 @@ class Agent:
         self.device = device
 
     def measure(self, trials: Trials) -> None:
-        """Take the size of rewards and observations from ``trials``; a rare large reward is at most 5 as it is fed."""
+        """Take the size of rewards and observations from ``trials``; the largest is fed as at most ``LARGEST_REWARD``."""
         inside = trials.weight > 0
         reward, obs = trials.reward[inside], trials.inputs[inside][:, : self.inputs.obs_size]
-        scale = torch.maximum(reward.std(), (reward - reward.mean()).abs().max() / 5)
+        scale = torch.maximum(reward.std(), (reward - reward.mean()).abs().max() / LARGEST_REWARD)
         self.measured = {
             "reward_mean": reward.mean(),
             "reward_scale": torch.where(scale > 1e-6, scale, 1.0),
@@ -163,56 +160,7 @@ class Agent:
 
     def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
         """The state after seeing where the actions ``[R, ...]`` led; ``step`` is flattened to [R] too."""
-        after = self.inputs.after(state["before"], obs, action, step.reward, step.terminated | step.truncated)
-        return {**state, "before": after}
-
-    @torch.no_grad()
-    def collect(
-        self,
-        params: Params,
-        act: Act,
-        family: Family,
-        task: Task,
-        num_envs: int,
-        episodes: int,
-        rng: torch.Generator,
-        segment: int,
-    ) -> Trials:
-        """One trial of ``episodes`` episodes in each of M x N environments, until the last one ends.
-
-        ``segment`` is the length [steps] of back-propagation: the memory is kept at the start of each.
-        """
-        env = family.make(task, num_envs, rng)
-        shape = env.obs.shape[:2]
-        state, steps, starts = self.begin(shape.numel()), [], []
-        weight = torch.ones(shape.numel(), device=self.device)
-        for t in range(episodes * family.spec.horizon):
-            if t % segment == 0:
-                starts.append(state["hidden"])
-            obs = env.obs.flatten(0, 1)
-            inputs, clock = self.see(state, obs, episodes)
-            features, hidden = self.memory.step(params, inputs, state["hidden"])
-            choice, action = act(features, inputs)
-            step = Step(*(x.flatten(0, 1) for x in env.step(action.view(*shape, *action.shape[1:]))))
-            ended = step.terminated | step.truncated
-            steps.append(
-                {
-                    "inputs": inputs,
-                    "choice": choice,
-                    "reward": step.reward,
-                    "ended": ended,
-                    "terminated": step.terminated,
-                    "weight": weight,
-                    "clock": clock,
-                    "features": features,
-                }
-            )
-            state = self.observe({**state, "hidden": hidden}, obs, action, step)
-            weight = weight * (state["before"]["episode"] < episodes)
-            if not weight.any():
-                break
-        kept = {k: torch.stack([start[k] for start in starts]) for k in starts[0]}
-        return Trials(**{k: torch.stack([step[k] for step in steps]) for k in steps[0]}, starts=kept)
+        return {**state, "before": self.inputs.after(state["before"], obs, action, step.reward, step.ended)}
 
     def recall(self, params: Params, trials: Trials, segment: int) -> Tensor:
         """The features ``[T, R, H]`` of trials, differentiable; gradients reach back to the start of each segment."""
@@ -226,10 +174,101 @@ class Agent:
         return features.view(segment, segments, rows, -1).transpose(0, 1).flatten(0, 1)[:steps]
 
 
-class Prediction:
-    """What the memory will be fed next, told the action: an auxiliary task as in UNREAL (Jaderberg 2017, arXiv:1611.05397).
+Head = Callable[[Tensor, Tensor], Distribution]  # features [R, H], inputs [R, I] -> what R policies may do
 
-    To predict what a new task pays and where it leads, the memory must hold what the trial has shown, long before an agent
+
+class MemoryPolicy(Policy):
+    """The policy of an agent with memory in trials on M tasks.
+
+    Args:
+        agent: the memory and its inputs.
+        params: the agent's weights.
+        head: the distribution over actions, from features and inputs.
+        num_tasks: M.
+        episodes: of a trial.
+        stochastic: whether sampling differs from the likeliest action.
+    """
+
+    def __init__(self, agent: Agent, params: Params, head: Head, num_tasks: int, episodes: int, stochastic: bool):
+        self.agent, self.params, self.head, self.num_tasks, self.episodes = agent, params, head, num_tasks, episodes
+        self.stochastic = stochastic
+
+    def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
+        """Return the memory of M x N trials at their start; its tensors lead with [M * N]."""
+        return self.agent.begin(self.num_tasks * num_envs) | {"rng": None if greedy else rng}
+
+    @torch.no_grad()
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        """Return the actions, and the state with ``seen``: the inputs, the clock and the features of this step."""
+        inputs, clock = self.agent.see(state, obs.flatten(0, 1), self.episodes)
+        features, hidden = self.agent.memory.step(self.params, inputs, state["hidden"])
+        policy = self.head(features, inputs)
+        action = policy.mode() if state["rng"] is None else policy.sample(state["rng"])
+        seen = {"inputs": inputs, "clock": clock, "features": features}
+        return action.reshape(*obs.shape[:2], *action.shape[1:]), {**state, "hidden": hidden, "seen": seen}
+
+    def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
+        rows = Step(*(x.flatten(0, 1) for x in step))
+        return self.agent.observe(state, obs.flatten(0, 1), action.flatten(0, 1), rows)
+
+    def state_dict(self) -> State:
+        return {"params": {name: value.detach() for name, value in self.params.items()}, "episodes": self.episodes}
+
+
+@torch.no_grad()
+def collect_trials(
+    family: Family,
+    task: Task,
+    policy: Policy,
+    num_envs: int,
+    episodes: int,
+    env_rng: torch.Generator,
+    rng: torch.Generator,
+    segment: int,
+) -> Trials:
+    """Collect one trial of ``episodes`` in each of M x N environments, until the last one ends.
+
+    Args:
+        policy: a :class:`MemoryPolicy`, or one that explores around it.
+        segment: the length [steps] of back-propagation: the memory is kept at the start of each.
+    """
+    env = family.make(task, num_envs, env_rng)
+    state, steps, starts = policy.start(num_envs, rng, greedy=False), [], []
+    weight = torch.ones(env.obs.shape[:2].numel(), device=env.obs.device)
+    hidden = _memory(state)["hidden"]
+    for t, moment in zip(range(episodes * family.spec.horizon), rollout(env, policy, state), strict=False):
+        if t % segment == 0:
+            starts.append(hidden)
+        action, step = moment.action.flatten(0, 1), Step(*(x.flatten(0, 1) for x in moment.step))
+        steps.append(
+            {
+                **_memory(moment.chosen)["seen"],
+                "action": action,
+                "reward": step.reward,
+                "ended": step.ended,
+                "terminated": step.terminated,
+                "weight": weight,
+            }
+        )
+        memory = _memory(moment.state)
+        hidden, weight = memory["hidden"], weight * (memory["before"]["episode"] < episodes)
+        if not weight.any():
+            break
+    kept = {k: torch.stack([start[k] for start in starts]) for k in starts[0]}
+    return Trials(**{k: torch.stack([step[k] for step in steps]) for k in steps[0]}, starts=kept)
+
+
+def _memory(state: State) -> State:
+    """Return the state of the policy with memory, be it within one that explores."""
+    memory: State = state.get("policy", state)
+    return memory
+
+
+class Prediction:
+    """Prediction of the memory's next inputs, given the action: an auxiliary task as in UNREAL (Jaderberg 2017,
+    arXiv:1611.05397).
+
+    To predict what a new task pays and where it leads, the memory must hold what the trial has revealed, long before an agent
     knows what to do with it. One hidden layer on memory and action; weights are named ``prediction.*``.
 
     Args:
@@ -241,30 +280,21 @@ class Prediction:
         self.agent, self.hidden = agent, hidden
 
     def init(self, rng: torch.Generator) -> Params:
-        """Fresh weights; the output small."""
+        """Draw fresh weights, with a small output."""
         inputs, size = self.agent.inputs, self.agent.memory.size
-        hidden = linear("prediction.hidden", self.hidden, size + inputs.action_size, 1.0, rng)
-        return hidden | linear("prediction", inputs.obs_size + 1, self.hidden, 0.1, rng)
+        return head("prediction", inputs.obs_size + 1, self.hidden, size + inputs.action_size, 0.1, rng)
 
     def loss(self, params: Params, features: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-        """The squared error on the next observation and reward, scalar, from features and inputs ``[T, R, ...]``.
+        """Return the squared error on the next observation and reward, scalar, from features and inputs ``[T, R, ...]``.
 
-        Means over the steps of ``weight [T, R]``. The first observation of an episode follows from nothing and is left out; the
-        error of the others is in units of their total variance, where that is above 1.
+        It is a mean over the steps of ``weight [T, R]``. The first observation of an episode follows from nothing and is left
+        out; the error of the others is in units of their total variance, where that is above 1.
         """
         obs_size = self.agent.inputs.obs_size
         end = obs_size + self.agent.inputs.action_size
         following, weight = inputs[1:], weight[1:] / weight[1:].sum().clamp(min=1)
-        x = torch.cat([features[:-1], following[..., obs_size:end]], -1)
-        x = F.relu(F.linear(x, params["prediction.hidden.weight"], params["prediction.hidden.bias"]))
-        found = F.linear(x, params["prediction.weight"], params["prediction.bias"])
+        predicted = apply_head(params, "prediction", torch.cat([features[:-1], following[..., obs_size:end]], -1))
         reward, ended = following[..., end], following[..., end + 1]
-        of_obs = (found[..., :obs_size] - following[..., :obs_size]).square().sum(-1) * (1 - ended)
+        of_obs = (predicted[..., :obs_size] - following[..., :obs_size]).square().sum(-1) * (1 - ended)
         of_obs = of_obs / self.agent.measured["obs_variance"]
-        return ((of_obs + (found[..., obs_size] - reward).square()) * weight).sum()
-
-
-def linear(name: str, outputs: int, inputs: int, gain: float, rng: torch.Generator) -> Params:
-    """Fresh weights of a linear layer: normal with deviation ``gain / sqrt(inputs)``, zero biases."""
-    weight = torch.randn(outputs, inputs, generator=rng, device=rng.device)
-    return {f"{name}.weight": gain / math.sqrt(inputs) * weight, f"{name}.bias": torch.zeros(outputs, device=rng.device)}
+        return ((of_obs + (predicted[..., obs_size] - reward).square()) * weight).sum()

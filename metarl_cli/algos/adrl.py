@@ -16,28 +16,16 @@ time, or the weights, at random; networks also shrink; the champion is chosen am
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from metarl_cli.evolution.lifetimes.dqn import DQNLife, Life
 from metarl_cli.evolution.lineage import draw_lineage, markdown
-from metarl_cli.evolution.population import Evolution, EvolutionConfig, FitnessConfig, first
-from metarl_cli.interfaces import Family, Learner, Params, Portrait, Search, State
-from metarl_cli.progress import counted
-from metarl_cli.seeding import CommonNumbers, torch_rng
-
-
-@runtime_checkable
-class Descent(Search, Protocol):
-    """A search whose individuals descend from one another."""
-
-    @property
-    def parents(self) -> Tensor:
-        """Of each individual now, the number ``[P]`` that its parent had in the generation before."""
-        ...
+from metarl_cli.evolution.population import Evolution, EvolutionConfig, FitnessConfig
+from metarl_cli.interfaces import Context, Diagnostics, Params, State, num_tasks
+from metarl_cli.progress import track
+from metarl_cli.seeding import CommonRandomNumbers, torch_rng
 
 
 class GainConfig(FitnessConfig):
@@ -66,13 +54,13 @@ class ADRL(Evolution):
 
     config: Config
     lifetime: DQNLife
-    search: Descent
 
-    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        super().__init__(config, config.fitness.tasks, learner, family, iterations, seed, device)
-        if not isinstance(self.search, Descent):
+    def __init__(self, config: Config, context: Context):
+        super().__init__(config, config.fitness.tasks, context)
+        iterations, device = context.iterations, context.device
+        if not self.search.descends:
             raise ValueError("adrl needs an algo.search whose individuals descend from one another: genetic, or random")
-        if "init" in self.genome.express(self.genome.start[None]):
+        if "init" in self.genome.decode(self.genome.start[None]):
             raise ValueError("algo.genome: initial weights mean nothing in adrl: children have their parents'")
         if self.lifetime.steps != iterations:
             raise ValueError(
@@ -94,12 +82,12 @@ class ADRL(Evolution):
             if self.config.fitness.gain:
                 self.untrained, spent = self._test("untrained")
         else:
-            self._turn(self.lives, genomes, parents)
+            self._inherit(self.lives, genomes, parents)
             self.line = torch.cat([self.line[:, parents], genomes[None]])
             self.untrained = self.untrained[parents]
         before = int(self.lives.env_steps.sum())
-        with CommonNumbers(len(genomes)):
-            self.lives.grow()
+        with CommonRandomNumbers(len(genomes)):
+            self.lives.learn()
         returns, steps = self._test("fitness")
         return returns, int(self.lives.env_steps.sum()) - before + steps + spent
 
@@ -119,13 +107,13 @@ class ADRL(Evolution):
         life: Life = self._begin(genomes, self.task, rng, copies=len(genomes))
         return life
 
-    def _turn(self, life: Life, genomes: Tensor, parents: Tensor) -> None:
+    def _inherit(self, life: Life, genomes: Tensor, parents: Tensor) -> None:
         """Individuals go on as their ``parents [P]`` were, with what their own genomes ``[P, G]`` say."""
         num = life.rows // len(genomes)
         rows = (parents[:, None] * num + torch.arange(num, device=self.device)).flatten()
         traits = self._express(genomes, num)
         structure: Params = traits.pop("structure", {})
-        life.become(rows, traits, structure)
+        life.inherit(rows, traits, structure)
 
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
         """The fittest one's line of descent is champion; now and then, and at last, what is best on validation tasks is.
@@ -141,10 +129,10 @@ class ADRL(Evolution):
         copies = schedules.shape[1]
         life: Life = self._begin(schedules[0], self.held_out, torch_rng(self.seed, "validation", "life", device=self.device))
         measured = []
-        learning = f"{copies} candidates learn {len(first(self.held_out))} validation tasks, step"
-        for step in counted(range(1, len(schedules) + 1), len(schedules), learning):
-            with CommonNumbers(copies):
-                self._grow(life, step, schedules)
+        learning = f"{copies} candidates learn {num_tasks(self.held_out)} validation tasks, step"
+        for step in track(range(1, len(schedules) + 1), len(schedules), learning):
+            with CommonRandomNumbers(copies):
+                self._learn(life, step, schedules)
             if step > len(schedules) * 3 // 4:
                 measured.append(self._measure(life, self.held_out, copies, config.episodes, None, "validation")[0])
         found = torch.stack(measured).mean((0, 2))
@@ -167,25 +155,25 @@ class ADRL(Evolution):
                 found.append(schedule)
         return torch.stack(found, 1)
 
-    def _grow(self, life: Life, step: int, schedules: Tensor | None) -> None:
+    def _learn(self, life: Life, step: int, schedules: Tensor | None) -> None:
         """Settings change from step to step; beyond the end of the schedules they stay."""
         if schedules is not None and 1 < step <= len(schedules):
-            self._turn(life, schedules[step - 1], torch.arange(schedules.shape[1], device=self.device))
-        life.grow()
+            self._inherit(life, schedules[step - 1], torch.arange(schedules.shape[1], device=self.device))
+        life.learn()
 
     # -- looking and saving
 
-    def portrait(self) -> Portrait:
-        """Also the champion's schedule, and how the settings of those alive became what they are."""
-        portrait = super().portrait()
+    def diagnostics(self) -> Diagnostics:
+        """Return the champion's schedule too, and the lineage of the settings of the population."""
+        diagnostics = super().diagnostics()
         if len(self.line) < 2:
-            return portrait
-        champion = self.genome.read(self.champion)  # [S]
+            return diagnostics
+        champion = self.genome.describe(self.champion)  # [S]
         rows = [[str(i), *(f"{float(v[i]):.4g}" for v in champion.values())] for i in range(len(self.champion))]
-        every = self.genome.read(self.line.flatten(0, 1))
+        every = self.genome.describe(self.line.flatten(0, 1))
         lines = {name: values.reshape(self.line.shape[:2]) for name, values in every.items()}
-        return portrait._replace(
-            texts=portrait.texts | {"genome/schedule": markdown(["step", *champion], rows)},
+        return diagnostics._replace(
+            texts=diagnostics.texts | {"genome/schedule": markdown(["step", *champion], rows)},
             figures={"genome/lineage": draw_lineage(lines, champion)},
         )
 

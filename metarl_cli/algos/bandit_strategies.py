@@ -23,6 +23,7 @@ column of optimistic Thompson sampling is not reached (5.99 rather than 6.5 of 1
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -34,7 +35,8 @@ from torch.nn.functional import one_hot
 from metarl_cli.algos.reference import Reference
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.envs.bandit import Bandit
-from metarl_cli.interfaces import Family, Learner, State, Step, Task
+from metarl_cli.envs.bandit import Config as BanditConfig
+from metarl_cli.interfaces import Adapted, Budget, Context, Family, Policy, State, Step, Task
 from metarl_cli.seeding import numpy_rng
 
 GRID = 1001  # constant rewards in [0, 1] that an arm is compared with
@@ -58,74 +60,99 @@ class Strategy(Reference):
 
     Args:
         config: see :class:`Config`.
-        learner: unused.
-        family: the family.
-        seed: of the one training task the interface asks for.
+        context: what it is built with.
 
     Raises:
         ValueError: for a family that is no bandit, or Gittins indices for arms that are not Bernoulli.
     """
 
-    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        if not isinstance(family, Bandit):
+    def __init__(self, config: Config, context: Context):
+        if not isinstance(context.family, Bandit):
             raise ValueError("this algorithm is for bandits (env=bandit)")
-        arms = family.config
-        self.bernoulli = arms.rewards == "bernoulli"
-        if config.index == "gittins" and not self.bernoulli:
+        arms = context.family.config
+        if config.index == "gittins" and arms.rewards != "bernoulli":
             raise ValueError("algo=gittins needs Bernoulli arms (env=bandit)")
-        self.config, self.episodes = config, config.episodes
-        self.task = family.sample_tasks(1, "train", numpy_rng(seed, "tasks", "train"))
-        uniform = arms.prior == "uniform"
-        mean = arms.location + arms.scale / 2 if uniform else arms.location
-        variance = arms.scale**2 / (12 if uniform else 1)
-        chance = mean * (1 - mean) - variance if self.bernoulli else arms.noise**2  # what a pull adds to it, on average
-        self.prior_mean, self.prior_pulls = mean, max(chance / variance, FEWEST)
-        self.noise = math.sqrt(self.prior_pulls * variance)  # of a pull
-        self.horizon = family.spec.horizon
+        self.config, self.horizon, self.prior = config, context.family.spec.horizon, Prior(arms)
+        self.task = context.family.sample_tasks(1, "train", numpy_rng(context.seed, "tasks", "train"))
 
-    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
-        """No pulls yet: ``pulls`` and ``reward`` of every arm, ``[M, N, k]``."""
-        mean = task["mean"]
-        nothing = mean.new_zeros(len(mean), num_envs, mean.shape[-1])
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Yield one policy, which counts what each arm has paid."""
+        episodes = budget.episodes or self.config.episodes
+        yield Adapted(0, 0, 0, IndexPolicy(self.config, self.prior, task, episodes * self.horizon), episodes)
+
+
+class Prior:
+    """The prior of an arm's mean, as imagined pulls.
+
+    Args:
+        arms: the family's configuration.
+    """
+
+    def __init__(self, arms: BanditConfig):
+        self.bernoulli = arms.rewards == "bernoulli"
+        uniform = arms.prior == "uniform"
+        self.mean = arms.location + arms.scale / 2 if uniform else arms.location
+        variance = arms.scale**2 / (12 if uniform else 1)
+        chance = self.mean * (1 - self.mean) - variance if self.bernoulli else arms.noise**2  # what a pull adds, on average
+        self.pulls = max(chance / variance, FEWEST)
+        self.noise = math.sqrt(self.pulls * variance)  # of a pull
+
+
+class IndexPolicy(Policy):
+    """The policy of an index, in trials on M bandits.
+
+    Args:
+        config: which index.
+        prior: of an arm's mean.
+        task: the bandits, of which it sees the number of arms alone.
+        longest: the most pulls of a trial.
+    """
+
+    def __init__(self, config: Config, prior: Prior, task: Task, longest: int):
+        self.config, self.prior, self.mean, self.longest = config, prior, task["mean"], longest
+
+    def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
+        """Return no pulls yet: ``pulls`` and ``reward`` of every arm, ``[M, N, k]``."""
+        nothing = self.mean.new_zeros(len(self.mean), num_envs, self.mean.shape[-1])
         return {"pulls": nothing, "reward": nothing, "rng": rng}
 
-    def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
-        """The arms ``[M, N]`` of the greatest index."""
-        action = self.index(memory).argmax(-1)
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        """Return the arms ``[M, N]`` of the greatest index."""
+        action = self.index(state).argmax(-1)
         if self.config.epsilon:
-            arms = memory["pulls"].shape[-1]
-            explore = torch.rand(action.shape, generator=memory["rng"], device=action.device) < self.config.epsilon
-            chance = torch.randint(arms, action.shape, generator=memory["rng"], device=action.device)
+            arms = state["pulls"].shape[-1]
+            explore = torch.rand(action.shape, generator=state["rng"], device=action.device) < self.config.epsilon
+            chance = torch.randint(arms, action.shape, generator=state["rng"], device=action.device)
             action = torch.where(explore, chance, action)
-        return action, memory
+        return action, state
 
-    def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
-        """One more pull of each chosen arm, and what it paid."""
-        arm = one_hot(action, memory["pulls"].shape[-1])
-        return {**memory, "pulls": memory["pulls"] + arm, "reward": memory["reward"] + arm * step.reward[..., None]}
+    def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
+        """Count one more pull of each chosen arm, and what it paid."""
+        arm = one_hot(action, state["pulls"].shape[-1])
+        return {**state, "pulls": state["pulls"] + arm, "reward": state["reward"] + arm * step.reward[..., None]}
 
-    def index(self, memory: State) -> Tensor:
-        """How good each arm looks, ``[M, N, k]``."""
-        config = self.config
-        pulls: Tensor = memory["pulls"]
-        reward: Tensor = memory["reward"]
+    def index(self, state: State) -> Tensor:
+        """Return how good each arm looks, ``[M, N, k]``."""
+        config, prior = self.config, self.prior
+        pulls: Tensor = state["pulls"]
+        reward: Tensor = state["reward"]
         if config.index == "gittins":
-            wins, losses = self.prior_mean * self.prior_pulls, (1 - self.prior_mean) * self.prior_pulls
-            table = gittins_indices(wins, losses, config.discount, self.episodes * self.horizon)
+            wins, losses = prior.mean * prior.pulls, (1 - prior.mean) * prior.pulls
+            table = gittins_indices(wins, losses, config.discount, self.longest)
             return table.to(pulls.device)[reward.long(), (pulls - reward).long()]
-        n = self.prior_pulls + pulls
-        mean = (self.prior_pulls * self.prior_mean + reward) / n
+        n = prior.pulls + pulls
+        mean = (prior.pulls * prior.mean + reward) / n
         if config.index == "mean":
             t = 1 + pulls.sum(-1, keepdim=True)
             return mean + config.bonus * (2 * t.log() / n).sqrt()
-        sample = self.sample(mean, n, memory["rng"])
+        sample = self.sample(mean, n, state["rng"])
         return sample if config.index == "sample" else torch.maximum(sample, mean)
 
     def sample(self, mean: Tensor, n: Tensor, rng: torch.Generator) -> Tensor:
-        """Of the posterior of each arm's mean: Beta(mn, (1 - m)n), or normal with variance noise² / n."""
-        if not self.bernoulli:
+        """Sample from the posterior of each arm's mean: Beta(mn, (1 - m)n), or normal with variance noise² / n."""
+        if not self.prior.bernoulli:
             noise = torch.randn(mean.shape, generator=rng, dtype=mean.dtype, device=mean.device)
-            return mean + self.noise * n.rsqrt() * noise
+            return mean + self.prior.noise * n.rsqrt() * noise
         gamma = torch._standard_gamma(torch.stack([mean * n, (1 - mean) * n]), generator=rng)
         return gamma[0] / gamma.sum(0)
 

@@ -13,22 +13,18 @@ import torch
 from pydantic import Field, model_validator
 from torch.func import grad_and_value, vmap
 
-from metarl_cli.adaptation.gradient import SupportConfig, adapt_from_scratch
+from metarl_cli.adaptation.gradient import NetworkPolicy, SupportConfig, fine_tune
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.experience.exploration import explorer
+from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
-from metarl_cli.experience.returns import Returns
+from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
-from metarl_cli.interfaces import Adaptation, Family, Learner, Params, State, Task
-from metarl_cli.networks.q_network import load_params
+from metarl_cli.experience.schedules import linear
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, num_tasks, same_tasks
+from metarl_cli.networks.optimizers import clip_rows
+from metarl_cli.networks.stacked import detached, fresh, load_params
+from metarl_cli.networks.target import TargetConfig, follow
 from metarl_cli.seeding import Streams, numpy_rng
-
-
-class TargetConfig(StrictModel):
-    """How the target network follows: w^- <- w^- + polyak * (w - w^-), every so many updates."""
-
-    every: int = Field(gt=0, description="gradient updates between moves of the target network")
-    polyak: float = Field(gt=0, le=1, description="size of the move; 1 copies the weights (Mnih 2015)")
 
 
 class Config(StrictModel):
@@ -48,7 +44,7 @@ class Config(StrictModel):
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
     repeat: int = Field(gt=0, description="steps a random action lasts")
     target: TargetConfig
-    returns: Returns = Field(description="what the support teaches when adapting to a task")
+    returns: ReturnsConfig = Field(description="how returns are estimated when adapting to a task")
     scratch_lr: float = Field(gt=0, description="Adam's rate when adapting to a task")
     support: SupportConfig
 
@@ -59,49 +55,44 @@ class Config(StrictModel):
         return self
 
 
-class Scratch:
+class IndependentDQN(Algorithm):
     """M independent DQNs.
 
     Args:
         config: see :class:`Config`.
-        learner: how one task is learned.
-        family: where tasks come from.
-        iterations: length of the whole run, for the schedule.
-        seed: the run's seed; every stream derives from it by name.
+        context: what it is built with.
     """
 
-    learns = True
+    adapts_by = "gradient"
+    own_tasks = True
+    saved = ("optimizer", "rng", "env", "replay")
+    counters = ("iteration", "updates", "env_steps")
 
-    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        self.config, self.learner, self.family, self.iterations = config, learner, family, iterations
-        self.rng = Streams(seed, "init", "query", "exploration", "minibatch", device=device)
-        self.task = family.sample_tasks(config.tasks, "train", numpy_rng(seed, "tasks", "train"))
-        networks = [learner.init(self.rng["init"]) for _ in range(config.tasks)]
-        self.params = {k: torch.stack([n[k] for n in networks]).requires_grad_() for k in networks[0]}  # [M, ...]
-        self.target_params = {k: v.detach().clone() for k, v in self.params.items()}
+    def __init__(self, config: Config, context: Context):
+        self.config, self.context, self.learner, self.family = config, context, context.learner, context.family
+        self.rng = Streams(context.seed, "init", "query", "exploration", "minibatch", device=context.device)
+        self.task = self.family.sample_tasks(config.tasks, "train", numpy_rng(context.seed, "tasks", "train"))
+        networks = fresh(self.learner, config.tasks, self.rng["init"])
+        self.params = {name: value.requires_grad_() for name, value in networks.items()}  # [M, ...]
+        self.target_params = {name: value.detach().clone() for name, value in networks.items()}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.lr)  # elementwise: each row its own
-        self.env = family.make(self.task, config.envs, self.rng["query"])
-        self.replay = Replay(config.tasks, config.capacity, device)
-        self.rows = torch.arange(config.tasks, device=device)
+        self.env = self.family.make(self.task, config.envs, self.rng["query"])
+        self.replay = Replay(config.tasks, config.capacity, context.device)
+        self.rows = torch.arange(config.tasks, device=context.device)
         self.iteration = self.updates = self.env_steps = 0
 
     def train_step(self) -> dict[str, float]:
         """Collect with every network on its own task, then learn from replay."""
         config = self.config
-        start, end = config.epsilon
-        epsilon = start + (end - start) * min(self.iteration / config.epsilon_iterations, 1.0)
-        policy = explorer(self.learner, self.params, epsilon, config.repeat, self.rng["exploration"])
-        experience = collect(self.env, policy, config.steps)
+        epsilon = linear(config.epsilon, self.iteration / config.epsilon_iterations)
+        policy = EpsilonGreedy(NetworkPolicy(self.learner, self.params), self.learner.actions, epsilon, config.repeat)
+        experience = collect(self.env, policy, policy.start(config.envs, self.rng["exploration"]), config.steps)
         self.replay.add(experience)
         self.env_steps += experience.reward.numel()
-        metrics = {
-            "train/epsilon": epsilon,
-            "train/reward": float(experience.reward.mean()),
-            "train/episode_length": experience.reward.numel() / max(float(experience.ended.sum()), 1.0),
-        }
+        metrics = {"train/epsilon": epsilon, **experience.summary()}
         if self.iteration >= config.warmup:
-            progress = min(self.iteration / self.iterations, 1.0)
-            self.optimizer.param_groups[0]["lr"] = config.lr * (1 + (config.final_lr - 1) * progress)
+            share = linear((1.0, config.final_lr), self.iteration / self.context.iterations)
+            self.optimizer.param_groups[0]["lr"] = config.lr * share
             results = [self._update() for _ in range(config.updates)]
             metrics["loss/query"] = sum(loss for loss, _ in results) / len(results)
             metrics["grad/norm"] = sum(norm for _, norm in results) / len(results)
@@ -111,68 +102,51 @@ class Scratch:
 
     @torch.no_grad()
     def _update(self) -> tuple[float, float]:
-        """One gradient step of every network on its own minibatch; mean loss and gradient norm."""
-        config, learner = self.config, self.learner
-        params = {k: v.detach() for k, v in self.params.items()}
-        batch = self.replay.sample(self.rows, config.batch, self.rng["minibatch"])
-        target = vmap(learner.targets)(params, self.target_params, batch)
-        gradients, losses = vmap(grad_and_value(learner.loss))(params, batch, target)
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)  # [M]
-        shrink = (config.clip / norms.clamp(min=1e-12)).clamp(max=1.0)
+        """Take one gradient step of every network on its own minibatch; returns the mean loss and gradient norm."""
+        config, learner, params = self.config, self.learner, detached(self.params)
+        experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"])
+        batch = vmap(learner.prepare)(params, self.target_params, experience)
+        gradients, losses = vmap(grad_and_value(learner.loss))(params, batch)
+        gradients, norms = clip_rows(gradients, config.clip)
         for name, weight in self.params.items():
-            weight.grad = gradients[name] * shrink.reshape(-1, *[1] * (weight.dim() - 1))
+            weight.grad = gradients[name]
         self.optimizer.step()
         self.updates += 1
         if self.updates % config.target.every == 0:
-            torch._foreach_lerp_(list(self.target_params.values()), list(self.params.values()), config.target.polyak)
+            follow(self.target_params, self.params, config.target.polyak)
         return float(losses.mean()), float(norms.mean())
 
-    def adapt(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
-        """Start M fresh networks: DQN brings nothing to a new task."""
-        return self.adapt_from_scratch(task, steps, rng)
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Start from the networks of its own training tasks, or from fresh ones: DQN brings nothing to a new task."""
+        if same_tasks(task, self.task):
+            return self._fine_tune(detached(self.params), task, budget, rng, family)
+        return self._fine_tune(fresh(self.learner, num_tasks(task), rng), task, budget, rng, family)
 
-    def adapt_from_scratch(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
-        """M fresh networks, a few Adam steps on the support of each task."""
-        config = self.config
-        return adapt_from_scratch(
-            self.learner, self.family, task, steps, config.support, config.returns, config.scratch_lr, rng
-        )
+    def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
+        """Start from M fresh networks, a few Adam steps on the support of each task."""
+        return self._fine_tune(fresh(self.learner, num_tasks(task), rng), task, budget, rng)
 
-    def act(self, params: Params, obs: torch.Tensor) -> torch.Tensor:
-        return self.learner.act(params, obs, epsilon=0.0)
+    def _fine_tune(
+        self, params: Params, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None
+    ) -> Iterator[Adapted]:
+        config, place = self.config, family or self.family
+        return fine_tune(self.learner, params, config.scratch_lr, place, task, budget, config.support, config.returns, rng)
 
-    def learned(self) -> tuple[Task, Params]:
-        return self.task, {k: v.detach() for k, v in self.params.items()}
+    def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
+        return NetworkPolicy(self.learner, state["params"]), None
 
     def weights(self) -> State:
-        return {"params": {k: v.detach() for k, v in self.params.items()}}
+        return {"params": detached(self.params)}
 
     def load_weights(self, state: State) -> None:
-        with torch.no_grad():
-            load_params(self.params, state["params"])
+        load_params(self.params, state["params"])
 
     def state_dict(self) -> State:
-        return {
-            "weights": self.weights(),
-            "target_params": self.target_params,
-            "optimizer": self.optimizer.state_dict(),
-            "env": self.env.state_dict(),
-            "replay": self.replay.state_dict(),
-            "rng": self.rng.state_dict(),
-            "iteration": self.iteration,
-            "updates": self.updates,
-            "env_steps": self.env_steps,
-        }
+        return super().state_dict() | {"target_params": self.target_params}
 
     def load_state_dict(self, state: State) -> None:
-        self.load_weights(state["weights"])
+        super().load_state_dict(state)
         load_params(self.target_params, state["target_params"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.load_state_dict(state["rng"])
-        self.env.load_state_dict(state["env"])
-        self.replay.load_state_dict(state["replay"])
-        self.iteration, self.updates = state["iteration"], state["updates"]
-        self.env_steps = state["env_steps"]
 
 
-Algo = Scratch
+Algo = IndependentDQN

@@ -26,10 +26,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from metarl_cli.evolution.population import Evolution, EvolutionConfig, ValidationConfig, first
-from metarl_cli.interfaces import Family, Learner, Task
-from metarl_cli.processes import Ranks
-from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
+from metarl_cli.evolution.population import Evolution, EvolutionConfig, ValidationConfig
+from metarl_cli.interfaces import Context, Task, num_tasks
+from metarl_cli.processes import Processes
+from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
 class FoldsConfig(ValidationConfig):
@@ -61,9 +61,11 @@ class Evolve(Evolution):
 
     config: Config
 
-    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        super().__init__(config, config.tasks, learner, family, iterations, seed, device)
-        self.ranks = Ranks()
+    distributed = True
+
+    def __init__(self, config: Config, context: Context):
+        super().__init__(config, config.tasks, context)
+        self.processes = Processes()
 
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
         train, _ = self._folds(self.iteration)
@@ -99,21 +101,21 @@ class Evolve(Evolution):
 
     def _evaluate(self, genomes: Tensor, task: Task, episodes: int, steps: int | None, name: str) -> tuple[Tensor, int]:
         """Returns ``[P, M]`` after the lifetime, in float64, and the environment steps spent; by all processes together."""
-        num, mine = len(genomes), self.ranks.mine(len(genomes))
-        size = self.config.chunk or max(len(mine), 1)
-        found = torch.zeros(num, len(first(task)) + 1, dtype=torch.float64, device=self.device)
-        for rows in torch.split(mine.to(self.device), size) if len(mine) else ():
-            if len(rows) * len(first(task)) == 1:
+        num, own = len(genomes), self.processes.shard(len(genomes))
+        size = self.config.chunk or max(len(own), 1)
+        found = torch.zeros(num, num_tasks(task) + 1, dtype=torch.float64, device=self.device)
+        for rows in torch.split(own.to(self.device), size) if len(own) else ():
+            if len(rows) * num_tasks(task) == 1:
                 rows = rows.repeat(2)  # products of a single row take another path in BLAS, to other bits
             rng = torch_rng(self.seed, name, "life", str(self.iteration), device=self.device)
             life = self._begin(genomes[rows], task, rng)
-            with CommonNumbers(len(rows)):
+            with CommonRandomNumbers(len(rows)):
                 for _ in range(self.lifetime.steps):
-                    life.grow()
+                    life.learn()
             returns, lengths = self._measure(life, task, len(rows), episodes, steps, name)
             found[rows, :-1] = returns
             found[rows, -1] = (life.env_steps + lengths).reshape(len(rows), -1).sum(1).double()
-        found = self.ranks.sum(found)
+        found = self.processes.sum(found)
         return found[:, :-1], int(found[:, -1].sum())
 
 

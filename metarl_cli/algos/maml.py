@@ -27,7 +27,6 @@ the query is replayed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -38,20 +37,22 @@ from torch.func import grad_and_value, vmap
 
 from metarl_cli.adaptation.gradient import (
     InnerConfig,
+    NetworkPolicy,
     adapt,
-    adapt_from_scratch,
     collect_support,
-    expand,
+    fine_tune,
     initial_rates,
     inner_step,
 )
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.experience.exploration import explorer
+from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
-from metarl_cli.interfaces import Adaptation, Env, Family, Learner, Params, State, Task, Transitions
+from metarl_cli.experience.schedules import cosine, linear
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Env, Family, Params, State, Task, Transitions, num_tasks
 from metarl_cli.networks.optimizers import Adam
-from metarl_cli.networks.q_network import load_params
+from metarl_cli.networks.stacked import detached, expand, fresh, load_params
+from metarl_cli.networks.target import follow
 from metarl_cli.seeding import Streams, numpy_rng
 
 
@@ -108,32 +109,29 @@ class Config(StrictModel):
 Meta = dict[str, Params]  # {"init": weights, "rates": learning rates of the adapted ones}
 
 
-class MAML:
+class MAML(Algorithm):
     """Meta-learner of an initialisation (and learning rates) for a learner.
 
     Args:
         config: see :class:`Config`.
-        learner: how one task is learned.
-        family: where tasks come from.
-        iterations: length of the whole run, for the schedules.
-        seed: the run's seed; every stream derives from it by name.
+        context: what it is built with.
     """
 
-    learns = True
+    adapts_by = "gradient"
+    saved = ("optimizer", "rng", "env", "replay")
 
-    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        self.config, self.learner, self.family, self.iterations = config, learner, family, iterations
-        self.rng = Streams(seed, "init", "support", "query", "exploration", "minibatch", device=device)
-        self.task = family.sample_tasks(config.tasks, "train", numpy_rng(seed, "tasks", "train"))
-        init = learner.init(self.rng["init"])
+    def __init__(self, config: Config, context: Context):
+        self.config, self.context, self.learner, self.family = config, context, context.learner, context.family
+        self.rng = Streams(context.seed, "init", "support", "query", "exploration", "minibatch", device=context.device)
+        self.task = self.family.sample_tasks(config.tasks, "train", numpy_rng(context.seed, "tasks", "train"))
+        init = self.learner.init(self.rng["init"])
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
         self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
         self.optimizer = torch.optim.Adam([v.requires_grad_() for v in self._learned()], lr=config.outer.lr)
-        self.env: Env = family.make(self.task, config.query.envs, self.rng["query"])
-        self.replay = Replay(config.tasks, config.query.capacity, device)
-        self.iteration = 0
-        self.env_steps = 0
+        self.env: Env = self.family.make(self.task, config.query.envs, self.rng["query"])
+        self.replay = Replay(config.tasks, config.query.capacity, context.device)
+        self.iteration = self.env_steps = 0
 
     def _learned(self) -> list[Tensor]:
         """What the outer optimiser moves."""
@@ -146,9 +144,7 @@ class MAML:
         config = self.config
         supports, metrics = self._collect()
         for group in self.optimizer.param_groups:
-            progress = self.iteration / self.iterations
-            cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-            group["lr"] = config.outer.lr * (config.outer.final_lr + (1 - config.outer.final_lr) * cosine)
+            group["lr"] = config.outer.lr * cosine(config.outer.final_lr, self.iteration / self.context.iterations)
         losses, norms = [], []
         for _ in range(config.outer.updates):
             order = torch.randperm(config.tasks, generator=self.rng["minibatch"], device=self.rng["minibatch"].device)
@@ -176,18 +172,12 @@ class MAML:
                 self.env_steps += int(support.weight.sum())
             supports.append(support)
             params = inner_step(self.learner, params, self.meta["rates"], support, inner.returns)
-        start, end = config.query.epsilon
-        epsilon = start + (end - start) * min(self.iteration / config.query.epsilon_iterations, 1.0)
-        policy = explorer(self.learner, params, epsilon, config.query.repeat, self.rng["exploration"])
-        query = collect(self.env, policy, config.query.steps)
+        epsilon = linear(config.query.epsilon, self.iteration / config.query.epsilon_iterations)
+        policy = EpsilonGreedy(NetworkPolicy(self.learner, params), self.learner.actions, epsilon, config.query.repeat)
+        query = collect(self.env, policy, policy.start(config.query.envs, self.rng["exploration"]), config.query.steps)
         self.replay.add(query)
         self.env_steps += query.reward.numel()
-        ends = float(query.ended.sum())
-        return supports, {
-            "train/epsilon": epsilon,
-            "train/reward": float(query.reward.mean()),
-            "train/episode_length": query.reward.numel() / max(ends, 1.0),
-        }
+        return supports, {"train/epsilon": epsilon, **query.summary()}
 
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:
         """One step of the outer optimiser; returns the query loss and the norm of the meta-gradient."""
@@ -198,10 +188,8 @@ class MAML:
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(weights, outer.clip)
         self.optimizer.step()
-        with torch.no_grad():
-            for group in self.learned_groups:
-                slow, fast = self.slow[group], self.meta[group]
-                torch._foreach_lerp_(list(slow.values()), [fast[k] for k in slow], outer.polyak)
+        for group in self.learned_groups:
+            follow(self.slow[group], self.meta[group], outer.polyak)
         return loss.detach(), norm
 
     # -- the meta-gradient
@@ -229,8 +217,8 @@ class MAML:
         losses = []
         for params in scored:
             with torch.no_grad():
-                target = vmap(self.learner.targets)(params, target_params, query)
-            losses.append(vmap(self.learner.loss)(params, query, target).mean())
+                batch = vmap(self.learner.prepare)(params, target_params, query)
+            losses.append(vmap(self.learner.loss)(params, batch).mean())
         return torch.stack(losses).mean()
 
     def meta_gradient(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
@@ -244,65 +232,38 @@ class MAML:
     def _reptile(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         """Reptile's gradient, theta - mean theta_i, where the query makes the last inner step of theta_i."""
         path = list(self.adapted(self.meta, supports, len(query.reward)))
-        target = vmap(self.learner.targets)(path[-1], self._target_params(self.slow, supports, query), query)
-        gradients, losses = vmap(grad_and_value(self.learner.loss))(path[-1], query, target)
+        batch = vmap(self.learner.prepare)(path[-1], self._target_params(self.slow, supports, query), query)
+        gradients, losses = vmap(grad_and_value(self.learner.loss))(path[-1], batch)
         rates = self.meta["rates"]
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
         return losses.mean(), [v - moved[k].mean(0) for k, v in self.meta["init"].items()]
 
     # -- adaptation
 
-    def adapt(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
-        """Adapt to M tasks from the learned initialisation; the algorithm itself is left as it was."""
-        meta = self.slow if self.config.outer.use_average else self.meta
-        params = expand({k: v.detach() for k, v in meta["init"].items()}, len(next(iter(task.values()))))
-        inner = self.config.inner
-        adam = Adam() if inner.rule == "adam" else None
-        return adapt(self.learner, params, meta["rates"], self.family, task, steps, inner.support, inner.returns, rng, adam)
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Adapt to M tasks from the learned initialisation."""
+        meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
+        params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
+        place = family or self.family
+        return adapt(self.learner, params, meta["rates"], place, task, budget, inner.support, inner.returns, rng, adam)
 
-    def adapt_from_scratch(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
-        """The same learner from fresh weights at the same budget."""
-        inner = self.config.inner
-        return adapt_from_scratch(self.learner, self.family, task, steps, inner.support, inner.returns, inner.scratch_lr, rng)
+    def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
+        """Adapt the same learner from fresh weights at the same budget."""
+        params, inner = fresh(self.learner, num_tasks(task), rng), self.config.inner
+        return fine_tune(self.learner, params, inner.scratch_lr, self.family, task, budget, inner.support, inner.returns, rng)
 
-    def act(self, params: Params, obs: Tensor) -> Tensor:
-        return self.learner.act(params, obs, epsilon=0.0)
-
-    def learned(self) -> None:
-        return None
+    def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
+        return NetworkPolicy(self.learner, state["params"]), None
 
     # -- saving
 
     def weights(self) -> State:
-        return {
-            "meta": {group: {k: v.detach() for k, v in params.items()} for group, params in self.meta.items()},
-            "slow": self.slow,
-        }
+        return {"meta": {group: detached(params) for group, params in self.meta.items()}, "slow": self.slow}
 
     def load_weights(self, state: State) -> None:
-        with torch.no_grad():
-            for mine, saved in ((self.meta, state["meta"]), (self.slow, state["slow"])):
-                for group, params in mine.items():
-                    load_params(params, saved[group])
-
-    def state_dict(self) -> State:
-        return {
-            "weights": self.weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "env": self.env.state_dict(),
-            "replay": self.replay.state_dict(),
-            "rng": self.rng.state_dict(),
-            "iteration": self.iteration,
-            "env_steps": self.env_steps,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.load_weights(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.load_state_dict(state["rng"])
-        self.env.load_state_dict(state["env"])
-        self.replay.load_state_dict(state["replay"])
-        self.iteration, self.env_steps = state["iteration"], state["env_steps"]
+        for own, saved in ((self.meta, state["meta"]), (self.slow, state["slow"])):
+            for group, params in own.items():
+                load_params(params, saved[group])
 
 
 Algo = MAML

@@ -24,6 +24,7 @@ value each. Its greedy column is close to what greedy does without a prior (``pr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from pydantic import Field
@@ -33,7 +34,7 @@ from torch.nn.functional import one_hot
 from metarl_cli.algos.reference import Reference
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.envs.tabular import TabularFamily, value_iteration
-from metarl_cli.interfaces import Family, Learner, State, Step, Task
+from metarl_cli.interfaces import Adapted, Budget, Context, Family, Policy, State, Step, Task, device_of, num_tasks
 from metarl_cli.seeding import numpy_rng
 
 CONFIDENCE = 0.05  # δ of UCRL2; what c leaves of it is not a probability any more
@@ -52,7 +53,7 @@ class Config(StrictModel):
     """What is planned on."""
 
     episodes: int = Field(gt=0, description="episodes of a trial")
-    told: bool = Field(description="plan on the true process: an oracle")
+    oracle: bool = Field(description="plan on the true process")
     samples: int = Field(ge=0, description="processes sampled from the posterior, their values' maximum; 0: the mean")
     bonus: float = Field(ge=0, description="β, BEB's extra reward; 0: none")
     radius: float = Field(ge=0, description="c, scale of UCRL2's confidence sets; 0: none")
@@ -60,82 +61,97 @@ class Config(StrictModel):
     prior: PriorConfig
 
 
-class Explorer(Reference):
+class Planner(Reference):
     """Plan at the start of every episode on what is known.
 
     Args:
         config: see :class:`Config`.
-        learner: unused.
-        family: the processes.
-        seed: of the one training task the interface asks for.
+        context: what it is built with.
 
     Raises:
         ValueError: for a family that is not tabular, or does not show its state.
     """
 
-    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
+    def __init__(self, config: Config, context: Context):
+        family = context.family
         if not isinstance(family, TabularFamily) or family.spec.obs_shape != (family.num_states,):
             raise ValueError("this algorithm needs a table of states it can see (env=tabular_mdp)")
-        self.config, self.family, self.episodes = config, family, config.episodes
-        self.task = family.sample_tasks(1, "train", numpy_rng(seed, "tasks", "train"))
+        self.config, self.family = config, family
+        self.task = family.sample_tasks(1, "train", numpy_rng(context.seed, "tasks", "train"))
 
-    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
-        """Nothing seen yet.
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Yield one policy, which counts what it has seen; an oracle sees the task itself."""
+        yield Adapted(0, 0, 0, PlannedPolicy(self.config, self.family, task), budget.episodes or self.config.episodes)
+
+
+class PlannedPolicy(Policy):
+    """The policy of a planner, in trials on M processes.
+
+    Args:
+        config: what is planned on.
+        family: the processes.
+        task: the processes, which an oracle plans on.
+    """
+
+    def __init__(self, config: Config, family: TabularFamily, task: Task):
+        self.config, self.family, self.task = config, family, task
+        self.horizon, self.actions = family.spec.horizon, family.spec.actions.size
+
+    def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
+        """Return the state before anything was seen.
 
         ``policy [M, N, H, S]`` is the plan, ``clock [M, N]`` the step of the episode, ``seen [M, N, S, A, S]`` counts
         transitions, ``reward [M, N, S, A]`` adds rewards up and ``final [M, N, S]`` marks states that end an episode. An
         oracle has its plan from the start and counts nothing.
         """
-        like, horizon = next(iter(task.values())), self.family.spec.horizon
-        table = (len(like), num_envs, self.family.num_states, self.family.spec.num_actions)
-        memory = {"clock": torch.zeros(table[:2], dtype=torch.long, device=like.device), "rng": rng}
-        if self.config.told:
-            _, best = value_iteration(*self.family.model(task), horizon)
-            return {**memory, "policy": best.movedim(0, 1)[:, None].expand(-1, num_envs, -1, -1)}
-        zeros = torch.zeros(*table, table[2], device=like.device)
+        num, device = num_tasks(self.task), device_of(self.task)
+        table = (num, num_envs, self.family.num_states, self.actions)
+        state = {"clock": torch.zeros(table[:2], dtype=torch.long, device=device), "rng": rng}
+        if self.config.oracle:
+            _, best = value_iteration(*self.family.model(self.task), self.horizon)
+            return {**state, "policy": best.movedim(0, 1)[:, None].expand(-1, num_envs, -1, -1)}
+        zeros = torch.zeros(*table, table[2], device=device)
         return {
-            **memory,
-            "policy": torch.zeros(*table[:2], horizon, table[2], dtype=torch.long, device=like.device),
+            **state,
+            "policy": torch.zeros(*table[:2], self.horizon, table[2], dtype=torch.long, device=device),
             "seen": zeros,
             "reward": zeros[..., 0],
             "final": zeros[..., 0, 0],
         }
 
-    def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
-        """The planned actions ``[M, N]``; where an episode starts, after planning it."""
-        fresh = memory["clock"] == 0
-        if not self.config.told and fresh.any():
-            policy = memory["policy"].clone()
-            policy[fresh] = self.plan(
-                memory["seen"][fresh], memory["reward"][fresh], memory["final"][fresh], memory["rng"]
-            ).movedim(0, 1)
-            memory = {**memory, "policy": policy}
-        where = memory["clock"][..., None, None].expand(*fresh.shape, 1, obs.shape[-1])
-        row = memory["policy"].gather(2, where)[:, :, 0]  # [M, N, S]
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        """Return the planned actions ``[M, N]``; where an episode starts, after planning it."""
+        fresh = state["clock"] == 0
+        if not self.config.oracle and fresh.any():
+            policy = state["policy"].clone()
+            seen, reward, final = (state[name][fresh] for name in ("seen", "reward", "final"))
+            policy[fresh] = self.plan(seen, reward, final, state["rng"]).movedim(0, 1)
+            state = {**state, "policy": policy}
+        where = state["clock"][..., None, None].expand(*fresh.shape, 1, obs.shape[-1])
+        row = state["policy"].gather(2, where)[:, :, 0]  # [M, N, S]
         action = row.gather(-1, obs.argmax(-1, keepdim=True))[..., 0]
         if self.config.epsilon:
-            explore = torch.rand(action.shape, generator=memory["rng"], device=action.device) < self.config.epsilon
-            actions = self.family.spec.num_actions
-            chance = torch.randint(actions, action.shape, generator=memory["rng"], device=action.device)
+            explore = torch.rand(action.shape, generator=state["rng"], device=action.device) < self.config.epsilon
+            chance = torch.randint(self.actions, action.shape, generator=state["rng"], device=action.device)
             action = torch.where(explore, chance, action)
-        return action, memory
+        return action, state
 
-    def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
+    def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
         """Count the transition and its reward."""
-        memory = {**memory, "clock": torch.where(step.terminated | step.truncated, 0, memory["clock"] + 1)}
-        if self.config.told:
-            return memory
-        taken = obs[..., None] * one_hot(action, self.family.spec.num_actions)[..., None, :]  # [M, N, S, A]
+        state = {**state, "clock": torch.where(step.ended, 0, state["clock"] + 1)}
+        if self.config.oracle:
+            return state
+        taken = obs[..., None] * one_hot(action, self.actions)[..., None, :]  # [M, N, S, A]
         return {
-            **memory,
-            "seen": memory["seen"] + taken[..., None] * step.next_obs[..., None, None, :],
-            "reward": memory["reward"] + taken * step.reward[..., None, None],
-            "final": torch.maximum(memory["final"], step.next_obs * step.terminated[..., None]),
+            **state,
+            "seen": state["seen"] + taken[..., None] * step.next_obs[..., None, None, :],
+            "reward": state["reward"] + taken * step.reward[..., None, None],
+            "final": torch.maximum(state["final"], step.next_obs * step.terminated[..., None]),
         }
 
     def plan(self, seen: Tensor, reward: Tensor, final: Tensor, rng: torch.Generator) -> Tensor:
-        """The best actions ``[H, B, S]`` on what B trials saw, each as :meth:`begin` says without ``[M, N]``."""
-        config, prior, horizon = self.config, self.config.prior, self.family.spec.horizon
+        """The best actions ``[H, B, S]`` on what B trials saw, each as :meth:`start` says without ``[M, N]``."""
+        config, prior, horizon = self.config, self.config.prior, self.horizon
         visits = seen.sum(-1)
         weights, strength = seen + prior.successors, visits + prior.strength
         mean = (reward + prior.strength * prior.reward) / strength
@@ -158,7 +174,7 @@ class Explorer(Reference):
         time = visits.sum((1, 2)).clamp(min=1)[:, None, None]
         radius = self.config.radius * ((2 * states * actions * time / CONFIDENCE).log() / visits.clamp(min=1)).sqrt()
         value, plan = torch.zeros_like(final), []
-        for _ in range(self.family.spec.horizon):
+        for _ in range(self.horizon):
             best = (mean + radius + greatest_mean(transition, math.sqrt(states) * radius, value)).max(-1)
             value = best.values * (1 - final)
             plan.append(best.indices)
@@ -184,4 +200,4 @@ def greatest_mean(transition: Tensor, radius: Tensor, value: Tensor) -> Tensor:
     return torch.einsum("bsan,bn->bsa", moved, value.gather(-1, order))
 
 
-Algo = Explorer
+Algo = Planner

@@ -1,21 +1,25 @@
-"""What algorithms with a memory share."""
+"""The base of algorithms that learn a memory, however they learn it: its parts, its tasks, and how it acts in a trial."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from metarl_cli.adaptation.memory import Agent, InputsConfig
+from metarl_cli.adaptation.memory import Agent, InputsConfig, MemoryPolicy
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Family, Params, State, Step, Task
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Distribution, Family, Params, State, Task, num_tasks
 from metarl_cli.networks.memory import MemoryConfig
+from metarl_cli.networks.stacked import detached
 from metarl_cli.seeding import Streams, numpy_rng
 
 
 class TrialsConfig(StrictModel):
-    """What algorithms with a memory share: the trials they learn from, and the memory."""
+    """The memory of an algorithm, and the trials it learns from."""
 
     episodes: int = Field(gt=0, description="episodes of a trial")
     tasks: int = Field(gt=0, description="tasks per iteration")
@@ -25,74 +29,75 @@ class TrialsConfig(StrictModel):
     inputs: InputsConfig
 
 
-class MemoryAlgorithm:
-    """What algorithms that learn a memory share, however they learn it: its parts, its tasks, and how it acts in a trial.
+class MemoryAlgorithm(Algorithm):
+    """The base of algorithms that adapt by a learned memory.
 
     Args:
         config: see :class:`TrialsConfig`.
-        family: where tasks come from.
-        iterations: length of the whole run, for the schedules.
-        seed: the run's seed; every stream derives from it by name.
-        device: where it computes.
+        context: what it is built with; its learner is not used, the memory is the learner.
 
     Raises:
         UserError: if a transformer cannot attend to a whole trial.
     """
 
-    learns = True
+    uses_learner = False
+    adapts_by = "memory"
+    stochastic: ClassVar[bool]  # whether sampling from the policy differs from its likeliest actions
 
-    def __init__(self, config: TrialsConfig, family: Family, iterations: int, seed: int, device: torch.device):
-        self.config, self.family, self.iterations, self.seed, self.device = config, family, iterations, seed, device
-        self.rng = Streams(seed, "init", "episodes", "exploration", "minibatch", device=device)
-        self.agent = Agent(config.memory, config.inputs, family.spec, device)
-        self.episodes = config.episodes
+    def __init__(self, config: TrialsConfig, context: Context):
+        self.config, self.context, self.family, self.device = config, context, context.family, context.device
+        self.rng = Streams(context.seed, "init", "episodes", "exploration", "minibatch", device=context.device)
+        self.agent = Agent(config.memory, config.inputs, context.family.spec, context.device)
+        self._check_length(config.episodes)
         self.iteration = self.env_steps = 0
         self.task = self.draw_tasks()
 
+    def _check_length(self, episodes: int) -> None:
+        """Raise UserError for a trial longer than a transformer can attend to."""
+        steps, longest = episodes * self.family.spec.horizon, self.agent.context
+        if longest is not None and steps > longest:
+            raise UserError(
+                f"a trial of {episodes} episodes can take {steps} steps, "
+                f"more than algo.memory.context={longest} of the transformer"
+            )
+
     def draw_tasks(self) -> Task:
-        """The training tasks of this iteration."""
+        """Draw the training tasks of this iteration."""
         name = str(self.iteration) if self.config.fresh else "all"
-        return self.family.sample_tasks(self.config.tasks, "train", numpy_rng(self.seed, "tasks", "train", name))
+        return self.family.sample_tasks(self.config.tasks, "train", numpy_rng(self.context.seed, "tasks", "train", name))
 
     @property
-    def episodes(self) -> int:
-        """Episodes of a trial.
+    def progress(self) -> float:
+        """The share of the whole run that has passed."""
+        return self.iteration / self.context.iterations
+
+    def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
+        """Return the policies of R trials from features ``[R, H]`` and inputs ``[R, I]``."""
+        raise NotImplementedError
+
+    def policy(self, params: Params, num_tasks: int, episodes: int) -> MemoryPolicy:
+        """Return the policy of these weights in trials of ``episodes`` on M tasks."""
+
+        def head(features: Tensor, inputs: Tensor) -> Distribution:
+            return self.head(params, features, inputs)
+
+        return MemoryPolicy(self.agent, params, head, num_tasks, episodes, self.stochastic)
+
+    def tested(self) -> Params:
+        """Return the weights that new tasks are met with."""
+        raise NotImplementedError
+
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Yield one policy, whose memory adapts over the episodes of a trial.
 
         Raises:
-            UserError: when set to more than a transformer can attend to.
+            UserError: if a transformer cannot attend to a trial of so many episodes.
         """
-        return self._episodes
+        episodes = budget.episodes or self.config.episodes
+        self._check_length(episodes)
+        yield Adapted(0, 0, 0, self.policy(detached(self.tested()), num_tasks(task), episodes), episodes)
 
-    @episodes.setter
-    def episodes(self, num: int) -> None:
-        steps, context = num * self.agent.inputs.spec.horizon, self.agent.context
-        if context is not None and steps > context:
-            raise UserError(
-                f"a trial of {num} episodes can take {steps} steps, more than algo.memory.context={context} of the transformer"
-            )
-        self._episodes = num
-
-    def acting(self) -> Params:
-        """The weights it is tested with."""
-        raise NotImplementedError
-
-    def act(self, params: Params, features: Tensor, inputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Choices and actions ``[R, ...]`` from features ``[R, H]`` and inputs ``[R, I]``; greedy without ``rng``."""
-        raise NotImplementedError
-
-    def begin(self, task: Task, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
-        """The memory of M x N trials, its tensors leading with [M * N]."""
-        rows = len(next(iter(task.values()))) * num_envs
-        return self.agent.begin(rows) | {"rng": None if greedy else rng}
-
-    @torch.no_grad()
-    def choose(self, memory: State, obs: Tensor) -> tuple[Tensor, State]:
-        params = self.acting()
-        inputs, _ = self.agent.see(memory, obs.flatten(0, 1), self.episodes)
-        features, hidden = self.agent.memory.step(params, inputs, memory["hidden"])
-        _, action = self.act(params, features, inputs, memory["rng"])
-        return action.reshape(*obs.shape[:2], *action.shape[1:]), {**memory, "hidden": hidden}
-
-    def observe(self, memory: State, obs: Tensor, action: Tensor, step: Step) -> State:
-        rows = Step(*(x.flatten(0, 1) for x in step))
-        return self.agent.observe(memory, obs.flatten(0, 1), action.flatten(0, 1), rows)
+    def load_policy(self, state: State, task: Task) -> tuple[MemoryPolicy, int]:
+        params, episodes = self.tested(), int(state["episodes"])
+        saved = {name: state["params"][name].to(value) for name, value in params.items()}
+        return self.policy(saved, num_tasks(task), episodes), episodes

@@ -1,28 +1,17 @@
-"""What an algorithm without anything to learn says to the commands: training passes at once, a checkpoint is empty."""
+"""The base of algorithms with nothing to train: ``train_step`` does nothing and the checkpoint is empty."""
 
 from __future__ import annotations
 
-from metarl_cli.interfaces import State
+from metarl_cli.interfaces import Algorithm
 
 
-class Reference:
-    """The base of strategies that are known already."""
+class Reference(Algorithm):
+    """A strategy that is known already; it adapts by what it counts within a trial."""
 
     learns = False
-    stochastic = False
-    env_steps = 0
+    uses_learner = False
+    adapts_by = "memory"
 
     def train_step(self) -> dict[str, float]:
+        """Train nothing."""
         return {}
-
-    def weights(self) -> State:
-        return {}
-
-    def load_weights(self, state: State) -> None:
-        pass
-
-    def state_dict(self) -> State:
-        return {"weights": {}}
-
-    def load_state_dict(self, state: State) -> None:
-        pass

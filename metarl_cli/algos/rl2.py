@@ -18,16 +18,17 @@ from typing import NamedTuple
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional as F
 
-from metarl_cli.adaptation.memory import Prediction, linear
+from metarl_cli.adaptation.memory import Prediction, collect_trials
 from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.returns import generalized_advantages
-from metarl_cli.experience.trial_replay import Trials
-from metarl_cli.interfaces import Family, Learner, Params, State
-from metarl_cli.networks.distributions import distribution
-from metarl_cli.networks.q_network import load_params
+from metarl_cli.experience.schedules import linear
+from metarl_cli.experience.trials import Trials
+from metarl_cli.interfaces import Context, Distribution, Params, State
+from metarl_cli.networks.distributions import PolicyHead
+from metarl_cli.networks.layers import apply_head, head
+from metarl_cli.networks.stacked import detached, load_params
 
 DECAY = 0.9  # of the running mean and deviation of returns, per iteration
 
@@ -79,74 +80,59 @@ class Signal(NamedTuple):
 
 
 class RL2(MemoryAlgorithm):
-    """A policy and a value function on one memory.
-
-    Args: see :class:`MemoryAlgorithm`; ``learner`` is unused, the memory is the learner.
-    """
+    """A policy and a value function on one memory; see :class:`MemoryAlgorithm` for the arguments."""
 
     stochastic = True
+    saved = ("optimizer", "rng")
     config: Config
 
-    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        super().__init__(config, family, iterations, seed, device)
-        self.policy = distribution(family.spec)
+    def __init__(self, config: Config, context: Context):
+        super().__init__(config, context)
+        self.policy_head = PolicyHead(self.family.spec.actions)
         self.prediction = Prediction(self.agent, config.ppo.hidden)
         self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
-        # normalisation of what the value function says
-        self.returns: Params = {"mean": torch.zeros((), device=device), "std": torch.ones((), device=device)}
+        # of returns: the value function learns normalised ones
+        self.returns: Params = {"mean": torch.zeros((), device=self.device), "std": torch.ones((), device=self.device)}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.ppo.lr, eps=1e-5)
 
     def _init(self, rng: torch.Generator) -> Params:
-        """Fresh weights: the policy's head small, so that all actions start about equally likely."""
+        """Draw fresh weights: the policy's head small, so that all actions start about equally likely."""
         size, inputs, hidden = self.agent.memory.size, self.agent.inputs.size, self.config.ppo.hidden
-        params = self.agent.memory.init(rng) | self.policy.init(rng.device)
-        params |= linear("policy.hidden", hidden, size + inputs, 1.0, rng)
-        params |= linear("policy", self.policy.outputs, hidden, 0.01, rng)
-        params |= linear("value.hidden", hidden, size + 2, 1.0, rng) | linear("value", 1, hidden, 0.1, rng)
+        params = self.agent.memory.init(rng) | self.policy_head.init(rng.device)
+        params |= head("policy", self.policy_head.outputs, hidden, size + inputs, 0.01, rng)
+        params |= head("value", 1, hidden, size + 2, 0.1, rng)
         return params | (self.prediction.init(rng) if self.config.ppo.predict_weight else {})
 
     # -- the policy and the value function
 
-    def outputs(self, params: Params, features: Tensor, inputs: Tensor) -> Tensor:
-        """What the policy's distribution is made of, ``[..., outputs]``."""
-        x = torch.cat([features, inputs], -1)
-        x = F.relu(F.linear(x, params["policy.hidden.weight"], params["policy.hidden.bias"]))
-        found = F.linear(x, params["policy.weight"], params["policy.bias"])
-        legal = self.agent.inputs.legal(inputs)
-        return found if legal is None else found.masked_fill(~legal, -torch.inf)
+    def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
+        outputs = apply_head(params, "policy", torch.cat([features, inputs], -1))
+        return self.policy_head(params, outputs, self.agent.inputs.legal(inputs))
 
     def value(self, params: Params, features: Tensor, clock: Tensor) -> Tensor:
-        """The normalised return ``[...]`` still to come in the trial."""
-        x = torch.cat([features, clock], -1)
-        x = F.relu(F.linear(x, params["value.hidden.weight"], params["value.hidden.bias"]))
-        return F.linear(x, params["value.weight"], params["value.bias"])[..., 0]
+        """Return the normalised return ``[...]`` still to come in the trial."""
+        return apply_head(params, "value", torch.cat([features, clock], -1))[..., 0]
+
+    def tested(self) -> Params:
+        return self.params
 
     # -- learning
 
     def train_step(self) -> dict[str, float]:
-        """Live through a batch of trials, then improve the policy on them; the first batch only measures the rewards."""
+        """Collect a batch of trials, then improve the policy on them; the first batch only measures the rewards."""
         config, ppo = self.config, self.config.ppo
         if config.fresh:
             self.task = self.draw_tasks()
-        params = {name: value.detach() for name, value in self.params.items()}
-        trials = self.agent.collect(
-            params,
-            lambda features, inputs: self.act(params, features, inputs, self.rng["exploration"]),
-            self.family,
-            self.task,
-            config.envs,
-            config.episodes,
-            self.rng["episodes"],
-            self._segment,
-        )
+        policy = self.policy(detached(self.params), config.tasks, config.episodes)
+        rngs = self.rng["episodes"], self.rng["exploration"]
+        trials = collect_trials(self.family, self.task, policy, config.envs, config.episodes, *rngs, self._segment)
         self.env_steps += round(float(trials.weight.sum()))
         metrics = trials.summary()
         if self.iteration == 0:
             self.agent.measure(trials)
         else:
-            progress = min(self.iteration / self.iterations, 1.0)
-            self.optimizer.param_groups[0]["lr"] = ppo.lr * (1 + (ppo.final_lr - 1) * progress)
-            entropy_weight = ppo.entropy[0] + (ppo.entropy[1] - ppo.entropy[0]) * progress
+            self.optimizer.param_groups[0]["lr"] = ppo.lr * linear((1.0, ppo.final_lr), self.progress)
+            entropy_weight = linear(ppo.entropy, self.progress)
             metrics |= self._learn(trials, entropy_weight)
             metrics |= {"train/lr": self.optimizer.param_groups[0]["lr"], "train/entropy_weight": entropy_weight}
         self.iteration += 1
@@ -162,14 +148,14 @@ class RL2(MemoryAlgorithm):
     def signal(self, trials: Trials) -> tuple[Signal, float]:
         """What a batch of trials teaches, and the share of the returns' variance that the value function explained."""
         ppo, inside = self.config.ppo, trials.weight > 0
-        outputs = self.outputs(self.params, trials.features, trials.inputs)
+        policy = self.head(self.params, trials.features, trials.inputs)
         value = self.value(self.params, trials.features, trials.clock) * self.returns["std"] + self.returns["mean"]
         advantage = generalized_advantages(trials.reward, value, trials.weight, ppo.gamma, ppo.lambda_)
         target = advantage + value
         self._measure_returns(target[inside])
         explained = 1 - advantage[inside].var() / target[inside].var().clamp(min=1e-12)
         signal = Signal(
-            log_prob=self.policy.log_prob(self.params, outputs, trials.choice),
+            log_prob=policy.log_prob(trials.action),
             advantage=(advantage - advantage[inside].mean()) / advantage[inside].std().clamp(min=1e-8),
             target=(target - self.returns["mean"]) / self.returns["std"],
         )
@@ -195,13 +181,13 @@ class RL2(MemoryAlgorithm):
         """The clipped objective, the value loss and the entropy bonus, as means over the steps of trials; and its parts."""
         ppo, weight = self.config.ppo, trials.weight / trials.weight.sum()
         features = self.agent.recall(params, trials, self._segment)
-        outputs = self.outputs(params, features, trials.inputs)
-        log_ratio = self.policy.log_prob(params, outputs, trials.choice) - signal.log_prob
+        policy = self.head(params, features, trials.inputs)
+        log_ratio = policy.log_prob(trials.action) - signal.log_prob
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - ppo.ratio_clip, 1 + ppo.ratio_clip)
         policy_loss = -(torch.minimum(ratio * signal.advantage, clipped * signal.advantage) * weight).sum()
         value_loss = ((self.value(params, features, trials.clock) - signal.target).square() * weight).sum() / 2
-        entropy = (self.policy.entropy(params, outputs) * weight).sum()
+        entropy = (policy.entropy() * weight).sum()
         loss = policy_loss + ppo.value_weight * value_loss - entropy_weight * entropy
         found = {
             "loss/policy": policy_loss,
@@ -221,45 +207,15 @@ class RL2(MemoryAlgorithm):
         keep = DECAY if self.iteration > 1 else 0.0
         self.returns = {name: keep * self.returns[name] + (1 - keep) * value for name, value in found.items()}
 
-    # -- acting in a trial
-
-    def acting(self) -> Params:
-        return self.params
-
-    def act(self, params: Params, features: Tensor, inputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        outputs = self.outputs(params, features, inputs)
-        choice = self.policy.mode(outputs) if rng is None else self.policy.sample(params, outputs, rng)
-        return choice, self.policy.action(choice)
-
     # -- saving
 
     def weights(self) -> State:
-        return {
-            "params": {name: value.detach() for name, value in self.params.items()},
-            "measured": self.agent.measured,
-            "returns": self.returns,
-        }
+        return {"params": detached(self.params), "measured": self.agent.measured, "returns": self.returns}
 
     def load_weights(self, state: State) -> None:
-        with torch.no_grad():
-            load_params(self.params, state["params"])
-            load_params(self.agent.measured, state["measured"])
-            load_params(self.returns, state["returns"])
-
-    def state_dict(self) -> State:
-        return {
-            "weights": self.weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": self.rng.state_dict(),
-            "iteration": self.iteration,
-            "env_steps": self.env_steps,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.load_weights(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.load_state_dict(state["rng"])
-        self.iteration, self.env_steps = state["iteration"], state["env_steps"]
+        load_params(self.params, state["params"])
+        load_params(self.agent.measured, state["measured"])
+        load_params(self.returns, state["returns"])
 
 
 Algo = RL2

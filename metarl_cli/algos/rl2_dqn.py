@@ -28,14 +28,20 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarl_cli.adaptation.memory import Prediction
+from metarl_cli.adaptation.memory import Prediction, collect_trials
 from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import trial_returns
-from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay, Trials
-from metarl_cli.interfaces import Family, Learner, Params, State
-from metarl_cli.networks.q_network import NetworkConfig, QNetwork, load_params
-from metarl_cli.spaces import Bins, Spec
+from metarl_cli.experience.schedules import linear
+from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay
+from metarl_cli.experience.trials import Trials
+from metarl_cli.interfaces import Context, Distribution, Params, State
+from metarl_cli.networks.distributions import Greedy
+from metarl_cli.networks.q_network import NetworkConfig, QNetwork
+from metarl_cli.networks.stacked import detached, load_params
+from metarl_cli.networks.target import TargetConfig, follow
+from metarl_cli.spaces import Bins, Continuous
 
 
 class HeadConfig(StrictModel):
@@ -54,13 +60,6 @@ class ExplorationConfig(StrictModel):
     iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
     spread: float = Field(ge=0, description="a trial's own epsilon is epsilon^(1 + spread u), u uniform in [0, 1] (Ape-X)")
     repeat: int = Field(gt=0, description="steps a random action lasts")
-
-
-class TargetConfig(StrictModel):
-    """How the slow copy follows: w^- <- w^- + polyak * (w - w^-), every so many updates."""
-
-    every: int = Field(gt=0, description="gradient updates between moves of the slow copy")
-    polyak: float = Field(gt=0, le=1, description="size of the move; 1 copies the weights (Mnih 2015)")
 
 
 class DQNConfig(StrictModel):
@@ -99,56 +98,23 @@ class Config(TrialsConfig):
         return self
 
 
-class Explorer:
-    """Epsilon-greedy choices in R trials, where a random one lasts ``repeat`` steps; the share of random steps stays epsilon.
-
-    Temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration.
-
-    Args:
-        epsilon: of each trial, ``[R]``.
-        repeat: steps a random choice lasts.
-        rng: of all chance.
-    """
-
-    def __init__(self, epsilon: Tensor, repeat: int, rng: torch.Generator):
-        self.starts = epsilon / (epsilon + repeat * (1 - epsilon))  # of idle steps
-        self.repeat, self.rng = repeat, rng
-        self.left = torch.zeros_like(epsilon, dtype=torch.long)  # steps of a random choice still to come
-        self.held: Tensor | None = None
-
-    def __call__(self, q: Tensor) -> Tensor:
-        """Choices ``[R]`` or ``[R, D]`` from values ``[R, A]`` or ``[R, D, bins]``; never one of value -inf."""
-        legal = q > -torch.inf
-        chance = torch.rand(q.shape, generator=self.rng, device=q.device)
-        anything = torch.where(legal, chance, -1.0).argmax(-1)
-        begin = (self.left == 0) & (torch.rand(self.left.shape, generator=self.rng, device=q.device) < self.starts)
-        wide = (...,) + (None,) * (anything.dim() - 1)
-        held = anything if self.held is None else torch.where(begin[wide], anything, self.held)
-        self.held = torch.where(legal.gather(-1, held[..., None])[..., 0], held, anything)  # it may no longer be allowed
-        self.left = torch.where(begin, self.repeat, self.left)
-        choice = torch.where((self.left > 0)[wide], self.held, q.argmax(-1))
-        self.left = (self.left - 1).clamp(min=0)
-        return choice
-
-
 class RL2DQN(MemoryAlgorithm):
-    """A Q-network with a memory.
-
-    Args: see :class:`MemoryAlgorithm`; ``learner`` is unused, the memory is the learner.
-    """
+    """A Q-network with a memory; see :class:`MemoryAlgorithm` for the arguments."""
 
     stochastic = False
+    saved = ("optimizer", "replay", "rng")
+    counters = ("iteration", "updates", "env_steps")
     config: Config
 
-    def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
-        super().__init__(config, family, iterations, seed, device)
-        spec = family.spec
-        self.bins = None if spec.box is None else Bins(spec.box, config.bins)
-        outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
-        seen = Spec((self.agent.memory.size + self.agent.inputs.size,), spec.num_actions, spec.horizon)
-        self.head = QNetwork(NetworkConfig(convolutions=[], context=0, **config.head.model_dump()), seen, outputs)
+    def __init__(self, config: Config, context: Context):
+        super().__init__(config, context)
+        spec, actions = self.family.spec, self.family.spec.actions
+        self.actions = Bins(actions, config.bins) if isinstance(actions, Continuous) else actions
+        outputs = (actions.size, config.bins) if isinstance(self.actions, Bins) else (actions.size,)
+        size = self.agent.memory.size + self.agent.inputs.size
+        self.q_head = QNetwork(NetworkConfig(convolutions=[], context=0, **config.head.model_dump()), (size,), outputs)
         self.prediction = Prediction(self.agent, config.head.hidden[-1])
-        init = self.agent.memory.init(self.rng["init"]) | self.head.init(self.rng["init"])
+        init = self.agent.memory.init(self.rng["init"]) | self.q_head.init(self.rng["init"])
         if config.dqn.predict_weight:
             init |= self.prediction.init(self.rng["init"])
         self.params = {name: value.requires_grad_() for name, value in init.items()}
@@ -156,50 +122,45 @@ class RL2DQN(MemoryAlgorithm):
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.dqn.lr)
         whole = config.replay.model_copy(update={"segment": None})
         kept = whole if config.memory.cell == "transformer" else config.replay
-        self.replay = TrialReplay(kept, self.episodes * spec.horizon, device)
+        self.replay = TrialReplay(kept, config.episodes * spec.horizon, self.device)
         self.updates = 0
 
-    # -- values and choices
+    # -- values
 
     def values(self, params: Params, features: Tensor, inputs: Tensor) -> Tensor:
-        """Q ``[..., A]`` or ``[..., D, bins]``; -inf for what cannot be taken."""
-        q = self.head(params, torch.cat([features, inputs], -1))
+        """Return Q ``[..., A]`` or ``[..., D, bins]``; -inf for what cannot be taken."""
+        q = self.q_head(params, torch.cat([features, inputs], -1))
         legal = self.agent.inputs.legal(inputs)
         return q if legal is None else q.masked_fill(~legal, -torch.inf)
 
+    def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
+        return Greedy(self.values(params, features, inputs), self.actions)
+
     def features(self, params: Params, batch: Batch) -> Tensor:
-        """What the memory says along stretches of trials, ``[T, B, H]``; differentiable."""
+        """Return the memory's features along stretches of trials, ``[T, B, H]``; differentiable."""
         memory, rows = self.agent.memory, batch.inputs.shape[1]
         return memory.scan(params, batch.inputs, batch.start or memory.start(rows, batch.inputs.device))
 
     def q(self, params: Params, batch: Batch) -> Tensor:
-        """Q along stretches of trials, ``[T, B, A]`` or ``[T, B, D, bins]``; differentiable."""
+        """Return Q along stretches of trials, ``[T, B, A]`` or ``[T, B, D, bins]``; differentiable."""
         return self.values(params, self.features(params, batch), batch.inputs)
 
     def value(self, q: Tensor, choice: Tensor) -> Tensor:
-        """Q ``[...]`` of choices: of bins the mean over dimensions (Seyde 2022, arXiv:2210.12566)."""
+        """Return Q ``[...]`` of choices: of bins the mean over dimensions (Seyde 2022, arXiv:2210.12566)."""
         value = q.gather(-1, choice[..., None])[..., 0]
-        return value if self.bins is None else value.mean(-1)
+        return value.mean(-1) if isinstance(self.actions, Bins) else value
 
-    def acting(self) -> Params:
+    def tested(self) -> Params:
         return self.slow if self.config.dqn.use_average else self.params
-
-    def act(self, params: Params, features: Tensor, inputs: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        choice = self.values(params, features, inputs).argmax(-1)
-        return choice, self._action(choice)
-
-    def _action(self, choice: Tensor) -> Tensor:
-        return choice if self.bins is None else self.bins.values(choice)
 
     # -- learning
 
     def train_step(self) -> dict[str, float]:
-        """Live through a batch of trials, then learn from replayed ones; the first batch only measures the rewards."""
+        """Collect a batch of trials, then learn from replayed ones; the first batch only measures the rewards."""
         config, dqn = self.config, self.config.dqn
         if config.fresh:
             self.task = self.draw_tasks()
-        start, end = config.exploration.epsilon
-        epsilon = start + (end - start) * min(self.iteration / config.exploration.iterations, 1.0)
+        epsilon = linear(config.exploration.epsilon, self.iteration / config.exploration.iterations)
         trials = self._collect(epsilon)
         self.env_steps += round(float(trials.weight.sum()))
         metrics = trials.summary() | {"train/epsilon": epsilon}
@@ -207,28 +168,21 @@ class RL2DQN(MemoryAlgorithm):
             self.agent.measure(trials)
         else:
             self.replay.add(trials, self.discounts(trials))
-            progress = min(self.iteration / self.iterations, 1.0)
-            self.optimizer.param_groups[0]["lr"] = dqn.lr * (1 + (dqn.final_lr - 1) * progress)
-            found = [self._update(self.replay.sample(self.rng["minibatch"])) for _ in range(dqn.updates)]
-            loss, norm, q = torch.stack([torch.stack(update) for update in found]).mean(0).tolist()
+            self.optimizer.param_groups[0]["lr"] = dqn.lr * linear((1.0, dqn.final_lr), self.progress)
+            updates = [self._update(self.replay.sample(self.rng["minibatch"])) for _ in range(dqn.updates)]
+            loss, norm, q = torch.stack([torch.stack(update) for update in updates]).mean(0).tolist()
             metrics |= {"loss/td": loss, "grad/norm": norm, "train/q": q, "train/lr": self.optimizer.param_groups[0]["lr"]}
         self.iteration += 1
         return metrics
 
     def _collect(self, epsilon: float) -> Trials:
-        """One trial in each of the tasks' environments."""
-        config, rng = self.config, self.rng["exploration"]
-        rows = config.tasks * config.envs
+        """Collect one trial in each of the tasks' environments."""
+        config, rng, rows = self.config, self.rng["exploration"], (self.config.tasks, self.config.envs)
         power = 1 + config.exploration.spread * torch.rand(rows, generator=rng, device=rng.device)
-        explorer = Explorer(epsilon**power, config.exploration.repeat, rng)
-        params = {name: value.detach() for name, value in self.params.items()}
-
-        def act(features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-            choice = explorer(self.values(params, features, inputs))
-            return choice, self._action(choice)
-
-        collect, episodes = self.agent.collect, self.rng["episodes"]
-        return collect(params, act, self.family, self.task, config.envs, self.episodes, episodes, self.replay.stride)
+        greedy = self.policy(detached(self.params), config.tasks, config.episodes)
+        policy = EpsilonGreedy(greedy, self.actions, epsilon**power, config.exploration.repeat)
+        rngs = self.rng["episodes"], rng
+        return collect_trials(self.family, self.task, policy, config.envs, config.episodes, *rngs, self.replay.stride)
 
     def discounts(self, trials: Trials) -> Tensor:
         """How much what follows each step counts, ``[T, R]``: see the module's docstring; 0 from a trial's last step on."""
@@ -250,8 +204,7 @@ class RL2DQN(MemoryAlgorithm):
         self.optimizer.step()
         self.updates += 1
         if self.updates % dqn.target.every == 0:
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.slow.values()), weights, dqn.target.polyak)
+            follow(self.slow, self.params, dqn.target.polyak)
         return loss.detach(), norm, q
 
     def loss(self, params: Params, slow: Params, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -264,7 +217,7 @@ class RL2DQN(MemoryAlgorithm):
             best = (q if dqn.double else q_slow).argmax(-1)
             reward = batch.reward * dqn.reward_scale
             target = trial_returns(reward, batch.discount, self.value(q_slow, best), dqn.lambda_)
-        value = self.value(q, batch.choice)
+        value = self.value(q, self.actions.index(batch.action))
         error = F.huber_loss(value, target, reduction="none") if dqn.loss == "huber" else (value - target).square()
         loss = (error * weight).sum()
         if dqn.predict_weight:
@@ -274,36 +227,12 @@ class RL2DQN(MemoryAlgorithm):
     # -- saving
 
     def weights(self) -> State:
-        return {
-            "params": {name: value.detach() for name, value in self.params.items()},
-            "slow": self.slow,
-            "measured": self.agent.measured,
-        }
+        return {"params": detached(self.params), "slow": self.slow, "measured": self.agent.measured}
 
     def load_weights(self, state: State) -> None:
-        with torch.no_grad():
-            load_params(self.params, state["params"])
-            load_params(self.slow, state["slow"])
-            load_params(self.agent.measured, state["measured"])
-
-    def state_dict(self) -> State:
-        return {
-            "weights": self.weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "replay": self.replay.state_dict(),
-            "rng": self.rng.state_dict(),
-            "iteration": self.iteration,
-            "updates": self.updates,
-            "env_steps": self.env_steps,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.load_weights(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.replay.load_state_dict(state["replay"])
-        self.rng.load_state_dict(state["rng"])
-        self.iteration, self.updates = state["iteration"], state["updates"]
-        self.env_steps = state["env_steps"]
+        load_params(self.params, state["params"])
+        load_params(self.slow, state["slow"])
+        load_params(self.agent.measured, state["measured"])
 
 
 Algo = RL2DQN

@@ -31,6 +31,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarl_cli.config.messages import choose, closest, did_you_mean, flatten, no_such_key, one_line
+from metarl_cli.config.models import TrainConfig
+from metarl_cli.config.registry import ConfigError, validate
 
 BASE = "1.3"
 ERRORS = (HydraException, OmegaConfBaseException)
@@ -266,3 +268,21 @@ def find_problems(
     written = {override: place for place, override in enumerate(args.overrides)}
     refused = sorted(composer.problems, key=lambda override: written.get(override, len(written)))
     return [*(composer.problems[override] for override in refused), *found]
+
+
+def compose_train(overrides: list[str]) -> tuple[TrainConfig, dict[str, str], list[str]]:
+    """Compose and check one ``metarl train``: its configuration, the options chosen, the overrides.
+
+    Raises:
+        UserError: with every problem.
+    """
+    composer = Composer("train", os.environ.get("METARL_CONFIG_DIR") or None)
+    config = composer.settle(overrides)
+    if composer.problems or config is None:
+        raise ConfigError(list(composer.problems.values()))
+    choices = {k: v for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    with open_dict(config):
+        del config["hydra"]
+    checked = validate("train", plain(config))
+    assert isinstance(checked, TrainConfig)
+    return checked, choices, overrides

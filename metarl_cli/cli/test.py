@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from metarl_cli.config.models import Evaluation, TestConfig
-from metarl_cli.errors import UserError
-from metarl_cli.evaluation.held_out import held_out_tasks
+from metarl_cli.config.models import TestConfig
 from metarl_cli.evaluation.report import table
-from metarl_cli.interfaces import TrialAlgorithm
-from metarl_cli.progress import working
-from metarl_cli.runs.build import build
-from metarl_cli.runs.folder import RunFolder
-from metarl_cli.runs.results import load_weights, measure
-from metarl_cli.runs.tracking import wide_console
+from metarl_cli.progress import status, wide_console
+from metarl_cli.runs.run import Run
 
 
 def run(config: TestConfig) -> float:
-    """``metarl test``: repeat the evaluation of a saved run; returns the curve's ``score``."""
-    folder = RunFolder(config.run)
-    trained = folder.config(config.hardware)
-    default = trained.test if config.split != "validation" else trained.eval
-    budget = Evaluation(
-        tasks=config.tasks or default.tasks,
-        episodes=config.episodes or default.episodes,
-        steps=config.steps or default.steps,
-    )
-    parts = build(trained)
-    if config.split not in parts.family.splits:
-        raise UserError(
-            f"the family of {folder} has no {config.split} tasks; choose split={' or '.join(parts.family.splits[1:])}"
-        )
-    folder.check_tasks(trained, parts.family)
-    if isinstance(parts.algorithm, TrialAlgorithm):
-        if config.steps:
-            parts.algorithm.episodes = config.steps + 1
-        budget = budget.model_copy(update={"steps": parts.algorithm.episodes - 1})
-    path = load_weights(folder, parts, config.checkpoint)
-    tasks = held_out_tasks(parts.family, trained, config.split, budget.tasks)
-    name = f"{config.split}-{config.checkpoint}-tasks{budget.tasks}-episodes{budget.episodes}-steps{budget.steps}"
+    """Repeat the evaluation of a saved run; returns the curve's ``score``."""
+    saved = Run(config.run, config.hardware, config.checkpoint)
     console = wide_console()
-    with working(console, f"adapting to {budget.tasks} {config.split} tasks"):
-        report, _ = measure(folder, parts, config.split, tasks, budget, trained.seed, name)
-    console.print(table(report, f"{folder.path.name}: {budget.tasks} {config.split} tasks, {path.name}"))
-    console.print(f"written: {folder.results / name}.json and .png", soft_wrap=True)
+    with status(console, f"adapting to {config.split} tasks"):
+        name, report = saved.measure(config.split, config.tasks, config.episodes, config.steps, config.trial)
+    tasks = report.curve.returns.shape[-1]
+    console.print(table(report, f"{saved.folder.path.name}: {tasks} {config.split} tasks, {saved.checkpoint.name}"))
+    console.print(f"written: {saved.folder.results / name}.json and .png", soft_wrap=True)
     return report.curve.score

@@ -55,7 +55,7 @@ from torch import Tensor
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.messages import choose, did_you_mean, one_line
 from metarl_cli.envs.tasks import Columns, Range, Tasks, TasksConfig
-from metarl_cli.interfaces import State, Step, Task
+from metarl_cli.interfaces import Env, State, Step, Task
 from metarl_cli.spaces import Box, Spec
 
 Number = int | float
@@ -545,7 +545,8 @@ class Idle:
             _close(self.take(next(iter(self.crews))))
 
 
-class GymnasiumEnv:
+class GymnasiumEnv(Env):
+    can_select_rows = False
     """M x N environments in one or more processes; when this is dropped they wait for the next one of the same tasks."""
 
     def __init__(self, family: GymnasiumFamily, task: Task, num_envs: int, rng: torch.Generator, drawing: bool):
@@ -744,13 +745,13 @@ class GymnasiumFamily(Tasks):
         """Unknown."""
         return None
 
-    def make(self, task: Task, num_envs: int, rng: torch.Generator, drawing: bool = False) -> GymnasiumEnv:
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> GymnasiumEnv:
         """Start ``num_envs`` environments of each task; ``drawing`` for one whose first environment can be drawn.
 
         Raises:
             ValueError: if the simulator refuses a value of a task.
         """
-        return GymnasiumEnv(self, task, num_envs, rng, drawing)
+        return GymnasiumEnv(self, task, num_envs, rng, render)
 
 
 def _action(env: gymnasium.Env[Any, Any]) -> np.ndarray:

@@ -47,7 +47,8 @@ class Config(StrictModel):
     bins: int = Field(ge=2, description="values of each action dimension, for families whose actions are vectors")
 
 
-class Mix:
+class Mix(AnyFamily):
+    max_envs = None
     """A distribution of tasks over several families.
 
     Raises:
@@ -78,7 +79,7 @@ class Mix:
             horizon=max(family.spec.horizon for family in self.members),
             masked=True,
         )
-        self.splits = tuple(s for s in ("train", "validation", "test", "ood") if all(s in f.splits for f in self.members))
+        self._splits = tuple(s for s in ("train", "validation", "test", "ood") if all(s in f.splits for f in self.members))
         self.finite = any(family.finite for family in self.members)
 
     def _grid(self, name: str, box: Box | None, bins: int) -> Bins | None:
@@ -89,6 +90,10 @@ class Mix:
                 f"{name} has {len(box.low)} action dimensions: {bins} bins each make more than {MOST_CHOICES} choices to mix"
             )
         return Bins(box, bins)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self._splits
 
     # -- tasks
 
@@ -157,14 +162,15 @@ class Mix:
             found[rows] = best
         return found
 
-    def make(self, task: Task, num_envs: int, rng: torch.Generator, drawing: bool = False) -> MixEnv:
-        return MixEnv(self, task, num_envs, rng, drawing)
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> MixEnv:
+        return MixEnv(self, task, num_envs, rng, render)
 
 
-class MixEnv:
+class MixEnv(Env):
+    can_select_rows = False
     """M x N environments of several families; each family steps its own rows as one tensor."""
 
-    def __init__(self, family: Mix, task: Task, num_envs: int, rng: torch.Generator, drawing: bool):
+    def __init__(self, family: Mix, task: Task, num_envs: int, rng: torch.Generator, render: bool):
         self.family, self.shape = family, (len(task["family"]), num_envs)
         self.first = int(task["family"][0])
         self.rows: list[Tensor] = []
@@ -174,7 +180,7 @@ class MixEnv:
             if len(rows):
                 self.members.append(i)
                 self.rows.append(rows)
-                self.envs.append(family.members[i].make(family.part(task, name, rows), num_envs, rng, drawing))
+                self.envs.append(family.members[i].make(family.part(task, name, rows), num_envs, rng, render))
         self.obs = self._merge([env.obs for env in self.envs])
 
     def _merge(self, parts: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.tasks import Tasks, TasksConfig
-from metarl_cli.interfaces import State, Step, Task
+from metarl_cli.interfaces import Env, State, Step, Task
 from metarl_cli.seeding import drawing_nothing
 from metarl_cli.spaces import Spec
 
@@ -57,12 +57,12 @@ class NativeFamily(Tasks):
         """The expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
         return None
 
-    def make(self, task: Task, num_envs: int, rng: torch.Generator, drawing: bool = False) -> NativeEnv:
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:
         """Start ``num_envs`` environments of each task; any can be drawn."""
         return NativeEnv(self, task, num_envs, rng)
 
 
-class NativeEnv:
+class NativeEnv(Env):
     """M x N environments of a native family, stepped as one tensor."""
 
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
@@ -89,7 +89,9 @@ class NativeEnv:
         self.obs = self.family.observe(self.state)
         return Step(self.family.observe(state), reward, terminated, truncated, self.obs)
 
-    def take(self, rows: Tensor) -> None:
+    can_select_rows = True
+
+    def select_rows(self, rows: Tensor) -> None:
         """Go on with these tasks alone: a mask ``[M]``."""
         self.task = {name: value[rows] for name, value in self.task.items()}
         self.state, self.clock, self.obs = self.state[rows], self.clock[rows], self.obs[rows]

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Task
+from metarl_cli.interfaces import Family, Task
 
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Columns = dict[str, np.ndarray]  # one array [num, ...] per task parameter
@@ -42,7 +42,7 @@ class TasksConfig(StrictModel):
         return self
 
 
-class Tasks:
+class Tasks(Family):
     """The tasks of a family.
 
     Args:
@@ -50,6 +50,7 @@ class Tasks:
         device: where the tasks live.
     """
 
+    max_envs: int | None = None
     parameters: dict[str, float]  # name -> nominal value, SI units
     positive: frozenset[str] = frozenset()  # parameters that make no sense at zero or below
     finite = False  # whether the tasks are so few that the splits share them

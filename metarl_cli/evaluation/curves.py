@@ -51,7 +51,7 @@ class Report(NamedTuple):
     sampled: Curve | None  # the same trials with sampled actions; none for a policy that is not stochastic
     scratch: Curve | None  # the same learner from fresh weights; none for an algorithm without gradient steps
     random: Curve
-    learned: Interval | None  # the algorithm's own training tasks, where each is learned from scratch
+    own_tasks: Interval | None  # the training tasks, where each is learned on its own
     optimum: Scores | None  # [M] of the best policy that knows the task, where the family can tell
     best: Interval | None  # the same over the tasks
 
@@ -71,8 +71,8 @@ class Report(NamedTuple):
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:
     """A curve as scalars, under the tags every algorithm shares."""
     points, values = curve.points, [point.value for point in curve.points]
-    found = {f"return_step_{k}": value for k, value in zip(curve.steps, values, strict=True)}
-    found |= {
+    scalars = {f"return_step_{k}": value for k, value in zip(curve.steps, values, strict=True)}
+    scalars |= {
         "return_before": values[0],
         "return_after": values[-1],
         "return_after_low": points[-1].low,
@@ -81,25 +81,25 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
         "auc": float(np.trapezoid(values, curve.steps) / curve.steps[-1]) if curve.steps[-1] else values[0],
     }
     if curve.total:
-        found["trial_return"] = curve.total.mean
-    for group, apart in curve.groups.items():
-        found |= {f"return_before_{group}": apart[0].value, f"return_after_{group}": apart[-1].value}
-    return {f"{prefix}/{name}": value for name, value in found.items()}
+        scalars["trial_return"] = curve.total.mean
+    for group, points in curve.groups.items():
+        scalars |= {f"return_before_{group}": points[0].value, f"return_after_{group}": points[-1].value}
+    return {f"{prefix}/{name}": value for name, value in scalars.items()}
 
 
 def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
     """What stands beside the curve, as scalars: the references, and sampled actions."""
-    found = {"return_random": report.random.points[0].value}
+    scalars = {"return_random": report.random.points[0].value}
     if report.scratch:
-        found["return_scratch"] = report.scratch.points[-1].value
-    if report.learned:
-        found["return_learned"] = report.learned.value
+        scalars["return_scratch"] = report.scratch.points[-1].value
+    if report.own_tasks:
+        scalars["return_learned"] = report.own_tasks.value
     if report.optimum is not None and report.best is not None:
-        found["return_optimum"] = report.best.value
-        found["regret_after"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())  # per episode
+        scalars["return_optimum"] = report.best.value
+        scalars["regret_after"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())  # per episode
     if report.regret is not None:
-        found["regret"] = report.regret
+        scalars["regret"] = report.regret
     if report.sampled and report.sampled.total:
-        found["return_sampled_after"] = report.sampled.points[-1].value
-        found["trial_return_sampled"] = report.sampled.total.mean
-    return {f"{prefix}/{name}": value for name, value in found.items()}
+        scalars["return_sampled_after"] = report.sampled.points[-1].value
+        scalars["trial_return_sampled"] = report.sampled.total.mean
+    return {f"{prefix}/{name}": value for name, value in scalars.items()}

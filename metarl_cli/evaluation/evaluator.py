@@ -1,4 +1,4 @@
-"""The one evaluator: adaptation curves of any algorithm on tasks it never trained on; and ``metarl test``.
+"""The one evaluator: adaptation curves of any algorithm on tasks it never trained on.
 
 A curve is the return of full greedy episodes before adaptation and after each adaptation step, per task, against the
 gradient steps and environment steps spent (Beck 2023, arXiv:2301.08028, section 2.3). For an algorithm that adapts within a
@@ -10,54 +10,16 @@ tasks it runs moves nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metarl_cli.evaluation.curves import Curve, Report, Total
-from metarl_cli.evaluation.statistics import Interval, Scores, iqm_interval, mean_interval, together
-from metarl_cli.experience.rollout import Act, run_episodes
-from metarl_cli.interfaces import Adaptation, Algorithm, Family, GradientAlgorithm, Task, TrialAlgorithm
-from metarl_cli.progress import counted
+from metarl_cli.evaluation.statistics import Interval, Scores, average_intervals, iqm_interval, mean_interval
+from metarl_cli.experience.rollout import RandomPolicy, run_episodes
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Family, Policy, Task, device_of
+from metarl_cli.progress import track
 from metarl_cli.seeding import torch_rng
-from metarl_cli.spaces import random_actions
-
-
-@torch.no_grad()
-def trial(
-    family: Family,
-    task: Task,
-    algorithm: TrialAlgorithm,
-    trials: int,
-    env_rng: torch.Generator,
-    rng: torch.Generator,
-    greedy: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Whole trials of ``algorithm.episodes`` episodes: ``trials`` of them on each of M tasks, memory kept throughout.
-
-    Greedy or sampled, the environments draw the same numbers from ``env_rng``; the algorithm's chance comes from ``rng``.
-    Returns the undiscounted return and the length [steps] of every episode, ``[episodes, M, trials]`` both.
-    """
-    env = family.make(task, trials, env_rng)
-    memory = algorithm.begin(task, trials, rng, greedy)
-    episodes, shape, device = algorithm.episodes, env.obs.shape[:2], env.obs.device
-    returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)  # the last row takes what follows a trial's end
-    current = torch.zeros(1, *shape, dtype=torch.long, device=device)
-    most = episodes * family.spec.horizon
-    for _ in counted(range(most), most, "step of the trials"):
-        obs = env.obs
-        action, memory = algorithm.choose(memory, obs)
-        step = env.step(action)
-        memory = algorithm.observe(memory, obs, action, step)
-        returns.scatter_add_(0, current, step.reward[None])
-        lengths.scatter_add_(0, current, torch.ones_like(step.reward[None]))
-        current = (current + (step.terminated | step.truncated)).clamp(max=episodes)
-        if (current == episodes).all():
-            break
-    return returns[:-1], lengths[:-1]
-
 
 Aggregate = Callable[[Scores], Interval]  # returns [E, M] -> what is reported of them
 
@@ -85,40 +47,41 @@ class Evaluator:
 
     def __init__(self, family: Family, task: Task, episodes: int, seed: int, split: str):
         self.family, self.task, self.episodes, self.seed, self.split = family, task, episodes, seed, split
-        self.device = next(iter(task.values())).device
+        self.device = device_of(task)
         self.groups = {name: rows.cpu().numpy() for name, rows in family.groups(task).items() if len(rows)}
 
     def _rng(self, name: str) -> torch.Generator:
         return torch_rng(self.seed, self.split, name, device=self.device)
 
-    def _returns(self, task: Task, act: Act) -> Scores:
-        rng = self._rng("episodes")  # the same episodes for every policy
-        return run_episodes(self.family, task, act, self.episodes, rng)[0].T.double().cpu().numpy()  # [E, M]
+    def _returns(self, task: Task, policy: Policy, rng: torch.Generator) -> Scores:
+        """Return ``[E, M]`` of episodes that start the same for every policy; ``rng`` is of the policy's own chance."""
+        returns, _ = run_episodes(self.family, task, policy, self.episodes, self._rng("episodes"), rng)
+        return returns[0].T.double().cpu().numpy()
 
-    def _adaptation(
-        self, algorithm: GradientAlgorithm, adaptations: Iterator[Adaptation], most: int, what: str = "adaptation, point"
-    ) -> Curve:
+    def _curve(self, adaptations: Iterator[Adapted], most: int, what: str, greedy: bool = True) -> Curve:
+        """Measure each policy of an adaptation, or each episode of the one policy whose state adapts."""
         steps, returns, gradient_steps, env_steps = [], [], [], []
-        for adaptation in counted(adaptations, most + 1, what):
-            params = adaptation.params
-            steps.append(adaptation.step)
-            returns.append(self._returns(self.task, lambda obs, params=params: algorithm.act(params, obs)))  # type: ignore[misc]
-            gradient_steps.append(adaptation.gradient_steps)
-            env_steps.append(adaptation.env_steps)
+        for adapted in track(adaptations, most + 1, what):
+            if adapted.episodes is not None:
+                return self._trial(adapted.policy, adapted.episodes, greedy)
+            steps.append(adapted.step)
+            returns.append(self._returns(self.task, adapted.policy, self._rng("policy")))
+            gradient_steps.append(adapted.gradient_steps)
+            env_steps.append(adapted.env_steps)
         return self._points(steps, returns, gradient_steps, env_steps)
 
-    def _trial(self, algorithm: TrialAlgorithm, greedy: bool) -> Curve:
+    def _trial(self, policy: Policy, episodes: int, greedy: bool) -> Curve:
         rngs = self._rng("episodes"), self._rng("trial")
-        found, lengths = trial(self.family, self.task, algorithm, self.episodes, *rngs, greedy)  # [episodes, M, E] both
-        steps = _spread(algorithm.episodes)
-        returns = found[steps].transpose(1, 2).double().cpu().numpy()  # [P, E, M]
+        each, lengths = run_episodes(self.family, self.task, policy, self.episodes, *rngs, episodes, greedy)  # [episodes, M, E]
+        steps = _spread(episodes)
+        returns = each[steps].transpose(1, 2).double().cpu().numpy()  # [P, E, M]
         spent = torch.cat([torch.zeros(1), lengths.mean((1, 2)).cumsum(0).cpu()])[steps].round().long().tolist()
         curve = self._points(steps, list(returns), [0] * len(steps), spent, mean_over_tasks)
-        whole = found.sum(0, dtype=torch.float64).cpu().numpy()  # [M, E]
+        whole = each.sum(0, dtype=torch.float64).cpu().numpy()  # [M, E]
         groups = list(self.groups.values()) or [np.arange(len(whole))]
         mean = float(np.mean([whole[rows].mean() for rows in groups]))
-        each = np.mean([found[:, rows].mean((1, 2), dtype=torch.float64).tolist() for rows in groups], axis=0).tolist()
-        return curve._replace(total=Total(algorithm.episodes, mean, standard_error([whole[rows] for rows in groups]), each))
+        means = np.mean([each[:, rows].mean((1, 2), dtype=torch.float64).tolist() for rows in groups], axis=0).tolist()
+        return curve._replace(total=Total(episodes, mean, standard_error([whole[rows] for rows in groups]), means))
 
     def _points(
         self,
@@ -128,29 +91,26 @@ class Evaluator:
         env_steps: list[int],
         aggregate: Aggregate = iqm_over_tasks,
     ) -> Curve:
-        apart = {name: [aggregate(scores[:, rows]) for scores in returns] for name, rows in self.groups.items()}
-        points = [together(column) for column in zip(*apart.values(), strict=True)] or [aggregate(x) for x in returns]
-        return Curve(steps, np.stack(returns), points, gradient_steps, env_steps, apart)
+        per_group = {name: [aggregate(scores[:, rows]) for scores in returns] for name, rows in self.groups.items()}
+        averages = [average_intervals(column) for column in zip(*per_group.values(), strict=True)]
+        points = averages or [aggregate(x) for x in returns]
+        return Curve(steps, np.stack(returns), points, gradient_steps, env_steps, per_group)
 
-    def curve(self, algorithm: Algorithm, steps: int) -> Curve:
-        """The algorithm's own adaptation: by ``steps`` gradient steps, or along a trial of its own length."""
-        if isinstance(algorithm, TrialAlgorithm):
-            return self._trial(algorithm, greedy=True)
-        adapting = by_gradient(algorithm)
-        return self._adaptation(adapting, adapting.adapt(self.task, steps, self._rng("support")), steps)
+    def curve(self, algorithm: Algorithm, budget: Budget, greedy: bool = True) -> Curve:
+        """Measure the algorithm's adaptation: before and after each gradient step, or along the episodes of a trial."""
+        return self._curve(algorithm.adapt(self.task, budget, self._rng("support")), budget.steps, "adaptation, point", greedy)
 
-    def report(self, algorithm: Algorithm, steps: int) -> Report:
-        """The algorithm's adaptation beside the references."""
-        aggregate, sampled, scratch = iqm_over_tasks, None, None
-        if isinstance(algorithm, TrialAlgorithm):
-            aggregate = mean_over_tasks
-            sampled = self._trial(algorithm, greedy=False) if algorithm.stochastic else None
-        else:
-            adapting = by_gradient(algorithm)
-            begun = adapting.adapt_from_scratch(self.task, steps, self._rng("support"))
-            scratch = self._adaptation(adapting, begun, steps, "from scratch, point")
-        curve, random, learned = self.curve(algorithm, steps), self.random(aggregate), self.learned(algorithm)
-        return Report(curve, sampled, scratch, random, learned, *self._optimum(aggregate))
+    def report(self, algorithm: Algorithm, budget: Budget) -> Report:
+        """Measure the algorithm's adaptation beside the references."""
+        sampled = scratch = None
+        curve = self.curve(algorithm, budget)
+        if curve.total and next(algorithm.adapt(self.task, budget, self._rng("support"))).policy.stochastic:
+            sampled = self.curve(algorithm, budget, greedy=False)
+        if (adaptations := algorithm.adapt_from_scratch(self.task, budget, self._rng("support"))) is not None:
+            scratch = self._curve(adaptations, budget.steps, "from scratch, point")
+        aggregate = mean_over_tasks if curve.total else iqm_over_tasks
+        optimum, best = self._optimum(aggregate)
+        return Report(curve, sampled, scratch, self.random(aggregate), self.own_tasks(algorithm), optimum, best)
 
     def _optimum(self, aggregate: Aggregate) -> tuple[Scores | None, Interval | None]:
         """The best return of each task ``[M]`` and over all, where the family can tell."""
@@ -161,43 +121,37 @@ class Evaluator:
         return optimum, self._points([0], [optimum[None]], [0], [0], aggregate).points[0]
 
     def random(self, aggregate: Aggregate = iqm_over_tasks) -> Curve:
-        """A policy that acts uniformly at random."""
-        rng = self._rng("random")
-        returns = self._returns(self.task, lambda obs: random_actions(self.family.spec, obs, rng))
+        """Measure a policy that acts uniformly at random."""
+        returns = self._returns(self.task, RandomPolicy(self.family.spec.actions), self._rng("random"))
         return self._points([0], [returns], [0], [0], aggregate)
 
-    def learned(self, algorithm: Algorithm) -> Interval | None:
-        """The networks of tasks the algorithm learned from scratch, each on its own task."""
-        found = None if isinstance(algorithm, TrialAlgorithm) else by_gradient(algorithm).learned()
-        if found is None:
+    def own_tasks(self, algorithm: Algorithm) -> Interval | None:
+        """Measure the networks of an algorithm that learns each training task on its own, on these tasks; else None."""
+        if not algorithm.own_tasks:
             return None
-        task, params = found
-        returns = self._returns(task, lambda obs: by_gradient(algorithm).act(params, obs))
+        task = algorithm.task
+        learned = next(algorithm.adapt(task, Budget(), self._rng("support")))
+        returns = self._returns(task, learned.policy, self._rng("policy"))
         groups = [rows.cpu().numpy() for rows in self.family.groups(task).values() if len(rows)]
-        return together([iqm_interval(returns[:, rows]) for rows in groups]) if groups else iqm_interval(returns)
+        return average_intervals([iqm_interval(returns[:, rows]) for rows in groups]) if groups else iqm_interval(returns)
 
 
 def standard_error(groups: list[Scores]) -> float | None:
-    """Of the average of the groups' means; over a group's tasks ``[M, E]``, of a single task over its repeats.
+    """Return the standard error of the average of the groups' means; None where there is nothing to compare with.
 
-    None where there is nothing to compare with.
+    It is over a group's tasks ``[M, E]``, and of a single task over its repeats.
     """
     errors = []
     for scores in groups:
-        apart = scores.mean(1) if len(scores) > 1 else scores[0]
-        if len(apart) < 2:
+        means = scores.mean(1) if len(scores) > 1 else scores[0]
+        if len(means) < 2:
             return None
-        errors.append(apart.std(ddof=1) / np.sqrt(len(apart)))
+        errors.append(means.std(ddof=1) / np.sqrt(len(means)))
     return float(np.sqrt(np.sum(np.square(errors))) / len(groups))
 
 
-def by_gradient(algorithm: Algorithm) -> GradientAlgorithm:
-    """What is no :class:`TrialAlgorithm` adapts by gradient steps."""
-    return cast(GradientAlgorithm, algorithm)
-
-
 def _spread(episodes: int, most: int = 20) -> list[int]:
-    """At most ``most`` of the episodes of a trial, the first and the last among them, close together where more changes."""
+    """Return at most ``most`` log-spaced episode indices, including the first and the last."""
     if episodes <= most:
         return list(range(episodes))
     return sorted({round(k) - 1 for k in np.geomspace(1, episodes, most)})

@@ -6,19 +6,18 @@ import hashlib
 
 import torch
 
-from metarl_cli.config.models import TrainConfig
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Family, Task
 from metarl_cli.seeding import numpy_rng
 
 
-def held_out_tasks(family: Family, config: TrainConfig, split: str, num: int) -> Task:
-    """The first ``num`` tasks of a held-out split: the same for every algorithm, seed and number of tasks."""
-    return family.sample_tasks(num, split, numpy_rng(config.tasks_seed, "tasks", split))
+def held_out_tasks(family: Family, split: str, num: int, seed: int) -> Task:
+    """Draw the first ``num`` tasks of a held-out split: the same for every algorithm, run's seed and number of tasks."""
+    return family.sample_tasks(num, split, numpy_rng(seed, "tasks", split))
 
 
 def task_hash(task: Task) -> str:
-    """A hash of the tasks' parameters."""
+    """Return a hash of the tasks' parameters."""
     digest = hashlib.sha256()
     for name in sorted(task):
         digest.update(name.encode() + task[name].detach().cpu().double().numpy().tobytes())
@@ -26,7 +25,7 @@ def task_hash(task: Task) -> str:
 
 
 def check_disjoint(splits: dict[str, Task]) -> None:
-    """Raises UserError if two splits share a task."""
+    """Raise UserError if two splits share a task."""
     seen: dict[tuple[float, ...], str] = {}
     for split, task in splits.items():
         columns = [value.reshape(len(value), -1) for value in task.values()]

@@ -123,7 +123,7 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
         "sampled": report.sampled and entry(report.sampled),
         "from_scratch": report.scratch and entry(report.scratch),
         "random": entry(report.random),
-        "learned": report.learned and report.learned._asdict(),
+        "learned": report.own_tasks and report.own_tasks._asdict(),
         "optimum": None if report.optimum is None else report.optimum.tolist(),  # [M]
         "trial": report.total and report.total._asdict(),
         "trial_sampled": report.sampled and report.sampled.total and report.sampled.total._asdict(),

@@ -1,4 +1,4 @@
-"""Aggregates that do not lie with few runs (Agarwal 2021, arXiv:2108.13264)."""
+"""Aggregates and intervals that are reliable with few runs (Agarwal 2021, arXiv:2108.13264)."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def mean_interval(scores: ArrayLike, resamples: int = 2000, seed: int = 0) -> In
     return Interval(float(tasks.mean()), float(low), float(high))
 
 
-def together(intervals: Sequence[Interval]) -> Interval:
-    """The average of groups whose scores do not compare; of its bounds too, which is wider than the average's own interval."""
+def average_intervals(intervals: Sequence[Interval]) -> Interval:
+    """Average estimates and bounds over groups whose scores do not compare; the interval is conservative."""
     return Interval(*(float(np.mean(column)) for column in zip(*intervals, strict=True)))

@@ -15,14 +15,33 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.registry import ConfigError, Part, load
 from metarl_cli.evolution.lineage import markdown
-from metarl_cli.evolution.searches.population import by_rank
-from metarl_cli.experience.rollout import Act
-from metarl_cli.interfaces import Adaptation, Family, Learner, Life, Params, Portrait, Search, State, Task, Traits
+from metarl_cli.evolution.searches.population import shape_by_rank
+from metarl_cli.experience.rollout import Moment, rollout
+from metarl_cli.interfaces import (
+    Adapted,
+    Algorithm,
+    Budget,
+    Context,
+    Diagnostics,
+    Env,
+    Family,
+    Learner,
+    Life,
+    Params,
+    Search,
+    State,
+    Step,
+    Task,
+    Traits,
+    num_tasks,
+)
 from metarl_cli.networks.q_network import structured
-from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
+from metarl_cli.networks.stacked import first, fresh, select_rows
+from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
 class FitnessConfig(StrictModel):
@@ -57,56 +76,51 @@ class EvolutionConfig(StrictModel):
     validation: ValidationConfig
 
 
-class Evolution:
+class Evolution(Algorithm):
     """The base of searches over genomes.
 
     Args:
         config: see :class:`EvolutionConfig`.
         tasks: training tasks, drawn once.
-        learner: how one task is learned.
-        family: where tasks come from.
-        iterations: generations of the run.
-        seed: the run's seed; every stream derives from it by name.
+        context: what it is built with.
 
     Raises:
         ValueError: where the parts do not fit together.
     """
 
-    learns = True
+    adapts_by = "gradient"
+    saved = ("search",)
 
-    def __init__(
-        self,
-        config: EvolutionConfig,
-        tasks: int,
-        learner: Learner,
-        family: Family,
-        iterations: int,
-        seed: int,
-        device: torch.device,
-    ):
-        self.config, self.learner, self.family, self.seed, self.device = config, learner, family, seed, device
-        module, parsed = load("lifetime", config.lifetime, "algo.lifetime")
-        self.lifetime = module.Lifetime(parsed, learner, family, device)
+    def __init__(self, config: EvolutionConfig, tasks: int, context: Context):
+        self.config, self.context = config, context
+        learner, family, seed, device = context.learner, context.family, context.seed, context.device
+        self.learner, self.family, self.seed, self.device = learner, family, seed, device
+        self.lifetime = self._lifetime(family)
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
         module, parsed = load("search", config.search, "algo.search")
         self.search: Search = module.Search(
             parsed, self.genome.start, self.genome.scale, torch_rng(seed, "search", device=device)
         )
-        if (patience := getattr(self.search, "patience", 0)) and iterations < patience + 2:
+        if self.search.warmup and context.iterations < self.search.warmup + 2:
             raise ValueError(
-                f"algo.search.patience ({patience}) is too long: no generation would live after a selection "
-                f"in train.iterations ({iterations}); at most {max(iterations - 2, 0)}"
+                f"algo.search.patience ({self.search.warmup}) is too long: no generation would live after a selection "
+                f"in train.iterations ({context.iterations}); at most {max(context.iterations - 2, 0)}"
             )
         self.task = family.sample_tasks(tasks, "train", numpy_rng(seed, "tasks", "train"))
         self.held_out = family.sample_tasks(config.validation.tasks, "validation", numpy_rng(seed, "tasks", "candidates"))
         self.champion = self.genome.start[None]  # [S, G] one genome for each adaptation step, or for all
         self.iteration = self.env_steps = 0
 
+    def _lifetime(self, family: Family) -> Any:
+        """Return the lifetime of individuals in the environments of ``family``."""
+        module, parsed = load("lifetime", self.config.lifetime, "algo.lifetime")
+        return module.Lifetime(parsed, self.learner, family, self.device)
+
     def _check_traits(self) -> None:
         """Raises ValueError where a part of the genome says something that no lifetime asks for, or may not be."""
         module = self.config.lifetime["module"]
-        sample = self.genome.express(self.genome.start[None])
+        sample = self.genome.decode(self.genome.start[None])
         if unused := sample.keys() - self.lifetime.traits - {"init", "structure"}:
             raise ValueError(f"algo.genome: {', '.join(sorted(unused))} mean nothing in algo.lifetime.module={module}")
         if "init" in sample and "structure" in sample:
@@ -169,59 +183,52 @@ class Evolution:
         numbers are common, that changes nothing for the others.
         """
         rng = torch_rng(self.seed, name, "episodes", str(self.iteration), device=self.device)
-        with CommonNumbers(copies):
+        with CommonRandomNumbers(copies):
             env = self.family.make(tile(task, copies), episodes, rng)
         params, alive = life.params, torch.arange(copies, device=self.device)
-        act, take = self._policy(params), getattr(env, "take", None)
-        returns, lengths = torch.zeros(2, copies, len(first(task)), episodes, device=self.device)
+        moments = self._rollout(env, params, copies)
+        returns, lengths = torch.zeros(2, copies, num_tasks(task), episodes, device=self.device)
         total, length = returns.clone(), lengths.clone()  # of those alive
         running = torch.ones_like(total, dtype=torch.bool)
         for _ in range(steps or self.family.spec.horizon):
-            action = act(env.obs)
-            with CommonNumbers(len(alive)):
-                step = env.step(action)
+            step = next(moments).step
             total += step.reward.view_as(total) * running
             length += running
-            running &= ~(step.terminated | step.truncated).view_as(running)
+            running &= ~step.ended.view_as(running)
             left = running.flatten(1).any(1)
             num = int(left.sum())
             if num == 0:
                 break
-            if take is not None and 2 * num <= len(alive) and num * len(first(task)) > 1:  # one row has other bits
+            if env.can_select_rows and 2 * num <= len(alive) and num * num_tasks(task) > 1:  # one row has other bits
                 returns[alive], lengths[alive] = total, length
                 alive, total, length, running = (x[left] for x in (alive, total, length, running))
-                rows = left.repeat_interleave(len(first(task)))
-                take(rows)
-                params = {k: v[left if len(v) == len(left) else rows] for k, v in params.items()}
-                act = self._policy(params)
+                rows = left.repeat_interleave(num_tasks(task))
+                env.select_rows(rows)
+                params = select_rows(params, left if len(first(params)) == len(left) else rows)
+                moments = self._rollout(env, params, num)
         returns[alive], lengths[alive] = total, length
         return returns.double().mean(2), lengths.sum(2).long().flatten()
 
-    def _policy(self, params: Params) -> Act:
-        """Greedy actions of P individuals on R rows: those of one individual are a batch to its network."""
-        num = len(first(params))
+    def _rollout(self, env: Env, params: Params, copies: int) -> Iterator[Moment]:
+        """Act greedily; the environments of every copy draw the same random numbers."""
+        policy = NetworkPolicy(self.learner, params)
+        return rollout(Common(env, copies), policy, policy.start(env.obs.shape[1], torch.Generator()))
 
-        def act(obs: Tensor) -> Tensor:
-            action = self.learner.act(params, obs.reshape(num, -1, *obs.shape[2:]), 0.0)
-            return action.reshape(*obs.shape[:2], *action.shape[2:])
-
-        return act
-
-    def _begin(self, genomes: Tensor, task: Task, rng: torch.Generator, **more: Any) -> Any:
+    def _begin(self, genomes: Tensor, task: Task, rng: torch.Generator, lifetime: Any = None, **more: Any) -> Any:
         """Lives of P individuals on M tasks at their beginning; ``more`` for the lifetime."""
-        copies, num = len(genomes), len(first(task))
+        copies, num = len(genomes), num_tasks(task)
         traits = self._express(genomes, num)
         params, structure = traits.pop("init", None), traits.pop("structure", {})
         if params is None:  # as many fresh networks as tasks, the same for every individual
-            params = {k: v.repeat(copies, *[1] * (v.dim() - 1)) for k, v in fresh(self.learner, num, rng).items()}
+            params = tile(fresh(self.learner, num, rng), copies)
         if structure:
             params = structured(params, structure)
-        with CommonNumbers(copies):  # but not where weights are drawn: their axes are no rows
-            return self.lifetime.begin(params, traits, tile(task, copies), rng, **more)
+        with CommonRandomNumbers(copies):  # but not where weights are drawn: their axes are no rows
+            return (lifetime or self.lifetime).begin(params, traits, tile(task, copies), rng, **more)
 
     def _express(self, genomes: Tensor, num: int) -> Traits:
-        """What genomes say, a row for each of ``num`` tasks (initial weights: for all); the rest is the lifetime's own."""
-        traits, default = self.genome.express(genomes), self.lifetime.default
+        """Return the traits of genomes, a row for each of ``num`` tasks; what genomes lack is the lifetime's own."""
+        traits, default = self.genome.decode(genomes), self.lifetime.default
         rows = {
             kind: values if kind == "init" else {k: v.repeat_interleave(num, 0) for k, v in values.items()}
             for kind, values in traits.items()
@@ -230,52 +237,53 @@ class Evolution:
 
     # -- meta-testing
 
-    def adapt(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
-        """The champion's lifetime on M tasks; beyond the length of a lifetime it goes on as it ended."""
-        yield from self._adapt(task, steps, rng, self.champion)
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Go through the champion's lifetime on M tasks; beyond its length it goes on as it ended."""
+        yield from self._adapt(task, budget.steps, rng, self.champion, family)
 
-    def adapt_from_scratch(self, task: Task, steps: int, rng: torch.Generator) -> Iterator[Adaptation]:
-        """A lifetime without a genome: fresh weights, and the settings of ``algo.lifetime``."""
-        yield from self._adapt(task, steps, rng, None)
+    def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
+        """Go through a lifetime without a genome: fresh weights, and the settings of ``algo.lifetime``."""
+        yield from self._adapt(task, budget.steps, rng, None)
+
+    def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
+        return NetworkPolicy(self.learner, state["params"]), None
 
     @torch.no_grad()
-    def _adapt(self, task: Task, steps: int, rng: torch.Generator, schedule: Tensor | None) -> Iterator[Adaptation]:
-        num = len(first(task))
+    def _adapt(
+        self, task: Task, steps: int, rng: torch.Generator, schedule: Tensor | None, family: Family | None = None
+    ) -> Iterator[Adapted]:
+        num, lifetime = num_tasks(task), self._lifetime(family) if family else self.lifetime
         life: Any
         if schedule is None:
-            life = self.lifetime.begin(fresh(self.learner, num, rng), self.lifetime.default, task, rng)
+            life = lifetime.begin(fresh(self.learner, num, rng), lifetime.default, task, rng)
         else:
-            life = self._begin(schedule[:1], task, rng)
+            life = self._begin(schedule[:1], task, rng, lifetime=lifetime)
             schedule = schedule[:, None]
         for step in range(steps + 1 if self.lifetime.steps else 1):
             if step > 0:
-                self._grow(life, step, schedule)
+                self._learn(life, step, schedule)
             params = {k: v.expand(num, *v.shape[1:]) if len(v) == 1 else v for k, v in life.params.items()}
-            yield Adaptation(step, life.gradient_steps, round(float(life.env_steps.double().mean())), params)
+            yield Adapted(
+                step, life.gradient_steps, round(float(life.env_steps.double().mean())), NetworkPolicy(self.learner, params)
+            )
 
-    def _grow(self, life: Any, step: int, schedules: Tensor | None) -> None:
+    def _learn(self, life: Any, step: int, schedules: Tensor | None) -> None:
         """The ``step``-th adaptation step of P lives by the schedules ``[S, P, G]``, or without a genome."""
-        life.grow()
-
-    def act(self, params: Params, obs: Tensor) -> Tensor:
-        return self.learner.act(params, obs, 0.0)
-
-    def learned(self) -> None:
-        return None
+        life.learn()
 
     # -- looking
 
-    def portrait(self) -> Portrait:
-        """The population in numbers people understand, the champion among them."""
-        population = self.genome.read(self.search.ask())
+    def diagnostics(self) -> Diagnostics:
+        """Return the population in numbers people understand, the champion among them."""
+        population = self.genome.describe(self.search.ask())
         histograms = {f"genome/{name}": values for name, values in population.items()}
-        champion = self.genome.read(self.champion)  # [S]
+        champion = self.genome.describe(self.champion)  # [S]
         rows = [
             [name, *(f"{float(x):.4g}" for x in (champion[name][-1], values.min(), values.median(), values.max()))]
             for name, values in population.items()
         ]
         texts = {"genome/champion": markdown(["", "champion", "least of the population", "median", "greatest"], rows)}
-        return Portrait(histograms, texts, {})
+        return Diagnostics(histograms, texts, {})
 
     # -- saving
 
@@ -287,19 +295,6 @@ class Evolution:
         if champion.shape[1:] != self.genome.start.shape:
             raise ValueError(f"a genome has {len(self.genome.start)} genes, not {champion.shape[-1]}")
         self.champion = champion
-
-    def state_dict(self) -> State:
-        return {
-            "weights": self.weights(),
-            "search": self.search.state_dict(),
-            "iteration": self.iteration,
-            "env_steps": self.env_steps,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        self.load_weights(state["weights"])
-        self.search.load_state_dict(state["search"])
-        self.iteration, self.env_steps = state["iteration"], state["env_steps"]
 
 
 class Genes:
@@ -314,37 +309,39 @@ class Genes:
         self.start = torch.cat([part.start for part in self.parts.values()])  # [G]
         self.scale = torch.cat([part.scale for part in self.parts.values()])
 
-    def express(self, genes: Tensor) -> Traits:
-        """What ``genes [P, G]`` say, all parts together."""
+    def decode(self, genes: Tensor) -> Traits:
+        """Return the traits of ``genes [P, G]``, all parts together."""
         traits: Traits = {}
-        for part, mine in zip(self.parts.values(), torch.split(genes, self.sizes, 1), strict=True):
-            for kind, values in part.express(mine).items():
+        for part, own in zip(self.parts.values(), torch.split(genes, self.sizes, 1), strict=True):
+            for kind, values in part.decode(own).items():
                 traits[kind] = traits.get(kind, {}) | values
         return traits
 
-    def read(self, genes: Tensor) -> dict[str, Tensor]:
-        """``{part/name: [P]}`` in numbers people understand."""
+    def describe(self, genes: Tensor) -> dict[str, Tensor]:
+        """Return ``{part/name: [P]}`` in numbers people understand."""
         parts = zip(self.parts.items(), torch.split(genes, self.sizes, 1), strict=True)
-        return {f"{name}/{key}": value for (name, part), mine in parts for key, value in part.read(mine).items()}
+        return {f"{name}/{key}": value for (name, part), own in parts for key, value in part.describe(own).items()}
 
 
-def fresh(learner: Learner, num: int, rng: torch.Generator) -> Params:
-    """``num`` networks, each with weights of its own."""
-    networks = [learner.init(rng) for _ in range(num)]
-    return {k: torch.stack([network[k] for network in networks]) for k in networks[0]}
+class Common(Env):
+    """An environment whose P copies of the same rows draw the same random numbers."""
+
+    def __init__(self, env: Env, copies: int):
+        self.env, self.copies, self.obs = env, copies, env.obs
+
+    def step(self, action: Tensor) -> Step:
+        with CommonRandomNumbers(self.copies):
+            step = self.env.step(action)
+        self.obs = step.obs
+        return step
 
 
-def first(rows: dict[str, Tensor]) -> Tensor:
-    """One of the tensors, for what all have in common."""
-    return next(iter(rows.values()))
-
-
-def tile(task: Task, copies: int) -> Task:
-    """The tasks once for each individual, ``[P M]``."""
-    return {name: value.repeat(copies, *[1] * (value.dim() - 1)) for name, value in task.items()}
+def tile(rows: Task, copies: int) -> Task:
+    """Repeat tasks, or their networks, once for each individual, ``[P M, ...]``."""
+    return {name: value.repeat(copies, *[1] * (value.dim() - 1)) for name, value in rows.items()}
 
 
 def _mean_rank(returns: Tensor) -> Tensor:
     """The mean over tasks of an individual's rank, from ``returns [P, M]``: the best has P, equals share."""
     ranks = torch.linspace(len(returns), 1, len(returns), dtype=returns.dtype)
-    return torch.stack([by_rank(column, ranks) for column in returns.unbind(1)], 1).mean(1)
+    return torch.stack([shape_by_rank(column, ranks) for column in returns.unbind(1)], 1).mean(1)

@@ -1,48 +1,78 @@
-"""Exploration."""
+"""Exploration: epsilon-greedy, with random actions that may last.
+
+Temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from metarl_cli.experience.rollout import Act
-from metarl_cli.interfaces import Learner, Params
+from metarl_cli.interfaces import Policy, State, Step
+from metarl_cli.spaces import ActionSpace
 
 
-def explorer(learner: Learner, params: Params, epsilon: float | Tensor, repeat: int, rng: torch.Generator) -> Act:
-    """Epsilon-greedy where a random action lasts ``repeat`` steps; the share of random steps stays epsilon.
+class EpsilonGreedy(Policy):
+    """A policy of whose steps a share epsilon is random; a random action lasts ``repeat`` steps.
 
-    Temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration. ``params`` lead with [M];
-    ``epsilon`` is that of all tasks, or of each, ``[M]``.
+    Args:
+        policy: what acts otherwise; sampled where it is stochastic.
+        actions: what a random action is drawn from.
+        epsilon: the share of random steps: of all, or ``[M]`` of each task, or ``[M, N]``.
+        repeat: steps a random action lasts.
     """
-    share = epsilon[:, None] if isinstance(epsilon, Tensor) else epsilon
-    if repeat == 1:
-        return lambda obs: learner.act(params, obs, epsilon, rng)
-    held: Tensor | None = None
-    left: Tensor | None = None
 
-    def act(obs: Tensor) -> Tensor:
-        nonlocal held, left
-        anything = learner.act(params, obs, 1.0, rng)
-        if held is None or left is None:
+    stochastic = True
+
+    def __init__(self, policy: Policy, actions: ActionSpace, epsilon: float | Tensor, repeat: int = 1):
+        self.policy, self.actions, self.repeat = policy, actions, repeat
+        self.always = not isinstance(epsilon, Tensor) and epsilon >= 1  # then the policy itself is never asked
+        self.never = not isinstance(epsilon, Tensor) and epsilon == 0
+        self.share = epsilon[:, None] if isinstance(epsilon, Tensor) and epsilon.dim() == 1 else epsilon
+
+    def start(self, num_envs: int, rng: torch.Generator, greedy: bool = False) -> State:
+        inner = self.policy.start(num_envs, rng, greedy=not self.policy.stochastic)
+        return {"policy": inner, "rng": rng, "held": None, "left": None}
+
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        if self.repeat > 1:
+            return self._act_and_hold(state, obs)
+        if self.always:
+            return self.actions.random(obs, state["rng"]), state
+        action, inner = self.policy.act(state["policy"], obs)
+        if self.never:
+            return action, {**state, "policy": inner}
+        explore = torch.rand(obs.shape[:2], generator=state["rng"], device=obs.device) < self.share
+        anything = self.actions.random(obs, state["rng"])
+        return torch.where(_align(explore, action), anything, action), {**state, "policy": inner}
+
+    def _act_and_hold(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        rng, repeat, held, left = state["rng"], self.repeat, state["held"], state["left"]
+        anything = self.actions.random(obs, rng)
+        if held is None:
             held, left = anything, torch.zeros(obs.shape[:2], dtype=torch.long, device=obs.device)
-            # as if it had always explored: some are in the middle of a random action, of which 0 to repeat - 1 steps are left
+            # a start in the middle of random actions, of which 0 to repeat - 1 steps are left, has the same share of them
             part = torch.randint(repeat, left.shape, generator=rng, device=obs.device)
-            left = torch.where(torch.rand(left.shape, generator=rng, device=obs.device) < share, part, left)
-        starts = share / (share + repeat * (1 - share))  # of idle steps, so that a share epsilon of all is random
+            left = torch.where(torch.rand(left.shape, generator=rng, device=obs.device) < self.share, part, left)
+        starts = self.share / (
+            self.share + repeat * (1 - self.share)
+        )  # of idle steps, so that a share epsilon of all is random
         begin = (left == 0) & (torch.rand(left.shape, generator=rng, device=obs.device) < starts)
         left = torch.where(begin, repeat, left)
-        wide = (...,) + (None,) * (anything.dim() - 2)
-        held = torch.where(begin[wide], anything, held)
-        if learner.spec.masked:  # what was chosen may no longer be allowed
-            legal = obs[..., -learner.spec.num_actions :].gather(-1, held[..., None])[..., 0] > 0
-            held = torch.where(legal, held, anything)
-        random = left > 0
-        left = (left - 1).clamp(min=0)
-        return (
-            held
-            if not isinstance(epsilon, Tensor) and epsilon >= 1
-            else torch.where(random[wide], held, learner.act(params, obs, 0.0))
-        )
+        held = torch.where(_align(begin, anything), anything, held)
+        legal = self.actions.legal(obs)
+        if legal is not None:  # the held action may no longer be one of them
+            held = torch.where(legal.gather(-1, held[..., None])[..., 0], held, anything)
+        state = {**state, "held": held, "left": (left - 1).clamp(min=0)}
+        if self.always:
+            return held, state
+        action, inner = self.policy.act(state["policy"], obs)
+        return torch.where(_align(left > 0, action), held, action), {**state, "policy": inner}
 
-    return act
+    def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
+        return state if self.always else {**state, "policy": self.policy.observe(state["policy"], obs, action, step)}
+
+
+def _align(mask: Tensor, action: Tensor) -> Tensor:
+    """Reshape ``[M, N]`` so that it broadcasts against ``action``."""
+    return mask[(...,) + (None,) * (action.dim() - mask.dim())]

@@ -55,7 +55,7 @@ class Replay:
         index = torch.randint(len(self), (len(tasks), size), generator=rng, device=tasks.device)
         return Transitions(*(x[tasks[:, None], index][:, None] for x in self.data))
 
-    def take(self, tasks: Tensor) -> None:
+    def select_rows(self, tasks: Tensor) -> None:
         """Go on with what there is of these ``tasks [M]`` in the place of all."""
         if self.data is not None:
             self.data = self._room_for(Transitions(*(x[tasks] for x in self._held(self.data))))

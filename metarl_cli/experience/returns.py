@@ -9,8 +9,8 @@ from torch import Tensor
 from metarl_cli.config.base import StrictModel
 
 
-class Returns(StrictModel):
-    """What a network is taught along a trajectory."""
+class ReturnsConfig(StrictModel):
+    """The estimate of returns: discount and lambda."""
 
     gamma: float | None = Field(ge=0, lt=1, description="discount; none: the learner's; 0 regresses on the reward alone")
     lambda_: float = Field(ge=0, le=1, alias="lambda", description="share of longer returns; 0 is one-step DQN")

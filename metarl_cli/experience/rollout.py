@@ -1,51 +1,134 @@
-"""Rollouts."""
+"""Rollouts: a policy acts in M x N environments. Everything that acts goes through :func:`rollout`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from metarl_cli.interfaces import Env, Family, Task, Transitions
+from metarl_cli.interfaces import Env, Family, Policy, State, Step, Task, Transitions
+from metarl_cli.progress import track
+from metarl_cli.spaces import ActionSpace
 
-Act = Callable[[Tensor], Tensor]  # obs [M, N, ...] -> action [M, N]
+
+class Moment(NamedTuple):
+    """One step of a rollout."""
+
+    obs: Tensor  # [M, N, ...] what was acted on
+    action: Tensor  # [M, N] or [M, N, D]
+    step: Step
+    chosen: State  # the policy's state after choosing the action
+    state: State  # and after observing where it led
 
 
-def collect(env: Env, act: Act, steps: int, one_episode: bool = False) -> Transitions:
+def rollout(env: Env, policy: Policy, state: State) -> Iterator[Moment]:
+    """Act without end, from the policy's ``state`` on; the caller stops."""
+    while True:
+        obs = env.obs
+        action, chosen = policy.act(state, obs)
+        step = env.step(action)
+        state = policy.observe(chosen, obs, action, step)
+        yield Moment(obs, action, step, chosen, state)
+
+
+class RandomPolicy(Policy):
+    """Uniformly random actions."""
+
+    stochastic = True
+
+    def __init__(self, actions: ActionSpace):
+        self.actions = actions
+
+    def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
+        return {"rng": rng}
+
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        return self.actions.random(obs, state["rng"]), state
+
+
+def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: bool = False) -> Transitions:
     """Act ``steps`` times in every environment -> ``[M, T, N, ...]``.
 
     ``one_episode`` gives no weight to what follows the first end of each environment's episode.
     """
     rows = []
     weight = torch.ones(env.obs.shape[:2], device=env.obs.device)
-    for _ in range(steps):
-        obs = env.obs
-        action = act(obs)
-        step = env.step(action)
-        ended = step.terminated | step.truncated
-        rows.append(Transitions(obs, action, step.reward, step.next_obs, step.terminated, ended, weight))
+    for _, moment in zip(range(steps), rollout(env, policy, state), strict=False):
+        step = moment.step
+        rows.append(Transitions(moment.obs, moment.action, step.reward, step.next_obs, step.terminated, step.ended, weight))
         if one_episode:
-            weight = weight * ~ended
+            weight = weight * ~step.ended
     return Transitions(*(torch.stack(field, 1) for field in zip(*rows, strict=True)))
 
 
 @torch.no_grad()
 def run_episodes(
-    family: Family, task: Task, act: Act, episodes: int, rng: torch.Generator, steps: int | None = None
+    family: Family,
+    task: Task,
+    policy: Policy,
+    num_envs: int,
+    env_rng: torch.Generator,
+    rng: torch.Generator,
+    episodes: int = 1,
+    greedy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """One full episode in each of ``episodes`` fresh environments per task, cut at ``steps`` if given.
+    """Run a trial of whole ``episodes`` in each of ``num_envs`` environments per task, with one state of the policy.
 
-    Returns the undiscounted returns and the lengths [steps], ``[M, episodes]`` both.
+    Greedy or sampled, the environments draw the same numbers from ``env_rng``; the policy's chance comes from ``rng``.
+    Returns the undiscounted return and the length [steps] of every episode, ``[episodes, M, num_envs]`` both.
     """
-    env = family.make(task, episodes, rng)
-    total, length = torch.zeros(2, *env.obs.shape[:2], device=env.obs.device)
-    running = torch.ones_like(total, dtype=torch.bool)
-    for _ in range(steps or family.spec.horizon):
-        step = env.step(act(env.obs))
-        total += step.reward * running
-        length += running
-        running &= ~(step.terminated | step.truncated)
-        if not running.any():
+    env = family.make(task, num_envs, env_rng)
+    shape, device = env.obs.shape[:2], env.obs.device
+    returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)  # the last row takes what follows a trial's end
+    current = torch.zeros(1, *shape, dtype=torch.long, device=device)  # the episode of each environment
+    longest = episodes * family.spec.horizon
+    steps = range(longest) if episodes == 1 else track(range(longest), longest, "step of the trials")
+    for _, moment in zip(steps, rollout(env, policy, policy.start(num_envs, rng, greedy)), strict=False):
+        reward = moment.step.reward[None]
+        returns.scatter_add_(0, current, reward)
+        lengths.scatter_add_(0, current, torch.ones_like(reward))
+        current = (current + moment.step.ended).clamp(max=episodes)
+        if (current == episodes).all():
             break
-    return total, length
+    return returns[:-1], lengths[:-1]
+
+
+class Played(NamedTuple):
+    """A trial in one environment."""
+
+    returns: list[float]  # of each episode
+    places: list[list[str]]  # of each episode, its start and where each step led; empty where a family cannot say
+    frames: list[Image]
+    state: State  # of the policy after the last episode
+
+
+@torch.no_grad()
+def play(family: Family, env: Env, policy: Policy, state: State, episodes: int = 1, frames: int = 0) -> Played:
+    """Run whole episodes in one environment of one task (M = N = 1), from the policy's ``state`` on.
+
+    Args:
+        family: of the environment; it may describe observations.
+        env: at the start of an episode; can be drawn where ``frames`` is above 0.
+        policy: what acts.
+        state: its state.
+        episodes: how many.
+        frames: the most frames to draw, one before each step.
+    """
+    returns: list[float] = [0.0]
+    places, drawn = [[family.describe(env.obs[0, 0])]], [env.render()] if frames else []
+    for moment in rollout(env, policy, state):
+        state = moment.state
+        returns[-1] += float(moment.step.reward)
+        places[-1].append(family.describe(moment.step.next_obs[0, 0]))
+        if bool(moment.step.ended):
+            if len(returns) == episodes:
+                break
+            returns.append(0.0)
+            places.append([family.describe(env.obs[0, 0])])
+        if len(drawn) < frames:
+            drawn.append(env.render())
+    named = [[place for place in episode if place is not None] for episode in places]
+    return Played(returns, named if any(named) else [], drawn, state)

@@ -1,4 +1,4 @@
-"""Replay of whole trials."""
+"""Replay of whole trials, or segments of them (R2D2: Kapturowski 2019)."""
 
 from __future__ import annotations
 
@@ -10,35 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
+from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Params, State
-
-
-class Trials(NamedTuple):
-    """R whole trials, time first: ``[T, R, ...]``. ``weight`` is 1 within a trial and 0 after its end."""
-
-    inputs: Tensor
-    choice: Tensor
-    reward: Tensor
-    ended: Tensor  # the last step of an episode
-    terminated: Tensor
-    weight: Tensor
-    clock: Tensor  # [T, R, 2]
-    features: Tensor  # [T, R, H] what the memory said when it acted
-    starts: State  # memory at the start of each segment of back-propagation, [S, R, ...]
-
-    def rows(self, rows: Tensor) -> Trials:
-        """Some of the trials."""
-        steps = {k: v.index_select(1, rows) for k, v in self._asdict().items() if k != "starts"}
-        return Trials(**steps, starts={k: v.index_select(1, rows) for k, v in self.starts.items()})
-
-    def summary(self) -> dict[str, float]:
-        """What training shows of them."""
-        total, num = float((self.reward * self.weight).sum()), float(self.weight.sum())
-        return {
-            "train/trial_return": total / self.reward.shape[1],
-            "train/reward": total / num,
-            "train/episode_length": num / float((self.ended * self.weight).sum().clamp(min=1)),
-        }
 
 
 class ReplayConfig(StrictModel):
@@ -56,7 +29,7 @@ class Batch(NamedTuple):
     """Stretches of B trials, time first: ``[T, B, ...]``; ``discount`` is that of what follows, 0 at a trial's last step."""
 
     inputs: Tensor
-    choice: Tensor
+    action: Tensor
     reward: Tensor
     discount: Tensor
     weight: Tensor  # 1 for what is learned; 0 for burn-in, for the step beyond that bootstraps, and for padding
@@ -78,14 +51,14 @@ class TrialReplay:
         self.stride = (
             math.gcd(self.segment, config.burn_in) if config.segment else horizon
         )  # segments and their burn-in begin at multiples of it
-        self.steps: Params = {}  # inputs, choice, reward and discount, [capacity, horizon, ...]
+        self.steps: Params = {}  # inputs, action, reward and discount, [capacity, horizon, ...]
         self.starts: State = {}  # [capacity, horizon / stride, ...]
         self.lengths = torch.zeros(config.capacity, dtype=torch.long, device=device)
         self.added = 0  # trials ever added
 
     def add(self, trials: Trials, discount: Tensor) -> None:
         """Append trials; the oldest go when full. Kept starts are ``stride`` steps apart; ``discount [T, R]`` as in a batch."""
-        steps = {"inputs": trials.inputs, "choice": trials.choice, "reward": trials.reward, "discount": discount}
+        steps = {"inputs": trials.inputs, "action": trials.action, "reward": trials.reward, "discount": discount}
         starts = trials.starts if self.config.segment else {}
         rows = discount.shape[1]
         places = (self.added + torch.arange(rows, device=self.device)) % self.config.capacity

@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.experience.returns import Returns, lambda_returns
-from metarl_cli.interfaces import Params, Transitions
+from metarl_cli.experience.returns import lambda_returns
+from metarl_cli.interfaces import Batch, Layers, Params, Transitions
+from metarl_cli.interfaces import Learner as Base
+from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
-from metarl_cli.spaces import Bins, Spec, random_actions
+from metarl_cli.spaces import Bins, Choices, Continuous, Spec
 
 
 class Config(StrictModel):
@@ -37,87 +39,61 @@ class Config(StrictModel):
     reward_scale: float = Field(gt=0, description="rewards are multiplied by this; 1 - gamma keeps values near one")
 
 
-class DQN:
-    """A Q-learner for one task; ``act`` alone takes the weights of many."""
+class DQN(Base):
+    """A Q-learner for one task.
+
+    Args:
+        config: see :class:`Config`.
+        spec: the family's.
+    """
+
+    actions: Choices
 
     def __init__(self, config: Config, spec: Spec):
         self.config, self.spec = config, spec
-        self.bins = None if spec.box is None else Bins(spec.box, config.bins)
-        outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
-        self.network = QNetwork(config.network, spec, outputs)
+        self.actions = Bins(spec.actions, config.bins) if isinstance(spec.actions, Continuous) else spec.actions
+        shape = (spec.actions.size, config.bins) if isinstance(self.actions, Bins) else (spec.actions.size,)
+        self.network = QNetwork(config.network, spec.obs_shape, shape, spec.obs_scale)
+        network = config.network
+        self.layers = Layers(tuple(network.hidden), network.activation, network.layer_norm)
 
     def init(self, rng: torch.Generator) -> Params:
-        """Fresh weights of one network."""
         return self.network.init(rng)
 
-    def act(self, params: Params, obs: Tensor, epsilon: float | Tensor, rng: torch.Generator | None = None) -> Tensor:
-        """Epsilon-greedy actions ``[M, N]``, or ``[M, N, D]``; ``params`` lead with [M], ``obs`` is ``[M, N, ...]``.
+    def policy(self, params: Params, obs: Tensor) -> Greedy:
+        """Return the greedy policy; exploring is the caller's."""
+        return Greedy(self._allowed(self.network(params, obs), obs), self.actions)
 
-        Greedy needs no ``rng``; ``epsilon`` may be one for each task, ``[M]``.
-        """
-        mixed = isinstance(epsilon, Tensor)
-        if not mixed and epsilon >= 1:
-            return self._anything(obs, rng)
-        with torch.no_grad():
-            action = self._values(self._best(self.network.stacked(params, obs), obs))
-        if mixed or epsilon > 0:
-            share = epsilon[:, None] if isinstance(epsilon, Tensor) else epsilon
-            explore = torch.rand(obs.shape[:2], generator=rng, device=obs.device) < share
-            anything = self._anything(obs, rng)
-            action = torch.where(explore if self.bins is None else explore[..., None], anything, action)
-        return action
-
-    def _anything(self, obs: Tensor, rng: torch.Generator | None) -> Tensor:
-        """Random actions, of those the learner can choose."""
-        if self.bins is None:
-            return random_actions(self.spec, obs, rng)
-        shape = (*obs.shape[:2], self.network.outputs[0])
-        return self._values(torch.randint(self.bins.num, shape, generator=rng, device=obs.device))
-
-    def _values(self, choice: Tensor) -> Tensor:
-        return choice if self.bins is None else self.bins.values(choice)
-
-    def _best(self, q: Tensor, obs: Tensor) -> Tensor:
-        """The best choices, ``[...]`` or ``[..., D]``, of those one can take in ``obs``."""
-        if self.spec.masked:
-            q = q.masked_fill(obs[..., -self.spec.num_actions :] == 0, -torch.inf)
-        return q.argmax(-1)
+    def _allowed(self, q: Tensor, obs: Tensor) -> Tensor:
+        """Return the values, -inf for what cannot be taken in ``obs``."""
+        legal = self.spec.actions.legal(obs)
+        return q if legal is None else q.masked_fill(~legal, -torch.inf)
 
     def _value(self, q: Tensor, choice: Tensor) -> Tensor:
-        """Q ``[...]`` of choices, from ``q [..., A]`` or ``[..., D, bins]``."""
+        """Return Q ``[...]`` of choices, from ``q [..., A]`` or ``[..., D, bins]``."""
         value = q.gather(-1, choice[..., None])[..., 0]
-        return value if self.bins is None else value.mean(-1)
+        return value.mean(-1) if isinstance(self.actions, Bins) else value
 
-    def targets(
-        self,
-        params: Params,
-        target_params: Params,
-        batch: Transitions,
-        returns: Returns | None = None,
-        gamma: Tensor | None = None,
-    ) -> Tensor:
-        """What Q(s, a) should be, ``[T, N]``: the one-step target, or ``returns``, for which T is time.
+    def prepare(
+        self, params: Params, slow: Params, batch: Transitions, gamma: float | Tensor | None = None, lambda_: float = 0.0
+    ) -> Batch:
+        """Compute what Q(s, a) should be, ``target [T, N]``: the one-step target, or with ``lambda_`` above 0 Q(lambda).
 
-        ``gamma`` is a discount ``[]`` in the place of theirs and of the learner's own.
-
-        DQN holds targets fixed: the caller gives them to ``loss`` as numbers. They are left differentiable in
-        ``target_params`` for a meta-gradient, which sees how the initialisation moves them.
+        DQN holds targets fixed: ``loss`` takes them as numbers. They are differentiable in ``slow`` for a meta-gradient, which
+        sees how the initialisation moves them.
         """
-        discount: float | Tensor = self.config.gamma if returns is None or returns.gamma is None else returns.gamma
-        discount = discount if gamma is None else gamma
-        lambda_ = 0.0 if returns is None else returns.lambda_
-        q = self.network(target_params, batch.next_obs)
-        chooser = self.network(params, batch.next_obs) if self.config.double and params is not target_params else q
-        value = self._value(q, self._best(chooser, batch.next_obs))
-        reward = batch.reward * self.config.reward_scale
-        return lambda_returns(reward, value, batch.terminated, batch.ended, discount, lambda_)
+        q = self.network(slow, batch.next_obs)
+        chooser = self.network(params, batch.next_obs) if self.config.double and params is not slow else q
+        value = self._value(q, self._allowed(chooser, batch.next_obs).argmax(-1))
+        reward, discount = batch.reward * self.config.reward_scale, self.config.gamma if gamma is None else gamma
+        return Batch(batch, {"target": lambda_returns(reward, value, batch.terminated, batch.ended, discount, lambda_)})
 
-    def loss(self, params: Params, batch: Transitions, target: Tensor) -> Tensor:
-        """The scalar loss of one task, the mean over its experience; ``target [T, N]``."""
-        choice = batch.action if self.bins is None else self.bins.index(batch.action)
-        q = self._value(self.network(params, batch.obs), choice)
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """Return the mean loss over the experience of one task."""
+        experience, target = batch.experience, batch.signal["target"]
+        q = self._value(self.network(params, experience.obs), self.actions.index(experience.action))
         error = F.huber_loss(q, target, reduction="none") if self.config.loss == "huber" else (q - target).square()
-        return (error * batch.weight).sum() / batch.weight.sum()
+        return (error * experience.weight).sum() / experience.weight.sum()
 
 
 Learner = DQN

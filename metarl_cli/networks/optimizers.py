@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metarl_cli.interfaces import Params, State
+from metarl_cli.networks.stacked import broadcast_rows, select_rows
 
 
 class InnerOptimizer(Protocol):
@@ -34,7 +35,7 @@ class InnerOptimizer(Protocol):
         """
         ...
 
-    def take(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Go on with the memory of these rows ``[R]`` in the place of all."""
         ...
 
@@ -49,7 +50,7 @@ class SGD:
     def step(self, params: Params, gradients: Params, rates: Params, progress: float = 0.0) -> Params:
         return {k: p - rates[k] * gradients[k] if k in gradients else p for k, p in params.items()}
 
-    def take(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         pass
 
     def state_dict(self) -> State:
@@ -77,8 +78,8 @@ class Adam:
             moved[k] = params[k] - rates[k] * first / (second.sqrt() + self.eps)
         return moved
 
-    def take(self, rows: Tensor) -> None:
-        self.first, self.second = ({k: v[rows] for k, v in moments.items()} for moments in (self.first, self.second))
+    def select_rows(self, rows: Tensor) -> None:
+        self.first, self.second = select_rows(self.first, rows), select_rows(self.second, rows)
 
     def state_dict(self) -> State:
         return {"first": self.first, "second": self.second, "count": self.count}
@@ -118,7 +119,7 @@ class Learned:
                 memory[k] = b * memory.get(k, torch.zeros_like(g)) + (1 - b) * g
                 means.append(memory[k] / (1 - b**self.count) / root)
             w = params[k]
-            size = w.flatten(1).square().mean(1).sqrt().reshape(-1, *[1] * (w.dim() - 1))
+            size = broadcast_rows(w.flatten(1).square().mean(1).sqrt(), w)
             flags = (progress, float(k.endswith(("bias", "shift"))), float(k.startswith(("head", "value"))), 1.0)
             inputs = [(g / root).clamp(-5, 5), *means, w / (size + 1e-3), *(torch.full_like(w, f) for f in flags)]
             moved[k] = w - rates[k] * self._update(torch.stack([x.flatten(1) for x in inputs], -1)).reshape(w.shape)
@@ -130,9 +131,9 @@ class Learned:
         direction = direction + (x @ self.weights["direct"][..., None])[..., 0]
         return direction * torch.exp(0.5 * size.clamp(-6, 6))
 
-    def take(self, rows: Tensor) -> None:
-        self.means = [{k: v[rows] for k, v in memory.items()} for memory in self.means]
-        self.square = {k: v[rows] for k, v in self.square.items()}
+    def select_rows(self, rows: Tensor) -> None:
+        self.means = [select_rows(memory, rows) for memory in self.means]
+        self.square = select_rows(self.square, rows)
 
     def state_dict(self) -> State:
         return {"means": self.means, "square": self.square, "count": self.count}
@@ -140,3 +141,10 @@ class Learned:
     def load_state_dict(self, state: State) -> None:
         self.means = [dict(memory) for memory in state["means"]]
         self.square, self.count = dict(state["square"]), state["count"]
+
+
+def clip_rows(gradients: Params, largest: float) -> tuple[Params, Tensor]:
+    """Scale each row's gradient ``[R, ...]`` down to the ``largest`` norm; returns the norms ``[R]`` before too."""
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+    shrink = (largest / norms.clamp(min=1e-12)).clamp(max=1.0)
+    return {name: g * broadcast_rows(shrink, g) for name, g in gradients.items()}, norms

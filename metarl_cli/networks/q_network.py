@@ -1,4 +1,4 @@
-"""Q-networks as pure functions of their weights, written for one network; the caller vmaps, or stacks many.
+"""Q-networks as pure functions of their weights, of one network or of many stacked ones.
 
 Dueling heads: Wang 2016, arXiv:1511.06581. Layer norm before the activation, as in PQN (Gallici 2024, arXiv:2407.04811).
 Context parameters, an input the inner loop can move: CAVIA (Zintgraf 2019, arXiv:1810.03642).
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Params
-from metarl_cli.spaces import Spec, constant
+from metarl_cli.spaces import constant
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "silu": F.silu}
 
@@ -56,19 +56,21 @@ class QNetwork:
         ValueError: if there are convolutions, and observations are no images or too small for them.
     """
 
-    def __init__(self, config: NetworkConfig, spec: Spec, outputs: tuple[int, ...]):
-        self.config, self.spec, self.outputs = config, spec, outputs
+    def __init__(
+        self, config: NetworkConfig, obs_shape: tuple[int, ...], outputs: tuple[int, ...], obs_scale: tuple[float, ...] = ()
+    ):
+        self.config, self.obs_shape, self.outputs, self.obs_scale = config, obs_shape, outputs, obs_scale
         self.activation = ACTIVATIONS[config.activation]
-        self.features = math.prod(spec.obs_shape)
+        self.features = math.prod(obs_shape)
         if config.convolutions:
-            if len(spec.obs_shape) != 3:
-                raise ValueError(f"network.convolutions need images [channels, height, width], not {list(spec.obs_shape)}")
-            channels, height, width = spec.obs_shape
+            if len(obs_shape) != 3:
+                raise ValueError(f"network.convolutions need images [channels, height, width], not {list(obs_shape)}")
+            channels, height, width = obs_shape
             for layer in config.convolutions:
                 channels = layer.channels
                 height, width = ((size - layer.kernel) // layer.stride + 1 for size in (height, width))
             if min(height, width) < 1:
-                raise ValueError(f"images of {list(spec.obs_shape[1:])} are too small for network.convolutions")
+                raise ValueError(f"images of {list(obs_shape[1:])} are too small for network.convolutions")
             self.features = channels * height * width
 
     def init(self, rng: torch.Generator) -> Params:
@@ -83,7 +85,7 @@ class QNetwork:
             weight = torch.rand(*shape, generator=rng, device=rng.device) * 2 * bound - bound
             params[f"{name}.weight"], params[f"{name}.bias"] = weight, torch.zeros(shape[0], device=rng.device)
 
-        channels = self.spec.obs_shape[0] if self.config.convolutions else 0
+        channels = self.obs_shape[0] if self.config.convolutions else 0
         for i, c in enumerate(self.config.convolutions):
             layer(f"convolution.{i}", (c.channels, channels, c.kernel, c.kernel), math.sqrt(2))
             channels = c.channels
@@ -100,16 +102,25 @@ class QNetwork:
         return params
 
     def __call__(self, params: Params, obs: Tensor) -> Tensor:
-        """Values ``[..., *outputs]`` of observations ``[..., *obs_shape]``, for one network; bytes are pixels, 0 to 255.
+        """Return the values ``[..., *outputs]`` of observations ``[..., *obs_shape]``; bytes are pixels, 0 to 255.
 
-        For many, see :meth:`stacked`, which comes here with vectors ``[R, 1, ...]``.
+        Of R networks ``[R, ...]`` at once, each with observations of its own ``[R, N, *obs_shape]``, a layer is one batched
+        product: several times as fast as vmap where networks are small.
         """
-        x = obs / 255 if obs.dtype == torch.uint8 else obs
-        if self.spec.obs_scale:
-            x = x / constant(self.spec.obs_scale, x.dtype, x.device)
-        leading = x.shape[: x.dim() - len(self.spec.obs_shape)]
+        if params["head.weight"].dim() == 2:
+            return self._forward(params, obs)
         if self.config.convolutions:
-            x = x.reshape(-1, *self.spec.obs_shape)
+            return vmap(self._forward)(params, obs)
+        return self._forward({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, obs)
+
+    def _forward(self, params: Params, obs: Tensor) -> Tensor:
+        """Return the values of one network; or of R networks whose vectors lead with ``[R, 1]``."""
+        x = obs / 255 if obs.dtype == torch.uint8 else obs
+        if self.obs_scale:
+            x = x / constant(self.obs_scale, x.dtype, x.device)
+        leading = x.shape[: x.dim() - len(self.obs_shape)]
+        if self.config.convolutions:
+            x = x.reshape(-1, *self.obs_shape)
             for i, c in enumerate(self.config.convolutions):
                 weight, bias = params[f"convolution.{i}.weight"], params[f"convolution.{i}.bias"]
                 x = self.activation(F.conv2d(x, weight, bias, stride=c.stride))
@@ -130,15 +141,6 @@ class QNetwork:
             value = value.reshape(*leading, *[1] * len(self.outputs))
             q = value + q - q.mean(-1, keepdim=True)
         return q
-
-    def stacked(self, params: Params, obs: Tensor) -> Tensor:
-        """Values ``[R, N, *outputs]`` of R networks ``[R, ...]``, each of observations of its own, ``[R, N, *obs_shape]``.
-
-        As by vmap, and several times as fast where networks are small: a layer is one batched product.
-        """
-        if self.config.convolutions:
-            return vmap(self)(params, obs)
-        return self({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, obs)
 
     def _activate(self, params: Params, layer: int, x: Tensor, below: Tensor) -> Tensor:
         """The output of a hidden layer, from its sums ``x`` and what it was given: that itself where the layer is left out."""
@@ -206,16 +208,3 @@ def grow(params: Params, structure: Params) -> Params:
 def _widths(structure: Params) -> list[tuple[int, Tensor]]:
     """Which units ``[R, units]`` each hidden layer has, by its number."""
     return [(i, structure[f"{STRUCTURE_WIDTH}{i}"]) for i in range(structure[STRUCTURE[0]].shape[1])]
-
-
-def load_params(params: Params, saved: Params) -> None:
-    """Copy ``saved`` weights into ``params`` in place.
-
-    Raises:
-        ValueError: if the names or shapes are not the same.
-    """
-    mine, theirs = ({k: tuple(v.shape) for k, v in p.items()} for p in (params, saved))
-    if mine != theirs:
-        raise ValueError(f"the saved weights {theirs} do not fit this network {mine}")
-    for name, value in params.items():
-        value.copy_(saved[name])

@@ -11,7 +11,7 @@ import torch
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Algorithm, Family
+from metarl_cli.interfaces import Algorithm, Context, Family
 
 
 class Parts(NamedTuple):
@@ -57,7 +57,8 @@ def build(config: TrainConfig) -> Parts:
     family = env_module.Family(env_config, device)
     learner = learner_module.Learner(learner_config, family.spec)
     try:
-        algorithm = algo_module.Algo(algo_config, learner, family, config.train.iterations, config.seed, device)
+        context = Context(family, learner, config.train.iterations, config.seed, device)
+        algorithm = algo_module.Algo(algo_config, context)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     return Parts(family, algorithm, device)

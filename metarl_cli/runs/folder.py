@@ -46,6 +46,23 @@ def default_name(config: TrainConfig, choices: dict[str, str]) -> str:
     return "-".join([*names, f"seed{config.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]).replace("/", "_")
 
 
+def restored(values: Any, where: str) -> TrainConfig:
+    """Return the configuration from what :func:`content` gave, read ``where``.
+
+    Raises:
+        UserError: if it is unsafe or invalid.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"refused {where}: not a configuration")
+    refuse_unsafe({name: value for name, value in values.items() if name not in PLACES}, where)
+    try:
+        config = validate("train", {"run": None, "outputs": "outputs", **values})
+    except ConfigError as error:
+        raise UserError(f"refused {where}: {'; '.join(error.problems)}") from error
+    assert isinstance(config, TrainConfig)
+    return config
+
+
 class RunFolder:
     """One run's files.
 
@@ -61,6 +78,10 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    def checkpoint(self, name: str) -> Path:
+        """The file of the ``best`` or the ``last`` checkpoint."""
+        return self.best if name == "best" else self.last
+
     @property
     def exists(self) -> bool:
         return (self.path / "run.json").is_file()
@@ -75,7 +96,7 @@ class RunFolder:
         splits = {"validation": config.eval.tasks, "test": config.test.tasks}
         if "ood" in parts.family.splits:
             splits["ood"] = config.test.tasks
-        tasks = {split: held_out_tasks(parts.family, config, split, num) for split, num in splits.items()}
+        tasks = {split: held_out_tasks(parts.family, split, num, config.tasks_seed) for split, num in splits.items()}
         if not parts.family.finite:
             check_disjoint({"train": parts.algorithm.task, **tasks})
         saved = {
@@ -110,23 +131,15 @@ class RunFolder:
             values = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"refused {path}: not a configuration")
-        refuse_unsafe(values, str(path))
-        if hardware:
+        if hardware and isinstance(values, dict):
             values["hardware"] = hardware.model_dump()
-        try:
-            config = validate("train", {**values, "run": str(self.path), "outputs": str(self.path.parent)})
-        except ConfigError as error:
-            raise UserError(f"refused {path}: {'; '.join(error.problems)}") from error
-        assert isinstance(config, TrainConfig)
-        return config
+        return restored({**values, "run": str(self.path), "outputs": str(self.path.parent)}, str(path))
 
     def check_tasks(self, config: TrainConfig, family: Family) -> None:
         """Raises UserError if the held-out tasks are no longer the ones the run was made with."""
         for split, saved in self.manifest().get("tasks", {}).items():
             num = config.eval.tasks if split == "validation" else config.test.tasks
-            if task_hash(held_out_tasks(family, config, split, num)) != saved:
+            if task_hash(held_out_tasks(family, split, num, config.tasks_seed)) != saved:
                 raise UserError(f"the {split} tasks of {self} are not those it was made with; use the version in its run.json")
 
     def manifest(self) -> dict[str, Any]:

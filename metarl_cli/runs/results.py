@@ -1,55 +1,60 @@
-"""Test results in a run folder."""
+"""Test results in a run folder, and the checkpoints they were measured with."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import NamedTuple
 
-from metarl_cli.config.models import Evaluation
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
+from metarl_cli.evaluation.pictures import png
 from metarl_cli.evaluation.report import as_json, figure
-from metarl_cli.interfaces import Task
-from metarl_cli.runs.build import Parts
+from metarl_cli.interfaces import Algorithm, Budget, num_tasks
 from metarl_cli.runs.checkpoint import load, write_whole
 from metarl_cli.runs.folder import RunFolder
-from metarl_cli.runs.tracking import png
+
+
+class Measured(NamedTuple):
+    """A report, and its figure as a PNG."""
+
+    report: Report
+    figure: bytes
 
 
 def measure(
-    folder: RunFolder, parts: Parts, split: str, tasks: Task, budget: Evaluation, seed: int, name: str
-) -> tuple[Report, bytes]:
-    """Test on ``tasks`` and keep the result as ``results/<name>.json`` and ``.png``; returns the latter too."""
-    evaluator = Evaluator(parts.family, tasks, budget.episodes, seed, split)
-    report = evaluator.report(parts.algorithm, budget.steps)
+    folder: RunFolder, evaluator: Evaluator, algorithm: Algorithm, budget: Budget, env_steps: int, name: str
+) -> Measured:
+    """Test on the evaluator's tasks and keep the result as ``results/<name>.json`` and ``.png``.
+
+    Args:
+        folder: the run's.
+        evaluator: the tasks, and how they are measured.
+        algorithm: with the weights to test.
+        budget: what adaptation may spend.
+        env_steps: of meta-training that made the weights.
+        name: of the files.
+    """
+    report = evaluator.report(algorithm, budget)
+    task, split = evaluator.task, evaluator.split
     folder.results.mkdir(exist_ok=True)
-    folder.write_json(
-        f"results/{name}.json",
-        as_json(
-            report,
-            tasks,
-            {"split": split, "env_steps": parts.algorithm.env_steps},
-        ),
-    )
-    shown = png(figure(report, f"{folder.path.name}: {len(next(iter(tasks.values())))} {split} tasks"))
-    write_whole(folder.results / f"{name}.png", shown)
-    return report, shown
+    folder.write_json(f"results/{name}.json", as_json(report, task, {"split": split, "env_steps": env_steps}))
+    picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
+    write_whole(folder.results / f"{name}.png", picture)
+    return Measured(report, picture)
 
 
-def load_weights(folder: RunFolder, parts: Parts, checkpoint: str) -> Path:
-    """Put the weights of the ``best`` or ``last`` checkpoint into the algorithm; returns the file used.
+def load_weights(folder: RunFolder, algorithm: Algorithm, checkpoint: str) -> int:
+    """Load the weights of the ``best`` or ``last`` checkpoint; returns the environment steps that made them.
 
     Raises:
-        UserError: if there is none yet, or it is damaged or does not fit the run's configuration.
+        UserError: if there is no such checkpoint yet, or it is damaged or does not fit the run's configuration.
     """
-    path = folder.best if checkpoint == "best" else folder.last
+    path = folder.checkpoint(checkpoint)
     if not path.exists():
         raise UserError(f"{folder} has no {checkpoint} checkpoint yet ({path.name}); is it still training?")
     state = load(path)
     try:
-        saved = state["algorithm"]["weights"]
-        parts.algorithm.load_weights(saved)
-        parts.algorithm.env_steps = int(state["env_steps"])
+        algorithm.load_weights(state["algorithm"]["weights"])
+        return int(state["env_steps"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"refused {path}: it does not fit the run's configuration ({error})") from error
-    return path

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
-from rich.console import Console
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from metarl_cli.interfaces import Portrait
+from metarl_cli.evaluation.pictures import gif, png
+from metarl_cli.interfaces import Diagnostics
 from metarl_cli.runs.checkpoint import write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 LAYOUT = {  # tags are regular expressions
     "Adaptation": {
@@ -43,15 +43,6 @@ LAYOUT = {  # tags are regular expressions
         "inner learning rate": ["Multiline", ["train/inner_lr$"]],
     },
 }
-
-
-PLAIN_WIDTH = 120  # [characters] of what is printed where there is no terminal to fit
-
-
-def wide_console() -> Console:
-    """Where a command prints; wide enough for every table also in a file or a pipe."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 class Tracker:
@@ -86,8 +77,8 @@ class Tracker:
         self.lines.write(json.dumps({"step": step, **finite}) + "\n")
         self.flush()
 
-    def portrait(self, shown: Portrait, step: int) -> None:
-        """Show what an algorithm shows of itself in the Histograms, Text and Images tabs."""
+    def diagnostics(self, shown: Diagnostics, step: int) -> None:
+        """Show an algorithm's diagnostics in the Histograms, Text and Images tabs."""
         for tag, values in shown.histograms.items():
             self.writer.add_histogram(tag, values.detach().double().cpu().numpy(), step)
         for tag, text in shown.texts.items():
@@ -126,21 +117,6 @@ def _kept(line: str, purge: int) -> bool:
         return row["step"] < purge and not any(tag.startswith(("test/", "ood/")) for tag in row)
     except (ValueError, KeyError, TypeError):  # a line cut short by a crash
         return False
-
-
-def png(figure: Figure) -> bytes:
-    """A matplotlib figure as a PNG of 150 dots an inch."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def gif(frames: Sequence[Image.Image], fps: int = 25) -> bytes:
-    """Encode frames as an endless animated GIF."""
-    buffer = io.BytesIO()
-    first, *rest = frames
-    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=int(1000 / fps), loop=0)
-    return buffer.getvalue()
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | bool | int | float]:

@@ -34,15 +34,17 @@ class Architecture:
     """
 
     def __init__(self, config: Config, learner: Learner, rng: torch.Generator):
-        network = learner.network.config  # type: ignore[attr-defined]
-        self.config, self.layers, self.widest = config, len(network.hidden), network.hidden[0]
-        if set(network.hidden) != {self.widest} or network.layer_norm:
+        layers = learner.layers
+        if layers is None:
+            raise ValueError("algo.genome.architecture needs a learner whose network can vary its structure (learner=dqn)")
+        self.config, self.layers, self.widest = config, len(layers.widths), layers.widths[0]
+        if set(layers.widths) != {self.widest} or layers.normalised:
             raise ValueError("algo.genome.architecture needs learner.network.hidden of one size, and layer_norm=false")
         if not config.narrowest < self.widest:
             raise ValueError(
                 f"algo.genome.architecture.narrowest ({config.narrowest}) must be below the widest layer ({self.widest})"
             )
-        self.activation = list(ACTIVATIONS).index(network.activation)
+        self.activation = list(ACTIVATIONS).index(layers.activation)
         self.start = torch.full((1 + self.layers + config.activations,), 0.5, device=rng.device)
         self.scale = torch.full_like(self.start, config.scale)
 
@@ -56,7 +58,7 @@ class Architecture:
             return depth, width, torch.full_like(depth, self.activation)
         return depth, width, (places[:, -1] * len(ACTIVATIONS)).long().clamp(max=len(ACTIVATIONS) - 1)
 
-    def express(self, genes: Tensor) -> Traits:
+    def decode(self, genes: Tensor) -> Traits:
         """``structure``, as :class:`metarl_cli.networks.q_network.QNetwork` reads it."""
         depth, width, activation = self._read(genes)
         units = torch.arange(self.widest, device=genes.device)
@@ -70,7 +72,7 @@ class Architecture:
             structure[f"{STRUCTURE_WIDTH}{i}"] = (units < width[:, i, None]).to(genes)
         return {"structure": structure}
 
-    def read(self, genes: Tensor) -> dict[str, Tensor]:
+    def describe(self, genes: Tensor) -> dict[str, Tensor]:
         """Layers, units of each, and the number of the activation; the units of layers that are not there are 0."""
         depth, width, activation = self._read(genes)
         found = {"layers": depth} | {f"units {i + 1}": width[:, i] * (depth > i) for i in range(self.layers)}

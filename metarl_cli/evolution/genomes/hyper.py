@@ -62,13 +62,13 @@ class Hyper:
         self.start = torch.full((len(self.ranges),), 0.5, device=rng.device)
         self.scale = torch.full_like(self.start, config.scale)
 
-    def express(self, genes: Tensor) -> Traits:
+    def decode(self, genes: Tensor) -> Traits:
         """``hyper``: each value ``[P]``."""
         places = fold(genes).unbind(1)
         return {"hyper": {name: span.at(x) for (name, span), x in zip(self.ranges.items(), places, strict=True)}}
 
-    def read(self, genes: Tensor) -> dict[str, Tensor]:
-        return self.express(genes)["hyper"]
+    def describe(self, genes: Tensor) -> dict[str, Tensor]:
+        return self.decode(genes)["hyper"]
 
 
 Genome = Hyper

@@ -30,15 +30,15 @@ class Init:
         sizes = [torch.full_like(value, _size(value, config)).flatten() for value in params.values()]
         self.scale = torch.cat(sizes)
 
-    def express(self, genes: Tensor) -> Traits:
+    def decode(self, genes: Tensor) -> Traits:
         """``init``: the weights ``[P, ...]``."""
         parts = torch.split(genes, [shape.numel() for shape in self.shapes.values()], dim=1)
         params: Params = {n: g.reshape(-1, *s) for (n, s), g in zip(self.shapes.items(), parts, strict=True)}
         return {"init": params}
 
-    def read(self, genes: Tensor) -> dict[str, Tensor]:
+    def describe(self, genes: Tensor) -> dict[str, Tensor]:
         """The root of the mean square of each layer's weights."""
-        weights = self.express(genes)["init"]
+        weights = self.decode(genes)["init"]
         return {f"{name} rms": w.flatten(1).square().mean(1).sqrt() for name, w in weights.items() if w.dim() > 2}
 
 

@@ -33,12 +33,12 @@ class Optimizer:
         self.start = torch.cat([direct, inner, torch.zeros(2 * hidden, device=device)])
         self.scale = torch.full_like(self.start, config.scale)
 
-    def express(self, genes: Tensor) -> Traits:
+    def decode(self, genes: Tensor) -> Traits:
         """``optimizer``: the weights, ``[P, ...]`` each."""
         parts = torch.split(genes, [torch.Size(shape).numel() for shape in self.shapes.values()], dim=1)
         return {"optimizer": {n: g.reshape(-1, *s) for (n, s), g in zip(self.shapes.items(), parts, strict=True)}}
 
-    def read(self, genes: Tensor) -> dict[str, Tensor]:
+    def describe(self, genes: Tensor) -> dict[str, Tensor]:
         """The direct weights of its inputs."""
         names = ("gradient", "mean 2", "mean 10", "mean 100", "weight", "progress", "bias", "head", "one")
         return {f"direct: {name}": genes[:, i] for i, name in enumerate(names)}

@@ -31,16 +31,16 @@ class Rates:
         self.start = torch.zeros(size, device=rng.device)
         self.scale = torch.full((size,), config.scale, device=rng.device)
 
-    def express(self, genes: Tensor) -> Traits:
+    def decode(self, genes: Tensor) -> Traits:
         """``rates``: of each tensor ``[P, 2]``, logarithm and slope."""
         level = genes[:, : len(self.names)]
         slope = genes[:, len(self.names) :] if self.config.schedule else torch.zeros_like(level)
         return {"rates": {name: torch.stack([level[:, i], slope[:, i]], 1) for i, name in enumerate(self.names)}}
 
-    def read(self, genes: Tensor) -> dict[str, Tensor]:
+    def describe(self, genes: Tensor) -> dict[str, Tensor]:
         """Factors on the base rate, at the beginning and the end of the lifetime."""
         found = {}
-        for name, trait in self.express(genes)["rates"].items():
+        for name, trait in self.decode(genes)["rates"].items():
             level, slope = trait.unbind(1)
             if self.config.schedule:
                 found[f"{name} rate, first"] = torch.exp(level - slope / 2)

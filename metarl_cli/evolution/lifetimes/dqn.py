@@ -1,4 +1,4 @@
-"""The whole life of a DQN: exploring, replay and target network, on one task from the first step on (Mnih 2015).
+"""The whole lifetime of a DQN: exploration, replay and target network, on one task from the first step on (Mnih 2015).
 
 R learners are rows of one tensor, each with hyper-parameters of its own:
 
@@ -21,18 +21,18 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
-from metarl_cli.adaptation.gradient import adapted_names
+from metarl_cli.adaptation.gradient import NetworkPolicy, adapted_names, loss_gradients
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.evolution.lifetimes.traits import rates, wide
-from metarl_cli.experience.exploration import explorer
+from metarl_cli.evolution.lifetimes.traits import rates
+from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
-from metarl_cli.interfaces import Family, Learner, Params, State, Task, Traits, Transitions
-from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
-from metarl_cli.networks.q_network import grow as grow_network
-from metarl_cli.networks.q_network import in_structure
+from metarl_cli.interfaces import Family, Learner, Params, State, Task, Traits, Transitions, device_of, num_tasks
+from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned, clip_rows
+from metarl_cli.networks.q_network import grow, in_structure
+from metarl_cli.networks.stacked import broadcast_rows, repeat_per_task, select_rows
 
 
 class HyperConfig(StrictModel):
@@ -101,34 +101,34 @@ class Life:
 
     def __init__(self, lifetime: DQNLife, params: Params, traits: Traits, task: Task, rng: torch.Generator, copies: int = 1):
         config = lifetime.config
-        like = next(iter(task.values()))
-        self.lifetime, self.traits, self.rng, self.rows = lifetime, traits, rng, len(like)
+        device = device_of(task)
+        self.lifetime, self.traits, self.rng, self.rows = lifetime, traits, rng, num_tasks(task)
         self.copies = copies if config.shared else 1
-        self.params = wide(params, self.rows)
+        self.params = repeat_per_task(params, self.rows)
         self.target = self.params
         self.env = lifetime.family.make(task, config.envs, rng)
-        self.replay = Replay(self.rows // self.copies, config.capacity, like.device)
+        self.replay = Replay(self.rows // self.copies, config.capacity, device)
         rule: type[SGD] | type[Adam] = SGD if config.rule == "sgd" else Adam
         self.optimizer: InnerOptimizer = Learned(traits["optimizer"]) if "optimizer" in traits else rule()
-        self.places = torch.arange(self.rows, device=like.device) % (self.rows // self.copies)  # of each row in the replay
-        self.env_steps = torch.zeros(self.rows, dtype=torch.long, device=like.device)
+        self.places = torch.arange(self.rows, device=device) % (self.rows // self.copies)  # of each row in the replay
+        self.env_steps = torch.zeros(self.rows, dtype=torch.long, device=device)
         self.iteration = self.gradient_steps = 0
 
-    def become(self, rows: Tensor, traits: Traits, structure: Params) -> None:
-        """Row r goes on as ``rows[r]`` was, weights and all it remembers, with other ``traits`` and another ``structure``."""
-        self.params, self.target = ({k: v[rows] for k, v in p.items()} for p in (self.params, self.target))
-        self.optimizer.take(rows)
+    def inherit(self, parents: Tensor, traits: Traits, structure: Params) -> None:
+        """Copy weights, optimiser state and replay from row ``parents[r]`` into row r (PBT's exploit), with new traits."""
+        self.params, self.target = select_rows(self.params, parents), select_rows(self.target, parents)
+        self.optimizer.select_rows(parents)
         if not self.lifetime.config.shared:
-            self.replay.take(rows)
+            self.replay.select_rows(parents)
         self.traits = traits
         if isinstance(self.optimizer, Learned):
             self.optimizer.weights = traits["optimizer"]
         if structure:
-            self.params, self.target = grow_network(self.params, structure), grow_network(self.target, structure)
+            self.params, self.target = grow(self.params, structure), grow(self.target, structure)
 
     @torch.no_grad()
-    def grow(self) -> None:
-        """Live through the iterations of one adaptation step."""
+    def learn(self) -> None:
+        """Go through the iterations of one adaptation step."""
         for _ in range(self.lifetime.config.iterations):
             self._iterate()
 
@@ -139,9 +139,10 @@ class Life:
 
     def _iterate(self) -> None:
         config, hyper, learner = self.lifetime.config, self.traits["hyper"], self.lifetime.learner
-        epsilon = 1 + (hyper["epsilon_end"] - 1) * (self.progress / hyper["epsilon_decay"]).clamp(max=1)
-        policy = explorer(learner, self.params, epsilon.expand(self.rows), config.repeat, self.rng)
-        experience = collect(self.env, policy, config.env_steps)
+        share = (self.progress / hyper["epsilon_decay"]).clamp(max=1)
+        epsilon = (1 + (hyper["epsilon_end"] - 1) * share).expand(self.rows)
+        policy = EpsilonGreedy(NetworkPolicy(learner, self.params), learner.actions, epsilon, config.repeat)
+        experience = collect(self.env, policy, policy.start(config.envs, self.rng), config.env_steps)
         self.env_steps += config.envs * config.env_steps
         if self.copies > 1:  # [P M, T, N, ...] -> [M, T, P N, ...]
             experience = Transitions(
@@ -156,30 +157,20 @@ class Life:
     def _update(self) -> None:
         """One gradient step of every learner on a minibatch of its own size."""
         lifetime, config, hyper = self.lifetime, self.lifetime.config, self.traits["hyper"]
-        batch = self.replay.sample(self.places, config.largest_batch, self.rng)
-        numbers = torch.arange(config.largest_batch, device=batch.weight.device)
+        experience = self.replay.sample(self.places, config.largest_batch, self.rng)
+        numbers = torch.arange(config.largest_batch, device=experience.weight.device)
         counts = numbers < hyper["batch"].round().clamp(min=1)[:, None, None]
-        batch = batch._replace(weight=batch.weight * counts)
-        gamma = hyper["gamma"].expand(self.rows)
-        target = vmap(lambda p, q, b, g: lifetime.learner.targets(p, q, b, None, g))(self.params, self.target, batch, gamma)
-        names = adapted_names(self.params, "all")
-
-        def loss(moving: Params, fixed: Params, batch: Transitions, target: Tensor) -> Tensor:
-            return lifetime.learner.loss({**fixed, **moving}, batch, target)
-
-        fixed = {k: v for k, v in self.params.items() if in_structure(k)}
-        gradients: Params = vmap(grad(loss))({k: self.params[k] for k in names}, fixed, batch, target)
-        norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
-        shrink = (config.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
-        gradients = {k: g * shrink.reshape(-1, *[1] * (g.dim() - 1)) for k, g in gradients.items()}
+        experience = experience._replace(weight=experience.weight * counts)
+        batch = vmap(lifetime.learner.prepare)(self.params, self.target, experience, hyper["gamma"].expand(self.rows))
+        gradients = loss_gradients(lifetime.learner, self.params, adapted_names(self.params, "all"), batch)
+        gradients, _ = clip_rows(gradients, config.clip)
         progress = min(self.progress, 1.0)
         steps = rates(hyper["lr"], self.traits.get("rates"), gradients, progress)
         self.params = self.optimizer.step(self.params, gradients, steps, progress)
         self.gradient_steps += 1
         copy = (self.gradient_steps % hyper["target_every"].round() == 0).expand(self.rows)
         self.target = {
-            k: v if in_structure(k) else torch.where(copy.reshape(-1, *[1] * (v.dim() - 1)), self.params[k], v)
-            for k, v in self.target.items()
+            k: v if in_structure(k) else torch.where(broadcast_rows(copy, v), self.params[k], v) for k, v in self.target.items()
         }
 
     def state_dict(self) -> State:

@@ -1,4 +1,4 @@
-"""A few gradient steps on a few episodes: the inner loop that MAML has, for evolution.
+"""A few gradient steps on a few episodes: MAML's inner loop, for evolution.
 
     theta_{k+1} = theta_k - U(grad L_support(theta_k))          U: plain descent, Adam, or a learned rule
 
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, support_gradients
 from metarl_cli.config.base import StrictModel
-from metarl_cli.evolution.lifetimes.traits import rates, wide
-from metarl_cli.experience.returns import Returns
-from metarl_cli.interfaces import Family, Learner, Params, Task, Traits, Transitions
+from metarl_cli.evolution.lifetimes.traits import rates
+from metarl_cli.experience.returns import ReturnsConfig
+from metarl_cli.interfaces import Family, Learner, Params, Task, Traits, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
+from metarl_cli.networks.stacked import repeat_per_task
 
 
 class Config(StrictModel):
@@ -31,7 +32,7 @@ class Config(StrictModel):
     scope: Literal["all", "head", "context"] = Field(
         description="what is adapted: all weights, the head (ANIL), the context inputs (CAVIA)"
     )
-    returns: Returns = Field(description="what the support teaches")
+    returns: ReturnsConfig = Field(description="how the support's returns are estimated")
     support: SupportConfig
 
 
@@ -58,18 +59,17 @@ class Life:
 
     def __init__(self, lifetime: Gradient, params: Params, traits: Traits, task: Task, rng: torch.Generator):
         self.lifetime, self.params, self.traits, self.task, self.rng = lifetime, params, traits, task, rng
-        like = next(iter(task.values()))
-        self.rows, self.gradient_steps = len(like), 0
-        self.env_steps = torch.zeros(self.rows, dtype=torch.long, device=like.device)
+        self.rows, self.gradient_steps = num_tasks(task), 0
+        self.env_steps = torch.zeros(self.rows, dtype=torch.long, device=device_of(task))
         self.support: Transitions | None = None
         rule: type[SGD] | type[Adam] = SGD if lifetime.config.rule == "sgd" else Adam
         self.optimizer: InnerOptimizer = Learned(traits["optimizer"]) if "optimizer" in traits else rule()
 
     @torch.no_grad()
-    def grow(self) -> None:
-        """One gradient step of each learner."""
+    def learn(self) -> None:
+        """Take one gradient step of each learner."""
         lifetime, config = self.lifetime, self.lifetime.config
-        self.params = wide(self.params, self.rows)
+        self.params = repeat_per_task(self.params, self.rows)
         if self.support is None or config.support.fresh:
             self.support = collect_support(lifetime.learner, self.params, lifetime.family, self.task, config.support, self.rng)
             self.env_steps += self.support.weight.sum((1, 2)).long()

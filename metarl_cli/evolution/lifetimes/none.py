@@ -1,11 +1,11 @@
-"""No learning at all: an individual is what it was born as. Neuroevolution of a policy for all tasks."""
+"""No learning: the weights of the genome are the policy, the same for all tasks (neuroevolution)."""
 
 from __future__ import annotations
 
 import torch
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Family, Learner, Params, Task, Traits
+from metarl_cli.interfaces import Family, Learner, Params, Task, Traits, device_of, num_tasks
 
 
 class Config(StrictModel):
@@ -32,11 +32,10 @@ class Life:
 
     def __init__(self, params: Params, task: Task):
         self.params = params
-        like = next(iter(task.values()))
-        self.env_steps = torch.zeros(len(like), dtype=torch.long, device=like.device)
+        self.env_steps = torch.zeros(num_tasks(task), dtype=torch.long, device=device_of(task))
 
-    def grow(self) -> None:
-        pass
+    def learn(self) -> None:
+        """Stay as it is."""
 
 
 Lifetime = Nothing

@@ -1,4 +1,4 @@
-"""What lifetimes share: traits as the rows of tensors that learn."""
+"""Traits as learning rates of the rows that learn."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from metarl_cli.interfaces import Params
-
-
-def wide(params: Params, rows: int) -> Params:
-    """The weights ``[R, ...]`` of every learner, from those ``[P, ...]`` of individuals that each have R / P tasks."""
-    copies = rows // len(next(iter(params.values())))
-    return params if copies == 1 else {name: value.repeat_interleave(copies, 0) for name, value in params.items()}
+from metarl_cli.networks.stacked import broadcast_rows
 
 
 def rates(base: Tensor, trait: Params | None, gradients: Params, progress: float) -> Params:
@@ -23,11 +18,11 @@ def rates(base: Tensor, trait: Params | None, gradients: Params, progress: float
         gradients: what is to be moved.
         progress: from 0 to 1.
     """
-    found = {}
+    shaped = {}
     for name, gradient in gradients.items():
         rate = base
         if trait is not None:
             level, slope = trait[name].unbind(1)
             rate = base * torch.exp(level + slope * (progress - 0.5))
-        found[name] = rate.reshape(-1, *[1] * (gradient.dim() - 1))
-    return found
+        shaped[name] = broadcast_rows(rate, gradient)
+    return shaped

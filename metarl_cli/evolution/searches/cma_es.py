@@ -20,7 +20,8 @@ from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
-from metarl_cli.evolution.searches.population import check, metrics, unmoved, usable
+from metarl_cli.evolution.searches.population import check, metrics, preserve_rng, sanitize
+from metarl_cli.interfaces import Search as Base
 from metarl_cli.interfaces import State
 
 
@@ -42,7 +43,7 @@ STATE = {
 }
 
 
-class CMAES:
+class CMAES(Base):
     """The strategy of ``cma`` with cumulative step-size adaptation and negative weights, behind plain tensors.
 
     Raises:
@@ -74,18 +75,18 @@ class CMAES:
         return noise
 
     def ask(self) -> Tensor:
-        """The genomes ``[P, G]``; the same until told."""
-        with unmoved(self.rng):
+        """The genomes ``[P, G]``; the same until :meth:`tell`."""
+        with preserve_rng(self.rng):
             return self._genomes(np.stack(self.cma.ask()))
 
     def tell(self, fitness: Tensor) -> dict[str, float]:
         """Move the Gaussian by the fitness ``[P]``."""
         points = self.cma.ask()
         genomes = self._genomes(np.stack(points))
-        fitness = usable(fitness, genomes)
-        told = metrics(fitness, genomes, self.scale, float(np.mean(self.cma.stds)))
+        fitness = sanitize(fitness, genomes)
+        found = metrics(fitness, genomes, self.scale, float(np.mean(self.cma.stds)))
         self.cma.tell(points, (-fitness).tolist())  # cma minimises
-        return told
+        return found
 
     def _genomes(self, points: NDArray[np.float64]) -> Tensor:
         return self.start + self.scale * torch.from_numpy(points).to(self.start)

@@ -22,7 +22,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.evolution.searches.population import by_rank, check, metrics, usable
+from metarl_cli.evolution.searches.population import check, metrics, sanitize, shape_by_rank
+from metarl_cli.interfaces import Search as Base
 from metarl_cli.interfaces import State
 
 
@@ -52,19 +53,25 @@ class Config(StrictModel):
         return self
 
 
-class Genetic:
+class Genetic(Base):
     """The genetic algorithm; its genome for use is the best of the last generation."""
 
     def __init__(self, config: Config, start: Tensor, scale: Tensor, rng: torch.Generator):
         check(start, scale)
-        self.config, self.scale, self.rng, self.patience = config, scale, rng, config.patience
+        self.config, self.scale, self.rng, self.warmup = config, scale, rng, config.patience
         self.elite = start  # [G]
         self.generation = 0
         noise = torch.randn(config.population, len(start), generator=rng, dtype=start.dtype, device=start.device)
         if config.with_start:
             noise[0] = 0
         self.population = start + config.spread * scale * noise  # [P, G]
-        self.parents = torch.arange(config.population, device=start.device)  # [P] of each, its number in the last generation
+        self.ancestors = torch.arange(config.population, device=start.device)  # [P] see :meth:`parents`
+
+    descends = True
+
+    @property
+    def parents(self) -> Tensor:
+        return self.ancestors
 
     def ask(self) -> Tensor:
         """The generation ``[P, G]``, its elites first."""
@@ -73,14 +80,14 @@ class Genetic:
     def tell(self, fitness: Tensor) -> dict[str, float]:
         """Raise the next generation from this one's fitness ``[P]``."""
         config, population, rng = self.config, self.population, self.rng
-        fitness = usable(fitness, population)
+        fitness = sanitize(fitness, population)
         sigma = config.sigma * config.sigma_decay**self.generation
-        told = metrics(fitness, population, self.scale, sigma)
+        found = metrics(fitness, population, self.scale, sigma)
         best = fitness.argsort(descending=True, stable=True)
         self.elite = population[best[0]]
         self.generation += 1
-        if self.generation <= self.patience:
-            return told
+        if self.generation <= self.warmup:
+            return found
 
         children = config.population - config.elites
         pairs = (children + 1) // 2
@@ -91,8 +98,8 @@ class Genetic:
         one, other = torch.where(crossed, one, mothers), torch.where(crossed, other, fathers)
         born = mutate(torch.cat([one, other])[:children], config.mutation, sigma * self.scale, rng)
         self.population = torch.cat([population[best[: config.elites]], born])
-        self.parents = torch.cat([best[: config.elites], chosen[:children]])  # of two, the one a child is nearer to
-        return told
+        self.ancestors = torch.cat([best[: config.elites], chosen[:children]])  # of two, the one a child is nearer to
+        return found
 
     def _parents(self, fitness: Tensor, num: int) -> Tensor:
         match self.config.selection:
@@ -119,7 +126,7 @@ class Genetic:
     def state_dict(self) -> State:
         return {
             "population": self.population,
-            "parents": self.parents,
+            "parents": self.ancestors,
             "elite": self.elite,
             "generation": self.generation,
             "rng": self.rng.get_state(),
@@ -127,7 +134,7 @@ class Genetic:
 
     def load_state_dict(self, state: State) -> None:
         self.population, self.elite = state["population"].to(self.scale), state["elite"].to(self.scale)
-        self.parents = state["parents"].to(self.scale.device)
+        self.ancestors = state["parents"].to(self.scale.device)
         self.generation = state["generation"]
         self.rng.set_state(state["rng"].cpu())
 
@@ -140,7 +147,7 @@ def tournament(fitness: Tensor, num: int, size: int, rng: torch.Generator) -> Te
 
 def roulette(fitness: Tensor, num: int, pressure: float, rng: torch.Generator) -> Tensor:
     """Parents ``[num]`` by the rank of ``fitness [P]``, from ``pressure`` for the best to 2 - ``pressure`` for the worst."""
-    share = by_rank(fitness, torch.linspace(pressure, 2 - pressure, len(fitness), dtype=fitness.dtype))
+    share = shape_by_rank(fitness, torch.linspace(pressure, 2 - pressure, len(fitness), dtype=fitness.dtype))
     return torch.multinomial(share, num, replacement=True, generator=rng)
 
 

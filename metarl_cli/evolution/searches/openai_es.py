@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.evolution.searches.population import by_rank, check, metrics, unmoved, usable
+from metarl_cli.evolution.searches.population import check, metrics, preserve_rng, sanitize, shape_by_rank
+from metarl_cli.interfaces import Search as Base
 from metarl_cli.interfaces import State
 
 
@@ -34,7 +35,7 @@ class Config(StrictModel):
     weight_decay: float = Field(ge=0, description="the mean shrinks towards zero by lr times this share in a generation")
 
 
-class OpenAIES:
+class OpenAIES(Base):
     """The mean of a Gaussian of given size, climbing."""
 
     def __init__(self, config: Config, start: Tensor, scale: Tensor, rng: torch.Generator):
@@ -49,18 +50,18 @@ class OpenAIES:
         return self.config.sigma * self.config.sigma_decay**self.generation
 
     def ask(self) -> Tensor:
-        """The genomes ``[P, G]``: mean + noise in the first half, mean - noise in the second; the same until told."""
-        with unmoved(self.rng):
+        """The genomes ``[P, G]``: mean + noise in the first half, mean - noise in the second; the same until :meth:`tell`."""
+        with preserve_rng(self.rng):
             return self._genomes(self._noise())
 
     def tell(self, fitness: Tensor) -> dict[str, float]:
         """Move the mean by the fitness ``[P]``."""
         config, noise = self.config, self._noise()
         genomes = self._genomes(noise)
-        fitness = usable(fitness, genomes)
-        told = metrics(fitness, genomes, self.scale, self.sigma)
+        fitness = sanitize(fitness, genomes)
+        found = metrics(fitness, genomes, self.scale, self.sigma)
         if config.shaping == "centred_ranks":
-            fitness = by_rank(fitness, torch.linspace(0.5, -0.5, len(fitness), dtype=fitness.dtype))
+            fitness = shape_by_rank(fitness, torch.linspace(0.5, -0.5, len(fitness), dtype=fitness.dtype))
         grad = gradient(noise, fitness.to(noise.dtype), self.sigma)
 
         self.generation += 1
@@ -70,7 +71,7 @@ class OpenAIES:
         second = self.second / (1 - config.beta2**self.generation)
         step = first / (second.sqrt() + config.epsilon)
         self.mean = (1 - config.lr * config.weight_decay) * self.mean + config.lr * self.scale * step
-        return told | {"search/gradient": float(grad.norm())}
+        return found | {"search/gradient": float(grad.norm())}
 
     def _noise(self) -> Tensor:
         shape = (self.config.population // 2, len(self.mean))

@@ -21,7 +21,7 @@ def check(start: Tensor, scale: Tensor) -> None:
         raise ValueError("the scale of every gene must be positive")
 
 
-def usable(fitness: Tensor, genomes: Tensor) -> Tensor:
+def sanitize(fitness: Tensor, genomes: Tensor) -> Tensor:
     """Fitness ``[P]`` in float64, beside ``genomes [P, G]``; what is not finite (a lifetime that diverged) counts as the least.
 
     Raises:
@@ -35,7 +35,7 @@ def usable(fitness: Tensor, genomes: Tensor) -> Tensor:
     return torch.where(good, fitness, fitness[good].min()).to(genomes.device, torch.float64)
 
 
-def by_rank(fitness: Tensor, utilities: Tensor) -> Tensor:
+def shape_by_rank(fitness: Tensor, utilities: Tensor) -> Tensor:
     """The utility ``[P]`` of each fitness ``[P]``, from those of the ranks, best first; equals share the mean of theirs."""
     _, group, sizes = torch.unique(fitness.cpu(), return_inverse=True, return_counts=True)  # on the CPU sums keep their order
     total = torch.zeros(len(sizes), dtype=utilities.dtype).index_add(0, group.sort(descending=True).values, utilities.cpu())
@@ -54,7 +54,7 @@ def metrics(fitness: Tensor, genomes: Tensor, scale: Tensor, step: float) -> dic
 
 
 @contextmanager
-def unmoved(rng: torch.Generator) -> Iterator[torch.Generator]:
+def preserve_rng(rng: torch.Generator) -> Iterator[torch.Generator]:
     """Draw from ``rng`` and leave it where it was: the next draw is the same."""
     state = rng.get_state()
     try:

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.evolution.searches.population import check, metrics, unmoved, usable
+from metarl_cli.evolution.searches.population import check, metrics, preserve_rng, sanitize
+from metarl_cli.interfaces import Search as Base
 from metarl_cli.interfaces import State
 
 
@@ -23,7 +24,7 @@ class Config(StrictModel):
     redraw: bool = Field(description="draw a new generation each time; else the first stays")
 
 
-class Random:
+class Random(Base):
     """Draws around the start."""
 
     def __init__(self, config: Config, start: Tensor, scale: Tensor, rng: torch.Generator):
@@ -32,27 +33,29 @@ class Random:
         self.fittest, self.worth = start, -float("inf")
 
     def ask(self) -> Tensor:
-        """The generation ``[P, G]``; the same until told."""
-        with unmoved(self.rng):
+        """The generation ``[P, G]``; the same until :meth:`tell`."""
+        with preserve_rng(self.rng):
             shape = (self.config.population, len(self.start))
             noise = torch.randn(shape, generator=self.rng, dtype=self.start.dtype, device=self.start.device)
             return self.start + self.config.spread * self.scale * noise
 
+    descends = True
+
     @property
     def parents(self) -> Tensor:
-        """Everyone goes on as itself."""
+        """Return each individual itself."""
         return torch.arange(self.config.population, device=self.start.device)
 
     def tell(self, fitness: Tensor) -> dict[str, float]:
         """Remember the best."""
         genomes = self.ask()
-        fitness = usable(fitness, genomes)
-        told = metrics(fitness, genomes, self.scale, self.config.spread)
+        fitness = sanitize(fitness, genomes)
+        found = metrics(fitness, genomes, self.scale, self.config.spread)
         if not self.config.redraw or float(fitness.max()) > self.worth:
             self.fittest, self.worth = genomes[fitness.argmax()], float(fitness.max())
         if self.config.redraw:
             torch.randn(genomes.shape, generator=self.rng, dtype=self.start.dtype, device=self.start.device)
-        return told
+        return found
 
     def best(self) -> Tensor:
         """The best genome ``[G]``; the start before any."""

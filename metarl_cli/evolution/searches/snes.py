@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.evolution.searches.population import by_rank, check, metrics, unmoved, usable
+from metarl_cli.evolution.searches.population import check, metrics, preserve_rng, sanitize, shape_by_rank
+from metarl_cli.interfaces import Search as Base
 from metarl_cli.interfaces import State
 
 
@@ -31,7 +32,7 @@ class Config(StrictModel):
     )
 
 
-class SNES:
+class SNES(Base):
     """A Gaussian without correlations that climbs and takes its own size."""
 
     def __init__(self, config: Config, start: Tensor, scale: Tensor, rng: torch.Generator):
@@ -42,20 +43,20 @@ class SNES:
         self.lr_sigma = config.lr_sigma or (3 + math.log(genes)) / (5 * math.sqrt(genes))
 
     def ask(self) -> Tensor:
-        """The genomes ``[P, G]``; the same until told."""
-        with unmoved(self.rng):
+        """The genomes ``[P, G]``; the same until :meth:`tell`."""
+        with preserve_rng(self.rng):
             return self.mean + self.sigma * self._noise()
 
     def tell(self, fitness: Tensor) -> dict[str, float]:
         """Move the mean and the deviations by the fitness ``[P]``."""
         noise = self._noise()
         genomes = self.mean + self.sigma * noise
-        fitness = usable(fitness, genomes)
-        told = metrics(fitness, genomes, self.scale, float((self.sigma / self.scale).mean()))
-        utility = by_rank(fitness, utilities(len(fitness))).to(noise.dtype)
+        fitness = sanitize(fitness, genomes)
+        found = metrics(fitness, genomes, self.scale, float((self.sigma / self.scale).mean()))
+        utility = shape_by_rank(fitness, utilities(len(fitness))).to(noise.dtype)
         self.mean = self.mean + self.config.lr_mean * self.sigma * (utility @ noise)
         self.sigma = self.sigma * (self.lr_sigma / 2 * (utility @ (noise.square() - 1))).exp()
-        return told
+        return found
 
     def _noise(self) -> Tensor:
         shape = (self.config.population, len(self.mean))

@@ -1,0 +1,94 @@
+"""One running Gymnasium environment as a family of one task: to adapt to a robot, or to an environment of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from metarl_cli.errors import UserError
+from metarl_cli.interfaces import Env, Family, Step, Task, num_tasks
+from metarl_cli.spaces import Continuous, Spec
+
+
+class LiveFamily(Family):
+    """A family whose one task is an environment that exists once.
+
+    Args:
+        env: the environment.
+        spec: what the policy was made for.
+        device: where tensors go.
+
+    Raises:
+        UserError: if the environment's spaces are not those of ``spec``.
+    """
+
+    max_envs = 1
+    finite = True
+
+    def __init__(self, env: gymnasium.Env[Any, Any], spec: Spec, device: torch.device):
+        self.env, self.spec, self.device = env, spec, device
+        seen, actions = env.observation_space, env.action_space
+        if not isinstance(seen, spaces.Box) or seen.shape != spec.obs_shape:
+            raise UserError(f"the policy was made for observations {list(spec.obs_shape)}, the environment has {seen}")
+        if isinstance(spec.actions, Continuous):
+            fits = isinstance(actions, spaces.Box) and actions.shape == (spec.actions.size,)
+        else:
+            fits = isinstance(actions, spaces.Discrete) and int(actions.n) == spec.actions.size
+        if not fits:
+            raise UserError(f"the policy was made for actions {spec.actions}, the environment has {actions}")
+        self.first_action = int(getattr(actions, "start", 0))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """None: its one task is not drawn."""
+        return ()
+
+    @property
+    def task(self) -> Task:
+        """The one task, without parameters that anybody knows."""
+        return {"environment": torch.zeros(1, device=self.device)}
+
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> LiveEnv:
+        """Start an episode.
+
+        Raises:
+            UserError: for more than one environment at once.
+        """
+        if num_tasks(task) * num_envs > 1:
+            raise UserError("this algorithm adapts on several environments at once, and there is one")
+        return LiveEnv(self, int(torch.randint(2**31, (), generator=rng, device=rng.device)))
+
+
+class LiveEnv(Env):
+    """The environment with M = N = 1, reset when an episode ends or the horizon is reached."""
+
+    def __init__(self, family: LiveFamily, seed: int):
+        self.family, self.clock = family, 0
+        self.obs = self._tensor(family.env.reset(seed=seed)[0])
+
+    def _tensor(self, obs: Any) -> Tensor:
+        array = np.asarray(obs)
+        kind = None if array.dtype == np.uint8 else torch.get_default_dtype()
+        return torch.as_tensor(array, dtype=kind, device=self.family.device)[None, None]
+
+    def step(self, action: Tensor) -> Step:
+        """Act; ``action [1, 1]`` or ``[1, 1, D]``."""
+        family = self.family
+        actions = family.spec.actions
+        if isinstance(actions, Continuous):
+            raw: Any = actions.clip(action)[0, 0].cpu().numpy().astype(family.env.action_space.dtype)
+        else:
+            raw = int(action) + family.first_action
+        seen, reward, terminated, truncated, _ = family.env.step(raw)
+        self.clock += 1
+        truncated = bool(truncated) or self.clock >= family.spec.horizon
+        next_obs = self.obs = self._tensor(seen)
+        if terminated or truncated:
+            self.obs, self.clock = self._tensor(family.env.reset()[0]), 0
+        ends = [torch.tensor([[bool(flag)]], device=family.device) for flag in (terminated, truncated)]
+        return Step(next_obs, torch.tensor([[float(reward)]], device=family.device), ends[0], ends[1], self.obs)

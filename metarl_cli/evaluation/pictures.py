@@ -1,0 +1,27 @@
+"""Figures and frames as files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def png(figure: Figure) -> bytes:
+    """A matplotlib figure as a PNG of 150 dots an inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def gif(frames: Sequence[Image.Image], fps: int = 25) -> bytes:
+    """Encode frames as an endless animated GIF."""
+    buffer = io.BytesIO()
+    first, *rest = frames
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=int(1000 / fps), loop=0)
+    return buffer.getvalue()

@@ -1,0 +1,335 @@
+"""The training loop: meta-train, select on validation tasks, test on held-out tasks.
+
+Started again on the same folder it goes on from the last checkpoint, bit for bit; a finished run is left as it is. Several
+processes that ``torchrun`` started share one run. The loop prints nothing: a :class:`Listener` receives its events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any, NamedTuple
+
+from metarl_cli.config.models import TrainConfig
+from metarl_cli.config.registry import validate
+from metarl_cli.errors import UserError
+from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
+from metarl_cli.evaluation.evaluator import Evaluator
+from metarl_cli.evaluation.held_out import held_out_tasks
+from metarl_cli.evaluation.pictures import png
+from metarl_cli.interfaces import Budget, Diagnostics
+from metarl_cli.processes import Processes
+from metarl_cli.runs import checkpoint
+from metarl_cli.runs.build import Parts, build
+from metarl_cli.runs.folder import RunFolder, default_name
+from metarl_cli.runs.provenance import now
+from metarl_cli.runs.results import Measured, load_weights, measure
+from metarl_cli.runs.tracking import Tracker, flatten
+
+
+class Progress(NamedTuple):
+    """The state of a run after an iteration."""
+
+    iteration: int
+    iterations: int
+    env_steps: int
+    metrics: dict[str, float]  # of this iteration; with ``eval/...`` where it validated
+
+
+class Listener:
+    """Receives the events of a run; does nothing with them."""
+
+    def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
+        """A run starts in ``folder``, or goes on from an ``iteration`` above 0."""
+
+    def progress(self, progress: Progress) -> None:
+        """An iteration is over."""
+
+    def training(self) -> AbstractContextManager[object]:
+        """The loop runs within this block."""
+        return contextlib.nullcontext()
+
+    def testing(self, split: str, tasks: int) -> AbstractContextManager[object]:
+        """A test runs within this block."""
+        return contextlib.nullcontext()
+
+    def interrupted(self, folder: RunFolder) -> None:
+        """A signal stopped the run, which is saved."""
+
+    def failed(self, folder: RunFolder) -> None:
+        """An error stopped the run, which has a checkpoint."""
+
+    def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
+        """The run is finished; ``reports`` are None where it was before."""
+
+
+def train(config: TrainConfig, choices: dict[str, str], overrides: list[str], listener: Listener) -> tuple[RunFolder, float]:
+    """Train a new run, or go on with the one in the folder; returns the folder and the score on the test tasks.
+
+    Raises:
+        UserError: if the folder cannot be used, or training diverged.
+        KeyboardInterrupt: after a signal, once the run is saved.
+    """
+    processes = Processes()
+    folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, choices)))
+    if config.run and folder.exists:
+        config = _continued(config, folder, overrides)
+    if folder.exists and folder.manifest().get("status") == "finished":
+        processes.broadcast()  # nothing to do
+        listener.finished(folder, None)
+        return folder, float(folder.manifest()["score"])
+    parts = build(config)
+    if processes.size > 1 and not parts.algorithm.distributed:
+        raise UserError(f"this algorithm runs in one process, not in {processes.size}: start it without torchrun")
+    folder.lock()
+    if folder.exists:
+        folder.check_tasks(config, parts.family)
+        _same_device(folder, parts)
+    else:
+        folder.create(config, choices, parts)
+    try:
+        training = Training(config, folder, parts, listener)
+        processes.broadcast(json.dumps(config.model_dump(by_alias=True)).encode())
+        processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
+        return folder, training.run(processes)
+    except BaseException as error:
+        with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
+            if folder.manifest().get("status") == "running":
+                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                folder.note(status=status, error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR], ended=now())
+        if isinstance(error, OSError):
+            raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
+        if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
+            listener.failed(folder)
+        raise
+
+
+LONGEST_ERROR = 500  # [characters] of an error that the manifest keeps
+
+
+def follow(processes: Processes) -> None:
+    """Train along with rank 0, whatever it trains and from wherever it goes on, until it says that it is over."""
+    content = processes.broadcast()
+    if not content:
+        return
+    config = validate("train", json.loads(content))
+    assert isinstance(config, TrainConfig)
+    algorithm = build(config).algorithm
+    if state := processes.broadcast():
+        algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
+    with Interrupt():  # rank 0 stops for all
+        while processes.broadcast_flag():
+            algorithm.train_step()
+
+
+def _continued(config: TrainConfig, folder: RunFolder, overrides: list[str]) -> TrainConfig:
+    """The saved configuration of a run that goes on.
+
+    Raises:
+        UserError: where an override asks for something else than what the run was made with.
+    """
+    asked = [o.split("=", 1)[0].lstrip("+~") for o in overrides]
+    saved = folder.config(config.hardware if any(name.split(".")[0] == "hardware" for name in asked) else None)
+    ignored = ("run", "outputs", "hardware")
+    asked_for, made = flatten(config.model_dump()), flatten(saved.model_dump())
+    changed = [
+        f"{key} is {made.get(key, 'not there')} in the run, {asked_for.get(key, 'not there')} here"
+        for key in sorted(asked_for.keys() | made.keys())
+        if asked_for.get(key) != made.get(key)
+        and key.split(".")[0] not in ignored
+        and any(name in (key, "experiment") or key.startswith(f"{name}.") for name in asked)
+    ]
+    if changed:
+        raise UserError(f"{folder} goes on as it was made; {'; '.join(changed[:3])}; choose another folder for a new run")
+    return saved
+
+
+def _same_device(folder: RunFolder, parts: Parts) -> None:
+    """Raise UserError where a run would go on with other random streams than it has saved."""
+    made = str(folder.manifest().get("device"))
+    if made != str(parts.device):
+        raise UserError(f"{folder} was made on {made} and cannot go on on {parts.device}; use hardware={made}")
+
+
+class Interrupt:
+    """Note SIGTERM, SIGUSR2 and Ctrl-C, so that the loop can save; then hand the signal to its handler of before."""
+
+    def __enter__(self) -> Interrupt:
+        self.received: int | None = None
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def hand_on(self) -> None:
+        """Send the noted signal again; call it once the handlers are restored."""
+        if self.received is not None:
+            os.kill(os.getpid(), self.received)
+
+
+class Training:
+    """A run and its state: the algorithm, and the best validation score so far.
+
+    Args:
+        config: of the run.
+        folder: where it lies, locked.
+        parts: what the configuration stands for.
+        listener: receives the events.
+    """
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, parts: Parts, listener: Listener):
+        self.config, self.folder, self.parts, self.listener = config, folder, parts, listener
+        self.algorithm = parts.algorithm
+        self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
+        self.iterations = config.train.iterations if self.algorithm.learns else 1
+        resume_step = None
+        if folder.last.exists():
+            self._restore()
+            resume_step = self.algorithm.env_steps
+        else:
+            folder.best.unlink(missing_ok=True)
+        listener.started(folder, self.iteration, self.iterations)
+        self.tracker = Tracker(folder.path, config.model_dump(exclude={"run", "outputs"}), resume_step)
+        self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
+
+    def _evaluator(self, split: str, tasks: int, episodes: int) -> Evaluator:
+        family, config = self.parts.family, self.config
+        return Evaluator(family, held_out_tasks(family, split, tasks, config.tasks_seed), episodes, config.seed, split)
+
+    def run(self, processes: Processes) -> float:
+        """Train to the end and test; returns the score on the test tasks, ``score`` in run.json.
+
+        The score is the IQM after adaptation, on the training tasks where each is learned on its own, and for trials the mean
+        return of an episode over the whole trial.
+        """
+        self.folder.note(status="running", started=now(), error=None)
+        try:
+            with Interrupt() as interrupt, self.listener.training():
+                for progress in self.iterate(processes, interrupt):
+                    self.listener.progress(progress)
+            if interrupt.received is not None:
+                self._interrupted(interrupt)
+            reports = self.test()
+        except BaseException:
+            self.tracker.close(finished=False)
+            raise
+        self.tracker.close(finished=True)
+        tested = reports["test"]
+        score = tested.own_tasks.value if tested.own_tasks else tested.curve.score
+        self.folder.note(status="finished", ended=now(), score=score)
+        self.listener.finished(self.folder, reports)
+        return score
+
+    def iterate(self, processes: Processes, interrupt: Interrupt) -> Iterator[Progress]:
+        """Train, log, validate and save until the end or a signal; yields after every iteration."""
+        loop, algorithm = self.config.train, self.algorithm
+        saved = time.monotonic()
+        while processes.broadcast_flag(self.iteration < self.iterations and interrupt.received is None):
+            started, env_steps = time.monotonic(), algorithm.env_steps
+            logged = algorithm.train_step()
+            self.iteration += 1
+            if wrong := {name: value for name, value in logged.items() if not math.isfinite(value)}:
+                names = ", ".join(f"{name}={value}" for name, value in wrong.items())
+                raise UserError(f"training diverged at iteration {self.iteration}: {names}; try lower learning rates")
+            spent = time.monotonic() - started
+            self.seconds += spent
+            if self.iteration % loop.log_every == 0 or self.iteration == 1:
+                logged["time/env_steps_per_second"] = (algorithm.env_steps - env_steps) / max(spent, 1e-9)
+                logged["time/training_seconds"] = self.seconds
+                logged["train/iteration"] = self.iteration
+                self.tracker.log(logged, algorithm.env_steps)
+            last = self.iteration == self.iterations
+            if self.iteration % loop.eval_every == 0 or last:
+                logged |= self.validate()
+            if time.monotonic() - saved >= loop.checkpoint_every or last:
+                self.save()
+                saved = time.monotonic()
+            yield Progress(self.iteration, self.iterations, algorithm.env_steps, logged)
+        if interrupt.received is not None:
+            self.save()
+
+    def _interrupted(self, interrupt: Interrupt) -> None:
+        self.folder.note(status="interrupted", ended=now())
+        self.tracker.flush()
+        self.listener.interrupted(self.folder)
+        interrupt.hand_on()
+        raise KeyboardInterrupt  # the signal had an owner (a job scheduler's) that came back
+
+    def validate(self) -> dict[str, float]:
+        """Measure adaptation on validation tasks, and keep the best weights."""
+        algorithm = self.algorithm
+        curve = self.evaluator.curve(algorithm, Budget(self.config.eval.steps or 0))
+        values, score = metrics(curve, "eval"), curve.score
+        own = self.evaluator.own_tasks(algorithm)
+        if own is not None:  # they are what the algorithm is for
+            values["eval/return_learned"] = score = own.value
+        self.tracker.log(values, algorithm.env_steps)
+        self.tracker.diagnostics(algorithm.diagnostics(), algorithm.env_steps)
+        if score > self.best:
+            self.best = score
+            weights = {"algorithm": {"weights": algorithm.weights()}}
+            checkpoint.save(self.folder.best, {**weights, "env_steps": algorithm.env_steps, "score": score})
+        return values
+
+    def test(self) -> dict[str, Report]:
+        """Measure the best weights on test tasks, and on out-of-distribution ones where the family has them."""
+        test, step = self.config.test, self.algorithm.env_steps
+        env_steps = load_weights(self.folder, self.algorithm, "best")
+        measured: dict[str, Measured] = {}
+        for split in ("test", "ood") if "ood" in self.parts.family.splits else ("test",):
+            with self.listener.testing(split, test.tasks):
+                evaluator = self._evaluator(split, test.tasks, test.episodes)
+                budget = Budget(test.steps or 0)
+                measured[split] = measure(self.folder, evaluator, self.algorithm, budget, env_steps, split)
+        self._keep(self.algorithm.diagnostics())
+        for split, (report, picture) in measured.items():
+            self.tracker.log(metrics(report.curve, split) | reference_metrics(report, split), step)
+            self.tracker.image(f"{split}/adaptation", picture, step)
+        return {split: report for split, (report, _) in measured.items()}
+
+    def _keep(self, diagnostics: Diagnostics) -> None:
+        """Keep the algorithm's diagnostics as files beside the results."""
+        for name, text in diagnostics.texts.items():
+            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
+        for name, drawn in diagnostics.figures.items():
+            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.png", png(drawn))
+
+    # -- saving
+
+    def save(self) -> None:
+        """Write the checkpoint that training goes on from."""
+        state = {
+            "algorithm": self.algorithm.state_dict(),
+            "env_steps": self.algorithm.env_steps,
+            "iteration": self.iteration,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+        self.tracker.flush()
+        checkpoint.save(self.folder.last, state)
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.folder.last)
+        try:
+            self.algorithm.load_state_dict(state["algorithm"])
+            self.iteration, self.best = int(state["iteration"]), float(state["best"])
+            self.seconds = float(state["seconds"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"refused {self.folder.last}: it does not fit the run's configuration ({error})") from error

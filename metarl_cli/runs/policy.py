@@ -1,0 +1,102 @@
+"""A policy that a user holds: numpy in, action out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metarl_cli.interfaces import Algorithm, Policy, State, Step, Task
+from metarl_cli.runs import checkpoint
+from metarl_cli.spaces import Continuous, Spec
+
+
+class AdaptedPolicy:
+    """A policy for one environment of one task.
+
+    ``policy(obs)`` returns the action. A policy with memory also wants what came of its last action:
+    ``policy(obs, reward=..., ended=...)``; it remembers until :meth:`reset`.
+
+    Args:
+        policy: of one task (M = 1).
+        state: after the adaptation, of one environment (N = 1).
+        spec: the family's.
+        saved: what :meth:`save` writes beside the policy: the run's configuration, the weights, the task.
+        first_action: the number that the environment gives its first action.
+    """
+
+    def __init__(self, policy: Policy, state: State, spec: Spec, saved: State, first_action: int = 0):
+        self.policy, self.adapted, self.spec, self.saved, self.first_action = policy, state, spec, saved, first_action
+        self.reset()
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The parameters of the task it was adapted to."""
+        return dict(self.saved["task"])
+
+    def reset(self) -> None:
+        """Forget everything since the adaptation."""
+        self.state = self.adapted
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None  # observation and action
+
+    def __call__(self, obs: Any, reward: float = 0.0, ended: bool = False) -> Any:
+        """Return the action: an integer, or a vector ``[D]``.
+
+        Args:
+            obs: one observation.
+            reward: of the action before; a policy without memory needs none.
+            ended: whether an episode ended with it, so that ``obs`` begins the next one.
+        """
+        array = np.asarray(obs)
+        kind = None if array.dtype == np.uint8 else torch.get_default_dtype()
+        now = torch.as_tensor(array, dtype=kind, device=self.saved["device"]).reshape(1, 1, *self.spec.obs_shape)
+        if self.last is not None:
+            never = torch.tensor([[False]], device=now.device)
+            step = Step(now, torch.tensor([[float(reward)]], device=now.device), never | ended, never, now)
+            self.state = self.policy.observe(self.state, *self.last, step)
+        action, self.state = self.policy.act(self.state, now)
+        self.last = now, action
+        if isinstance(self.spec.actions, Continuous):
+            return self.spec.actions.clip(action)[0, 0].cpu().numpy()
+        return int(action) + self.first_action
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as a file that ``metarl.load`` reads.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        content = {name: value for name, value in self.saved.items() if name != "device"}
+        state = {"policy": plain(self.policy.state_dict()), "state": plain(self.adapted), "first_action": self.first_action}
+        checkpoint.save(Path(path), {**content, **state})
+
+
+def restore(algorithm: Algorithm, task: Task, content: State, spec: Spec, device: torch.device) -> AdaptedPolicy:
+    """Return the policy that :meth:`AdaptedPolicy.save` wrote."""
+    algorithm.load_weights(content["weights"])
+    policy, _ = algorithm.load_policy(content["policy"], task)
+    state = to_device(content["state"], device) | {"rng": None}
+    saved = {name: content[name] for name in ("config", "weights", "task")} | {"device": device}
+    return AdaptedPolicy(policy, state, spec, saved, int(content["first_action"]))
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor of a nested state."""
+    if isinstance(value, dict):
+        return {name: to_device(item, device) for name, item in value.items()}
+    if isinstance(value, list):
+        return [to_device(item, device) for item in value]
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def plain(value: Any) -> Any:
+    """Return a nested state as a checkpoint may hold it: on the CPU, without generators of random numbers."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items() if not isinstance(item, torch.Generator)}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()  # a view would bring its whole storage
+    return value

@@ -1,0 +1,223 @@
+"""A saved run: its evaluation, and adaptation to tasks and environments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import torch
+
+from metarl_cli.config.models import Hardware
+from metarl_cli.envs.live import LiveFamily
+from metarl_cli.errors import UserError
+from metarl_cli.evaluation.curves import Report
+from metarl_cli.evaluation.evaluator import Evaluator
+from metarl_cli.evaluation.held_out import held_out_tasks
+from metarl_cli.evaluation.report import as_json
+from metarl_cli.experience.rollout import Played, play
+from metarl_cli.interfaces import Adapted, Budget, Family, Task
+from metarl_cli.runs import checkpoint
+from metarl_cli.runs.build import build
+from metarl_cli.runs.folder import RunFolder, content, restored
+from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
+from metarl_cli.runs.results import load_weights, measure
+from metarl_cli.seeding import torch_rng
+
+FRAMES = 400  # at most, of a film
+
+
+class Adaptation(NamedTuple):
+    """An adaptation to one task: every policy on the way, and the last one for use."""
+
+    steps: list[Adapted]
+    policy: AdaptedPolicy
+    played: Played | None  # the trial that a policy with memory has lived through
+
+
+class Run:
+    """A run that was trained.
+
+    Args:
+        path: its folder.
+        hardware: to compute on; None: as it was trained.
+        checkpoint: the weights chosen on validation tasks, or the latest.
+
+    Raises:
+        UserError: if there is no such run, or it cannot be read.
+    """
+
+    def __init__(self, path: str | Path, hardware: Hardware | None = None, checkpoint: Literal["best", "last"] = "best"):
+        self.folder = RunFolder(path)
+        self.config = self.folder.config(hardware)
+        self.family, self.algorithm, self.device = build(self.config)
+        self.checkpoint = self.folder.checkpoint(checkpoint)
+        self.env_steps = load_weights(self.folder, self.algorithm, checkpoint)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.folder.path
+
+    @property
+    def score(self) -> float | None:
+        """The score on the test tasks; None while it trains."""
+        score = self.folder.manifest().get("score")
+        return None if score is None else float(score)
+
+    def budget(self, steps: int | None, trial: int | None, default: int | None = None) -> Budget:
+        """Return what an adaptation may spend.
+
+        Raises:
+            UserError: for gradient steps of an algorithm that adapts within a trial, or the other way round.
+        """
+        if self.algorithm.adapts_by == "memory":
+            if steps is not None:
+                raise UserError(f"steps={steps}: this run adapts within a trial, not by gradient steps; give trial=EPISODES")
+            return Budget(0, trial)
+        if trial is not None:
+            raise UserError(f"trial={trial}: this run adapts by gradient steps; give steps=NUMBER")
+        return Budget(steps if steps is not None else default or self.config.test.steps or 0)
+
+    # -- evaluation
+
+    def measure(
+        self, split: str, tasks: int | None, episodes: int | None, steps: int | None, trial: int | None
+    ) -> tuple[str, Report]:
+        """Test on held-out tasks and keep the result; returns the name of its files in ``results/``, and the report.
+
+        Raises:
+            UserError: for a split the family does not have, or a budget the algorithm cannot spend.
+        """
+        if split not in self.family.splits[1:]:
+            known = " or ".join(self.family.splits[1:])
+            raise UserError(f"the family of {self.folder} has no {split} tasks; choose split={known}")
+        default = self.config.test if split != "validation" else self.config.eval
+        budget = self.budget(steps, trial, default.steps)
+        tasks, episodes = tasks or default.tasks, episodes or default.episodes
+        self.folder.check_tasks(self.config, self.family)
+        held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
+        spent = f"trial{budget.episodes or 'default'}" if self.algorithm.adapts_by == "memory" else f"steps{budget.steps}"
+        name = f"{split}-{self.checkpoint.stem}-tasks{tasks}-episodes{episodes}-{spent}"
+        evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
+        return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name).report
+
+    def test(
+        self,
+        split: Literal["validation", "test", "ood"] = "test",
+        tasks: int | None = None,
+        episodes: int | None = None,
+        steps: int | None = None,
+        trial: int | None = None,
+    ) -> dict[str, Any]:
+        """Measure adaptation on held-out tasks; returns curves as plain numbers, as in ``results/*.json``.
+
+        Args:
+            split: which tasks.
+            tasks: how many; None: as at the end of training, and so for the others.
+            episodes: full episodes per task and step.
+            steps: gradient steps of adaptation.
+            trial: episodes of a trial, for an algorithm with memory.
+
+        Raises:
+            UserError: for a split the family does not have, or a budget the algorithm cannot spend.
+        """
+        name, report = self.measure(split, tasks, episodes, steps, trial)
+        held_out = held_out_tasks(self.family, split, report.curve.returns.shape[-1], self.config.tasks_seed)
+        return as_json(report, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
+
+    # -- adaptation
+
+    def task(self, parameters: dict[str, float]) -> Task:
+        """Return the one task with these parameters, the family's nominal ones elsewhere.
+
+        Raises:
+            UserError: for a parameter the family does not have, or a value that makes no sense.
+        """
+        try:
+            return self.family.named_task(parameters)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def adapt(
+        self,
+        *,
+        steps: int | None = None,
+        trial: int | None = None,
+        seed: int = 0,
+        task: dict[str, float] | None = None,
+        **parameters: float,
+    ) -> AdaptedPolicy:
+        """Adapt to one task in the family's own environments; returns the policy.
+
+        Args:
+            steps: gradient steps; None: as at the end of training.
+            trial: episodes that a policy with memory lives through; None: as in training.
+            seed: of the support, or of the trial.
+            task: task parameters whose names are no Python names.
+            parameters: task parameters, such as ``gravity=15``; the family's nominal values elsewhere.
+
+        Raises:
+            UserError: for a parameter the family does not have, or a budget the algorithm cannot spend.
+        """
+        return self.adaptation(self.task({**(task or {}), **parameters}), self.budget(steps, trial), seed).policy
+
+    def adapt_on(
+        self, env: gymnasium.Env[Any, Any], episodes: int = 8, steps: int | None = None, seed: int = 0
+    ) -> AdaptedPolicy:
+        """Adapt to an environment of one's own with the spaces of the run's family; returns the policy.
+
+        Args:
+            env: any Gymnasium environment; it is stepped, one episode after another.
+            episodes: the episodes of experience: of the support, or of the trial of a policy with memory.
+            steps: gradient steps; None: as at the end of training.
+            seed: of the episodes and of the exploration.
+
+        Raises:
+            UserError: if the spaces differ, or the algorithm needs several environments at once.
+        """
+        live = LiveFamily(env, self.family.spec, self.device)
+        budget = self.budget(steps, None)._replace(episodes=episodes)
+        return self.adaptation(live.task, budget, seed, live).policy
+
+    @torch.no_grad()
+    def adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None = None, frames: int = 0) -> Adaptation:
+        """Adapt to one task, in the environments of ``family`` or of the run's own; a policy with memory plays a trial."""
+        rng = torch_rng(seed, "adapt", "support", device=self.device)
+        steps = list(self.algorithm.adapt(task, budget, rng, family))
+        last, live = steps[-1], family or self.family
+        chance = torch_rng(seed, "adapt", "trial", device=self.device)
+        state, played = last.policy.start(1, chance), None
+        if last.episodes is not None:
+            env = live.make(task, 1, torch_rng(seed, "adapt", "film", device=self.device), frames > 0)
+            played = play(live, env, last.policy, state, last.episodes, frames)
+            state = played.state
+        named = {name: value[0].tolist() for name, value in task.items()}
+        saved = {"config": content(self.config), "weights": plain(self.algorithm.weights()), "task": named}
+        first_action = live.first_action if isinstance(live, LiveFamily) else 0
+        policy = AdaptedPolicy(last.policy, state, self.family.spec, {**saved, "device": self.device}, first_action)
+        return Adaptation(steps, policy, played)
+
+    def film(self, task: Task, adapted: Adapted, seed: int) -> Played:
+        """Draw one greedy episode."""
+        env = self.family.make(task, 1, torch_rng(seed, "adapt", "film", device=self.device), True)
+        state = adapted.policy.start(1, torch_rng(seed, "adapt", "trial", device=self.device))
+        return play(self.family, env, adapted.policy, state, frames=FRAMES)
+
+
+def load_policy(path: Path) -> AdaptedPolicy:
+    """Load what :meth:`AdaptedPolicy.save` wrote.
+
+    Raises:
+        UserError: if it is damaged, or no such file.
+    """
+    saved = checkpoint.load(path)
+    try:
+        family, algorithm, device = build(restored(saved["config"], str(path)))
+        task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
+        return restore(algorithm, task, saved, family.spec, device)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"refused {path}: it is no adapted policy ({error})") from error
