@@ -92,7 +92,7 @@ def test_network_forms(dueling, layer_norm, context):
     torch.testing.assert_close(q[2, 1], dqn.network(params, obs[2, 1]))
     stack = {k: torch.randn(4, *v.shape, generator=torch.Generator().manual_seed(2)) for k, v in params.items()}
     each = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(dqn.network.stacked(stack, each), vmap(dqn.network)(stack, each))
+    torch.testing.assert_close(dqn.network(stack, each), vmap(dqn.network)(stack, each))
     if dueling:  # advantages are centred: the mean over actions is the value alone
         moved = {**params, "head.bias": params["head.bias"] + 7}
         torch.testing.assert_close(dqn.network(moved, obs), q)
@@ -105,5 +105,5 @@ def test_stacked_networks_see_images():
     rng = torch.Generator().manual_seed(0)
     networks = [network.init(rng) for _ in range(3)]
     obs = torch.randint(256, (3, 5, 2, 9, 9), generator=rng, dtype=torch.uint8)
-    values = network.stacked({k: torch.stack([n[k] for n in networks]) for k in networks[0]}, obs)
+    values = network({k: torch.stack([n[k] for n in networks]) for k in networks[0]}, obs)
     torch.testing.assert_close(values, torch.stack([network(n, o) for n, o in zip(networks, obs, strict=True)]))

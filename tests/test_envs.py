@@ -10,7 +10,7 @@ from conftest import TINY_MAML, TINY_REFERENCE, compose_train, compose_values, o
 
 from metarl_cli.config.registry import load
 from metarl_cli.evaluation.evaluator import Evaluator
-from metarl_cli.seeding import numpy_rng, torch_rng, CommonNumbers
+from metarl_cli.seeding import numpy_rng, torch_rng, CommonRandomNumbers
 from metarl_cli.spaces import random_actions, bounds
 
 ENVS = options("env")
@@ -328,7 +328,7 @@ def test_dynamics_that_draw_must_say_so():
     def play_copies(kind):
         ours = kind(config)
         task = {k: v.repeat(2) for k, v in ours.sample_tasks(3, "train", numpy_rng(0, "tasks")).items()}
-        with CommonNumbers(2):
+        with CommonRandomNumbers(2):
             env = ours.make(task, 4, torch_rng(0, "env"))
             return env.step(torch.zeros(6, 4, dtype=torch.long)).next_obs
 

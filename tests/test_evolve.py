@@ -150,7 +150,7 @@ def test_fitness_is_the_return_after_the_lifetime():
     genomes, task = algorithm.search.ask()[1:2], training_tasks(algorithm, 2)
     returns, spent = algorithm._evaluate(genomes, task, 3, None, "fitness")
     life = algorithm._begin(genomes, task, torch_rng(0, "fitness", "life", "0"))
-    life.grow()
+    life.learn()
     found, lengths = run_episodes(
         algorithm.family, task, lambda obs: algorithm.act(life.params, obs), 3, torch_rng(0, "fitness", "episodes", "0")
     )
@@ -309,7 +309,7 @@ def test_children_have_their_parents_weights_before_they_learn(monkeypatch):
         after = None if lives is None else (lives.params, lives.target, dict(lives.optimizer.first))
         algorithm.train_step()
         *inherited, lr = before[-1]
-        assert torch.equal(lr, algorithm.genome.express(genomes)["hyper"]["lr"].repeat_interleave(2))
+        assert torch.equal(lr, algorithm.genome.decode(genomes)["hyper"]["lr"].repeat_interleave(2))
         if generation > 0:
             assert parents.tolist() != list(range(6))
             for child, parent in zip(inherited, after, strict=True):
@@ -410,7 +410,7 @@ def test_the_schedule_is_replayed_on_new_tasks(monkeypatch):
     curve = list(algorithm.adapt(task, 6, torch_rng(0, "adapt")))
     assert [one.gradient_steps for one in curve] == [0, 2, 6, 10, 14, 18, 22]  # 2 iterations of 2 updates, but for the first
     for step, (hyper, structure) in enumerate(seen):
-        said = algorithm.genome.express(algorithm.champion[min(step, 3)][None])
+        said = algorithm.genome.decode(algorithm.champion[min(step, 3)][None])
         for kind, values in (("hyper", hyper), ("structure", structure)):
             assert values.keys() == said[kind].keys()
             assert all(torch.equal(v, said[kind][k].expand_as(v)) for k, v in values.items())
@@ -453,7 +453,7 @@ def test_a_champion_without_a_lifetime_is_what_it_is():
     task = algorithm.family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
     (curve,) = algorithm.adapt(task, 2, torch_rng(0, "adapt"))
     assert (curve.step, curve.gradient_steps, curve.env_steps) == (0, 0, 0)
-    champion = algorithm.genome.express(algorithm.champion)["init"]
+    champion = algorithm.genome.decode(algorithm.champion)["init"]
     assert all(torch.equal(v, champion[k].expand_as(v)) for k, v in curve.params.items())
 
 
@@ -479,10 +479,10 @@ def test_a_portrait_of_a_population():
     algorithm = made("evo_hyper")
     algorithm.train_step()
     portrait = algorithm.portrait()
-    population = algorithm.genome.express(algorithm.search.ask())["hyper"]
+    population = algorithm.genome.decode(algorithm.search.ask())["hyper"]
     assert portrait.histograms.keys() == {f"genome/hyper/{k}" for k in population}
     assert all(torch.equal(portrait.histograms[f"genome/hyper/{k}"], v) for k, v in population.items())
-    lr, champion = population["lr"], algorithm.genome.express(algorithm.champion)["hyper"]["lr"]
+    lr, champion = population["lr"], algorithm.genome.decode(algorithm.champion)["hyper"]["lr"]
     cells = [f"{float(x):.4g}" for x in (champion, lr.min(), lr.median(), lr.max())]
     assert f"| hyper/lr | {' | '.join(cells)} |" in portrait.texts["genome/champion"].splitlines()
     assert portrait.figures == {}
@@ -495,7 +495,7 @@ def test_a_portrait_of_a_schedule():
     head, _, *rows = portrait.texts["genome/schedule"].splitlines()
     assert head.startswith("| step | architecture/layers |")
     assert len(rows) == 3
-    layers = algorithm.genome.read(algorithm.champion)["architecture/layers"]
+    layers = algorithm.genome.describe(algorithm.champion)["architecture/layers"]
     assert [row.split(" | ")[1] for row in rows] == [str(int(n)) for n in layers]
     panels = {axes.get_title() for axes in portrait.figures["genome/lineage"].axes}
     assert {name.removeprefix("genome/") for name in portrait.histograms} <= panels

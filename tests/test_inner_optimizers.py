@@ -41,14 +41,14 @@ def run(rule, params, gradients, rates):
 def start(rows=ROWS):
     """The learned rule that a search begins with, its hidden layer drawn."""
     part = genome.Genome(genome.Config(hidden=8, scale=1.0), None, generator())
-    return part, part.express(part.start.expand(rows, -1))["optimizer"]
+    return part, part.decode(part.start.expand(rows, -1))["optimizer"]
 
 
 def drawn(rows=ROWS):
     """Any learned rule, another for each row."""
     part, _ = start()
     genes = part.start + 0.3 * torch.randn(rows, len(part.start), generator=generator(5))
-    return part.express(genes)["optimizer"]
+    return part.decode(genes)["optimizer"]
 
 
 @pytest.mark.parametrize(("rule", "theirs"), [(SGD, torch.optim.SGD), (Adam, torch.optim.Adam)])
