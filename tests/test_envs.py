@@ -10,7 +10,7 @@ from conftest import TINY_MAML, TINY_REFERENCE, compose_train, compose_values, o
 
 from metarl_cli.config.registry import load
 from metarl_cli.evaluation.evaluator import Evaluator
-from metarl_cli.seeding import numpy_rng, torch_rng, CommonRandomNumbers
+from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 from metarl_cli.spaces import random_actions, bounds
 
 ENVS = options("env")

@@ -200,7 +200,7 @@ def network(hidden, activation="relu", dueling=False):
     config = NetworkConfig(
         convolutions=[], hidden=list(hidden), activation=activation, layer_norm=False, dueling=dueling, context=0
     )
-    return QNetwork(config, SPEC, (2,))
+    return QNetwork(config, SPEC.obs_shape, (2,), SPEC.obs_scale)
 
 
 LARGEST = network([WIDEST] * 3)
@@ -382,7 +382,7 @@ def test_a_learner_is_a_dqn_of_that_shape():
     genes = torch.rand(3, 5, generator=generator())
     params = {k: v[None].repeat(3, *[1] * v.dim()) for k, v in dqn.init(generator()).items()}
     found = structured(params, genome.decode(genes)["structure"])
-    action = dqn.act(found, OBS[None].repeat(3, 1, 1), 0.0)
+    action = dqn.policy(found, OBS[None].repeat(3, 1, 1)).mode()
     assert action.shape == (3, 50)
     q = values(found)
     assert torch.equal(action, q.argmax(-1))

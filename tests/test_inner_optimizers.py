@@ -179,7 +179,7 @@ def test_rows_taken_go_on_in_the_place_of_others(name):
     rule, other, rows, lr = RULES[name](), RULES[name](), torch.tensor([1, 1, 2]), rates(0.1, 0.1, 0.1)
     first, rest = gradients(6)[:3], [{k: g[rows] for k, g in step.items()} for step in gradients(6)[3:]]
     params = run(rule, weights(), first, lr)
-    rule.take(rows)
+    rule.select_rows(rows)
     params = run(rule, {k: v[rows] for k, v in params.items()}, rest, lr)
     expected = {k: v[rows] for k, v in weights().items()}
     expected = run(other, expected, [{k: g[rows] for k, g in step.items()} for step in first], lr)

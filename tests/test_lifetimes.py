@@ -10,11 +10,13 @@ from metarl_cli.adaptation import gradient as inner_loop
 from metarl_cli.config.registry import load
 from metarl_cli.evolution.genomes import optimizer as genome
 from metarl_cli.evolution.lifetimes import dqn as dqn_life
-from metarl_cli.networks.stacked import fresh
+from metarl_cli.experience.exploration import EpsilonGreedy
+from metarl_cli.experience.rollout import collect as collected
 from metarl_cli.interfaces import Transitions
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import structured
-from metarl_cli.seeding import numpy_rng, torch_rng, CommonRandomNumbers
+from metarl_cli.networks.stacked import fresh
+from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
 @cache
@@ -129,11 +131,11 @@ def test_exploration_falls_as_each_row_says(monkeypatch):
     lifetime, learner, family = made("dqn", steps=2)
     seen = []
 
-    def explorer(learner, params, epsilon, repeat, rng):
+    def explorer(policy, actions, epsilon, repeat):
         seen.append(epsilon.tolist())
-        return inner_loop.explorer(learner, params, epsilon, repeat, rng)
+        return EpsilonGreedy(policy, actions, epsilon, repeat)
 
-    monkeypatch.setattr(dqn_life, "explorer", explorer)
+    monkeypatch.setattr(dqn_life, "EpsilonGreedy", explorer)
     life = begun(lifetime, learner, family, 2, hyper(lifetime, epsilon_end=[0.2, 0.0], epsilon_decay=[0.5, 1.0]))
     for _ in range(3):
         life.learn()  # 2 iterations each, beyond the end too
@@ -149,7 +151,7 @@ def test_random_actions_are_as_many_as_epsilon_says():
     params = life.params
     life._iterate()
     data = life.replay.data
-    greedy = learner.act(params, data.obs, 0.0)
+    greedy = learner.policy(params, data.obs).mode()
     assert (greedy == data.action).float().mean(1).tolist() == pytest.approx([1.0, 0.7], abs=0.07)
 
 
@@ -225,7 +227,7 @@ def test_shared_replay_holds_everyones_experience(monkeypatch):
     seen = []
 
     def collect(*args):
-        seen.append(inner_loop.collect(*args))
+        seen.append(collected(*args))
         return seen[-1]
 
     monkeypatch.setattr(dqn_life, "collect", collect)
