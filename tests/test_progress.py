@@ -9,8 +9,10 @@ from rich.console import Console
 from metarl_cli import progress
 from metarl_cli.cli import train
 from metarl_cli.evaluation.evaluator import Evaluator
+from metarl_cli.interfaces import Budget
 from metarl_cli.progress import listening, status, track
 from metarl_cli.runs.build import build
+from metarl_cli.runs.loop import Progress
 from metarl_cli.seeding import numpy_rng
 
 
@@ -46,10 +48,10 @@ def test_lines_are_seconds_apart():
 def test_a_long_iteration_is_shown_beside_the_numbers_before(monkeypatch):
     monkeypatch.setattr(train, "PLAIN_EVERY", 0.0)
     shown = io.StringIO()
-    with train.Display(Console(file=shown, width=200), 2, 0) as display, listening(display.tell):
-        display.update(1, 100, {})
+    with train.Bar(Console(file=shown, width=200), 2, 0) as bar, listening(bar.report):
+        bar.update(Progress(1, 2, 100, {}))
         list(track([0], 1, "candidate"))
-        display.update(2, 200, {"eval/return_before": 1.0, "eval/return_after": 2.0})
+        bar.update(Progress(2, 2, 200, {"eval/return_before": 1.0, "eval/return_after": 2.0}))
     first, second, third = shown.getvalue().splitlines()
     assert first.startswith("1/2  100 env steps  about ")
     assert second == "1/2  100 env steps  candidate 1/1"
@@ -61,7 +63,7 @@ def test_testing_is_counted(algo, said):
     parts, heard = build(compose_train(f"algo={algo}", *tiny(algo))), []
     task = parts.family.sample_tasks(2, "test", numpy_rng(0, "tasks"))
     with listening(heard.append):
-        Evaluator(parts.family, task, 1, 0, "test").report(parts.algorithm, 2)
+        Evaluator(parts.family, task, 1, 0, "test").report(parts.algorithm, Budget(2))
     assert any(text.startswith(said) for text in heard)
     assert ("from scratch, point 3/3" in heard) == (algo == "maml_dqn")
 
