@@ -88,7 +88,9 @@ def train(config: TrainConfig, choices: dict[str, str], overrides: list[str], li
         return folder, float(folder.manifest()["score"])
     parts = build(config)
     if processes.size > 1 and not parts.algorithm.distributed:
-        raise UserError(f"this algorithm runs in one process, not in {processes.size}: start it without torchrun")
+        raise UserError(
+            f"algo.module={config.algo['module']} runs in one process, not in {processes.size}: start it without torchrun"
+        )
     folder.lock()
     if folder.exists:
         folder.check_tasks(config, parts.family)
