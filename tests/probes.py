@@ -54,7 +54,7 @@ class Cue(NativeFamily):
         super().__init__(NativeConfig(horizon=4, ranges=ranges, ood_ranges={}))
         self.spec = Spec(obs_shape=(2,), num_actions=2, horizon=4)
 
-    def make(self, task, num_envs, rng, drawing=False):
+    def make(self, task, num_envs, rng, render=False):
         return CueEnv(self, task, num_envs, rng)
 
     def initial_state(self, shape, like, rng):
