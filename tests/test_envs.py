@@ -10,8 +10,8 @@ from conftest import TINY_MAML, TINY_REFERENCE, compose_train, compose_values, o
 
 from metarl_cli.config.registry import load
 from metarl_cli.evaluation.evaluator import Evaluator
-from metarl_cli.seeding import numpy_rng, torch_rng, CommonNumbers
-from metarl_cli.spaces import random_actions, bounds
+from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
+from metarl_cli.spaces import bounds, random_actions
 
 ENVS = options("env")
 

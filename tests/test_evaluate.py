@@ -15,10 +15,10 @@ from metarl_cli.evaluation.curves import metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator, standard_error, trial
 from metarl_cli.evaluation.report import as_json, table
 from metarl_cli.interfaces import TrialAlgorithm
+from metarl_cli.progress import wide_console
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Parts, build
 from metarl_cli.runs.folder import RunFolder
-from metarl_cli.progress import wide_console
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Spec
 

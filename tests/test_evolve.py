@@ -12,8 +12,8 @@ from conftest import CONF, algorithms, compose_values, flat, module, tiny
 from metarl_cli.algos import evolve
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.evolution.lifetimes.dqn import Life
-from metarl_cli.networks.stacked import fresh
 from metarl_cli.experience.rollout import run_episodes
+from metarl_cli.networks.stacked import fresh
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 

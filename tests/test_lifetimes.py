@@ -10,11 +10,11 @@ from metarl_cli.adaptation import gradient as inner_loop
 from metarl_cli.config.registry import load
 from metarl_cli.evolution.genomes import optimizer as genome
 from metarl_cli.evolution.lifetimes import dqn as dqn_life
-from metarl_cli.networks.stacked import fresh
 from metarl_cli.interfaces import Transitions
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import structured
-from metarl_cli.seeding import numpy_rng, torch_rng, CommonNumbers
+from metarl_cli.networks.stacked import fresh
+from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
 
 
 @cache

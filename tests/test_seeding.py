@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metarl_cli.seeding import Streams, drawing_nothing, numpy_rng, torch_rng, CommonNumbers
+from metarl_cli.seeding import CommonNumbers, Streams, drawing_nothing, numpy_rng, torch_rng
 
 ROWS = 3
 DRAWS = {  # what it draws for the rows of one or many copies
