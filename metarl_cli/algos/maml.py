@@ -120,6 +120,8 @@ class MAML:
     """
 
     learns = True
+    uses_learner = True
+    adapts_by = "gradient"
 
     def __init__(self, config: Config, learner: Learner, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.learner, self.family, self.iterations = config, learner, family, iterations

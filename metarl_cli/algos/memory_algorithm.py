@@ -40,6 +40,8 @@ class MemoryAlgorithm:
     """
 
     learns = True
+    uses_learner = False
+    adapts_by = "memory"
 
     def __init__(self, config: TrialsConfig, family: Family, iterations: int, seed: int, device: torch.device):
         self.config, self.family, self.iterations, self.seed, self.device = config, family, iterations, seed, device

@@ -9,6 +9,8 @@ class Reference:
     """The base of strategies that are known already."""
 
     learns = False
+    uses_learner = False
+    adapts_by = "memory"
     stochastic = False
     env_steps = 0
 

@@ -1,4 +1,7 @@
-"""``metarl adapt``: adapt a saved run to one task you name; prints before, each step and after, keeps the policy."""
+"""``metarl adapt``: adapt a saved run to one task you name.
+
+Prints the return before, after each step and at the end; keeps the policy.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from metarl_cli.config.models import AdaptConfig
+from metarl_cli.cli.process import tune_process
+from metarl_cli.config.compatibility import check_budget
+from metarl_cli.config.models import AdaptConfig, Job
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.evaluator import Evaluator, by_gradient
 from metarl_cli.evaluation.report import empty_table, figure, label, table
@@ -26,22 +31,27 @@ from metarl_cli.runs.results import load_weights
 from metarl_cli.runs.tracking import Tracker, gif, png, wide_console
 from metarl_cli.seeding import torch_rng
 
+Config = AdaptConfig
+open_groups = ("task",)  # its keys are the family's parameters
 
-def run(config: AdaptConfig) -> float:
+
+def run(config: AdaptConfig, job: Job) -> float:
     """Adapt to the task; returns the IQM of the returns after the last step, or a trial's mean return of an episode.
 
     Raises:
         UserError: for a parameter the family does not have, or a run that cannot be read.
     """
+    tune_process(config.hardware)
     folder = RunFolder(config.run)
     trained = folder.config(config.hardware)
+    check_budget(trained.algo, config.steps, config.trial)
     parts = build(trained)
     load_weights(folder, parts, config.checkpoint)
     try:
         task = parts.family.named_task(config.task)
     except ValueError as error:
         raise UserError(str(error)) from error
-    steps = config.steps or trained.test.steps
+    steps = config.steps or trained.test.steps or 0
     name = "-".join(f"{key}={value:g}" for key, value in config.task.items()) or "nominal"
     out = Path(config.out) if config.out else folder.path / "adapted" / name
     try:
@@ -51,8 +61,7 @@ def run(config: AdaptConfig) -> float:
 
     console = wide_console()
     if isinstance(parts.algorithm, TrialAlgorithm):
-        if config.steps:
-            parts.algorithm.episodes = config.steps + 1
+        parts.algorithm.episodes = config.trial or parts.algorithm.episodes
         return _trial(parts.family, task, parts.algorithm, config, out, console, f"{folder.path.name} on {name}")
     algorithm = by_gradient(parts.algorithm)
     shown = empty_table(f"{folder.path.name} on {name}", trial=False)

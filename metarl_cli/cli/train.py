@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from metarl_cli.config.models import TrainConfig
+from metarl_cli.cli.process import tune_process
+from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
@@ -30,44 +31,45 @@ from metarl_cli.interfaces import Portrait, Portrayed, Sharded
 from metarl_cli.processes import Ranks
 from metarl_cli.progress import PLAIN_EVERY, told, working
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Parts, build
+from metarl_cli.runs.build import Components, build
 from metarl_cli.runs.folder import RunFolder, default_name
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import load_weights, measure
-from metarl_cli.runs.tracking import Tracker, flatten, png, wide_console
+from metarl_cli.runs.tracking import Tracker, png, wide_console
+
+Config = TrainConfig
 
 
-def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> float:
+def run(config: TrainConfig, job: Job) -> float:
     """Train a new run, or go on with the one in the folder; returns its score on the test tasks.
 
     Started by ``torchrun``, the first process does; the others evaluate their part of every population, and return nan.
     """
+    tune_process(config.hardware)
     ranks = Ranks()
     if ranks.rank > 0:
         follow(ranks)
         return math.nan
     console = wide_console()
-    folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, choices)))
+    folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, job.choices)))
     if config.run and folder.exists:
-        config = _continued(config, folder, overrides)
+        config = folder.continued(config, job.overrides)
     if folder.exists and folder.manifest().get("status") == "finished":
         console.print(f"{folder} is finished already; test it again with: metarl test run={folder}", soft_wrap=True)
         ranks.tell()  # nothing to do
         return float(folder.manifest()["score"])
     parts = build(config)
     if ranks.size > 1 and not isinstance(parts.algorithm, Sharded):
-        raise UserError(
-            f"algo.module={config.algo['module']} runs in one process, not in {ranks.size}: start it without torchrun"
-        )
+        raise UserError(f"algo.module={config.algo.name} runs in one process, not in {ranks.size}: start it without torchrun")
     folder.lock()
     if folder.exists:
         folder.check_tasks(config, parts.family)
         _same_device(folder, parts)
     else:
-        folder.create(config, choices, parts)
+        folder.create(config, job, parts)
     try:
         training = Training(config, folder, parts, console)
-        ranks.tell(json.dumps(config.model_dump(by_alias=True)).encode())
+        ranks.tell(json.dumps(config.model_dump()).encode())
         ranks.tell(folder.last.read_bytes() if folder.last.exists() else b"")
         return training.run(ranks)
     except BaseException as error:
@@ -87,8 +89,7 @@ def follow(ranks: Ranks) -> None:
     content = ranks.tell()
     if not content:
         return
-    config = validate("train", json.loads(content))
-    assert isinstance(config, TrainConfig)
+    config = validate(TrainConfig, json.loads(content))
     algorithm = build(config).algorithm
     if state := ranks.tell():
         algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
@@ -97,29 +98,7 @@ def follow(ranks: Ranks) -> None:
             algorithm.train_step()
 
 
-def _continued(config: TrainConfig, folder: RunFolder, overrides: list[str]) -> TrainConfig:
-    """The saved configuration of a run that goes on.
-
-    Raises:
-        UserError: where an override asks for something else than what the run was made with.
-    """
-    asked = [o.split("=", 1)[0].lstrip("+~") for o in overrides]
-    saved = folder.config(config.hardware if any(name.split(".")[0] == "hardware" for name in asked) else None)
-    ignored = ("run", "outputs", "hardware")
-    mine, theirs = flatten(config.model_dump()), flatten(saved.model_dump())
-    changed = [
-        f"{key} is {theirs.get(key, 'not there')} in the run, {mine.get(key, 'not there')} here"
-        for key in sorted(mine.keys() | theirs.keys())
-        if mine.get(key) != theirs.get(key)
-        and key.split(".")[0] not in ignored
-        and any(name in (key, "experiment") or key.startswith(f"{name}.") for name in asked)
-    ]
-    if changed:
-        raise UserError(f"{folder} goes on as it was made; {'; '.join(changed[:3])}; choose another folder for a new run")
-    return saved
-
-
-def _same_device(folder: RunFolder, parts: Parts) -> None:
+def _same_device(folder: RunFolder, parts: Components) -> None:
     """Raises UserError where a run would go on with other random streams than it has saved."""
     made = str(folder.manifest().get("device"))
     if made != str(parts.device):
@@ -154,7 +133,7 @@ class Interrupt:
 class Training:
     """The training loop of one run and its state: the algorithm, and the best validation score so far."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, parts: Parts, console: Console):
+    def __init__(self, config: TrainConfig, folder: RunFolder, parts: Components, console: Console):
         self.config, self.folder, self.parts, self.console = config, folder, parts, console
         self.algorithm = parts.algorithm
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
@@ -223,7 +202,7 @@ class Training:
 
     def _validate(self) -> dict[str, float]:
         """Adaptation curves on validation tasks; the best weights are kept."""
-        curve = self.evaluator.curve(self.algorithm, self.config.eval.steps)
+        curve = self.evaluator.curve(self.algorithm, self.config.eval.steps or 0)
         found, score = metrics(curve, "eval"), curve.score
         learned = self.evaluator.learned(self.algorithm)
         if learned is not None:  # each task from scratch: its own tasks are what it is for
@@ -258,7 +237,7 @@ class Training:
             self.console.print(table(report, f"{config.test.tasks} {titles[split]}, {config.test.episodes} {repeats} each"))
         tested = reports["test"][0]
         if tested.learned:
-            self.console.print(f"return on the {config.algo['tasks']} tasks learned from scratch: {tested.learned}")
+            self.console.print(f"return on the {config.algo.config.tasks} tasks learned from scratch: {tested.learned}")
         self.console.print(f"run folder: {self.folder}", soft_wrap=True)
         self.console.print(f"look at it: tensorboard --logdir {self.folder.path.parent}", soft_wrap=True)
         return tested.learned.value if tested.learned else tested.curve.score

@@ -10,25 +10,25 @@ from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.report import as_json, figure
 from metarl_cli.interfaces import Task
-from metarl_cli.runs.build import Parts
+from metarl_cli.runs.build import Components
 from metarl_cli.runs.checkpoint import load, write_whole
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.tracking import png
 
 
 def measure(
-    folder: RunFolder, parts: Parts, split: str, tasks: Task, budget: Evaluation, seed: int, name: str
+    folder: RunFolder, components: Components, split: str, tasks: Task, budget: Evaluation, seed: int, name: str
 ) -> tuple[Report, bytes]:
     """Test on ``tasks`` and keep the result as ``results/<name>.json`` and ``.png``; returns the latter too."""
-    evaluator = Evaluator(parts.family, tasks, budget.episodes, seed, split)
-    report = evaluator.report(parts.algorithm, budget.steps)
+    evaluator = Evaluator(components.family, tasks, budget.episodes, seed, split)
+    report = evaluator.report(components.algorithm, budget.steps or 0)
     folder.results.mkdir(exist_ok=True)
     folder.write_json(
         f"results/{name}.json",
         as_json(
             report,
             tasks,
-            {"split": split, "env_steps": parts.algorithm.env_steps},
+            {"split": split, "env_steps": components.algorithm.env_steps},
         ),
     )
     shown = png(figure(report, f"{folder.path.name}: {len(next(iter(tasks.values())))} {split} tasks"))
@@ -36,7 +36,7 @@ def measure(
     return report, shown
 
 
-def load_weights(folder: RunFolder, parts: Parts, checkpoint: str) -> Path:
+def load_weights(folder: RunFolder, components: Components, checkpoint: str) -> Path:
     """Put the weights of the ``best`` or ``last`` checkpoint into the algorithm; returns the file used.
 
     Raises:
@@ -48,8 +48,8 @@ def load_weights(folder: RunFolder, parts: Parts, checkpoint: str) -> Path:
     state = load(path)
     try:
         saved = state["algorithm"]["weights"]
-        parts.algorithm.load_weights(saved)
-        parts.algorithm.env_steps = int(state["env_steps"])
+        components.algorithm.load_weights(saved)
+        components.algorithm.env_steps = int(state["env_steps"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"refused {path}: it does not fit the run's configuration ({error})") from error
     return path
