@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import signal
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +13,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from metarl_cli.config import registry
+from metarl_cli.config.base import Group
 from metarl_cli.config.models import TrainConfig
-from metarl_cli.config.registry import load, validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 torch.set_num_threads(1)
@@ -46,7 +46,8 @@ TINY_MAML = [
     "algo.query.steps=5",
     "algo.query.capacity=60",
 ]
-TINY_REFERENCE = [override for override in TINY if not override.startswith("env.")]
+TINY_MEMORY = [o for o in TINY if not o.startswith(("learner.", "eval.steps", "test.steps"))]  # no learner, no gradient steps
+TINY_REFERENCE = [override for override in TINY_MEMORY if not override.startswith("env.")]
 TINY_DQN = ["algo.tasks=3", "algo.envs=2", "algo.steps=5", "algo.updates=2", "algo.batch=8", "algo.warmup=1"]
 TINY_RL2 = [
     "algo.episodes=2",
@@ -113,6 +114,12 @@ def module(algo: str) -> ModuleType:
     return load("algo", compose_values("train", [f"algo={algo}"])["algo"])[0]
 
 
+def load(kind: str, values: dict[str, Any] | Group, place: str = "") -> tuple[ModuleType, Any]:
+    """The module of a group and its ``Config``."""
+    group = values if isinstance(values, Group) else registry.load(kind, values, place)
+    return group.module, group.config
+
+
 def tiny(algo: str) -> list[str]:
     """Overrides that make a run of ``algo`` small."""
     name = module(algo).__name__.rpartition(".")[2]
@@ -120,7 +127,7 @@ def tiny(algo: str) -> list[str]:
     if name in ("evolve", "adrl"):
         values = compose_values("train", [f"algo={algo}"])["algo"]
         more = TINY_LIFE[values["lifetime"]["module"]] + [o for part in values["genome"] for o in TINY_GENOME.get(part, [])]
-    return [*TINY, *TINY_ALGO[name], *more]
+    return [*(TINY if module(algo).Algo.uses_learner else TINY_MEMORY), *TINY_ALGO[name], *more]
 
 
 def algorithms(learns: bool = True, in_trial: bool | None = None) -> list[str]:
@@ -157,9 +164,7 @@ def compose_values(command: str, overrides: list[str]) -> dict[str, Any]:
 
 def compose_train(*overrides: str) -> TrainConfig:
     """A validated ``metarl train`` configuration."""
-    config = validate("train", compose_values("train", list(overrides)))
-    assert isinstance(config, TrainConfig)
-    return config
+    return registry.validate(TrainConfig, compose_values("train", list(overrides)))
 
 
 @pytest.fixture
@@ -168,11 +173,3 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture(autouse=True)
-def broken_pipes():
-    """The commands that show something let a broken pipe end the program; within a test it may not."""
-    before = signal.getsignal(signal.SIGPIPE)
-    yield
-    signal.signal(signal.SIGPIPE, before)

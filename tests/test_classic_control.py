@@ -4,9 +4,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load
 
-from metarl_cli.config.registry import ConfigError, load
+from metarl_cli.config.registry import ConfigError
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 NUM = 20  # tasks of each family

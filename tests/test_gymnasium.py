@@ -12,10 +12,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import compose_values, options
+from conftest import compose_values, load, options
 from pydantic import ValidationError
 
-from metarl_cli.config.registry import load
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import random_actions

@@ -7,9 +7,7 @@ import zipfile
 
 import pytest
 import yaml
-from conftest import CONF, compose_values, options
-
-from metarl_cli.config.registry import load
+from conftest import CONF, compose_values, load, options
 
 ROOT = CONF.parent
 PACKAGE = ROOT / "metarl_cli"

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load
 from probes import Buttons, Corridor
 
 from metarl_cli.algos import dqn
-from metarl_cli.config.registry import load
 from metarl_cli.envs.native import NativeFamily
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.learners.dqn import DQN

@@ -5,12 +5,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train, options
+from conftest import compose_train, load, options
 from scipy.optimize import linprog
 
 from metarl_cli.algos.bandit_strategies import gittins_indices
 from metarl_cli.algos.mdp_strategies import greatest_mean, sample_process
-from metarl_cli.config.registry import load
 from metarl_cli.envs.tabular import TabularFamily, value_iteration
 from metarl_cli.evaluation.evaluator import trial
 from metarl_cli.interfaces import Step, TrialAlgorithm
@@ -116,7 +115,7 @@ def test_indices_by_hand():
 
 
 def test_a_longer_trial_than_configured():
-    """``metarl test steps=`` makes trials longer: the table of indices grows with them."""
+    """``metarl test trial=`` makes trials longer: the table of indices grows with them."""
     family, algorithm = parts("gittins", "bandit", "algo.episodes=5")
     algorithm.episodes = 30
     task = family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
@@ -371,6 +370,6 @@ def test_explorers_refuse_families_without_a_table(algo):
 
 
 def test_every_reference_is_tested():
-    of = {name: compose_train(f"algo={name}").algo["module"] for name in options("algo")}
+    of = {name: compose_train(f"algo={name}").algo.name for name in options("algo")}
     assert {k for k, v in of.items() if v == "bandit_strategies"} == set(BANDITS)
     assert {k for k, v in of.items() if v == "mdp_strategies"} == {*EXPLORERS, "oracle"}

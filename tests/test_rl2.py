@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train, flat, tiny
+from conftest import compose_train, flat, load, tiny
 from probes import Buttons, Cue, Dial
 from test_envs import ENVS, short
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from metarl_cli.adaptation.memory import Agent
 from metarl_cli.algos.rl2 import RL2
-from metarl_cli.config.registry import ConfigError, load
+from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.evaluator import trial
 from metarl_cli.experience.trials import Trials

@@ -18,6 +18,7 @@ from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, 
 from launching import metarl, start
 
 from metarl_cli.cli import adapt, train
+from metarl_cli.config.models import AdaptConfig, Job, TestConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation import evaluator as evaluate
@@ -48,7 +49,7 @@ def logged(folder: Path) -> list[dict]:
 def run_here(folder: Path, *overrides: str) -> float:
     """``metarl train`` in this process."""
     config = compose_train(f"run={folder}", *overrides)
-    return train.run(config, {"algo": "a", "env": "e"}, [])
+    return train.run(config, Job({"algo": "a", "env": "e"}, []))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
         result = json.loads((folder.results / f"{split}.json").read_text())
         assert np.array(result["adapted"]["task_returns"]).shape == (points, 4)
         updates = result["adapted"]["gradient_steps"]
-        lives = evolves and RunFolder(tmp_path / "run").config().algo["lifetime"]["module"] == "dqn"
+        lives = evolves and RunFolder(tmp_path / "run").config().algo.config.lifetime.name == "dqn"
         assert updates == ([0, 0] if in_trial else [0, 2, 6] if lives else [0, 1, 2])  # 2 iterations of 2, but the first of all
         assert result["tasks"]["hash"] == manifest["tasks"][split]
         assert (folder.results / f"{split}.png").stat().st_size > 10_000
@@ -120,9 +121,12 @@ def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
     if algo == "oracle":
         assert result["regret"] == pytest.approx(0, abs=1e-4)
         assert returns == pytest.approx(np.tile(result["optimum"], (3, 1))), "told the task, it is the optimum"
-    evaluate.run(validate("test", compose_values("test", [f"run={folder}", "steps=4", "hardware=cpu"])))
+    evaluate.run(validate(TestConfig, compose_values("test", [f"run={folder}", "trial=5", "hardware=cpu"])), Job({}, []))
     assert "sum of 5 episodes" in capsys.readouterr().out
-    adapt.run(validate("adapt", compose_values("adapt", [f"run={folder}", "gif=true", "episodes=5", "hardware=cpu"])))
+    adapt.run(
+        validate(AdaptConfig, compose_values("adapt", [f"run={folder}", "gif=true", "episodes=5", "hardware=cpu"])),
+        Job({}, []),
+    )
     assert (folder.path / "adapted" / "nominal" / "trial.gif").stat().st_size > 500
 
 
@@ -334,8 +338,8 @@ def test_adapt_to_a_named_task(finished, tmp_path):
 def test_adapt_within_a_trial_keeps_a_memory_to_go_on_from(algo, tmp_path, capsys):
     run_here(tmp_path / "run", *small(algo, "gridworld"))
     folder = RunFolder(tmp_path / "run")
-    values = [f"run={folder}", "+task.goal_x=4", "+task.goal_y=2", "steps=2", "episodes=3", "hardware=cpu"]
-    score = adapt.run(validate("adapt", compose_values("adapt", values)))
+    values = [f"run={folder}", "+task.goal_x=4", "+task.goal_y=2", "trial=3", "episodes=3", "hardware=cpu"]
+    score = adapt.run(validate(AdaptConfig, compose_values("adapt", values)), Job({}, []))
     assert np.isfinite(score)
     shown = capsys.readouterr().out
     for text in ("episode 3", "sum of 3 episodes", "episode 3: (0,0) (", "policy.pt"):
