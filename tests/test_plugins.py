@@ -50,7 +50,9 @@ class Lever(NativeFamily):
 
 Family = Lever
 ''',
-    "metarl_plug/conf/env/levers.yaml": "# Two levers, of which one pays.\nmodule: lever\nhorizon: 5\nranges: {payment: [-1.0, 1.0]}\nood_ranges: {}\n",
+    "metarl_plug/conf/env/levers.yaml": (
+        "# Two levers, of which one pays.\nmodule: lever\nhorizon: 5\nranges: {payment: [-1.0, 1.0]}\nood_ranges: {}\n"
+    ),
     # -- a learner without Q-learning's words: REINFORCE
     "metarl_plug/reinforce.py": '''
 """REINFORCE (Williams 1992): policy gradients with the mean return as baseline."""
@@ -101,8 +103,8 @@ class Reinforce(Base):
 Learner = Reinforce
 ''',
     "metarl_plug/conf/learner/reinforce.yaml": (
-        "# REINFORCE.\nmodule: reinforce\n"
-        "network: {convolutions: [], hidden: [8], activation: tanh, layer_norm: false, dueling: false, context: 0}\ngamma: 0.9\n"
+        "# REINFORCE.\nmodule: reinforce\ngamma: 0.9\n"
+        "network: {convolutions: [], hidden: [8], activation: tanh, layer_norm: false, dueling: false, context: 0}\n"
     ),
     # -- an algorithm, with a metric of its own: first-order MAML on the policy gradient
     "metarl_plug/first_order.py": '''

@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
+
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
@@ -101,7 +103,8 @@ def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder,
         training = Training(config, folder, components, listener)
         processes.broadcast(json.dumps(config.model_dump()).encode())
         processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
-        return folder, training.run(processes)
+        with threads(config.hardware.threads):
+            return folder, training.run(processes)
     except BaseException as error:
         with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
             if folder.manifest().get("status") == "running":
@@ -115,6 +118,17 @@ def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder,
 
 
 LONGEST_ERROR = 500  # [characters] of an error that the manifest keeps
+
+
+@contextlib.contextmanager
+def threads(num: int) -> Iterator[None]:
+    """Compute with ``num`` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def follow(processes: Processes) -> None:
