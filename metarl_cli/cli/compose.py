@@ -164,7 +164,7 @@ class Composer:
         known = {element.provider for element in path.get_path()}
         for name, folder in installed_folders():
             if name not in known:
-                path.append(name, f"file://{folder}")
+                path.prepend(name, f"file://{folder}", SearchPathQuery(provider="schema"))
         if config_dir:
             path.prepend("command-line", f"file://{os.path.abspath(config_dir)}", SearchPathQuery(provider="schema"))
         self.command, self.open_groups = command, open_groups
@@ -228,7 +228,7 @@ class Composer:
             add = f"; put yours in DIR/{name}/{value}.yaml and give --config-dir DIR"
             return f"{written}: no such option{known_options(value, options) if options else add}"
         groups, choices = self.loader.list_groups(""), group_choices(config.hydra)
-        if group in groups and choices.get(group) is None and group != "experiment":
+        if group in groups and choices.get(group) is None and group not in ("experiment", "hydra"):
             return f"{written}: {self._absent(group, choices)}"
         text = str(error).splitlines() or [""]
         if text[0].startswith("Could not override"):
