@@ -172,6 +172,7 @@ class Composer:
         self.problems: dict[str, str] = {}  # override -> what is wrong with it
         self.instead: dict[str, str] = {}  # override -> what it probably means, to judge the others by
         self.ready: tuple[list[str], DictConfig] | None = None  # overrides that were composed already, and the result
+        self.sweeps = False  # whether there are several jobs, by the command line or by the configuration itself
         self.lost: set[str] = set()  # groups without a known option: the keys in them cannot be judged
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
@@ -257,6 +258,7 @@ class Composer:
         master = self.settle(overrides, RunMode.MULTIRUN)
         if master is None or not (multirun or master.hydra.mode == RunMode.MULTIRUN):
             return [overrides]
+        self.sweeps = True
         if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
             return []
         task = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
@@ -285,7 +287,8 @@ def find_problems(
 
     Args:
         command: the command.
-        args: its flags and overrides.
+        args: its flags and overrides; ``multirun`` is set where the configuration is a sweep by itself (``hydra.mode``), which
+            Hydra 1.4 wants to know before it composes.
         check: raises UserError for wrong values of a configuration, given with its choices.
     """
     composer = Composer(command.name, args.config_dir, command.open_groups)
@@ -304,6 +307,7 @@ def find_problems(
             check(command, plain(config), choices)
         except UserError as error:
             wrong |= dict.fromkeys(error.problems)
+    args.multirun = args.multirun or (composer.sweeps and check is not None)
     HydraConfig.instance().cfg = None
     written = {override: place for place, override in enumerate(args.overrides)}
     refused = sorted(composer.problems, key=lambda override: written.get(override, len(written)))
