@@ -18,10 +18,10 @@ from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, 
 from launching import metarl, start
 
 from metarl_cli.cli import adapt, train
+from metarl_cli.cli import test as retest
 from metarl_cli.config.models import AdaptConfig, Job
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation import evaluator as evaluate
 from metarl_cli.evaluation.held_out import held_out_tasks, task_hash
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build
@@ -121,7 +121,7 @@ def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
     if algo == "oracle":
         assert result["regret"] == pytest.approx(0, abs=1e-4)
         assert returns == pytest.approx(np.tile(result["optimum"], (3, 1))), "told the task, it is the optimum"
-    evaluate.run(validate(evaluate.Config, compose_values("test", [f"run={folder}", "trial=5", "hardware=cpu"])), Job({}, []))
+    retest.run(validate(retest.Config, compose_values("test", [f"run={folder}", "trial=5", "hardware=cpu"])), Job({}, []))
     assert "sum of 5 episodes" in capsys.readouterr().out
     adapt.run(
         validate(AdaptConfig, compose_values("adapt", [f"run={folder}", "gif=true", "episodes=5", "hardware=cpu"])),
