@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MAML, compose_train, compose_values, load, options
+from conftest import TINY, TINY_MAML, compose_train, compose_values, load, options
 
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng

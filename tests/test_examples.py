@@ -13,6 +13,8 @@ from conftest import TINY, TINY_MAML
 
 from metarl_cli.cli import compose as composing
 from metarl_cli.cli import main as cli
+from metarl_cli.cli.commands import commands
+from metarl_cli.cli.hydra import check_values
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import random_actions
 
@@ -125,4 +127,4 @@ def test_the_configurations_of_the_guide_are_valid(tmp_path):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
         args = composing.parse_flags([f"env={name}", "--config-dir", str(tmp_path)])
-        assert composing.find_problems("train", args, cli._validate) == []
+        assert composing.find_problems(commands()["train"], args, check_values) == []

@@ -18,10 +18,10 @@ from conftest import TINY_REFERENCE, algorithms, compose_train, compose_values, 
 from launching import metarl, start
 
 from metarl_cli.cli import adapt, train
-from metarl_cli.config.models import AdaptConfig, Job, TestConfig
+from metarl_cli.cli import test as retest
+from metarl_cli.config.models import AdaptConfig, Job
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation import evaluator as evaluate
 from metarl_cli.evaluation.held_out import held_out_tasks, task_hash
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build
@@ -121,7 +121,7 @@ def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
     if algo == "oracle":
         assert result["regret"] == pytest.approx(0, abs=1e-4)
         assert returns == pytest.approx(np.tile(result["optimum"], (3, 1))), "told the task, it is the optimum"
-    evaluate.run(validate(TestConfig, compose_values("test", [f"run={folder}", "trial=5", "hardware=cpu"])), Job({}, []))
+    retest.run(validate(retest.Config, compose_values("test", [f"run={folder}", "trial=5", "hardware=cpu"])), Job({}, []))
     assert "sum of 5 episodes" in capsys.readouterr().out
     adapt.run(
         validate(AdaptConfig, compose_values("adapt", [f"run={folder}", "gif=true", "episodes=5", "hardware=cpu"])),
@@ -141,6 +141,28 @@ def test_a_run_folder_holds_what_it_must(finished):
     tasks = json.loads((finished / "tasks.json").read_text())
     for split, num in (("validation", 3), ("test", 4), ("ood", 4)):
         assert tasks[split]["hash"] == task_hash(held_out_tasks(family, config, split, num))
+
+
+def test_a_run_goes_on_with_other_values_that_change_no_result(finished):
+    folder, other = RunFolder(finished), compose_train("train.log_every=9", "hardware=cpu", "hardware.threads=2")
+    config = folder.continued(other, ["train.log_every=9", "hardware.threads=2"])
+    assert (config.train.log_every, config.hardware.threads, config.run) == (9, 2, str(finished))
+    assert config.train.checkpoint_every == folder.config().train.checkpoint_every
+    assert config.algo == folder.config().algo
+    for word in ("train.eval_every=9", "algo.outer.lr=0.5", "algo=dqn", "algo/search=snes"):
+        with pytest.raises(UserError, match="goes on as it was made; "):
+            folder.continued(compose_train(*([word] if "/" not in word else ["algo=evo_dqn", word])), [word])
+
+
+@pytest.mark.parametrize(
+    ("number", "age"), [(None, "older version of metarl .format 1"), (3, "newer version of metarl .format 3")]
+)
+def test_a_run_of_another_format_is_refused(number, age, finished, tmp_path):
+    manifest = json.loads((finished / "run.json").read_text())
+    assert manifest.pop("format") == 2
+    (tmp_path / "run.json").write_text(json.dumps(manifest | ({"format": number} if number else {})))
+    with pytest.raises(UserError, match=f"was made by an {age}.; train it again, or use the version in its run.json"):
+        RunFolder(tmp_path).config()
 
 
 def test_a_finished_run_does_nothing_and_says_so(finished):

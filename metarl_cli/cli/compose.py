@@ -167,7 +167,7 @@ class Composer:
         known = {element.provider for element in path.get_path()}
         for name, folder in installed_folders():
             if name not in known:
-                path.append(name, f"file://{folder}")
+                path.prepend(name, f"file://{folder}", SearchPathQuery(provider="schema"))
         if config_dir:
             path.prepend("command-line", f"file://{os.path.abspath(config_dir)}", SearchPathQuery(provider="schema"))
         self.command, self.open_groups = command, open_groups
@@ -175,6 +175,7 @@ class Composer:
         self.problems: dict[str, str] = {}  # override -> what is wrong with it
         self.instead: dict[str, str] = {}  # override -> what it probably means, to judge the others by
         self.ready: tuple[list[str], DictConfig] | None = None  # overrides that were composed already, and the result
+        self.sweeps = False  # whether there are several jobs, by the command line or by the configuration itself
         self.lost: set[str] = set()  # groups without a known option: the keys in them cannot be judged
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
@@ -231,7 +232,7 @@ class Composer:
             add = f"; put yours in DIR/{name}/{value}.yaml and give --config-dir DIR"
             return f"{written}: no such option{known_options(value, options) if options else add}"
         groups, choices = self.loader.list_groups(""), group_choices(config.hydra)
-        if group in groups and choices.get(group) is None and group != "experiment":
+        if group in groups and choices.get(group) is None and group not in ("experiment", "hydra"):
             return f"{written}: {self._absent(group, choices)}"
         text = str(error).splitlines() or [""]
         if text[0].startswith("Could not override"):
@@ -260,6 +261,7 @@ class Composer:
         master = self.settle(overrides, RunMode.MULTIRUN)
         if master is None or not (multirun or master.hydra.mode == RunMode.MULTIRUN):
             return [overrides]
+        self.sweeps = True
         if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
             return []
         task = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
@@ -288,7 +290,8 @@ def find_problems(
 
     Args:
         command: the command.
-        args: its flags and overrides.
+        args: its flags and overrides; ``multirun`` is set where the configuration is a sweep by itself (``hydra.mode``), which
+            Hydra 1.4 wants to know before it composes.
         check: raises UserError for wrong values of a configuration, given with its choices.
     """
     composer = Composer(command.name, args.config_dir, command.open_groups)
@@ -307,6 +310,7 @@ def find_problems(
             check(command, plain(config), choices)
         except UserError as error:
             wrong |= dict.fromkeys(error.problems)
+    args.multirun = args.multirun or (composer.sweeps and check is not None)
     HydraConfig.instance().cfg = None
     written = {override: place for place, override in enumerate(args.overrides)}
     refused = sorted(composer.problems, key=lambda override: written.get(override, len(written)))

@@ -35,13 +35,14 @@ def run(command: Command, words: list[str]) -> int:
         UserError: for everything that is wrong with it, and for a job that failed.
     """
     words = open_keys(command, words)
+    _checked.clear()
     with _errors_raised() as traces:
         args = compose.parse_flags(words)
         problems = []
         shown = args.help or args.cfg or args.info
         if not (args.shell_completion or args.hydra_help):
             with closing_pipes():
-                check = None if shown else _precheck
+                check = None if shown else check_values
                 problems = compose.find_problems(command, args, check)
             if problems and not traces:
                 raise compose.UsageError(*problems)
@@ -89,7 +90,7 @@ def _key(command: Command, values: Mapping[str, Any], choices: Mapping[str, str 
     return json.dumps([command.name, values, choices], sort_keys=True, default=str)
 
 
-def _precheck(command: Command, values: dict[str, Any], choices: Mapping[str, str | None]) -> None:
+def check_values(command: Command, values: dict[str, Any], choices: Mapping[str, str | None]) -> None:
     """Validate a configuration, and keep it for its job."""
     from metarl_cli.config.registry import validate
 

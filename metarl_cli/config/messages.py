@@ -152,7 +152,7 @@ def closest(name: str, known: Iterable[str]) -> list[str]:
         if key.endswith(f".{name}"):
             return 1.0
         whole, last = like(name, key), like(name.rpartition(".")[2], key.rpartition(".")[2])
-        return max(whole, 0.9 * last)  # the whole key counts a little more if "." not in name else 0.5 * whole + 0.5 * last
+        return max(whole, 0.9 * last) if "." not in name else 0.5 * whole + 0.5 * last
 
     scores = sorted(((score(key), key) for key in known - {name}), key=lambda pair: (-pair[0], pair[1]))
     return [key for value, key in scores if value >= max(CLOSE, scores[0][0] - 0.05)][:3]
