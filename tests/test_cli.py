@@ -12,13 +12,14 @@ import yaml
 from conftest import options
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from launching import PATIENCE
 
 import metarl_cli
 from metarl_cli.cli import adapt, train
 from metarl_cli.cli import compose as composing
 from metarl_cli.cli import main as cli
+from metarl_cli.cli import test as evaluate
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation import evaluator as evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,7 +59,7 @@ def shell(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -116,7 +117,7 @@ def test_examples_in_the_help_are_valid(capsys):
 
 
 def test_help_is_fast_and_shows_a_configuration_without_torch(elsewhere):
-    code = "import sys; from metarl_cli.cli import main; main({}); print([m for m in {} if m in sys.modules])"
+    code = "import sys; from metarl_cli.cli.main import main; main({}); print([m for m in {} if m in sys.modules])"
     for words, slow in ((["--help"], ["hydra", "torch", "pydantic"]), (["train", "--cfg", "job"], ["torch"])):
         done = subprocess.run([sys.executable, "-c", code.format(words, slow)], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
@@ -236,9 +237,7 @@ def test_a_sweep_can_live_in_an_experiment(mine, runs):
 
 def test_unknown_command(capsys):
     assert cli.main(["trian"]) == 2
-    assert errors(capsys) == [
-        "trian: no such command; did you mean train? known: train, test, adapt, envs, algos (see metarl --help)"
-    ]
+    assert errors(capsys) == [f"trian: no such command; did you mean train? known: {', '.join(cli.WORDS)} (see metarl --help)"]
     assert cli.main(["-m", "train"]) == 2
     assert errors(capsys) == ["-m: no such command; the command comes first (see metarl --help)"]
 
@@ -446,7 +445,7 @@ def test_the_return_value_is_the_objective_of_a_sweep(runs, monkeypatch):
     ("line", "expected"),
     [
         ("metarl ", [*cli.WORDS, "--help", "--version"]),
-        ("metarl t", ["train", "test"]),
+        ("metarl t", [word for word in cli.WORDS if word.startswith("t")]),
         ("metarl train", ["train"]),
         ("metarl train al", ["algo.", "algo/", "algo="]),
         ("metarl train algo/se", ["algo/search="]),
@@ -504,7 +503,8 @@ def test_completion_in_bash(elsewhere):
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env, check=True)
     installed, *completed = done.stdout.splitlines()
     assert installed.endswith("-F hydra_bash_completion metarl")
-    assert completed == ["algo=maml_dqn", "adapt"]
+    assert "algo=maml_dqn" in completed[0].split()
+    assert "adapt" in completed[1].split()
 
 
 # -- as a process
@@ -530,7 +530,7 @@ def test_ctrl_c(elsewhere):
     code = """if True:
         import sys, time
         from metarl_cli.cli import main as cli, train
-        train.run = lambda *_: (print("started", flush=True), time.sleep(60))
+        train.run = lambda *_: (print("started", flush=True), time.sleep(600))
         sys.exit(cli.main(["train"]))
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -538,7 +538,7 @@ def test_ctrl_c(elsewhere):
     assert running.stdout is not None
     assert running.stdout.readline() == "started\n"
     running.send_signal(signal.SIGINT)
-    _, shown = running.communicate(timeout=30)
+    _, shown = running.communicate(timeout=PATIENCE)
     assert (running.returncode, shown) == (130, "metarl: interrupted\n")
 
 
@@ -578,7 +578,7 @@ def test_configurations_are_found(monkeypatch, tmp_path):
     package = tmp_path / "site" / "metarl_cli"  # as a wheel lies
     (package / "conf").mkdir(parents=True)
     (package / "conf" / "train.yaml").touch()
-    monkeypatch.setattr(composing, "__file__", str(package / "composing.py"))
+    monkeypatch.setattr(composing, "__file__", str(package / "cli" / "compose.py"))
     assert composing.conf_dir() == str(package / "conf")
     (package / "conf" / "train.yaml").unlink()
     with pytest.raises(RuntimeError, match="missing"):

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ class RunFolder:
             if foreign and not self.exists:
                 raise UserError(f"{self} is not empty and not a run (it holds {foreign[0]}); choose another folder")
             self._lock = (self.path / ".lock").open("w")
+            weakref.finalize(self, self._lock.close)
         except OSError as error:
             raise UserError(f"cannot write in {self}: {error.strerror}") from error
         try:

@@ -12,6 +12,7 @@ from metarl_cli import __version__
 
 
 def now() -> str:
+    """Return the time in UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
