@@ -13,6 +13,7 @@ import yaml
 from conftest import options
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from launching import PATIENCE
 
 import metarl_cli
 from metarl_cli.cli import adapt, hydra, test, train
@@ -61,7 +62,7 @@ def shell(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -304,9 +305,7 @@ def test_a_sweep_can_live_in_an_experiment(mine, runs):
 
 def test_unknown_command(capsys):
     assert cli.main(["trian"]) == 2
-    assert errors(capsys) == [
-        "trian: no such command; did you mean train? known: train, test, adapt, envs, algos (see metarl --help)"
-    ]
+    assert errors(capsys) == [f"trian: no such command; did you mean train? known: {', '.join(cli.WORDS)} (see metarl --help)"]
     assert cli.main(["-m", "train"]) == 2
     assert errors(capsys) == ["-m: no such command; the command comes first (see metarl --help)"]
 
@@ -594,7 +593,7 @@ def test_the_return_value_is_the_objective_of_a_sweep(runs, monkeypatch):
     ("line", "expected"),
     [
         ("metarl ", [*commands(), "--help", "--version"]),
-        ("metarl t", ["train", "test"]),
+        ("metarl t", [name for name in commands() if name.startswith("t")]),
         ("metarl train", ["train"]),
         ("metarl train al", ["algo.", "algo/", "algo="]),
         ("metarl train algo/se", ["algo/search="]),
@@ -652,7 +651,8 @@ def test_completion_in_bash(elsewhere):
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env, check=True)
     installed, *completed = done.stdout.splitlines()
     assert installed.endswith("-F hydra_bash_completion metarl")
-    assert completed == ["algo=maml_dqn", "adapt"]
+    assert "algo=maml_dqn" in completed[0].split()
+    assert "adapt" in completed[1].split()
 
 
 # -- as a process
@@ -678,7 +678,7 @@ def test_ctrl_c(elsewhere):
     code = """if True:
         import sys, time
         from metarl_cli.cli import main as cli, train
-        train.run = lambda *_: (print("started", flush=True), time.sleep(60))
+        train.run = lambda *_: (print("started", flush=True), time.sleep(600))
         sys.exit(cli.main(["train"]))
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -686,7 +686,7 @@ def test_ctrl_c(elsewhere):
     assert running.stdout is not None
     assert running.stdout.readline() == "started\n"
     running.send_signal(signal.SIGINT)
-    _, shown = running.communicate(timeout=30)
+    _, shown = running.communicate(timeout=PATIENCE)
     assert (running.returncode, shown) == (130, "metarl: interrupted\n")
 
 

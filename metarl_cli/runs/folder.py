@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import shlex
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,7 @@ class RunFolder:
             if foreign and not self.exists:
                 raise UserError(f"{self} is not empty and not a run (it holds {foreign[0]}); choose another folder")
             self._lock = (self.path / ".lock").open("w")
+            weakref.finalize(self, self._lock.close)
         except OSError as error:
             raise UserError(f"cannot write in {self}: {error.strerror}") from error
         try:
