@@ -231,7 +231,7 @@ def algorithms(learns: bool = True, in_trial: bool | None = None) -> list[str]:
     return [
         name
         for name, algorithm in found.items()
-        if algorithm.learns == learns and in_trial in (None, hasattr(algorithm, "begin"))
+        if algorithm.learns == learns and in_trial in (None, algorithm.adapts_by == "memory")
     ]
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import algorithms, compose_train, flat, tiny, variants_slow
 
-from metarl_cli.evaluation.evaluator import trial
-from metarl_cli.interfaces import TrialAlgorithm
+from metarl_cli.experience.rollout import run_episodes
+from metarl_cli.interfaces import Budget
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -57,18 +57,21 @@ def test_trials_change_nothing_of_the_algorithm(algo, env):
     """Nor does one trial of another: the same chance, the same trial."""
     parts = built(algo, env)
     algorithm, family = parts.algorithm, parts.family
-    assert isinstance(algorithm, TrialAlgorithm)
+    assert algorithm.adapts_by == "memory"
     algorithm.train_step()
     before = [x.clone() for x in flat(algorithm.state_dict())]
     task = family.sample_tasks(5, "test", numpy_rng(0, "tasks"))
 
+    adapted = next(algorithm.adapt(task, Budget(), torch_rng(0, "support")))
+
     def returns(greedy, seed):
-        return trial(family, task, algorithm, 2, torch_rng(0, "env"), torch_rng(seed, "trial"), greedy)[0]
+        rngs = torch_rng(0, "env"), torch_rng(seed, "trial")
+        return run_episodes(family, task, adapted.policy, 2, *rngs, adapted.episodes, greedy)[0]
 
     greedy = returns(True, 0)
     assert greedy.shape == (2, 5, 2)
     assert torch.equal(greedy, returns(True, 0))
-    if algorithm.stochastic:
+    if adapted.policy.stochastic:
         assert torch.equal(returns(False, 0), returns(False, 0))
         assert not torch.equal(returns(False, 0), returns(False, 1))
         assert torch.equal(greedy, returns(True, 1)), "greedy actions need no chance"

@@ -19,8 +19,9 @@ from conftest import (
 )
 
 from metarl_cli.evaluation.evaluator import Evaluator
-from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
-from metarl_cli.spaces import bounds, random_actions
+from metarl_cli.interfaces import Budget, Context
+from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
+from metarl_cli.spaces import random_actions
 
 
 def family(name: str, *overrides: str):
@@ -62,7 +63,7 @@ def test_shapes_bounds_clock_and_true_successor(name):
         if spec.box is None:
             assert action.shape == (3, 2)
         else:
-            low, high = bounds(spec.box, action.device)
+            low, high = spec.actions.bounds(action.device)
             assert action.shape == (3, 2, len(low))
             assert ((action >= low) & (action <= high)).all()
         if spec.masked:
@@ -297,10 +298,10 @@ def test_maml_dqn_runs_on_every_family(name):
     learner = {**values, "network": {**values["network"], "convolutions": small}}
     module, values = load("learner", learner)
     algo, chosen = load("algo", config.algo)
-    algorithm = algo.Algo(chosen, module.Learner(values, ours.spec), ours, 4, 0, torch.device("cpu"))
+    algorithm = algo.Algo(chosen, Context(ours, module.Learner(values, ours.spec), 4, 0, torch.device("cpu")))
     assert all(np.isfinite(v) for v in algorithm.train_step().values())
     tasks = ours.sample_tasks(2, "test", numpy_rng(0, "tasks", "test"))
-    curve = Evaluator(ours, tasks, 1, 0, "test").curve(algorithm, 1)
+    curve = Evaluator(ours, tasks, 1, 0, "test").curve(algorithm, Budget(1))
     assert np.isfinite(curve.returns).all()
     assert curve.env_steps[1] > 0
 
@@ -321,7 +322,7 @@ def test_dynamics_that_draw_must_say_so():
     def play_copies(kind):
         ours = kind(config)
         task = {k: v.repeat(2) for k, v in ours.sample_tasks(3, "train", numpy_rng(0, "tasks")).items()}
-        with CommonNumbers(2):
+        with CommonRandomNumbers(2):
             env = ours.make(task, 4, torch_rng(0, "env"))
             return env.step(torch.zeros(6, 4, dtype=torch.long)).next_obs
 

@@ -13,13 +13,16 @@ from metarl_cli.config.models import AdaptConfig, Job
 from metarl_cli.config.registry import validate
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.evaluation.curves import metrics, reference_metrics
-from metarl_cli.evaluation.evaluator import Evaluator, standard_error, trial
+from metarl_cli.evaluation.evaluator import Evaluator, standard_error
 from metarl_cli.evaluation.report import as_json, table
-from metarl_cli.interfaces import TrialAlgorithm
+from metarl_cli.experience.rollout import run_episodes
+from metarl_cli.interfaces import Adapted, Budget, Policy
 from metarl_cli.progress import wide_console
-from metarl_cli.runs import checkpoint
+from metarl_cli.runs import checkpoint, loop
+from metarl_cli.runs import run as saved_runs
 from metarl_cli.runs.build import Components, build
 from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.policy import plain
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Spec
 
@@ -35,17 +38,29 @@ class Fixed(Reference):
         self.probabilities, self.episodes = torch.tensor(probabilities), episodes
         self.task = family.sample_tasks(1, "train", numpy_rng(0, "tasks"))
 
-    def begin(self, task, num_envs, rng, greedy=True):
-        self.told = task
-        steps = torch.zeros(len(next(iter(task.values()))), num_envs)
-        return {"rng": rng, "greedy": greedy, "counts": {"steps": steps}}
+    def adapt(self, task, budget, rng, family=None):
+        yield Adapted(0, 0, 0, FixedPolicy(self, task), self.episodes)
 
-    def choose(self, memory, obs):
+    def choose(self, task, memory, obs):
         shape = obs.shape[:2]
         if memory["greedy"]:
-            return self.probabilities.argmax().expand(shape), memory
+            return self.probabilities.argmax().expand(shape)
         action = torch.multinomial(self.probabilities, shape.numel(), replacement=True, generator=memory["rng"])
-        return action.view(shape), memory
+        return action.view(shape)
+
+
+class FixedPolicy(Policy):
+    """What a :class:`Fixed` does on tasks."""
+
+    def __init__(self, algorithm, task):
+        self.algorithm, self.task, self.stochastic = algorithm, task, algorithm.stochastic
+
+    def start(self, num_envs, rng, greedy=True):
+        steps = torch.zeros(len(next(iter(self.task.values()))), num_envs)
+        return {"rng": rng, "greedy": greedy, "counts": {"steps": steps}}
+
+    def act(self, memory, obs):
+        return self.algorithm.choose(self.task, memory, obs), memory
 
     def observe(self, memory, obs, action, step):
         return {**memory, "counts": {"steps": memory["counts"]["steps"] + 1}}
@@ -64,10 +79,10 @@ class Improving(Fixed):
         self.env_steps += 10
         return {}
 
-    def choose(self, memory, obs):
+    def choose(self, task, memory, obs):
         now = self.BEST_ARM[self.iteration][int(memory["counts"]["steps"][0, 0])]
-        arm = self.told["mean"].argmax(-1) if now else self.told["mean"].argmin(-1)
-        return arm[:, None].expand(obs.shape[:2]), memory
+        arm = task["mean"].argmax(-1) if now else task["mean"].argmin(-1)
+        return arm[:, None].expand(obs.shape[:2])
 
     def weights(self):
         return {"iteration": torch.tensor(self.iteration)}
@@ -84,9 +99,9 @@ class Walker(Fixed):
 
     learns = True
 
-    def choose(self, memory, obs):
+    def choose(self, task, memory, obs):
         moves = memory["greedy"] & (memory["counts"]["steps"] % 15 < 3)
-        return torch.where(moves, 2, 0), memory
+        return torch.where(moves, 2, 0)
 
     def weights(self):
         return {"way": torch.tensor([3.0])}
@@ -105,7 +120,7 @@ PROBABILITIES = [0.5, 0.3, 0.2]  # greedy: 1 a pull; sampled: 0.9 with variance 
 def report(tasks=200, episodes=5, pulls=10, probabilities=PROBABILITIES, noise=0.0):
     family = bandit("env.arms=3", f"env.noise={noise}")
     task = {"mean": torch.tensor(MEANS).expand(tasks, -1)}
-    return Evaluator(family, task, episodes, 0, "test").report(Fixed(family, pulls, probabilities), 0), task
+    return Evaluator(family, task, episodes, 0, "test").report(Fixed(family, pulls, probabilities), Budget()), task
 
 
 def text(shown):
@@ -159,9 +174,8 @@ def test_sampled_trials_meet_the_same_chance_as_greedy_ones():
 def test_a_policy_without_chance_has_no_sampled_curve():
     family = bandit("env.arms=3")
     algorithm = Fixed(family, 4, PROBABILITIES)
-    assert isinstance(algorithm, TrialAlgorithm)
     algorithm.stochastic = False
-    found = Evaluator(family, family.sample_tasks(3, "test", numpy_rng(0, "tasks")), 2, 0, "test").report(algorithm, 0)
+    found = Evaluator(family, family.sample_tasks(3, "test", numpy_rng(0, "tasks")), 2, 0, "test").report(algorithm, Budget())
     assert found.sampled is None
     assert not any("sampled" in tag for tag in reference_metrics(found, "test"))
     assert "sampled" not in text(table(found, "trials"))
@@ -193,8 +207,8 @@ def run_here(folder, monkeypatch, algorithm, *overrides):
     module, values = load("env", config.env)
     family = module.Family(values, CPU)
     parts = Components(family, algorithm(family), CPU)
-    for command in (train, adapt):
-        monkeypatch.setattr(command, "build", lambda _: parts)
+    for where in (loop, saved_runs):
+        monkeypatch.setattr(where, "build", lambda _: parts)
     return train.run(config, Job({"algo": "a", "env": "e"}, []))
 
 
@@ -241,21 +255,23 @@ def test_adapt_keeps_one_trial_its_path_and_its_memory(tmp_path, monkeypatch, ca
     out = tmp_path / "run" / "adapted" / "goal_x=3-goal_y=0"
     policy = checkpoint.load(out / "policy.pt")
     assert torch.equal(policy["weights"]["way"], torch.tensor([3.0]))
-    assert torch.equal(policy["memory"]["counts"]["steps"], torch.tensor([[30.0]])), "after both episodes, of one trial"
-    assert set(policy["memory"]) == {"greedy", "counts"}, "without the generator"
-    assert policy["returns"] == pytest.approx([there, there])
-    assert (policy["task"], policy["episodes"]) == ({"goal_x": 3, "goal_y": 0}, 2)
-    kept = json.loads((out / "trial.json").read_text())
+    assert torch.equal(policy["state"]["counts"]["steps"], torch.tensor([[30.0]])), "after both episodes, of one trial"
+    assert set(policy["state"]) == {"greedy", "counts"}, "without the generator"
+    assert policy["task"] == {"goal_x": 3, "goal_y": 0}
+    kept = json.loads((out / "adaptation.json").read_text())
+    assert kept["task"] == {"goal_x": 3, "goal_y": 0}
+    assert [point["value"] for point in kept["returns"]] == pytest.approx([there, there])
     assert kept["played"]["places"] == [path.split(), path.split()]
+    assert kept["played"]["returns"] == pytest.approx([there, there])
     assert [point["value"] for point in kept["sampled"]] == pytest.approx([-1.5, -1.5])
-    assert (out / "trial.png").stat().st_size > 10_000
+    assert (out / "adaptation.png").stat().st_size > 10_000
     assert (out / "trial.gif").read_bytes().startswith(b"GIF89a")
 
 
 def test_what_is_saved_is_a_copy_of_tensors_alone():
     rng, whole = torch_rng(0, "r"), torch.arange(1000.0, requires_grad=True)
     memory = {"rng": rng, "view": whole[:2], "pair": (whole[:1], {"rng": rng, "n": 3}), "greedy": True}
-    found = adapt.saved(memory)
+    found = plain(memory)
     assert found == {"view": found["view"], "pair": [found["pair"][0], {"n": 3}], "greedy": True}
     assert found["view"].tolist() == [0, 1]
     assert found["view"].untyped_storage().nbytes() == 8
@@ -282,11 +298,13 @@ class Countdown(NativeFamily):
 def test_nothing_counts_beyond_the_last_episode_of_a_trial():
     """Though slower trials of the batch still run."""
     family, steps = Countdown(), torch.tensor([1.0, 3.0, 9.0])  # the last is truncated at 5
-    returns, lengths = trial(family, {"steps": steps}, Fixed(family, 4), 2, torch_rng(0, "env"), torch_rng(0, "trial"))
+    task = {"steps": steps}
+    policy = FixedPolicy(Fixed(family, 4), task)
+    returns, lengths = run_episodes(family, task, policy, 2, torch_rng(0, "env"), torch_rng(0, "trial"), 4)
     expected = steps.clamp(max=5)[:, None].expand(4, 3, 2)
     assert torch.equal(returns, expected)
     assert torch.equal(lengths, expected)
-    curve = Evaluator(family, {"steps": steps}, 2, 0, "test").curve(Fixed(family, 4), 0)
+    curve = Evaluator(family, {"steps": steps}, 2, 0, "test").curve(Fixed(family, 4), Budget())
     assert curve.env_steps == [0, 3, 6, 9]
     assert curve.score == pytest.approx(3)
 
@@ -303,7 +321,7 @@ def test_the_total_of_a_mix_is_the_average_of_its_families():
     short = [f"env.families.{name}.horizon=10" for name in ("cartpole_family", "mountain_car_family")]
     parts = build(compose_train("env=classic_mix", "algo=rl2", *[o for o in tiny("rl2") if not o.startswith("env.")], *short))
     tasks = parts.family.sample_tasks(3, "test", numpy_rng(0, "tasks", "test"))  # two of one family, one of the other
-    curve = Evaluator(parts.family, tasks, 2, 0, "test").curve(parts.algorithm, 0)
+    curve = Evaluator(parts.family, tasks, 2, 0, "test").curve(parts.algorithm, Budget())
     assert curve.total is not None
     assert curve.total.mean == pytest.approx(sum(point.value for point in curve.points), rel=1e-5)
     assert curve.total.each == pytest.approx([point.value for point in curve.points], rel=1e-5)

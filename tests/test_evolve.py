@@ -9,11 +9,13 @@ import torch
 import yaml
 from conftest import CONF, algorithms, compose_values, flat, module, tiny
 
+from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.algos import evolve
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.evolution.lifetimes.dqn import Life
 from metarl_cli.experience.rollout import run_episodes
+from metarl_cli.interfaces import Budget
 from metarl_cli.networks.stacked import fresh
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -137,8 +139,8 @@ def test_processes_evaluate_a_part_each():
     whole, spent = algorithm._evaluate(genomes, task, 1, None, "fitness")
     parts = []
     for rank in range(4):
-        algorithm.ranks.size, algorithm.ranks.rank = 4, rank
-        algorithm.ranks.sum = lambda values: values
+        algorithm.processes.size, algorithm.processes.rank = 4, rank
+        algorithm.processes.sum = lambda values: values
         parts.append(algorithm._evaluate(genomes, task, 1, None, "fitness"))
     assert torch.equal(sum(returns for returns, _ in parts), whole)
     assert sum(cost for _, cost in parts) == spent
@@ -151,10 +153,10 @@ def test_fitness_is_the_return_after_the_lifetime():
     genomes, task = algorithm.search.ask()[1:2], training_tasks(algorithm, 2)
     returns, spent = algorithm._evaluate(genomes, task, 3, None, "fitness")
     life = algorithm._begin(genomes, task, torch_rng(0, "fitness", "life", "0"))
-    life.grow()
-    found, lengths = run_episodes(
-        algorithm.family, task, lambda obs: algorithm.act(life.params, obs), 3, torch_rng(0, "fitness", "episodes", "0")
-    )
+    life.learn()
+    policy = NetworkPolicy(algorithm.learner, life.params)
+    rngs = torch_rng(0, "fitness", "episodes", "0"), torch_rng(0, "policy")
+    (found,), lengths = run_episodes(algorithm.family, task, policy, 3, *rngs)
     assert torch.equal(returns[0], found.double().mean(1))
     assert spent == int(lengths.sum() + life.env_steps.sum())
     assert life.gradient_steps == 1
@@ -298,11 +300,11 @@ def test_children_have_their_parents_weights_before_they_learn(monkeypatch):
     algorithm = made("adrl", HYPER)
     before = []
 
-    def grow(life, grow=Life.grow):
+    def learn(life, learn=Life.learn):
         before.append((life.params, life.target, dict(life.optimizer.first), life.traits["hyper"]["lr"]))
-        grow(life)
+        learn(life)
 
-    monkeypatch.setattr(Life, "grow", grow)
+    monkeypatch.setattr(Life, "learn", learn)
     for generation in range(3):
         parents = algorithm.search.parents
         rows = (2 * parents[:, None] + torch.arange(2)).flatten()
@@ -310,7 +312,7 @@ def test_children_have_their_parents_weights_before_they_learn(monkeypatch):
         after = None if lives is None else (lives.params, lives.target, dict(lives.optimizer.first))
         algorithm.train_step()
         *inherited, lr = before[-1]
-        assert torch.equal(lr, algorithm.genome.express(genomes)["hyper"]["lr"].repeat_interleave(2))
+        assert torch.equal(lr, algorithm.genome.decode(genomes)["hyper"]["lr"].repeat_interleave(2))
         if generation > 0:
             assert parents.tolist() != list(range(6))
             for child, parent in zip(inherited, after, strict=True):
@@ -402,16 +404,16 @@ def test_the_schedule_is_replayed_on_new_tasks(monkeypatch):
     assert len(algorithm.champion.unique(dim=0)) > 1
     seen = []
 
-    def grow(life, grow=Life.grow):
+    def learn(life, learn=Life.learn):
         seen.append((life.traits["hyper"], {k: v for k, v in life.params.items() if k.startswith("structure.")}))
-        grow(life)
+        learn(life)
 
-    monkeypatch.setattr(Life, "grow", grow)
+    monkeypatch.setattr(Life, "learn", learn)
     task = algorithm.family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
-    curve = list(algorithm.adapt(task, 6, torch_rng(0, "adapt")))
+    curve = list(algorithm.adapt(task, Budget(6), torch_rng(0, "adapt")))
     assert [one.gradient_steps for one in curve] == [0, 2, 6, 10, 14, 18, 22]  # 2 iterations of 2 updates, but for the first
     for step, (hyper, structure) in enumerate(seen):
-        said = algorithm.genome.express(algorithm.champion[min(step, 3)][None])
+        said = algorithm.genome.decode(algorithm.champion[min(step, 3)][None])
         for kind, values in (("hyper", hyper), ("structure", structure)):
             assert values.keys() == said[kind].keys()
             assert all(torch.equal(v, said[kind][k].expand_as(v)) for k, v in values.items())
@@ -437,25 +439,25 @@ def test_what_adaptation_costs(algo):
     assert found["fitness/best"] >= found["fitness/median"]
     task = algorithm.family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
     for adapt in (algorithm.adapt, algorithm.adapt_from_scratch):
-        curve = list(adapt(task, 2, torch_rng(0, "adapt")))
+        curve = list(adapt(task, Budget(2), torch_rng(0, "adapt")))
         assert [one.step for one in curve] == [0, 1, 2]
         assert (curve[0].gradient_steps, curve[0].env_steps) == (0, 0)
         assert 0 < curve[1].gradient_steps < curve[2].gradient_steps
         assert 0 < curve[1].env_steps <= curve[2].env_steps
         for one in curve:
-            assert {len(v) for v in one.params.values()} == {3}
+            assert {len(v) for v in one.policy.params.values()} == {3}
             obs = algorithm.family.make(task, 2, torch_rng(0)).obs
-            assert algorithm.act(one.params, obs).shape == (3, 2)
+            assert one.policy.act(one.policy.start(2, torch_rng(0)), obs)[0].shape == (3, 2)
 
 
 def test_a_champion_without_a_lifetime_is_what_it_is():
     algorithm = made("evo_dqn", {"algo.lifetime": option("lifetime", "none"), "algo.genome.rates": GONE})
     algorithm.train_step()
     task = algorithm.family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
-    (curve,) = algorithm.adapt(task, 2, torch_rng(0, "adapt"))
+    (curve,) = algorithm.adapt(task, Budget(2), torch_rng(0, "adapt"))
     assert (curve.step, curve.gradient_steps, curve.env_steps) == (0, 0, 0)
-    champion = algorithm.genome.express(algorithm.champion)["init"]
-    assert all(torch.equal(v, champion[k].expand_as(v)) for k, v in curve.params.items())
+    champion = algorithm.genome.decode(algorithm.champion)["init"]
+    assert all(torch.equal(v, champion[k].expand_as(v)) for k, v in curve.policy.params.items())
 
 
 @pytest.mark.parametrize("search", ["genetic", "openai_es", "snes"])
@@ -479,27 +481,27 @@ def test_generations_become_fitter(search):
 def test_a_portrait_of_a_population():
     algorithm = made("evo_hyper")
     algorithm.train_step()
-    portrait = algorithm.portrait()
-    population = algorithm.genome.express(algorithm.search.ask())["hyper"]
-    assert portrait.histograms.keys() == {f"genome/hyper/{k}" for k in population}
-    assert all(torch.equal(portrait.histograms[f"genome/hyper/{k}"], v) for k, v in population.items())
-    lr, champion = population["lr"], algorithm.genome.express(algorithm.champion)["hyper"]["lr"]
+    diagnostics = algorithm.diagnostics()
+    population = algorithm.genome.decode(algorithm.search.ask())["hyper"]
+    assert diagnostics.histograms.keys() == {f"genome/hyper/{k}" for k in population}
+    assert all(torch.equal(diagnostics.histograms[f"genome/hyper/{k}"], v) for k, v in population.items())
+    lr, champion = population["lr"], algorithm.genome.decode(algorithm.champion)["hyper"]["lr"]
     cells = [f"{float(x):.4g}" for x in (champion, lr.min(), lr.median(), lr.max())]
-    assert f"| hyper/lr | {' | '.join(cells)} |" in portrait.texts["genome/champion"].splitlines()
-    assert portrait.figures == {}
+    assert f"| hyper/lr | {' | '.join(cells)} |" in diagnostics.texts["genome/champion"].splitlines()
+    assert diagnostics.figures == {}
 
 
 def test_a_portrait_of_a_schedule():
     algorithm = made("adrl")
     followed(algorithm, 3)
-    portrait = algorithm.portrait()
-    head, _, *rows = portrait.texts["genome/schedule"].splitlines()
+    diagnostics = algorithm.diagnostics()
+    head, _, *rows = diagnostics.texts["genome/schedule"].splitlines()
     assert head.startswith("| step | architecture/layers |")
     assert len(rows) == 3
-    layers = algorithm.genome.read(algorithm.champion)["architecture/layers"]
+    layers = algorithm.genome.describe(algorithm.champion)["architecture/layers"]
     assert [row.split(" | ")[1] for row in rows] == [str(int(n)) for n in layers]
-    panels = {axes.get_title() for axes in portrait.figures["genome/lineage"].axes}
-    assert {name.removeprefix("genome/") for name in portrait.histograms} <= panels
+    panels = {axes.get_title() for axes in diagnostics.figures["genome/lineage"].axes}
+    assert {name.removeprefix("genome/") for name in diagnostics.histograms} <= panels
 
 
 # -- what cannot be

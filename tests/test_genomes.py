@@ -78,14 +78,14 @@ def test_a_gene_for_each_hyper_parameter():
     assert genome.start.tolist() == [0.5] * 6
     assert genome.scale.tolist() == pytest.approx([0.1] * 6)
     genes = torch.stack([torch.zeros(6), torch.ones(6), 1 + torch.arange(6) / 5])
-    found = genome.express(genes)["hyper"]
+    found = genome.decode(genes)["hyper"]
     ends = [(1e-4, 3e-2), (0.8, 0.997), (0.01, 0.3), (0.05, 1.0), (8, 64), (1, 300)]
     assert list(found) == ["lr", "gamma", "epsilon_end", "epsilon_decay", "batch", "target_every"]
     for values, (low, high) in zip(found.values(), ends, strict=True):
         assert values[:2].tolist() == pytest.approx([low, high], rel=1e-5)
     assert found["lr"][2] == pytest.approx(3e-2, rel=1e-5)  # at 1 from above, and the last at 2: back at 0
     assert found["target_every"][2] == pytest.approx(1, rel=1e-5)
-    assert all(torch.equal(v, found[k.removeprefix("hyper/")]) for k, v in genome.read(genes).items())
+    assert all(torch.equal(v, found[k.removeprefix("hyper/")]) for k, v in genome.describe(genes).items())
 
 
 # -- weights, rates, rules
@@ -94,18 +94,18 @@ def test_a_gene_for_each_hyper_parameter():
 def test_initial_weights_there_and_back():
     genome = part("init")
     fresh = learner().init(generator())
-    found = genome.express(genome.start[None])["init"]
+    found = genome.decode(genome.start[None])["init"]
     assert list(found) == list(fresh)
     assert all(torch.equal(found[k][0], v) for k, v in fresh.items())
     genes = torch.randn(3, len(genome.start), generator=generator(1))
-    found = genome.express(genes)["init"]
+    found = genome.decode(genes)["init"]
     assert torch.equal(torch.cat([v.flatten(1) for v in found.values()], 1), genes)
     assert all(v.shape[1:] == fresh[k].shape for k, v in found.items())
 
 
 def test_a_change_of_a_weight_is_as_large_as_its_layer():
     genome = part("init", "algo.genome.init.scale=2", "algo.genome.init.bias_scale=0.7")
-    sizes = genome.express(genome.scale[None])["init"]
+    sizes = genome.decode(genome.scale[None])["init"]
     for name, value in learner().init(generator()).items():
         expected = 0.7 if name.endswith("bias") else 2 * float(value.std())
         assert sizes[name].min() == sizes[name].max() == pytest.approx(expected, rel=1e-6)
@@ -114,7 +114,7 @@ def test_a_change_of_a_weight_is_as_large_as_its_layer():
 def test_what_is_read_of_weights():
     genome = part("init")
     weights = learner().init(generator())
-    read = genome.read(genome.start[None])
+    read = genome.describe(genome.start[None])
     assert {k: float(v) for k, v in read.items()} == pytest.approx(
         {f"init/{k} rms": float(v.square().mean().sqrt()) for k, v in weights.items() if v.dim() == 2}, rel=1e-5
     )
@@ -130,11 +130,11 @@ def test_rates_are_exponentials_along_a_lifetime(progress, factor):
     place = names.index("hidden.1.weight")
     genes[1, place], genes[1, len(names) + place] = 0.5, 0.4
     gradients = {"hidden.1.weight": torch.zeros(2, 4, 4), "head.bias": torch.zeros(2, 2)}
-    found = rates(torch.tensor([0.1, 0.2]), genome.express(genes)["rates"], gradients, progress)
+    found = rates(torch.tensor([0.1, 0.2]), genome.decode(genes)["rates"], gradients, progress)
     assert {k: v.shape for k, v in found.items()} == {"hidden.1.weight": (2, 1, 1), "head.bias": (2, 1)}
     assert found["hidden.1.weight"].flatten().tolist() == pytest.approx([0.1, 0.2 * factor])
     assert found["head.bias"].flatten().tolist() == pytest.approx([0.1, 0.2])
-    read = genome.read(genes)
+    read = genome.describe(genes)
     assert float(read["rates/hidden.1.weight rate, first"][1]) == pytest.approx(math.exp(0.3))
     assert float(read["rates/hidden.1.weight rate, last"][1]) == pytest.approx(math.exp(0.7))
 
@@ -142,10 +142,10 @@ def test_rates_are_exponentials_along_a_lifetime(progress, factor):
 def test_rates_without_schedule_stay():
     genome = part("rates")
     genes = torch.full((1, len(genome.start)), 0.5)
-    trait = genome.express(genes)["rates"]
+    trait = genome.decode(genes)["rates"]
     ends = [rates(torch.tensor([2.0]), trait, {"head.bias": torch.zeros(1, 2)}, t)["head.bias"].item() for t in (0.0, 1.0)]
     assert ends == pytest.approx([2 * math.exp(0.5)] * 2)
-    assert float(genome.read(genes)["rates/head.bias rate"]) == pytest.approx(math.exp(0.5))
+    assert float(genome.describe(genes)["rates/head.bias rate"]) == pytest.approx(math.exp(0.5))
 
 
 def test_without_a_trait_the_rate_is_the_base():
@@ -155,12 +155,12 @@ def test_without_a_trait_the_rate_is_the_base():
 
 def test_the_rule_a_search_starts_at():
     genome = part("optimizer")
-    rule = genome.express(genome.start[None])["optimizer"]
+    rule = genome.decode(genome.start[None])["optimizer"]
     assert {k: v.shape[1:] for k, v in rule.items()} == {"direct": (9,), "inner": (9, 8), "outer": (8, 2)}
     assert rule["direct"].tolist() == [[0, 0, 1, 0, 0, 0, 0, 0, 0]]
     assert not rule["outer"].any()
     assert float(rule["inner"].std()) == pytest.approx(1 / 3, rel=0.3)
-    read = genome.read(genome.start[None])
+    read = genome.describe(genome.start[None])
     assert len(read) == Learned.FEATURES
     assert {k for k, v in read.items() if v} == {"optimizer/direct: mean 10"}
 
@@ -171,12 +171,12 @@ def test_parts_stand_one_after_another():
     assert torch.equal(both.start, torch.cat([one.start for one in alone]))
     assert torch.equal(both.scale, torch.cat([one.scale for one in alone]))
     genes = torch.rand(4, len(both.start), generator=generator())
-    found, read = both.express(genes), both.read(genes)
+    found, read = both.decode(genes), both.describe(genes)
     assert set(found) == {"rates", "hyper"}
     for one, mine in zip(alone, genes.split([len(one.start) for one in alone], 1), strict=True):
-        for kind, values in one.express(mine).items():
+        for kind, values in one.decode(mine).items():
             assert all(torch.equal(found[kind][k], v) for k, v in values.items())
-        assert all(torch.equal(read[k], v) for k, v in one.read(mine).items())
+        assert all(torch.equal(read[k], v) for k, v in one.describe(mine).items())
 
 
 # -- networks of another shape
@@ -199,7 +199,7 @@ def network(hidden, activation="relu", dueling=False):
     config = NetworkConfig(
         convolutions=[], hidden=list(hidden), activation=activation, layer_norm=False, dueling=dueling, context=0
     )
-    return QNetwork(config, SPEC, (2,))
+    return QNetwork(config, SPEC.obs_shape, (2,), SPEC.obs_scale)
 
 
 LARGEST = network([WIDEST] * 3)
@@ -227,11 +227,11 @@ def values(params, net=LARGEST):
 def test_genes_of_a_shape(genes, depth, widths, activation):
     genome = architecture()
     assert genome.start.tolist() == [0.5] * 5
-    found = genome.express(torch.tensor([genes]))["structure"]
+    found = genome.decode(torch.tensor([genes]))["structure"]
     expected = shape(depth, widths, activation)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[k], v) for k, v in expected.items())
-    read = genome.read(torch.tensor([genes]))
+    read = genome.describe(torch.tensor([genes]))
     assert read["architecture/layers"].item() == depth
     seen = [read[f"architecture/units {i + 1}"].item() for i in range(3)]
     assert seen == [w if i < depth else 0 for i, w in enumerate(widths)]
@@ -240,7 +240,7 @@ def test_genes_of_a_shape(genes, depth, widths, activation):
 
 def test_every_depth_and_activation_is_as_likely():
     genes = torch.rand(6000, 5, generator=generator())
-    read = architecture().read(genes)
+    read = architecture().describe(genes)
     for name, first in (("layers", 1), ("activation", 0)):
         counts = torch.bincount(read[f"architecture/{name}"] - first, minlength=3) / 6000
         assert counts.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
@@ -249,8 +249,8 @@ def test_every_depth_and_activation_is_as_likely():
 def test_the_activation_may_be_the_learners():
     genome = architecture("algo.genome.architecture.activations=false")
     assert len(genome.start) == 4
-    assert genome.express(genome.start[None])["structure"]["structure.activation"].tolist() == [[0, 0, 1]]  # silu
-    assert "architecture/activation" not in genome.read(genome.start[None])
+    assert genome.decode(genome.start[None])["structure"]["structure.activation"].tolist() == [[0, 0, 1]]  # silu
+    assert "architecture/activation" not in genome.describe(genome.start[None])
 
 
 @pytest.mark.parametrize("dueling", [False, True])
@@ -267,7 +267,7 @@ def test_a_part_of_a_network_is_a_smaller_network(depth, widths, activation, due
         cut |= {f"{head}.weight": params[f"{head}.weight"][0, :, : inputs[-1]], f"{head}.bias": params[f"{head}.bias"][0]}
     assert {k: v.shape for k, v in cut.items()} == {k: v.shape for k, v in small.init(generator()).items()}
     torch.testing.assert_close(values(params, large)[0], small(cut, OBS), rtol=0, atol=1e-5)
-    torch.testing.assert_close(large.stacked(params, OBS[None]), values(params, large), rtol=0, atol=1e-5)
+    torch.testing.assert_close(large(params, OBS[None]), values(params, large), rtol=0, atol=1e-5)
 
 
 def test_fresh_parts_are_scaled_by_the_inputs_they_have():
@@ -380,8 +380,8 @@ def test_a_learner_is_a_dqn_of_that_shape():
     genome = architecture()
     genes = torch.rand(3, 5, generator=generator())
     params = {k: v[None].repeat(3, *[1] * v.dim()) for k, v in dqn.init(generator()).items()}
-    found = structured(params, genome.express(genes)["structure"])
-    action = dqn.act(found, OBS[None].repeat(3, 1, 1), 0.0)
+    found = structured(params, genome.decode(genes)["structure"])
+    action = dqn.policy(found, OBS[None].repeat(3, 1, 1)).mode()
     assert action.shape == (3, 50)
     q = values(found)
     assert torch.equal(action, q.argmax(-1))

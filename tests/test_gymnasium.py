@@ -412,7 +412,7 @@ def test_atari_flavours_are_pixels():
     learner, values = load("learner", compose_values("train", ["learner=dqn_atari"])["learner"])
     learner = learner.Learner(values, family.spec)
     params = {name: value[None] for name, value in learner.init(torch_rng(0, "init")).items()}
-    assert learner.act(params, env.obs, 0.0).shape == (1, 1)
+    assert learner.policy(params, env.obs).mode().shape == (1, 1)
     ood = family.sample_tasks(20, "ood", numpy_rng(0, "tasks"))
     assert set(ood["mode"].tolist()) <= {4.0, 5.0, 6.0, 7.0}
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from conftest import compose_train, load
 
-from metarl_cli.experience.exploration import explorer
+from metarl_cli.adaptation.gradient import NetworkPolicy
+from metarl_cli.experience.exploration import EpsilonGreedy
+from metarl_cli.interfaces import Policy
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.seeding import torch_rng
 from metarl_cli.spaces import Box, Spec
@@ -18,13 +20,22 @@ def learner(spec: Spec) -> tuple[DQN, dict[str, torch.Tensor]]:
     return dqn, params
 
 
+def acted(policy: Policy, obs: torch.Tensor, steps: int) -> torch.Tensor:
+    """What a policy does, step after step, where nothing changes: ``[T, M, N, ...]``."""
+    state, actions = policy.start(obs.shape[1], torch_rng(0, "act")), []
+    for _ in range(steps):
+        action, state = policy.act(state, obs)
+        actions.append(action)
+    return torch.stack(actions)
+
+
 @pytest.mark.parametrize("repeat", [1, 4, 10])
 @pytest.mark.parametrize("epsilon", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("box", [None, Box((-1.0, 0.0), (1.0, 2.0))])
 def test_a_share_of_epsilon_is_random_and_lasts(box, epsilon, repeat):
     dqn, params = learner(Spec(obs_shape=(1,), num_actions=0 if box else 5, horizon=10, box=box))
-    act, obs = explorer(dqn, params, epsilon, repeat, torch_rng(0, "act")), torch.zeros(2, 500, 1)
-    action = torch.stack([act(obs) for _ in range(80)])  # [T, M, N] or [T, M, N, D]
+    policy, obs = EpsilonGreedy(NetworkPolicy(dqn, params), dqn.actions, epsilon, repeat), torch.zeros(2, 500, 1)
+    action = acted(policy, obs, 80)  # [T, M, N] or [T, M, N, D]
     first = torch.tensor(box.low) if box else torch.tensor(0)
     other = action != first
     moved = other.any(-1) if box else other

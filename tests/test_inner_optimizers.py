@@ -41,14 +41,14 @@ def run(rule, params, gradients, rates):
 def start(rows=ROWS):
     """The learned rule that a search begins with, its hidden layer drawn."""
     part = genome.Genome(genome.Config(hidden=8, scale=1.0), None, generator())
-    return part, part.express(part.start.expand(rows, -1))["optimizer"]
+    return part, part.decode(part.start.expand(rows, -1))["optimizer"]
 
 
 def drawn(rows=ROWS):
     """Any learned rule, another for each row."""
     part, _ = start()
     genes = part.start + 0.3 * torch.randn(rows, len(part.start), generator=generator(5))
-    return part.express(genes)["optimizer"]
+    return part.decode(genes)["optimizer"]
 
 
 @pytest.mark.parametrize(("rule", "theirs"), [(SGD, torch.optim.SGD), (Adam, torch.optim.Adam)])
@@ -179,7 +179,7 @@ def test_rows_taken_go_on_in_the_place_of_others(name):
     rule, other, rows, lr = RULES[name](), RULES[name](), torch.tensor([1, 1, 2]), rates(0.1, 0.1, 0.1)
     first, rest = gradients(6)[:3], [{k: g[rows] for k, g in step.items()} for step in gradients(6)[3:]]
     params = run(rule, weights(), first, lr)
-    rule.take(rows)
+    rule.select_rows(rows)
     params = run(rule, {k: v[rows] for k, v in params.items()}, rest, lr)
     expected = {k: v[rows] for k, v in weights().items()}
     expected = run(other, expected, [{k: g[rows] for k, g in step.items()} for step in first], lr)

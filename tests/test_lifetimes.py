@@ -9,11 +9,13 @@ from conftest import compose_train, flat, load, tiny
 from metarl_cli.adaptation import gradient as inner_loop
 from metarl_cli.evolution.genomes import optimizer as genome
 from metarl_cli.evolution.lifetimes import dqn as dqn_life
+from metarl_cli.experience.exploration import EpsilonGreedy
+from metarl_cli.experience.rollout import collect as collected
 from metarl_cli.interfaces import Transitions
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import structured
 from metarl_cli.networks.stacked import fresh
-from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
+from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
 @cache
@@ -57,7 +59,7 @@ def close(one, other, atol=1e-5):
 
 def begun(lifetime, learner, family, num, traits, copies=1, seed=0):
     params = repeated(fresh(learner, num, torch_rng(seed, "weights")), copies)
-    with CommonNumbers(copies):
+    with CommonRandomNumbers(copies):
         return lifetime.begin(params, traits, repeated(tasks(family, num), copies), torch_rng(seed, "life"), copies)
 
 
@@ -86,16 +88,16 @@ def test_each_row_lives_as_if_alone(rule):
     if rule == "learned":
         part = genome.Genome(genome.Config(hidden=4, scale=1.0), learner, torch_rng(0))
         genes = part.start + 0.2 * torch.randn(3, len(part.start), generator=torch_rng(2))
-        traits |= {k: {n: x.repeat_interleave(2, 0) for n, x in v.items()} for k, v in part.express(genes).items()}
+        traits |= {k: {n: x.repeat_interleave(2, 0) for n, x in v.items()} for k, v in part.decode(genes).items()}
     life = begun(lifetime, learner, family, 2, traits, 3)
-    with CommonNumbers(3):
+    with CommonRandomNumbers(3):
         for _ in range(2):
-            life.grow()
+            life.learn()
     for p in range(3):
         mine = slice(2 * p, 2 * p + 2)
         alone = begun(lifetime, learner, family, 2, {kind: {k: v[mine] for k, v in t.items()} for kind, t in traits.items()})
         for _ in range(2):
-            alone.grow()
+            alone.learn()
         close(alone.params, {k: v[mine] for k, v in life.params.items()})
         close(alone.target, {k: v[mine] for k, v in life.target.items()})
         torch.testing.assert_close(held(alone)["reward"], held(life)["reward"][mine])
@@ -107,7 +109,7 @@ def test_a_life_is_as_long_as_it_says():
     life = begun(lifetime, learner, family, 2, hyper(lifetime))
     for step in range(3):
         assert life.progress == pytest.approx(step / 3)
-        life.grow()
+        life.learn()
         iterations = 2 * (step + 1)  # of 2 environments, 4 steps and 2 updates, the first without
         assert life.env_steps.tolist() == [8 * iterations] * 2
         assert life.gradient_steps == 2 * (iterations - 1)
@@ -118,9 +120,9 @@ def test_nothing_is_learned_while_warming_up():
     lifetime, learner, family = made("dqn", warmup=2)
     life = begun(lifetime, learner, family, 2, hyper(lifetime))
     before = life.params
-    life.grow()
+    life.learn()
     close(before, life.params, 0)
-    life.grow()
+    life.learn()
     assert not torch.equal(before["head.weight"], life.params["head.weight"])
 
 
@@ -128,14 +130,14 @@ def test_exploration_falls_as_each_row_says(monkeypatch):
     lifetime, learner, family = made("dqn", steps=2)
     seen = []
 
-    def explorer(learner, params, epsilon, repeat, rng):
+    def explorer(policy, actions, epsilon, repeat):
         seen.append(epsilon.tolist())
-        return inner_loop.explorer(learner, params, epsilon, repeat, rng)
+        return EpsilonGreedy(policy, actions, epsilon, repeat)
 
-    monkeypatch.setattr(dqn_life, "explorer", explorer)
+    monkeypatch.setattr(dqn_life, "EpsilonGreedy", explorer)
     life = begun(lifetime, learner, family, 2, hyper(lifetime, epsilon_end=[0.2, 0.0], epsilon_decay=[0.5, 1.0]))
     for _ in range(3):
-        life.grow()  # 2 iterations each, beyond the end too
+        life.learn()  # 2 iterations each, beyond the end too
     first, second = zip(*seen, strict=True)
     assert first == pytest.approx([1.0, 0.6, 0.2, 0.2, 0.2, 0.2])
     assert second == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0, 0.0], abs=1e-6)
@@ -148,7 +150,7 @@ def test_random_actions_are_as_many_as_epsilon_says():
     params = life.params
     life._iterate()
     data = life.replay.data
-    greedy = learner.act(params, data.obs, 0.0)
+    greedy = learner.policy(params, data.obs).mode()
     assert (greedy == data.action).float().mean(1).tolist() == pytest.approx([1.0, 0.7], abs=0.07)
 
 
@@ -168,7 +170,7 @@ def test_a_row_learns_from_the_first_of_its_batch():
             return batch._replace(reward=reward)
 
         life.replay.sample = lying
-        life.grow()
+        life.learn()
         grown[name] = life.params["head.weight"]
     assert torch.equal(grown["truth"][0], grown["beyond"][0])
     assert not torch.equal(grown["truth"][1], grown["beyond"][1])
@@ -181,7 +183,7 @@ def test_the_target_network_is_copied_as_often_as_each_row_says():
     life = begun(lifetime, learner, family, 3, hyper(lifetime, target_every=every))
     history = [life.params]
     for updates in range(1, 8):
-        life.grow()
+        life.learn()
         history.append(life.params)
         for row, period in enumerate([1, 2, 3]):
             expected = history[updates - updates % period]
@@ -194,7 +196,7 @@ def test_one_update_by_autograd(float64):
     lifetime, learner, family = made("dqn", rule="sgd", clip=0.01, warmup=9)
     settings = {"lr": [0.1, 0.3], "gamma": [0.0, 0.9], "batch": [8.0, 3.0]}
     life = begun(lifetime, learner, family, 2, hyper(lifetime, **settings))
-    life.grow()  # warming up: experience alone
+    life.learn()  # warming up: experience alone
     life.target = fresh(learner, 2, torch_rng(1, "target"))
     state = life.rng.get_state()
     before, life.rng = life.params, torch_rng(0).set_state(state)
@@ -224,14 +226,14 @@ def test_shared_replay_holds_everyones_experience(monkeypatch):
     seen = []
 
     def collect(*args):
-        seen.append(inner_loop.collect(*args))
+        seen.append(collected(*args))
         return seen[-1]
 
     monkeypatch.setattr(dqn_life, "collect", collect)
     life = begun(lifetime, learner, family, 2, hyper(lifetime), 3)
     assert life.replay.num_tasks == 2
     for step in range(2):
-        life.grow()
+        life.learn()
         assert len(life.replay) == 3 * 8 * (step + 1)
     for task in range(2):
         rows = [task, 2 + task, 4 + task]  # of the individuals that learn it
@@ -246,7 +248,7 @@ def test_individuals_learn_from_the_replay_of_their_task(monkeypatch):
     asked = []
     sample = life.replay.sample
     monkeypatch.setattr(life.replay, "sample", lambda tasks, *rest: (asked.append(tasks.tolist()), sample(tasks, *rest))[1])
-    life.grow()
+    life.learn()
     assert asked == [[0, 1, 0, 1, 0, 1]] * 2
 
 
@@ -255,31 +257,31 @@ def test_another_goes_on_as_it_was(shared):
     """Weights, target, the optimiser's memory and its own replay; with the settings it is given."""
     lifetime, learner, family = made("dqn", shared=shared)
     life = begun(lifetime, learner, family, 2, hyper(lifetime, lr=[0.1, 0.2, 0.3, 0.4]), 2)
-    life.grow()
+    life.learn()
     before = {"params": life.params, "target": life.target, "first": life.optimizer.first, "second": life.optimizer.second}
     data, rows = held(life), torch.tensor([2, 3, 2, 3])
     other = hyper(lifetime, lr=[0.5, 0.6, 0.7, 0.8])
-    life.become(rows, other, {})
+    life.inherit(rows, other, {})
     after = {"params": life.params, "target": life.target, "first": life.optimizer.first, "second": life.optimizer.second}
     for name, values in before.items():
         assert all(torch.equal(after[name][k], v[rows]) for k, v in values.items())
     assert life.traits is other
     kept = torch.arange(2) if shared else rows
     assert all(torch.equal(values, data[name][kept]) for name, values in held(life).items())
-    life.grow()
+    life.learn()
     assert not torch.equal(life.params["head.weight"][0], life.params["head.weight"][2]), "rates of their own part them"
 
 
 def test_another_goes_on_with_a_rule_of_its_own():
     lifetime, learner, family = made("dqn", warmup=0)
     part = genome.Genome(genome.Config(hidden=4, scale=1.0), learner, torch_rng(0))
-    start = part.express(part.start.expand(2, -1))
-    still = part.express(torch.zeros(2, len(part.start)))  # a rule that moves nothing
+    start = part.decode(part.start.expand(2, -1))
+    still = part.decode(torch.zeros(2, len(part.start)))  # a rule that moves nothing
     life = begun(lifetime, learner, family, 2, hyper(lifetime) | start)
-    life.grow()
+    life.learn()
     before = life.params
-    life.become(torch.arange(2), hyper(lifetime) | still, {})
-    life.grow()
+    life.inherit(torch.arange(2), hyper(lifetime) | still, {})
+    life.learn()
     close(before, life.params, 0)
 
 
@@ -293,7 +295,7 @@ def test_a_structure_stays_what_it_is_while_it_learns():
     }
     params = structured(fresh(learner, 2, torch_rng(0)), structure)
     life = lifetime.begin(params, hyper(lifetime), tasks(family, 2), torch_rng(0))
-    life.grow()
+    life.learn()
     assert all(torch.equal(life.params[k], v) for k, v in structure.items())
     assert all(torch.equal(life.target[k], v) for k, v in structure.items())
     assert torch.equal(life.params["hidden.0.weight"][:, 5:], params["hidden.0.weight"][:, 5:])
@@ -305,11 +307,11 @@ def test_a_structure_stays_what_it_is_while_it_learns():
 def test_a_saved_life_goes_on_with_the_same_bits(shared):
     lifetime, learner, family = made("dqn", shared=shared)
     one, other = (begun(lifetime, learner, family, 2, hyper(lifetime), 2, seed) for seed in (0, 1))
-    one.grow()
-    other.grow()
+    one.learn()
+    other.learn()
     other.load_state_dict(one.state_dict())
     for life in (one, other):
-        life.grow()
+        life.learn()
     assert all(torch.equal(a, b) for a, b in zip(flat(one.state_dict()), flat(other.state_dict()), strict=True))
 
 
@@ -333,7 +335,7 @@ def test_gradient_steps_are_the_inner_loops(env, scope, again):
             spent = spent + batch.weight.sum((1, 2)).long()
         rates = {name: torch.tensor(0.3) for name in names}
         params = inner_loop.inner_step(learner, params, rates, batch, lifetime.config.returns)
-        life.grow()
+        life.learn()
         close(life.params, params, 1e-6)
         assert life.gradient_steps == k + 1
         assert torch.equal(life.env_steps, spent)
@@ -360,7 +362,7 @@ def test_rates_of_each_row_and_step(rule):
         else:
             gradients = inner_loop.support_gradients(learner, params, list(params), support, config.returns)
             params = adam.step(params, gradients, rates)
-        life.grow()
+        life.learn()
         close(life.params, params, 1e-6)
 
 
@@ -369,7 +371,7 @@ def test_individuals_share_their_weights_until_they_learn():
     params = fresh(learner, 2, torch_rng(0))
     life = lifetime.begin(params, lifetime.default, repeated(tasks(family, 3), 2), torch_rng(0))
     assert life.params is params
-    life.grow()
+    life.learn()
     assert {len(v) for v in life.params.values()} == {6}
     apart = lifetime.begin(
         {k: v.repeat_interleave(3, 0) for k, v in params.items()},
@@ -377,7 +379,7 @@ def test_individuals_share_their_weights_until_they_learn():
         repeated(tasks(family, 3), 2),
         torch_rng(0),
     )
-    apart.grow()
+    apart.learn()
     close(life.params, apart.params, 1e-6)
 
 
@@ -386,11 +388,11 @@ def test_a_gradient_life_may_have_a_learned_rule():
     lifetime, learner, family = made("gradient", steps=2, rule="adam")
     part = genome.Genome(genome.Config(hidden=4, scale=1.0), learner, torch_rng(0))
     params, task = fresh(learner, 2, torch_rng(0)), tasks(family, 2)
-    rule = part.express(part.start.expand(2, -1))
+    rule = part.decode(part.start.expand(2, -1))
     lives = [lifetime.begin(params, traits, task, torch_rng(0)) for traits in (lifetime.default, lifetime.default | rule)]
     for life in lives:
-        life.grow()
-        life.grow()
+        life.learn()
+        life.learn()
     close(lives[0].params, lives[1].params, 1e-4)
     assert not torch.allclose(params["head.weight"], lives[0].params["head.weight"], atol=1e-2)
 
@@ -404,7 +406,7 @@ def test_a_life_of_nothing():
     lifetime = module.Lifetime(parsed, learner, family, torch.device("cpu"))
     params = fresh(learner, 2, torch_rng(0))
     life = lifetime.begin(params, {}, tasks(family, 4), torch_rng(0))
-    life.grow()
+    life.learn()
     assert lifetime.steps == life.gradient_steps == 0
     assert life.env_steps.tolist() == [0] * 4
     assert life.params is params

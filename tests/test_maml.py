@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import algorithms, compose_train, flat, tiny, variants_slow
 
-from metarl_cli.interfaces import Transitions
+from metarl_cli.interfaces import Budget, Transitions
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -48,11 +48,11 @@ def per_task_loop(algo, supports, query):
         for support in supports:
             params = path[-1]
             one = Transitions(*(x[row] for x in support))
-            target = learner.targets(params, params, one, config.inner.returns)
+            batch = learner.prepare(params, params, one, config.inner.returns.gamma, config.inner.returns.lambda_)
             # a copy: the inner gradient in it holds the target fixed, the outer one goes through both
             live = {k: v.clone() if v.requires_grad else v.clone().requires_grad_() for k, v in params.items()}
             names = list(meta["rates"])
-            grads = torch.autograd.grad(learner.loss(live, one, target), [live[k] for k in names], create_graph=create_graph)
+            grads = torch.autograd.grad(learner.loss(live, batch), [live[k] for k in names], create_graph=create_graph)
             moved = {k: live[k] - meta["rates"][k] * g for k, g in zip(names, grads, strict=True)}
             path.append({**live, **moved})
         return path
@@ -64,9 +64,9 @@ def per_task_loop(algo, supports, query):
         last = adapted(slow, row, create_graph=False)[-1] if config.outer.adapted_target else slow["init"]
         one = Transitions(*(x[row] for x in query))
         for params in path[1:] if config.outer.every_step else path[-1:]:
-            target = learner.targets(params, {k: v.detach() for k, v in last.items()}, one)
+            batch = learner.prepare(params, {k: v.detach() for k, v in last.items()}, one)
             scored = len(path) - 1 if config.outer.every_step else 1
-            total = total + learner.loss(params, one, target) / config.tasks / scored
+            total = total + learner.loss(params, batch) / config.tasks / scored
     return total, torch.autograd.grad(total, algo._learned())
 
 
@@ -140,9 +140,11 @@ def test_reptile_moves_towards_the_adapted_weights(float64):
         for i, batch in enumerate([*supports, query]):
             one = Transitions(*(x[row] for x in batch))
             bootstrap = {k: v[row] for k, v in target.items()} if i == 2 else params
-            y = algo.learner.targets(params, bootstrap, one, None if i == 2 else algo.config.inner.returns)
+            returns = algo.config.inner.returns
+            estimate = () if i == 2 else (returns.gamma, returns.lambda_)
+            prepared = algo.learner.prepare(params, bootstrap, one, *estimate)
             live = {k: v.clone().requires_grad_() for k, v in params.items()}
-            grads = torch.autograd.grad(algo.learner.loss(live, one, y), list(live.values()))
+            grads = torch.autograd.grad(algo.learner.loss(live, prepared), list(live.values()))
             params = {k: v - 0.05 * g for (k, v), g in zip(params.items(), grads, strict=True)}
         for k in expected:
             expected[k] += (algo.meta["init"][k].detach() - params[k]) / 4
@@ -159,10 +161,11 @@ def test_gradient_steps_adapt_and_change_nothing_else(algo, env):
         algorithm.train_step()
     before = [x.clone() for x in flat(algorithm.state_dict())]
     task = family.sample_tasks(5, "test", numpy_rng(0, "tasks"))
-    curve = list(algorithm.adapt(task, 2, torch_rng(0, "adapt")))
+    curve = list(algorithm.adapt(task, Budget(2), torch_rng(0, "adapt")))
     assert [a.step for a in curve] == [0, 1, 2]
     assert curve[0].env_steps == 0 < curve[1].env_steps
-    moved = [not torch.equal(curve[0].params[k], curve[2].params[k]) for k in curve[0].params]
+    first, last = curve[0].policy.params, curve[2].policy.params
+    moved = [not torch.equal(first[k], last[k]) for k in first]
     assert any(moved), "adaptation does something"
     assert all(torch.equal(a, b) for a, b in zip(before, flat(algorithm.state_dict()), strict=True))
 

@@ -4,11 +4,14 @@ import pytest
 import torch
 from conftest import compose_train, compose_values, load
 
+from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.evaluation.curves import metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.statistics import iqm
+from metarl_cli.experience.exploration import EpsilonGreedy
+from metarl_cli.interfaces import Transitions
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -61,13 +64,17 @@ def test_no_row_takes_an_action_it_does_not_have():
     params["head.bias"] = torch.tensor([0.0, 0.0, 5.0]).expand(8, 3)  # the third action looks best
     cartpoles = task["family"] == 0
     for epsilon in (0.0, 0.5, 1.0):
-        action = learner.act(params, env.obs, epsilon, torch_rng(0, "act"))
+        policy = EpsilonGreedy(NetworkPolicy(learner, params), learner.actions, epsilon)
+        action, _ = policy.act(policy.start(env.obs.shape[1], torch_rng(0, "act")), env.obs)
         assert int(action[cartpoles].max()) <= 1
         assert int(action[~cartpoles].max()) == 2
     one = {k: v[0] for k, v in params.items()}
     batch_obs = env.obs[cartpoles][0][None]  # [1, N, O]
-    best = learner._best(learner.network(one, batch_obs), batch_obs)
-    assert int(best.max()) <= 1, "nor do the targets bootstrap from it"
+    nothing, no = torch.zeros(1, 50), torch.zeros(1, 50, dtype=torch.bool)
+    experience = Transitions(batch_obs, nothing.long(), nothing, batch_obs, no, no, nothing + 1)
+    target = learner.prepare(one, one, experience, 0.5).signal["target"]
+    legal = learner.network(one, batch_obs)[..., :2].max(-1).values
+    torch.testing.assert_close(target, 0.5 * legal, msg="nor do the targets bootstrap from it")
 
 
 def test_named_task_belongs_to_the_family_it_names():

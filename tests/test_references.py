@@ -11,8 +11,8 @@ from scipy.optimize import linprog
 from metarl_cli.algos.bandit_strategies import gittins_indices
 from metarl_cli.algos.mdp_strategies import greatest_mean, sample_process
 from metarl_cli.envs.tabular import TabularFamily, value_iteration
-from metarl_cli.evaluation.evaluator import trial
-from metarl_cli.interfaces import Step, TrialAlgorithm
+from metarl_cli.experience.rollout import run_episodes
+from metarl_cli.interfaces import Budget, Context, Step
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 CPU = torch.device("cpu")
@@ -26,7 +26,22 @@ def parts(algo, env, *overrides):
     config = compose_train(f"algo={algo}", f"env={env}", *overrides)
     (env_module, env_config), (module, values) = load("env", config.env), load("algo", config.algo)
     family = env_module.Family(env_config, CPU)
-    return family, module.Algo(values, None, family, 0, 0, CPU)
+    return family, module.Algo(values, Context(family, None, 0, 0, CPU))
+
+
+def adapted_to(algorithm, task=None, episodes=None):
+    """The policy of a trial, and its number of episodes."""
+    return next(algorithm.adapt(task or algorithm.task, Budget(episodes=episodes), torch_rng(0, "support")))
+
+
+def policy_of(algorithm):
+    return adapted_to(algorithm).policy
+
+
+def trial(family, task, algorithm, num_envs, env_rng, rng, episodes=None):
+    """Returns and lengths of the episodes of a trial, ``[episodes, M, N]``."""
+    adapted = adapted_to(algorithm, task, episodes)
+    return run_episodes(family, task, adapted.policy, num_envs, env_rng, rng, adapted.episodes)
 
 
 def totals(family, algorithm, tasks, seed=0):
@@ -93,8 +108,8 @@ def test_gittins_is_optimal():
 @pytest.mark.parametrize("algo", BANDITS)
 def test_bandit_strategies_are_trial_algorithms(algo):
     _, algorithm = parts(algo, "bandit", "algo.episodes=7")
-    assert isinstance(algorithm, TrialAlgorithm)
-    assert (algorithm.episodes, algorithm.train_step(), algorithm.env_steps) == (7, {}, 0)
+    assert algorithm.adapts_by == "memory"
+    assert (adapted_to(algorithm).episodes, algorithm.train_step(), algorithm.env_steps) == (7, {}, 0)
     algorithm.load_state_dict(algorithm.state_dict())
     algorithm.load_weights(algorithm.weights())
 
@@ -106,20 +121,19 @@ def seen(pulls, wins):
 def test_indices_by_hand():
     memory = seen([[[4.0, 1.0, 0.0]]], [[[3.0, 0.0, 0.0]]])
     mean = torch.tensor([[[4 / 6, 1 / 3, 1 / 2]]])
-    torch.testing.assert_close(parts("greedy", "bandit")[1].index(memory), mean)
+    torch.testing.assert_close(policy_of(parts("greedy", "bandit")[1]).index(memory), mean)
     radius = (2 * np.log(6) / torch.tensor([[[6.0, 3.0, 2.0]]])).sqrt()
-    torch.testing.assert_close(parts("ucb1", "bandit", "algo.bonus=0.5")[1].index(memory), mean + 0.5 * radius)
+    torch.testing.assert_close(policy_of(parts("ucb1", "bandit", "algo.bonus=0.5")[1]).index(memory), mean + 0.5 * radius)
     table = gittins_indices(1.0, 1.0, 0.99, 20)
     expected = torch.stack([table[3, 1], table[0, 1], table[0, 0]])[None, None]
-    torch.testing.assert_close(parts("gittins", "bandit", "algo.episodes=20")[1].index(memory), expected)
+    torch.testing.assert_close(policy_of(parts("gittins", "bandit", "algo.episodes=20")[1]).index(memory), expected)
 
 
 def test_a_longer_trial_than_configured():
     """``metarl test trial=`` makes trials longer: the table of indices grows with them."""
     family, algorithm = parts("gittins", "bandit", "algo.episodes=5")
-    algorithm.episodes = 30
     task = family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
-    returns, _ = trial(family, task, algorithm, 2, torch_rng(0, "env"), torch_rng(0, "trial"))
+    returns, _ = trial(family, task, algorithm, 2, torch_rng(0, "env"), torch_rng(0, "trial"), episodes=30)
     assert returns.shape == (30, 3, 2)
 
 
@@ -136,7 +150,7 @@ def test_thompson_samples_the_posterior(env):
     _, algorithm = parts("thompson", env)
     pulls, reward = [4.0, 0.0, 9.0], [3.0, 0.0, 2.0]
     memory = seen([[pulls] * 50_000], [[reward] * 50_000])
-    found = algorithm.index(memory)[0].double()
+    found = policy_of(algorithm).index(memory)[0].double()
     n, s = torch.tensor(pulls).double(), torch.tensor(reward).double()
     if env == "bandit":  # Beta(1 + wins, 1 + losses)
         mean, variance = (1 + s) / (2 + n), (1 + s) * (1 + n - s) / ((2 + n) ** 2 * (3 + n))
@@ -144,22 +158,22 @@ def test_thompson_samples_the_posterior(env):
         mean, variance = s / (1 + n), 1 / (1 + n)
     torch.testing.assert_close(found.mean(0), mean, rtol=0, atol=0.02)
     torch.testing.assert_close(found.var(0), variance, rtol=0.03, atol=0)
-    optimistic = parts("optimistic_thompson", env)[1].index(memory)[0].double()
+    optimistic = policy_of(parts("optimistic_thompson", env)[1]).index(memory)[0].double()
     assert bool((optimistic >= mean - 1e-6).all())
 
 
 def test_the_prior_is_the_family_s():
     _, algorithm = parts("greedy", "bandit", "env.location=0.4", "env.scale=0.2")  # variance 0.2²/12: that of Beta(37, 37)
-    assert algorithm.prior_mean == pytest.approx(0.5)
-    assert algorithm.prior_pulls == pytest.approx(74)
+    assert algorithm.prior.mean == pytest.approx(0.5)
+    assert algorithm.prior.pulls == pytest.approx(74)
     _, algorithm = parts("greedy", "bandit_gaussian", "env.location=2.0", "env.scale=0.5", "env.noise=3.0")
-    assert (algorithm.prior_mean, algorithm.prior_pulls) == (2.0, pytest.approx(36))
+    assert (algorithm.prior.mean, algorithm.prior.pulls) == (2.0, pytest.approx(36))
 
 
 def test_epsilon_is_a_share_of_random_arms():
     _, algorithm = parts("epsilon_greedy", "bandit", "algo.epsilon=0.3")
     memory = seen([[[1.0, 0.0, 0.0, 0.0, 0.0]] * 50_000], [[[1.0, 0.0, 0.0, 0.0, 0.0]] * 50_000])
-    action, _ = algorithm.choose(memory, torch.ones(1, 50_000, 1))
+    action, _ = policy_of(algorithm).act(memory, torch.ones(1, 50_000, 1))
     share = torch.bincount(action.flatten(), minlength=5) / 50_000
     torch.testing.assert_close(share, torch.tensor([0.76, 0.06, 0.06, 0.06, 0.06]), rtol=0, atol=0.01)
 
@@ -174,11 +188,12 @@ def test_a_batch_of_trials_is_each_trial_alone(algo):
 
     def run(rows, columns):
         task = {"mean": torch.full((len(rows), 5), 0.5)}
-        memory, actions = algorithm.begin(task, len(columns), torch_rng(0, "r")), []
+        policy = adapted_to(algorithm, task).policy
+        memory, actions = policy.start(len(columns), torch_rng(0, "r")), []
         pick = np.ix_(rows, columns)
         for reward in rewards:
-            action, memory = algorithm.choose(memory, obs[pick])
-            memory = algorithm.observe(memory, obs[pick], action, Step(obs[pick], reward[pick], no[pick], ~no[pick], obs[pick]))
+            action, memory = policy.act(memory, obs[pick])
+            memory = policy.observe(memory, obs[pick], action, Step(obs[pick], reward[pick], no[pick], ~no[pick], obs[pick]))
             actions.append(action)
         return torch.stack(actions)
 
@@ -220,26 +235,27 @@ def test_gaussian_bandits_are_learned():
 @pytest.mark.parametrize("algo", [*EXPLORERS, "oracle"])
 def test_explorers_are_trial_algorithms(algo):
     _, algorithm = parts(algo, "tabular_mdp", "algo.episodes=3")
-    assert isinstance(algorithm, TrialAlgorithm)
-    assert (algorithm.episodes, algorithm.train_step()) == (3, {})
+    assert algorithm.adapts_by == "memory"
+    assert (adapted_to(algorithm).episodes, algorithm.train_step()) == (3, {})
 
 
 def test_the_posterior_by_hand():
     """Two transitions from state 0 by action 1, to states 2 and 2, rewards 3 and 0."""
     family, algorithm = parts("mdp_greedy", "tabular_mdp")
     task = family.sample_tasks(1, "train", numpy_rng(0, "t"))
-    memory = algorithm.begin(task, 1, torch_rng(0, "r"))
+    policy = adapted_to(algorithm, task).policy
+    memory = policy.start(1, torch_rng(0, "r"))
     zero, two = family.observe(torch.tensor([[[0]]])), family.observe(torch.tensor([[[2]]]))
     no = torch.zeros(1, 1, dtype=torch.bool)
     for reward in (3.0, 0.0):
-        memory = algorithm.observe(memory, zero, torch.tensor([[1]]), Step(two, torch.tensor([[reward]]), no, no, two))
+        memory = policy.observe(memory, zero, torch.tensor([[1]]), Step(two, torch.tensor([[reward]]), no, no, two))
     assert int(memory["clock"]) == 2
     assert float(memory["seen"].sum()) == float(memory["seen"][0, 0, 0, 1, 2]) == 2
     assert float(memory["reward"].sum()) == float(memory["reward"][0, 0, 0, 1]) == 3
     transition, reward = torch.full((1, 10, 5, 10), 0.1), torch.ones(1, 10, 5)  # Dirichlet(1, ..., 1) and N(1, 1)
     transition[0, 0, 1], reward[0, 0, 1] = 1 / 12, (1 + 3) / 3
     transition[0, 0, 1, 2] = 3 / 12
-    found = algorithm.plan(memory["seen"][0], memory["reward"][0], memory["final"][0], torch_rng(0, "r"))
+    found = policy.plan(memory["seen"][0], memory["reward"][0], memory["final"][0], torch_rng(0, "r"))
     assert torch.equal(found, value_iteration(transition, reward, 10)[1])
     assert bool((found[:, 0, 0] == 1).all())
 
@@ -285,21 +301,23 @@ def random_memory(family, batch):
 def test_a_batch_of_plans_is_each_plan_alone(algo):
     family, algorithm = parts(algo, "tabular_mdp")
     memory = random_memory(family, 6)
-    whole = algorithm.plan(*memory, torch_rng(0, "r"))
-    alone = [algorithm.plan(*(x[i : i + 1] for x in memory), torch_rng(0, "r")) for i in range(6)]
+    policy = policy_of(algorithm)
+    whole = policy.plan(*memory, torch_rng(0, "r"))
+    alone = [policy.plan(*(x[i : i + 1] for x in memory), torch_rng(0, "r")) for i in range(6)]
     assert torch.equal(whole, torch.cat(alone, 1))
 
 
 def test_what_the_variants_add_vanishes_with_its_constant():
     family, greedy = parts("mdp_greedy", "tabular_mdp")
     memory = random_memory(family, 4)
+    greedy = policy_of(greedy)
     expected = greedy.plan(*memory, torch_rng(0, "r"))
     for algo, override in (("ucrl2", "algo.radius=1e-9"), ("beb", "algo.bonus=1e-9")):
-        found = parts(algo, "tabular_mdp", override)[1].plan(*memory, torch_rng(0, "r"))
+        found = policy_of(parts(algo, "tabular_mdp", override)[1]).plan(*memory, torch_rng(0, "r"))
         assert torch.equal(found, expected), algo
     counts = (1e6 * memory[0], 1e6 * memory[1], memory[2])  # so much seen that a sample is the mean
     for algo in ("psrl", "opsrl"):
-        found = parts(algo, "tabular_mdp")[1].plan(*counts, torch_rng(0, "r"))
+        found = policy_of(parts(algo, "tabular_mdp")[1]).plan(*counts, torch_rng(0, "r"))
         assert (found == greedy.plan(*counts, torch_rng(0, "r"))).float().mean() > 0.98, algo
 
 
@@ -309,7 +327,8 @@ def test_the_end_of_an_episode_is_worth_nothing():
     seen, reward = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2)
     seen[0, 0, 0, 0], reward[0, 0, 0] = 1e6, 0.5e6
     seen[0, 0, 1, 1], reward[0, 0, 1] = 1e6, 0.9e6
-    plans = [algorithm.plan(seen, reward, torch.tensor([[0.0, end]]), torch_rng(0, "r"))[:, 0, 0].tolist() for end in (0, 1)]
+    policy = policy_of(algorithm)
+    plans = [policy.plan(seen, reward, torch.tensor([[0.0, end]]), torch_rng(0, "r"))[:, 0, 0].tolist() for end in (0, 1)]
     assert plans == [[1, 1, 1], [0, 0, 1]]
 
 

@@ -62,7 +62,7 @@ def test_saved_and_loaded_on_the_way_nothing_is_lost():
 def test_another_task_takes_the_place_of_one():
     replay = Replay(2, 6)
     replay.add(batch(0, steps=2))
-    replay.take(torch.tensor([1, 1]))
+    replay.select_rows(torch.tensor([1, 1]))
     replay.add(batch(4, steps=1))
     found = replay.sample(torch.arange(2), 500, torch.Generator().manual_seed(0)).reward
     assert sorted(set(found[0].flatten().tolist())) == [4, 5, 1000, 1001, 1002, 1003]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from metarl_cli.adaptation.memory import Agent
+from metarl_cli.algos import rl2
 from metarl_cli.algos.rl2 import RL2
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation.evaluator import trial
+from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.experience.trials import Trials
-from metarl_cli.interfaces import Family, Params
+from metarl_cli.interfaces import Budget, Context, Family, Params
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 CPU = torch.device("cpu")
@@ -42,7 +44,14 @@ def config_of(*overrides: str):
 
 
 def built(family: Family, *overrides: str, iterations: int = 30, seed: int = 0) -> RL2:
-    return RL2(config_of(*overrides), None, family, iterations, seed, CPU)
+    return RL2(config_of(*overrides), Context(family, None, iterations, seed, CPU))
+
+
+def trials_on(family: Family, task: Params, algorithm: RL2, num_envs: int, seed: int = 0, greedy: bool = True):
+    """Returns and lengths of the episodes of trials."""
+    adapted = next(algorithm.adapt(task, Budget(), torch_rng(seed, "support")))
+    rngs = torch_rng(seed, "env"), torch_rng(seed, "trial")
+    return run_episodes(family, task, adapted.policy, num_envs, *rngs, adapted.episodes, greedy)
 
 
 # -- hidden state
@@ -61,7 +70,7 @@ def solved(family: Family, episodes: int, iterations: int, seed: int = 0, cell: 
     algorithm = built(family, *overrides, iterations=iterations, seed=seed)
     for _ in range(iterations):
         algorithm.train_step()
-    found, _ = trial(family, both_sides(family), algorithm, 1, torch_rng(seed, "env"), torch_rng(seed, "trial"))
+    found, _ = trials_on(family, both_sides(family), algorithm, 1, seed)
     return found.mean((1, 2)).tolist()
 
 
@@ -151,7 +160,7 @@ def test_trials_that_change_task_within_teach_nothing(monkeypatch):
     for _ in range(10):
         algorithm.train_step()
     task = {"side": torch.ones(2000)}
-    found, _ = trial(family, task, algorithm, 1, torch_rng(0, "env"), torch_rng(0, "trial"))
+    found, _ = trials_on(family, task, algorithm, 1)
     assert found.mean((1, 2)).abs().max() < 4 / 2000**0.5
 
 
@@ -160,7 +169,7 @@ def test_trials_that_change_task_within_teach_nothing(monkeypatch):
 
 def spied(algorithm: RL2) -> tuple[list[Trials], list[Params]]:
     """What one iteration collects, and the gradients of its updates."""
-    collect, loss = algorithm.agent.collect, algorithm.loss
+    collect, loss = rl2.collect_trials, algorithm.loss
     kept, gradients = [], []
 
     def collecting(*arguments) -> Trials:
@@ -175,9 +184,10 @@ def spied(algorithm: RL2) -> tuple[list[Trials], list[Params]]:
         )
         return found
 
-    algorithm.agent.collect, algorithm.loss = collecting, losing
-    algorithm.train_step()
-    algorithm.agent.collect, algorithm.loss = collect, loss
+    algorithm.loss = losing
+    with mock.patch.object(rl2, "collect_trials", collecting):
+        algorithm.train_step()
+    algorithm.loss = loss
     return kept, gradients
 
 
@@ -212,7 +222,7 @@ def test_the_first_update_is_the_vanilla_policy_gradient(float64):
             features, hidden = memory.step(params, inputs, hidden)
             x = F.relu(F.linear(torch.cat([features, inputs], 1), params["policy.hidden.weight"], params["policy.hidden.bias"]))
             policy = Categorical(logits=F.linear(x, params["policy.weight"], params["policy.bias"]))
-            log_prob.append(policy.log_prob(trials.choice[t, row]))
+            log_prob.append(policy.log_prob(trials.action[t, row]))
             entropy.append(policy.entropy())
             x = torch.cat([features, trials.clock[t, row][None]], 1)
             x = F.relu(F.linear(x, params["value.hidden.weight"], params["value.hidden.bias"]))
@@ -268,7 +278,7 @@ def test_clipping_by_hand(float64):
     signal, _ = algorithm.signal(trials)
     params = {name: value.detach() for name, value in algorithm.params.items()}
     features = algorithm.agent.recall(params, trials, 12)
-    now = algorithm.policy.log_prob(params, algorithm.outputs(params, features, trials.inputs), trials.choice)
+    now = algorithm.head(params, features, trials.inputs).log_prob(trials.action)
     before = (now - ratio.log()).requires_grad_()
     loss, metrics = algorithm.loss(params, trials, signal._replace(log_prob=before, advantage=advantage), 0.0)
     assert loss.item() == pytest.approx(-np.mean([objective for objective, _ in CLIPPED.values()]))
@@ -325,7 +335,7 @@ def test_rl2_runs_on_every_family(name):
     assert all(torch.isfinite(x).all() for x in flat(algorithm.weights()))
     tasks = family.sample_tasks(2, "test", numpy_rng(0, "tasks", "test"))
     for greedy in (True, False):
-        returns, lengths = trial(family, tasks, algorithm, 1, torch_rng(0, "env"), torch_rng(0, "trial"), greedy)
+        returns, lengths = trials_on(family, tasks, algorithm, 1, greedy=greedy)
         assert returns.shape == lengths.shape == (2, 2, 1)
         assert torch.isfinite(returns).all()
         assert ((lengths >= 1) & (lengths <= min(family.spec.horizon, 20))).all()

@@ -8,13 +8,16 @@ from conftest import compose_train, load, tiny
 from probes import Cue
 from torch import Tensor
 
-from metarl_cli.algos.rl2_dqn import RL2DQN, Explorer
+from metarl_cli.algos.rl2_dqn import RL2DQN
 from metarl_cli.config.registry import ConfigError
+from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import trial_returns
 from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay
 from metarl_cli.experience.trials import Trials
+from metarl_cli.interfaces import Context, Policy, State
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import torch_rng
+from metarl_cli.spaces import Bins, Continuous, Discrete
 
 CPU = torch.device("cpu")
 
@@ -80,7 +83,7 @@ def test_loss_by_hand(double, kind, expected):
     batch = Batch(
         inputs=torch.zeros(3, 1, 4),
         start={},
-        **steps(choice=[0, 1, 0], reward=[2.0, 4.0, 1e9], discount=[0.5, 0.0, 0.0], weight=[1.0, 1.0, 0.0]),
+        **steps(action=[0, 1, 0], reward=[2.0, 4.0, 1e9], discount=[0.5, 0.0, 0.0], weight=[1.0, 1.0, 0.0]),
     )
     loss, q = algorithm.loss({"q": online}, {"q": slow}, batch)
     assert loss.item() == pytest.approx(expected)
@@ -94,7 +97,7 @@ def trials_of(reward: Tensor, **changes: Tensor) -> Trials:
     zeros = torch.zeros_like(reward)
     fields = {
         "inputs": zeros[..., None],
-        "choice": zeros.long(),
+        "action": zeros.long(),
         "reward": reward,
         "ended": zeros > 0,
         "terminated": zeros > 0,
@@ -204,7 +207,7 @@ def test_segments_have_the_values_of_the_whole_trial(float64, cell, burn_in):
     memory = [f"algo.memory.cell={cell}", "algo.memory.layers=2"]
     config = compose_train("algo=rl2_dqn", *tiny("rl2_dqn"), "algo.episodes=3", *memory, *segment)
     module, values = load("algo", config.algo)
-    algorithm = module.Algo(values, None, Cue(), 10, 0, CPU)
+    algorithm = module.Algo(values, Context(Cue(), None, 10, 0, CPU))
     trials = algorithm._collect(1.0)
     algorithm.replay.add(trials, algorithm.discounts(trials))
     whole = algorithm.values(algorithm.params, algorithm.agent.recall(algorithm.params, trials, 12), trials.inputs)
@@ -222,32 +225,107 @@ def test_segments_have_the_values_of_the_whole_trial(float64, cell, burn_in):
 # -- exploring
 
 
-def test_explorer_keeps_its_share_of_random_steps():
-    epsilon = torch.tensor([0.0, 0.2, 0.6, 1.0]).repeat_interleave(400)
-    q = torch.zeros(1600, 10)
-    q[:, 3] = 1
-    for repeat in (1, 5):
-        explorer = Explorer(epsilon, repeat, torch_rng(0, "exploration"))
-        chosen = torch.stack([explorer(q) for _ in range(200)])[50:]
-        share = (chosen != 3).float().mean(0).view(4, 400).mean(1) / 0.9  # one in ten random choices is the best one
-        assert share.tolist() == pytest.approx([0, 0.2, 0.6, 1.0], abs=0.02)
-        kept = (chosen[1:, 1200:] == chosen[:-1, 1200:]).float().mean()  # where all is random
-        assert float(kept) == pytest.approx({1: 0.1, 5: 0.8 + 0.2 * 0.1}[repeat], abs=0.01)
+class Fixed(Policy):
+    """Always the same actions; it counts how often it is asked."""
+
+    asked = 0
+
+    def __init__(self, action: Tensor):
+        self.action = action
+
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        self.asked += 1
+        return self.action, state
 
 
-def test_explorer_takes_nothing_that_is_not_allowed():
-    explorer = Explorer(torch.full((500,), 0.8), 3, torch_rng(0, "exploration"))
+def acted(policy: Policy, obs: Tensor, steps: int, rng: torch.Generator) -> Tensor:
+    """What it does, step after step, where nothing changes: ``[T, M, N, ...]``."""
+    state, actions = policy.start(obs.shape[1], rng), []
+    for _ in range(steps):
+        action, state = policy.act(state, obs)
+        actions.append(action)
+    return torch.stack(actions)
+
+
+def epsilons(kind: str, epsilon: Tensor) -> list[tuple[slice, Tensor | float]]:
+    """The rows of 4 tasks with 400 environments each, and what says their shares ``[4]``."""
+    if kind == "float":
+        return [(slice(m, m + 1), float(share)) for m, share in enumerate(epsilon)]
+    return [(slice(0, 4), epsilon if kind == "[M]" else epsilon[:, None].expand(4, 400))]
+
+
+@pytest.mark.parametrize("kind", ["float", "[M]", "[M, N]"])
+@pytest.mark.parametrize("repeat", [1, 3, 5])
+def test_the_share_of_random_steps_is_epsilon(repeat, kind):
+    """Of every task, from the first step on; a random action lasts."""
+    shares = torch.tensor([0.0, 0.2, 0.6, 1.0])
+    for rows, epsilon in epsilons(kind, shares):
+        greedy = Fixed(torch.full((4, 400), 3)[rows])
+        policy = EpsilonGreedy(greedy, Discrete(10), epsilon, repeat)
+        chosen = acted(policy, torch.zeros(len(greedy.action), 400, 1), 200, torch_rng(0, "exploration"))
+        share = (chosen != 3).float().mean((0, 2)) / 0.9  # one in ten random choices is the best one
+        assert share.tolist() == pytest.approx(shares[rows].tolist(), abs=0.02)
+        first = (chosen[0] != 3).float().mean(1) / 0.9
+        assert first.tolist() == pytest.approx(shares[rows].tolist(), abs=0.1)
+        if float(shares[rows][-1]) == 1:
+            kept = (chosen[1:, -1] == chosen[:-1, -1]).float().mean()  # where all is random
+            assert float(kept) == pytest.approx(1 - 0.9 / repeat, abs=0.01)
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_the_whole_share_asks_nobody_and_no_share_draws_nothing(repeat):
+    greedy, obs, rng = Fixed(torch.full((2, 5), 3)), torch.zeros(2, 5, 1), torch_rng(0, "exploration")
+    acted(EpsilonGreedy(greedy, Discrete(10), 1.0, repeat), obs, 4, rng)
+    assert greedy.asked == 0
+    assert (acted(EpsilonGreedy(greedy, Discrete(10), 0.0, repeat), obs, 4, rng) == 3).all()
+    assert greedy.asked == 4
+
+
+def test_no_share_draws_nothing():
+    rng = torch_rng(0, "exploration")
+    before = rng.get_state()
+    acted(EpsilonGreedy(Fixed(torch.full((2, 5), 3)), Discrete(10), 0.0), torch.zeros(2, 5, 1), 4, rng)
+    assert torch.equal(before, rng.get_state())
+
+
+def test_a_random_action_that_lasts_is_replaced_where_it_cannot_be_taken():
+    """Two of four actions can be taken, others at every step."""
+    actions, rng = Discrete(4, masked=True), torch_rng(0, "exploration")
+    policy = EpsilonGreedy(Fixed(torch.zeros(1, 500).long()), actions, torch.full((1, 500), 1.0), 3)
+    state = policy.start(500, rng)
     for t in range(20):
-        q = torch.zeros(500, 4)
-        q[:, [t % 4, (t + 1) % 4]] = -torch.inf
-        chosen = explorer(q)
-        assert set(chosen.tolist()) == {(t + 2) % 4, (t + 3) % 4}
+        legal = [(t + 2) % 4, (t + 3) % 4]
+        obs = torch.zeros(1, 500, 4)
+        obs[..., legal] = 1
+        chosen, state = policy.act(state, obs)
+        assert set(chosen.flatten().tolist()) == set(legal)
 
 
-def test_explorer_chooses_each_dimension():
-    chosen = Explorer(torch.ones(2000), 1, torch_rng(0, "exploration"))(torch.zeros(2000, 2, 3))
+def test_each_dimension_is_explored():
+    policy = EpsilonGreedy(Fixed(torch.zeros(1, 2000, 2)), Bins(Continuous((0.0, 0.0), (2.0, 2.0)), 3), torch.ones(1))
+    (chosen,) = acted(policy, torch.zeros(1, 2000, 1), 1, torch_rng(0, "exploration"))[:, 0].long()
     assert chosen.shape == (2000, 2)
     assert torch.bincount(chosen[:, 0] * 3 + chosen[:, 1]).tolist() == pytest.approx([222] * 9, abs=60)
+
+
+class Coin(Policy):
+    """Action 1 in a share of 0.7 of the steps where it is sampled; greedily always."""
+
+    stochastic = True
+
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        ones = torch.ones(obs.shape[:2])
+        chosen = ones if state["rng"] is None else torch.bernoulli(0.7 * ones, generator=state["rng"])
+        return chosen.long(), state
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.2])
+def test_a_stochastic_policy_is_sampled_where_nothing_is_explored(epsilon):
+    policy = EpsilonGreedy(Coin(), Discrete(2), epsilon)
+    chosen = acted(policy, torch.zeros(2, 4000, 1), 1, torch_rng(0, "exploration"))
+    assert float(chosen.float().mean()) == pytest.approx((1 - epsilon) * 0.7 + epsilon / 2, abs=0.02)
+    greedy = acted(Coin(), torch.zeros(2, 4000, 1), 1, torch_rng(0, "exploration"))
+    assert greedy.all(), "which by itself it is not"
 
 
 # -- the whole
@@ -274,7 +352,7 @@ def test_the_slow_copy_follows_and_is_tested():
         algorithm.train_step()
     assert algorithm.updates == 2
     assert not any(torch.equal(algorithm.slow[k], v) for k, v in algorithm.params.items() if k.endswith("weight"))
-    assert algorithm.acting() is algorithm.slow
+    assert algorithm.tested() is algorithm.slow
     algorithm._update(algorithm.replay.sample(torch_rng(0, "m")))
     assert all(torch.equal(algorithm.slow[k], v) for k, v in algorithm.params.items())
 

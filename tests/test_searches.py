@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from metarl_cli.errors import UserError
 from metarl_cli.evolution.searches import genetic, openai_es, snes
-from metarl_cli.evolution.searches.population import by_rank
+from metarl_cli.evolution.searches.population import shape_by_rank
 from metarl_cli.runs import checkpoint
 
 # Every option of conf/algo/search, and the choices within one that another code path takes.
@@ -242,8 +242,8 @@ def test_impossible_values_are_refused():
 
 def test_utilities_by_rank():
     utilities = torch.tensor([4.0, 3.0, 2.0, 1.0])
-    assert by_rank(torch.tensor([0.1, 9.0, -5.0, 0.3]), utilities).tolist() == [2, 4, 1, 3]
-    assert by_rank(torch.tensor([7.0, 7.0, 1.0, 7.0]), utilities).tolist() == [3, 3, 1, 3]  # the mean of 4, 3 and 2
+    assert shape_by_rank(torch.tensor([0.1, 9.0, -5.0, 0.3]), utilities).tolist() == [2, 4, 1, 3]
+    assert shape_by_rank(torch.tensor([7.0, 7.0, 1.0, 7.0]), utilities).tolist() == [3, 3, 1, 3]  # the mean of 4, 3 and 2
 
 
 @pytest.mark.parametrize("name", ["openai_es", "snes"])

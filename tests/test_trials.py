@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from functools import cache
 from itertools import product
+from unittest import mock
 
 import pytest
 import torch
@@ -11,10 +14,10 @@ from conftest import algorithms, compose_train, flat, tiny
 from probes import Buttons, Cue, Dial
 from torch import Tensor
 
-from metarl_cli.adaptation.memory import Agent, Inputs, InputsConfig, Prediction
+from metarl_cli.adaptation.memory import Agent, Inputs, InputsConfig, MemoryPolicy, Prediction, collect_trials
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.experience.trials import Trials
-from metarl_cli.interfaces import Params, State, Step
+from metarl_cli.interfaces import Algorithm, Budget, Params, Policy, State, Step
 from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -44,18 +47,31 @@ def jiggled(state: State, rng: torch.Generator) -> State:
     }
 
 
-def randomly(spec: Spec, seed: int = 0):
+Act = Callable[[Tensor], Tensor]  # features [R, H] -> actions [R] or [R, D]
+
+
+class Told:
+    """A distribution that does what it is told, whatever is drawn."""
+
+    def __init__(self, action: Tensor):
+        self.action = action
+
+    def sample(self, rng: torch.Generator) -> Tensor:
+        return self.action
+
+
+def randomly(spec: Spec, seed: int = 0) -> Act:
     """Acts at random, whatever the features."""
     rng = torch_rng(seed, "act")
+    return lambda features: spec.actions.random(features[:, None], rng)[:, 0]
 
-    def act(features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if spec.box is None:
-            choice = torch.randint(spec.num_actions, (len(features),), generator=rng)
-            return choice, choice
-        choice = 2 * torch.rand(len(features), len(spec.box.low), generator=rng) - 1
-        return choice, 2 * choice
 
-    return act
+def collected(agent: Agent, params: Params, act: Act, family, task: Params, num_envs: int, episodes: int, *more) -> Trials:
+    """Trials in which ``act`` chooses."""
+    rows = len(next(iter(task.values())))
+    policy = MemoryPolicy(agent, params, lambda features, inputs: Told(act(features)), rows, episodes, stochastic=True)
+    env_rng, segment = more
+    return collect_trials(family, task, policy, num_envs, episodes, env_rng, torch_rng(0, "chance"), segment)
 
 
 def cue_task() -> Params:
@@ -67,7 +83,7 @@ def cue_trials(cell: str = "gru", segment: int = 12, layers: int = 1, num_envs: 
     family = Cue()
     agent, params = agent_for(family.spec, cell, layers)
     rng = torch_rng(0, "env")
-    return agent, params, agent.collect(params, randomly(family.spec), family, cue_task(), num_envs, 3, rng, segment)
+    return agent, params, collected(agent, params, randomly(family.spec), family, cue_task(), num_envs, 3, rng, segment)
 
 
 # -- what the memory is fed
@@ -80,13 +96,12 @@ def test_inputs_by_hand():
     agent.measured |= {"reward_mean": torch.tensor(0.5), "reward_scale": torch.tensor(2.0)}
     script = iter([1, 0, 0, 1])
 
-    def act(features: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        choice = torch.full((1,), next(script))
-        return choice, choice
+    def act(features: Tensor) -> Tensor:
+        return torch.full((1,), next(script))
 
     task = {"side": torch.tensor([1.0])}
-    trials = agent.collect(params, act, family, task, 1, 2, torch_rng(0, "env"), 4)
-    assert trials.choice.flatten().tolist() == [1, 0, 0, 1]
+    trials = collected(agent, params, act, family, task, 1, 2, torch_rng(0, "env"), 4)
+    assert trials.action.flatten().tolist() == [1, 0, 0, 1]
     assert trials.reward.flatten().tolist() == [1, -1, -1, 1]
     assert trials.ended.flatten().tolist() == [False, True, False, True]
     # obs | previous action | reward | ended | action x reward | previous obs | share of the episode and of the trial
@@ -179,7 +194,7 @@ def test_collection_stops_with_the_last_trial():
     family = Cue()
     agent, params = agent_for(family.spec)
     task = {name: value[:4] for name, value in cue_task().items()}  # lengths 1 and 2
-    trials = agent.collect(params, randomly(family.spec), family, task, 1, 3, torch_rng(0, "env"), 4)
+    trials = collected(agent, params, randomly(family.spec), family, task, 1, 3, torch_rng(0, "env"), 4)
     assert len(trials.reward) == 6
     assert len(trials.starts["h"]) == 2
 
@@ -191,7 +206,7 @@ def test_every_trial_begins_alike_whatever_came_before(cell):
     agent, params = agent_for(family.spec, cell, layers=2)
     first = [x.clone() for x in flat(agent.begin(6))]
     for seed in range(2):
-        trials = agent.collect(params, randomly(family.spec, seed), family, cue_task(), 2, 3, torch_rng(seed, "env"), 12)
+        trials = collected(agent, params, randomly(family.spec, seed), family, cue_task(), 2, 3, torch_rng(seed, "env"), 12)
         assert all(torch.equal(a, b) for a, b in zip(first, flat(agent.begin(6)), strict=True))
         assert not trials.inputs[0, :, 2:].any(), "nothing came before"
         fresh, _ = agent.memory.step(params, trials.inputs[0], agent.memory.start(16, CPU))
@@ -286,8 +301,13 @@ def built(algo: str, env: str, *overrides: str):
     return parts.algorithm, parts.family
 
 
+def acting(algorithm: Algorithm, task: Params) -> Policy:
+    """Its policy on new tasks."""
+    return next(algorithm.adapt(task, Budget(), torch_rng(0, "support"))).policy
+
+
 def tensors(memory: State) -> list[Tensor]:
-    return flat({name: value for name, value in memory.items() if name != "rng"})
+    return flat({name: value for name, value in memory.items() if name not in ("rng", "seen")})
 
 
 @pytest.mark.parametrize(
@@ -307,12 +327,13 @@ def test_trials_together_are_trials_alone(algo, cell, env):
     algorithm, family = built(algo, env, f"algo.memory.cell={cell}", "algo.memory.heads=2", *whole)
     task = family.sample_tasks(2, "test", numpy_rng(0, "tasks"))
     running, path = family.make(task, 2, torch_rng(0, "env")), []
-    memory = algorithm.begin(task, 2, torch_rng(0, "trial"))
+    policy = acting(algorithm, task)
+    memory = policy.start(2, torch_rng(0, "trial"))
     for _ in range(35):
         obs = running.obs
-        action, memory = algorithm.choose(memory, obs)
+        action, memory = policy.act(memory, obs)
         step = running.step(action)
-        memory = algorithm.observe(memory, obs, action, step)
+        memory = policy.observe(memory, obs, action, step)
         path.append((obs, action, step, [x.clone() for x in tensors(memory)]))
     if env == "cartpole_family":
         ended = torch.stack([step.terminated for _, _, step, _ in path]).flatten(1)
@@ -320,11 +341,12 @@ def test_trials_together_are_trials_alone(algo, cell, env):
     for row in range(4):
         m, n = divmod(row, 2)
         mine = slice(m, m + 1), slice(n, n + 1)
-        alone = algorithm.begin({name: value[mine[0]] for name, value in task.items()}, 1, torch_rng(0, "trial"))
+        single = acting(algorithm, {name: value[mine[0]] for name, value in task.items()})
+        alone = single.start(1, torch_rng(0, "trial"))
         for obs, action, step, together in path:
-            chosen, alone = algorithm.choose(alone, obs[mine])
+            chosen, alone = single.act(alone, obs[mine])
             torch.testing.assert_close(chosen, action[mine], rtol=0, atol=1e-5)
-            alone = algorithm.observe(alone, obs[mine], action[mine], Step(*(x[mine] for x in step)))
+            alone = single.observe(alone, obs[mine], action[mine], Step(*(x[mine] for x in step)))
             for a, b in zip(tensors(alone), together, strict=True):
                 torch.testing.assert_close(a, b[row : row + 1], rtol=0, atol=1e-6)
 
@@ -346,15 +368,15 @@ def spoiled(trials: Trials, where: Tensor, segment: int, seed: int) -> Trials:
 def learned(algo: str, overrides: list[str], where=None) -> list[float | Tensor]:
     """What three iterations say and leave, with every batch of trials spoiled."""
     algorithm, _ = built(algo, "cartpole_family", *overrides)
-    collect, batches = algorithm.agent.collect, []
+    learning, batches = importlib.import_module(type(algorithm).__module__), []
 
     def changed(*arguments) -> Trials:
-        trials = collect(*arguments)
+        trials = collect_trials(*arguments)
         batches.append(spoiled(trials, where(trials), arguments[-1], len(batches)) if where else trials)
         return batches[-1]
 
-    algorithm.agent.collect = changed
-    metrics = [algorithm.train_step() for _ in range(3)]
+    with mock.patch.object(learning, "collect_trials", changed):
+        metrics = [algorithm.train_step() for _ in range(3)]
     assert all((batch.weight == 0).any() for batch in batches), "there is padding"
     return [x for found in metrics for x in found.values()] + flat(algorithm.weights())
 
