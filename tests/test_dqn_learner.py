@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load
 from torch.func import vmap
 
 from metarl_cli.adaptation.gradient import NetworkPolicy
-from metarl_cli.config.registry import load
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.interfaces import Batch, Transitions
 from metarl_cli.learners.dqn import DQN

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load
 
 from metarl_cli.adaptation.gradient import NetworkPolicy
-from metarl_cli.config.registry import load
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.interfaces import Policy
 from metarl_cli.learners.dqn import DQN

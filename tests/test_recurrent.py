@@ -8,8 +8,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from metarl_cli.interfaces import Params, State
-from metarl_cli.networks import memory as recurrent
-from metarl_cli.networks.memory import Memory, MemoryConfig, _GRUSequence, _Linear, _LSTMSequence, build_memory
+from metarl_cli.networks import recurrent, transformer
+from metarl_cli.networks.memory import Memory, build_memory
+from metarl_cli.networks.memory_config import MemoryConfig
+from metarl_cli.networks.products import Linear
+from metarl_cli.networks.recurrent import _GRUSequence, _LSTMSequence
 
 CELLS = ("gru", "lstm", "transformer")
 STEPS, ROWS, INPUTS, SIZE = 7, 3, 5, 8
@@ -76,7 +79,7 @@ def torch_module(cell: str, layers: int, params: Params) -> tuple[torch.nn.Modul
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_outputs_and_gradients_equal_torch(monkeypatch, cell, layers, dtype, tolerance, segment):
-    monkeypatch.setattr(recurrent, "_SEGMENT", segment)
+    monkeypatch.setattr(recurrent, "SEGMENT", segment)
     memory, params = build(cell, layers)
     module, weights = torch_module(cell, layers, params)
     module.to(dtype)
@@ -98,7 +101,7 @@ def test_outputs_and_gradients_equal_torch(monkeypatch, cell, layers, dtype, tol
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 5e-5)])
 def test_the_transformer_equals_torch(monkeypatch, dtype, tolerance):
     """A block is torch's encoder layer with layer norm first, GELU and a causal mask, over inputs plus sinusoids."""
-    monkeypatch.setattr(recurrent, "_SEGMENT", 5 * STEPS)  # 16 rows: blocks of 5, 5, 5 and 1
+    monkeypatch.setattr(transformer, "SEGMENT", 5 * STEPS)  # 16 rows: blocks of 5, 5, 5 and 1
     memory, params = build("transformer")
     layer = torch.nn.TransformerEncoderLayer(SIZE, 2, 4 * SIZE, 0.0, "gelu", batch_first=True, norm_first=True)
     named = {
@@ -134,7 +137,7 @@ def test_the_transformer_equals_torch(monkeypatch, dtype, tolerance):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("function", "states", "gates"), [(_GRUSequence, 1, 3), (_LSTMSequence, 2, 4), (_Linear, 0, 1)])
+@pytest.mark.parametrize(("function", "states", "gates"), [(_GRUSequence, 1, 3), (_LSTMSequence, 2, 4), (Linear, 0, 1)])
 def test_gradcheck(float64, function, states, gates):
     shapes = [(3, 2, 2), *[(2, 3)] * states, (gates * 3, 2), *[(gates * 3, 3), (gates * 3,)] * (states > 0), (gates * 3,)]
     inputs = [draw(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]

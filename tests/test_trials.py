@@ -18,7 +18,7 @@ from metarl_cli.adaptation.memory import Agent, Inputs, InputsConfig, MemoryPoli
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Algorithm, Budget, Params, Policy, State, Step
-from metarl_cli.networks.memory import MemoryConfig
+from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Box, Spec

@@ -20,7 +20,8 @@ from metarl_cli.experience.rollout import rollout
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, Step, Task
 from metarl_cli.networks.layers import apply_head, head
-from metarl_cli.networks.memory import MemoryConfig, build_memory
+from metarl_cli.networks.memory import build_memory
+from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.spaces import Continuous, Spec, constant
 
 MOST_PIXELS = 4096  # of an image that is fed to a memory as it is

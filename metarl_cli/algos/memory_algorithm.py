@@ -13,7 +13,7 @@ from metarl_cli.adaptation.memory import Agent, InputsConfig, MemoryPolicy
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Distribution, Family, Params, State, Task, num_tasks
-from metarl_cli.networks.memory import MemoryConfig
+from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.networks.stacked import detached
 from metarl_cli.seeding import Streams, numpy_rng
 
