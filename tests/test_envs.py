@@ -183,7 +183,7 @@ def test_every_task_parameter_matters(name):
 def test_renders_a_frame(name):
     """Simulators are drawn in test_gymnasium.py."""
     ours = short(name)
-    env = ours.make(ours.named_task({}), 1, torch_rng(0, "env"), drawing=True)
+    env = ours.make(ours.named_task({}), 1, torch_rng(0, "env"), render=True)
     image = env.render()
     assert image.mode == "RGB"
     assert len(image.getcolors(maxcolors=1_000_000)) > 1, "something is drawn"

@@ -440,7 +440,7 @@ def test_every_yaml_builds_steps_and_goes_on(name):
 def test_every_yaml_can_be_drawn(name):
     pytest.importorskip("pygame")
     family = simulated.Family(shipped(name))
-    env = family.make(family.named_task({}), 1, torch_rng(0, "env"), drawing=True)
+    env = family.make(family.named_task({}), 1, torch_rng(0, "env"), render=True)
     try:
         image = env.render()
     except ValueError as error:
