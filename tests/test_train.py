@@ -495,9 +495,9 @@ def test_memory_of_freed_tensors_is_kept():
     """The system is asked for a large tensor's memory once, and however much is free, it is kept."""
     program = """
 import ctypes, resource, torch
-from conftest import compose_train, tiny
-from metarl_cli.runs.build import build
-build(compose_train("algo=dqn", *tiny("dqn")))
+from conftest import compose_train
+from metarl_cli.cli.process import tune_process
+tune_process(compose_train().hardware)
 for _ in range(3):
     torch.ones(2**24)  # 64 MB, 16,384 pages
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
