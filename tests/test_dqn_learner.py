@@ -9,9 +9,9 @@ from metarl_cli.config.registry import load
 from metarl_cli.interfaces import Transitions
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
-SPEC = Spec(obs_shape=(2,), num_actions=2, horizon=10)
+SPEC = Spec(obs_shape=(2,), actions=Discrete(2), horizon=10)
 
 
 def learner(*overrides: str) -> DQN:
@@ -101,7 +101,7 @@ def test_network_forms(dueling, layer_norm, context):
 def test_stacked_networks_see_images():
     values = {"convolutions": [{"channels": 3, "kernel": 3, "stride": 2}], "hidden": [8], "activation": "relu"}
     config = NetworkConfig(**values, layer_norm=False, dueling=True, context=0)
-    network = QNetwork(config, Spec(obs_shape=(2, 9, 9), num_actions=4, horizon=10), (4,))
+    network = QNetwork(config, Spec(obs_shape=(2, 9, 9), actions=Discrete(4), horizon=10), (4,))
     rng = torch.Generator().manual_seed(0)
     networks = [network.init(rng) for _ in range(3)]
     obs = torch.randint(256, (3, 5, 2, 9, 9), generator=rng, dtype=torch.uint8)

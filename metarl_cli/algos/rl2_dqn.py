@@ -145,7 +145,7 @@ class RL2DQN(MemoryAlgorithm):
         spec = family.spec
         self.bins = None if spec.box is None else Bins(spec.box, config.bins)
         outputs = (spec.num_actions,) if spec.box is None else (len(spec.box.low), config.bins)
-        seen = Spec((self.agent.memory.size + self.agent.inputs.size,), spec.num_actions, spec.horizon)
+        seen = Spec((self.agent.memory.size + self.agent.inputs.size,), spec.actions, spec.horizon)
         self.head = QNetwork(NetworkConfig(convolutions=[], context=0, **config.head.model_dump()), seen, outputs)
         self.prediction = Prediction(self.agent, config.head.hidden[-1])
         init = self.agent.memory.init(self.rng["init"]) | self.head.init(self.rng["init"])

@@ -129,7 +129,7 @@ def film(
 ) -> list[Image.Image]:
     """The frames of one greedy episode, at most ``longest`` of them."""
     rng = torch_rng(seed, "adapt", "film", device=next(iter(task.values())).device)
-    env = family.make(task, 1, rng, drawing=True)
+    env = family.make(task, 1, rng, render=True)
     frames: list[Image.Image] = []
     while len(frames) < longest:
         frames.append(env.render())
