@@ -184,7 +184,7 @@ def test_what_cannot_be_built_here_says_why(mine, capsys):
 
 
 def test_a_simulator_that_is_not_installed(monkeypatch, capsys):
-    monkeypatch.setattr("metarl_cli.envs.gymnasium.find_spec", lambda name: None)
+    monkeypatch.setattr("metarl_cli.envs.gymnasium.build.find_spec", lambda name: None)
     assert "lunar_lander_family" in said(capsys, "envs")
     shown = said(capsys, "envs", "lunar_lander_family")
     assert 'pip install "metarl-cli[box2d]"\n' in shown
