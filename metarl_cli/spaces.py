@@ -173,4 +173,5 @@ class Spec(NamedTuple):
 
 
 def random_actions(spec: Spec, obs: Tensor, rng: torch.Generator) -> Tensor:
+    """Return uniform random actions, one for each observation, legal where some are masked."""
     return spec.actions.random(obs, rng)

@@ -546,8 +546,9 @@ class Idle:
 
 
 class GymnasiumEnv(Env):
-    can_select_rows = False
     """M x N environments in one or more processes; when this is dropped they wait for the next one of the same tasks."""
+
+    can_select_rows = False
 
     def __init__(self, family: GymnasiumFamily, task: Task, num_envs: int, rng: torch.Generator, drawing: bool):
         config, rows = family.config, family.rows(task)

@@ -47,12 +47,13 @@ class Config(StrictModel):
 
 
 class Mix(AnyFamily):
-    max_envs = None
     """A distribution of tasks over several families.
 
     Raises:
         ValueError: if a family cannot be mixed.
     """
+
+    max_envs = None
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -165,8 +166,9 @@ class Mix(AnyFamily):
 
 
 class MixEnv(Env):
-    can_select_rows = False
     """M x N environments of several families; each family steps its own rows as one tensor."""
+
+    can_select_rows = False
 
     def __init__(self, family: Mix, task: Task, num_envs: int, rng: torch.Generator, render: bool):
         self.family, self.shape = family, (len(task["family"]), num_envs)
