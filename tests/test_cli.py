@@ -305,7 +305,7 @@ def test_a_sweep_can_live_in_an_experiment(mine, runs):
 
 def test_unknown_command(capsys):
     assert cli.main(["trian"]) == 2
-    assert errors(capsys) == [f"trian: no such command; did you mean train? known: {', '.join(cli.WORDS)} (see metarl --help)"]
+    assert errors(capsys) == [f"trian: no such command; did you mean train? known: {', '.join(commands())} (see metarl --help)"]
     assert cli.main(["-m", "train"]) == 2
     assert errors(capsys) == ["-m: no such command; the command comes first (see metarl --help)"]
 
