@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import options
+from conftest import CONF, options
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from launching import PATIENCE
@@ -23,7 +23,7 @@ from metarl_cli.cli.commands import commands
 from metarl_cli.config import registry
 from metarl_cli.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = CONF.parent
 COMPOSED = [name for name, command in commands().items() if command.has_config]
 
 
