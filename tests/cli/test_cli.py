@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -584,6 +585,12 @@ def test_the_return_value_is_the_objective_of_a_sweep(runs, monkeypatch):
     monkeypatch.setattr(hydra.Task, "__call__", lambda task, config: values.append(job(task, config)))
     assert cli.main(["train"]) == 0
     assert values == [1.5]
+
+
+def test_a_job_travels_to_another_process():
+    task = pickle.loads(pickle.dumps(hydra.Task(commands()["train"])))
+    assert task.command.load() is train
+    assert pickle.loads(pickle.dumps(UserError(exit_code=1))).exit_code == 1
 
 
 # -- completion

@@ -7,6 +7,7 @@ import torch
 from conftest import compose_train, compose_values, load
 from torch.func import grad, vmap
 
+from metarl_cli.config import registry
 from metarl_cli.evolution.genomes.genes import fold
 from metarl_cli.evolution.genomes.hyper import Range
 from metarl_cli.evolution.lifetimes.traits import rates
@@ -31,8 +32,8 @@ def learner(*overrides, hidden=(WIDEST, WIDEST, WIDEST)):
 
 def part(name, *overrides, **more):
     """One part of a genome, as ``conf/algo/genome`` has it."""
-    values = compose_values("train", ["algo=evo_dqn", f"algo/genome=[{name}]", *overrides])["algo"]["genome"]
-    return Genes(values, learner(**more), generator())
+    values = compose_values("train", ["algo=evo_dqn", f"algo/genome=[{name}]", *overrides])["algo"]
+    return Genes(registry.load("algo", values).config.genome, learner(**more), generator())
 
 
 # -- genes of bounded values
