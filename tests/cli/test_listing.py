@@ -230,7 +230,7 @@ def test_a_pipe_that_closes_ends_it_quietly():
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarl e", [word for word in cli.WORDS if word.startswith("e")]),
+        ("metarl e", [word for word in commands() if word.startswith("e")]),
         ("metarl algos ma", [name for name in options("algo") if name.startswith("ma")]),
         ("metarl algos ", options("algo")),
         ("metarl envs dqn cartpole_f", ["cartpole_family"]),
