@@ -39,6 +39,8 @@ from metarl_cli.evaluation.held_out import held_out_tasks, task_hash
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build
 from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.run import load_policy
+from metarl_cli.runs.tracking import Tracker
 from metarl_cli.seeding import torch_rng
 
 METARL = [sys.executable, "-m", "metarl_cli"]
@@ -155,7 +157,7 @@ def test_a_run_folder_holds_what_it_must(finished):
     family = build(config).family
     tasks = json.loads((finished / "tasks.json").read_text())
     for split, num in (("validation", 3), ("test", 4), ("ood", 4)):
-        assert tasks[split]["hash"] == task_hash(held_out_tasks(family, config, split, num))
+        assert tasks[split]["hash"] == task_hash(held_out_tasks(family, split, num, config.tasks_seed))
 
 
 def test_a_run_goes_on_with_other_values_that_change_no_result(finished):
@@ -261,7 +263,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
     def full(self, metrics, step):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.Tracker, "log", full)
+    monkeypatch.setattr(Tracker, "log", full)
     with pytest.raises(UserError, match=r"No space left on device; go on with: metarl train run="):
         run_here(tmp_path / "run", *small("maml_dqn"))
     assert RunFolder(tmp_path / "run").manifest()["status"] == "failed"
@@ -359,7 +361,7 @@ def test_adapt_to_a_named_task(finished, tmp_path):
     policy = checkpoint.load(tmp_path / "out" / "policy.pt")
     assert policy["task"]["gravity"] == 20
     assert policy["task"]["force_mag"] == -8
-    assert policy["params"]["head.weight"].shape == (2, 8)
+    assert policy["policy"]["params"]["head.weight"].shape == (1, 2, 8)
     for name in ("before", "after"):
         assert (tmp_path / "out" / f"{name}.gif").read_bytes().startswith(b"GIF89a")
     wrong = metarl("adapt", f"run={finished}", "task.gravty=20", cwd=tmp_path)
@@ -379,21 +381,22 @@ def test_adapt_within_a_trial_keeps_a_memory_to_go_on_from(algo, tmp_path, capsy
     for text in ("episode 3", "sum of 3 episodes", "episode 3: (0,0) (", "policy.pt"):
         assert text in shown
     out = folder.path / "adapted" / "goal_x=4-goal_y=2"
-    assert (out / "trial.png").stat().st_size > 10_000
+    assert (out / "adaptation.png").stat().st_size > 10_000
     policy = checkpoint.load(out / "policy.pt")
     best = checkpoint.load(folder.best)["algorithm"]["weights"]
     assert all(torch.equal(a, b) for a, b in zip(flat(policy["weights"]), flat(best), strict=True))
-    assert len(policy["returns"]) == policy["episodes"] == 3
+    assert policy["policy"]["episodes"] == 3
+    assert len(json.loads((out / "adaptation.json").read_text())["returns"]) == 3
 
-    parts = build(folder.config())  # elsewhere: the memory alone says what was seen
-    parts.algorithm.load_weights(policy["weights"])
-    task = parts.family.named_task(policy["task"])
-    fresh = parts.algorithm.begin(task, 1, torch_rng(0, "trial"))
-    memory = {**fresh, **policy["memory"]}
+    loaded = load_policy(out / "policy.pt")  # elsewhere: the memory alone says what was seen
+    assert (loaded.task["goal_x"], loaded.task["goal_y"]) == (4, 2)
+    fresh = loaded.policy.start(1, torch_rng(0, "trial"))
+    memory = {name: loaded.state[name] for name in fresh}
     assert [x.shape for x in flat(memory)] == [x.shape for x in flat(fresh)]
     assert not all(torch.equal(a, b) for a, b in zip(flat(memory), flat(fresh), strict=True))
-    action, _ = parts.algorithm.choose(memory, parts.family.make(task, 1, torch_rng(0, "env")).obs)
-    assert action.shape == (1, 1)
+    family = build(folder.config()).family
+    env = family.make(family.named_task({"goal_x": 4.0, "goal_y": 2.0}), 1, torch_rng(0, "env"))
+    assert loaded(env.obs[0, 0].numpy()) in range(5)
 
 
 @pytest.mark.parametrize("file", ["last.pt", "config.yaml"])
