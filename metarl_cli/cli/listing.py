@@ -283,14 +283,16 @@ def _table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[Text
 
 def _family_facts(family: Any) -> dict[str, str]:
     """Return the observation, action, horizon and splits of a family in words."""
+    from metarl_cli.spaces import Continuous  # brings torch, which the list does without
+
     spec = family.spec
     facts = {"observation": _count(" x ".join(map(str, spec.obs_shape)) or 1, "number")}
-    if spec.box:
-        bounds = [_span(list(pair), "[]") for pair in zip(spec.box.low, spec.box.high, strict=True)]
+    if isinstance(spec.actions, Continuous):
+        bounds = [_span(list(pair), "[]") for pair in zip(spec.actions.low, spec.actions.high, strict=True)]
         each = f", each within {bounds[0]}" if len(set(bounds)) == 1 else f" within {' x '.join(bounds)}"
         facts["action"] = _count(len(bounds), "number") + each
     else:
-        facts["action"] = f"one of {spec.num_actions}" + (", of which some cannot be taken everywhere" if spec.masked else "")
+        facts["action"] = f"one of {spec.actions.n}" + (", some of them not legal everywhere" if spec.actions.masked else "")
     facts["horizon"] = _count(spec.horizon, "step")
     facts["splits"] = ", ".join(family.splits) + (", which share their few tasks" if family.finite else "")
     return facts

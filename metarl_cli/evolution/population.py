@@ -323,14 +323,14 @@ class Genes:
         return {f"{name}/{key}": value for (name, part), own in parts for key, value in part.describe(own).items()}
 
 
-class CommonEnv(Env):
+class CommonEnv:
     """An environment in which P copies of the same rows draw the same random numbers."""
 
     def __init__(self, env: Env, copies: int):
         self.env, self.copies, self.obs = env, copies, env.obs
 
-    @override
     def step(self, action: Tensor) -> Step:
+        """Act in every environment."""
         with CommonRandomNumbers(self.copies):
             step = self.env.step(action)
         self.obs = step.obs

@@ -10,7 +10,6 @@ from conftest import compose_train, load
 from metarl_cli.envs.tabular import value_iteration
 from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.spaces import random_actions
 
 TABULAR = ["bandit", "bandit_gaussian", "tabular_mdp", "gridworld", "dark_room", "key_to_door"]
 GRIDS = ["gridworld", "dark_room", "key_to_door"]
@@ -65,7 +64,7 @@ def test_the_model_is_what_the_environment_does(name):
     assert torch.equal(env.obs.mean(1), ours.start(tasks))
     row, rng = torch.arange(2)[:, None].expand(2, num_envs), torch_rng(0, "act")
     for _ in range(60):
-        state, action = env.obs.argmax(-1), random_actions(ours.spec, env.obs, rng)
+        state, action = env.obs.argmax(-1), ours.spec.actions.random(env.obs, rng)
         step = env.step(action)
         counts.index_put_((row, state, action, step.next_obs.argmax(-1)), torch.ones(()), accumulate=True)
         totals.index_put_((row, state, action), step.reward, accumulate=True)
@@ -138,7 +137,7 @@ def test_random_mdps_are_worth_what_the_papers_are():
     optimum = ours.optimum(sample(ours, 20_000))
     assert float(optimum.mean()) == pytest.approx(21.83, abs=0.1)
     tasks, rng = sample(ours, 4000), torch_rng(0, "act")
-    total = returns(ours, tasks, 5, lambda t, obs: random_actions(ours.spec, obs, rng))
+    total = returns(ours, tasks, 5, lambda t, obs: ours.spec.actions.random(obs, rng))
     assert float(total.mean()) == pytest.approx(10.0, abs=0.2)
 
 

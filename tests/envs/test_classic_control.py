@@ -8,6 +8,7 @@ from conftest import compose_train, load, slow_if
 
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.seeding import numpy_rng, torch_rng
+from metarl_cli.spaces import Discrete
 
 NUM = 20  # tasks of each family
 
@@ -161,7 +162,8 @@ def test_a_reversed_actuator_swaps_the_actions(name, actuator, float64):
 def test_reversible_tasks_come_in_both_signs(name, actuator):
     ours = family(name)
     value = ours.sample_tasks(2000, "train", numpy_rng(0, "tasks"))[actuator]
-    low, high = ours.ranges[actuator]
+    low, high = ours.distributions[actuator].extremes
+    assert ours.distributions[actuator].signed
     assert 0.45 < float((value < 0).float().mean()) < 0.55
     assert low <= float(value.abs().min()) < low + 0.01 * (high - low)
     assert high - 0.01 * (high - low) < float(value.abs().max()) <= high
@@ -174,7 +176,7 @@ def returns(ours, tasks, policy):
     for _ in range(ours.spec.horizon):
         step = env.step(policy(env.obs))
         total = total + step.reward * alive
-        alive = alive & ~(step.terminated | step.truncated)
+        alive = alive & ~step.ended
     return total
 
 
@@ -196,7 +198,7 @@ def test_tasks_can_be_solved_by_who_knows_the_actuator_alone(name, actuator, goo
 
     def act(obs, sign):
         action = policy(obs, told)
-        return 1 + (action - 1) * sign.long() if ours.spec.box is None else action * sign[..., None]
+        return 1 + (action - 1) * sign.long() if isinstance(ours.spec.actions, Discrete) else action * sign[..., None]
 
     right = returns(ours, tasks, lambda obs: act(obs, sign)).mean(1)
     wrong = returns(ours, tasks, lambda obs: act(obs, -sign)).mean(1)
@@ -226,3 +228,5 @@ def test_the_wall_stops_the_car(float64):
 def test_goals_beyond_the_track_are_refused():
     with pytest.raises(ConfigError, match="goal_position must not be beyond the end of the track"):
         family("mountain_car_family", "env.ood_ranges.goal_position=[0.0,0.7]")
+    with pytest.raises(ValueError, match=r"goal_position must not be beyond the end of the track, 0\.6, got 0\.7"):
+        family("mountain_car_family").named_task({"goal_position": 0.7})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import options
+from conftest import CONF, options
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from launching import PATIENCE
@@ -24,7 +24,7 @@ from metarl_cli.cli.commands import commands
 from metarl_cli.config import registry
 from metarl_cli.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = CONF.parent
 COMPOSED = [name for name, command in commands().items() if command.has_config]
 
 
@@ -306,8 +306,7 @@ def test_a_sweep_can_live_in_an_experiment(mine, runs):
 
 def test_unknown_command(capsys):
     assert cli.main(["trian"]) == 2
-    known = ", ".join(cli.commands())
-    assert errors(capsys) == [f"trian: no such command; did you mean train? known: {known} (see metarl --help)"]
+    assert errors(capsys) == [f"trian: no such command; did you mean train? known: {', '.join(commands())} (see metarl --help)"]
     assert cli.main(["-m", "train"]) == 2
     assert errors(capsys) == ["-m: no such command; the command comes first (see metarl --help)"]
 

@@ -7,7 +7,7 @@ from conftest import compose_train, load
 
 from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.spaces import Box
+from metarl_cli.spaces import Continuous, Discrete
 
 
 def family(name: str, *overrides: str):
@@ -33,7 +33,7 @@ def straight(ours, tasks, target):
 
 def test_continuous_navigation_by_hand(float64):
     ours = family("navigation_2d_continuous")
-    assert (ours.spec.box, ours.spec.horizon) == (Box((-0.1, -0.1), (0.1, 0.1)), 100)
+    assert (ours.spec.actions, ours.spec.horizon) == (Continuous((-0.1, -0.1), (0.1, 0.1)), 100)
     moves = [[0.05, 0.0], [9.0, -9.0], [0.1, 0.1], [0.0, 0.092], [0.0, 0.0]]
     places = [(0.05, 0.0), (0.15, -0.1), (0.25, 0.0), (0.25, 0.092), (0.0, 0.0)]
     steps = walk(ours, ours.named_task({"goal_x": 0.255, "goal_y": 0.1}), moves)
@@ -47,7 +47,7 @@ def test_continuous_navigation_by_hand(float64):
 def test_discrete_navigation_is_as_it_was(float64):
     """Five moves, twenty steps, no end at the goal."""
     ours = family("navigation_2d")
-    assert (ours.spec.box, ours.spec.num_actions, ours.spec.horizon) == (None, 5, 20)
+    assert (ours.spec.actions, ours.spec.horizon) == (Discrete(5), 20)
     env = ours.make(ours.named_task({"goal_x": 0.1, "goal_y": 0.0}), 1, torch_rng(0, "env"))
     steps = [env.step(torch.tensor([[action]])) for action in [1] + 19 * [0]]
     assert [float(step.reward) for step in steps] == [0.0] * 20

@@ -495,9 +495,8 @@ def test_memory_of_freed_tensors_is_kept():
     """The system is asked for a large tensor's memory once, and however much is free, it is kept."""
     program = """
 import ctypes, resource, torch
-from conftest import compose_train
-from metarl_cli.cli.process import tune_process
-tune_process(compose_train().hardware)
+from metarl_cli.cli.process import keep_memory
+keep_memory()
 for _ in range(3):
     torch.ones(2**24)  # 64 MB, 16,384 pages
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -513,7 +512,5 @@ for block in blocks:
     libc.free(block)
 assert libc.sbrk(0) == top
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=CONF.parent / "tests", capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=CONF.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import algorithms, compose_train, inherited, load
-from scipy.optimize import linprog
 
 from metarl_cli.algos.bandit_strategies import gittins_indices
 from metarl_cli.algos.mdp_strategies import greatest_mean, sample_process
@@ -273,6 +272,7 @@ def test_a_sampled_process_has_the_posterior_moments():
 
 def test_the_greatest_mean_is_that_of_the_linear_programme():
     """max p·v over p in the simplex with ‖p - p̂‖₁ at most the radius."""
+    from scipy.optimize import linprog  # here, as it is slow to import
 
     rng = np.random.default_rng(0)
     for _ in range(30):

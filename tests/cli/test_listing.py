@@ -184,7 +184,7 @@ def test_what_cannot_be_built_here_says_why(mine, capsys):
 
 
 def test_a_simulator_that_is_not_installed(monkeypatch, capsys):
-    monkeypatch.setattr("metarl_cli.envs.gymnasium.find_spec", lambda name: None)
+    monkeypatch.setattr("metarl_cli.envs.gymnasium.build.find_spec", lambda name: None)
     assert "lunar_lander_family" in said(capsys, "envs")
     shown = said(capsys, "envs", "lunar_lander_family")
     assert 'pip install "metarl-cli[box2d]"\n' in shown
@@ -230,7 +230,7 @@ def test_a_pipe_that_closes_ends_it_quietly():
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarl e", [word for word in cli.commands() if word.startswith("e")]),
+        ("metarl e", [word for word in commands() if word.startswith("e")]),
         ("metarl algos ma", [name for name in options("algo") if name.startswith("ma")]),
         ("metarl algos ", options("algo")),
         ("metarl envs dqn cartpole_f", ["cartpole_family"]),

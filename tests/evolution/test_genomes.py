@@ -15,9 +15,9 @@ from metarl_cli.evolution.population import Genes
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.networks.optimizers import Learned
 from metarl_cli.networks.q_network import ACTIVATIONS, NetworkConfig, QNetwork, grow, in_structure, structured
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
-SPEC = Spec(obs_shape=(3,), num_actions=2, horizon=10)
+SPEC = Spec(obs_shape=(3,), actions=Discrete(2), horizon=10)
 WIDEST = 16
 
 

@@ -24,7 +24,7 @@ from metarl_cli.runs.build import Components, build
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.policy import plain
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 CPU = torch.device("cpu")
 
@@ -281,11 +281,11 @@ def test_what_is_saved_is_a_copy_of_tensors_alone():
 class Countdown(NativeFamily):
     """Episodes of as many steps as the task says, with reward 1 each."""
 
-    parameters = {"steps": 3.0}  # noqa: RUF012
+    parameters = {"steps": 3.0}
 
     def __init__(self):
         super().__init__(NativeConfig(horizon=5, ranges={}, ood_ranges={}))
-        self.spec = Spec(obs_shape=(1,), num_actions=2, horizon=5)
+        self.spec = Spec(obs_shape=(1,), actions=Discrete(2), horizon=5)
 
     def initial_state(self, shape, like, rng):
         return torch.zeros(*shape, 1)

@@ -21,7 +21,7 @@ from metarl_cli.interfaces import Algorithm, Budget, Params, Policy, State, Step
 from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.spaces import Box, Spec
+from metarl_cli.spaces import Continuous, Discrete, Spec
 
 CPU = torch.device("cpu")
 CELLS = ("gru", "lstm", "transformer")
@@ -125,22 +125,22 @@ def test_the_size_of_inputs(spec):
 
 
 def test_observations_and_actions_are_about_one_in_size():
-    pixels = Inputs(EVERYTHING, Spec(obs_shape=(1, 2, 2), num_actions=2, horizon=1))
+    pixels = Inputs(EVERYTHING, Spec(obs_shape=(1, 2, 2), actions=Discrete(2), horizon=1))
     assert pixels.flat(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8)).tolist() == [[pytest.approx(0.2)] * 4] * 3
     scaled = Inputs(
-        EVERYTHING, Spec(obs_shape=(2,), num_actions=0, horizon=1, box=Box((-1.0, 0.0), (3.0, 1.0)), obs_scale=(2.0, 4.0))
+        EVERYTHING, Spec(obs_shape=(2,), actions=Continuous((-1.0, 0.0), (3.0, 1.0)), horizon=1, obs_scale=(2.0, 4.0))
     )
     assert scaled.flat(torch.tensor([[2.0, 2.0]])).tolist() == [[1.0, 0.5]]
     assert scaled.vector(torch.tensor([[-1.0, 1.0], [1.0, 0.5]])).tolist() == [[-1.0, 1.0], [0.0, 0.0]]
 
 
 def test_what_can_be_taken_is_read_from_the_observation():
-    spec = Spec(obs_shape=(4,), num_actions=3, horizon=1, masked=True)
+    spec = Spec(obs_shape=(4,), actions=Discrete(3, masked=True), horizon=1)
     obs = torch.tensor([[0.5, 1.0, 0.0, 1.0], [-0.5, 0.0, 1.0, 0.0]])
     inputs = Inputs(EVERYTHING, spec)
     made = inputs(obs, inputs.start(2, CPU), torch.ones(2), torch.ones(2, 2))
     assert inputs.legal(made).tolist() == [[True, False, True], [False, True, False]]
-    assert Inputs(EVERYTHING, spec._replace(masked=False)).legal(made) is None
+    assert Inputs(EVERYTHING, spec._replace(actions=Discrete(3))).legal(made) is None
 
 
 def measured(rewards: list[list[float]], weight: list[list[float]]) -> list[float]:

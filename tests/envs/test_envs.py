@@ -12,6 +12,7 @@ from conftest import (
     TINY,
     TINY_MAML,
     compose_train,
+    compose_values,
     inherited,
     load,
     short,
@@ -21,7 +22,7 @@ from conftest import (
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.interfaces import Budget, Context
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
-from metarl_cli.spaces import random_actions
+from metarl_cli.spaces import Continuous
 
 
 def family(name: str, *overrides: str):
@@ -34,7 +35,7 @@ def play(env, spec, rng, steps=45, repeat=1):
     found = []
     for t in range(steps):
         if t % repeat == 0:
-            action = random_actions(spec, env.obs, rng)
+            action = spec.actions.random(env.obs, rng)
         found.append(env.step(action))
     return [torch.stack(field) for field in zip(*found, strict=True)]
 
@@ -52,22 +53,25 @@ def rows_of(tasks):
 def test_shapes_bounds_clock_and_true_successor(name):
     ours = short(name)
     spec = ours.spec
-    assert (spec.num_actions > 0) == (spec.box is None)
+    actions = spec.actions
     tasks = ours.sample_tasks(3, "train", numpy_rng(0, "tasks"))
     env = ours.make(tasks, 2, torch_rng(0, "env"))
     rng, clock = torch_rng(0, "act"), torch.zeros(3, 2, dtype=torch.long)
     assert env.obs.dtype in (torch.float32, torch.uint8)
     for _ in range(45):
         before = env.obs
-        action = random_actions(spec, before, rng)
-        if spec.box is None:
-            assert action.shape == (3, 2)
-        else:
-            low, high = spec.actions.bounds(action.device)
+        action, legal = actions.random(before, rng), actions.legal(before)
+        if isinstance(actions, Continuous):
+            low, high = actions.bounds(action.device)
             assert action.shape == (3, 2, len(low))
             assert ((action >= low) & (action <= high)).all()
-        if spec.masked:
-            assert before[..., -spec.num_actions :].gather(-1, action[..., None]).all(), "random actions are legal"
+        else:
+            assert action.shape == (3, 2)
+            assert ((action >= 0) & (action < actions.n)).all()
+        assert actions.encode(action).shape == (3, 2, actions.size)
+        assert (legal is not None) == getattr(actions, "masked", False)
+        if legal is not None:
+            assert legal.gather(-1, action[..., None]).all(), "random actions are legal"
         step = env.step(action)
         clock += 1
         assert step.next_obs.shape == step.obs.shape == (3, 2, *spec.obs_shape)
@@ -78,7 +82,8 @@ def test_shapes_bounds_clock_and_true_successor(name):
         assert torch.isfinite(step.next_obs.float()).all()
         assert torch.isfinite(step.reward).all()
         assert torch.equal(step.truncated & ~step.terminated, (clock == min(spec.horizon, 20)) & ~step.terminated)
-        ended = step.terminated | step.truncated
+        ended = step.ended
+        assert torch.equal(ended, step.terminated | step.truncated)
         assert torch.equal(step.obs[~ended], step.next_obs[~ended])
         assert torch.equal(step.obs, env.obs)
         clock[ended] = 0
@@ -88,7 +93,7 @@ def test_shapes_bounds_clock_and_true_successor(name):
 def test_what_was_returned_is_never_changed(name):
     ours = short(name)
     env = ours.make(ours.sample_tasks(2, "train", numpy_rng(0, "tasks")), 2, torch_rng(0, "env"))
-    step = env.step(random_actions(ours.spec, env.obs, torch_rng(0, "act")))
+    step = env.step(ours.spec.actions.random(env.obs, torch_rng(0, "act")))
     kept = [field.clone() for field in step]
     play(env, ours.spec, torch_rng(1, "act"), steps=5)
     assert same(kept, step)
@@ -141,10 +146,10 @@ def test_tasks_of_the_splits(name):
 
 @pytest.mark.parametrize("name", [name for name in ENVS if inherited("env", name).get("ranges")])
 def test_tasks_lie_within_their_ranges(name):
-    ours = short(name)
+    ours, ranges = short(name), compose_values("train", [f"env={name}"])["env"]["ranges"]
     for split in ours.splits[:3]:
         tasks = ours.sample_tasks(50, split, numpy_rng(0, "tasks", split))
-        for key, (low, high) in ours.ranges.items():
+        for key, (low, high) in ranges.items():
             value = tasks.get(key)
             if value is not None:  # a reversed actuator is the negative of what its range says
                 assert bool(((value >= low - 1e-6) | (-value >= low - 1e-6)).all())
@@ -328,5 +333,5 @@ def test_dynamics_that_draw_must_say_so():
 
     one, other = play_copies(Honest).chunk(2)
     assert torch.equal(one, other)
-    with pytest.raises(RuntimeError, match="the dynamics of Windy draw random numbers: the class must say stochastic = True"):
+    with pytest.raises(RuntimeError, match="the dynamics of Windy draw random numbers: set stochastic = True in the class"):
         play_copies(Windy)

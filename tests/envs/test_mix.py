@@ -15,7 +15,7 @@ from metarl_cli.interfaces import Transitions
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.spaces import random_actions
+from metarl_cli.spaces import Discrete
 
 
 def family(name: str, *overrides: str):
@@ -32,7 +32,7 @@ def test_every_row_equals_its_own_family():
     envs = [one.make(mix.part(task, name, rows), 3, rng) for one, name, rows in parts]
     act = torch_rng(0, "act")
     for _ in range(250):
-        action = random_actions(mix.spec, env.obs, act)
+        action = mix.spec.actions.random(env.obs, act)
         step = env.step(action)
         for one, rows, single in zip(alone, mix.rows(task), envs, strict=True):
             expected = single.step(action[rows])
@@ -41,7 +41,7 @@ def test_every_row_equals_its_own_family():
             assert torch.equal(step.next_obs[rows][..., :size], expected.next_obs / scale)
             assert torch.equal(step.obs[rows][..., :size], expected.obs / scale)
             assert not step.obs[rows][..., size:4].any(), "padding"
-            legal = torch.tensor([1.0] * one.spec.num_actions + [0.0] * (3 - one.spec.num_actions))
+            legal = torch.tensor([1.0] * one.spec.actions.n + [0.0] * (3 - one.spec.actions.n))
             assert (step.obs[rows][..., 4:] == legal).all()
             for name in ("reward", "terminated", "truncated"):
                 assert torch.equal(getattr(step, name)[rows], getattr(expected, name))
@@ -106,7 +106,7 @@ def test_vector_actions_are_a_grid_in_a_mix():
         "env", {"module": "mix", "bins": 5, "families": {"a": config, "b": compose_train("env=cartpole_v1").env}}
     )
     mix = module.Family(mixed)
-    assert mix.spec.num_actions == 5
+    assert mix.spec.actions == Discrete(5, masked=True)
     task = mix.sample_tasks(2, "train", numpy_rng(0, "tasks"))
     alone = family("pendulum_family")
     one = alone.make(mix.part(task, "a", torch.tensor([0])), 5, torch_rng(0, "env"))

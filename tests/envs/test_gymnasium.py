@@ -17,8 +17,9 @@ from launching import PATIENCE
 from pydantic import ValidationError
 
 from metarl_cli.envs import gymnasium as simulated
+from metarl_cli.envs.gymnasium import build, workers
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.spaces import random_actions
+from metarl_cli.spaces import Continuous, Discrete
 
 EMPTY = {
     "constructor": {},
@@ -59,7 +60,7 @@ def config(values, **more):
 def shipped(name, *overrides):
     """The configuration of a yaml; skips where its simulator is not installed."""
     module, parsed = load("env", compose_values("train", [f"env={name}", *overrides])["env"])
-    if extra := simulated.missing(parsed):
+    if extra := build.missing(parsed):
         pytest.skip(f"needs the extra {extra}")
     assert module is simulated
     return parsed
@@ -75,7 +76,7 @@ def start(values, tasks=3, envs=2, seed=0, **more):
 
 def play(family, env, steps, seed=0):
     rng = torch_rng(seed, "act")
-    return [env.step(random_actions(family.spec, env.obs, rng)) for _ in range(steps)]
+    return [env.step(family.spec.actions.random(env.obs, rng)) for _ in range(steps)]
 
 
 def equal(ours, theirs):
@@ -84,7 +85,7 @@ def equal(ours, theirs):
 
 def inner(env):
     """The unwrapped environments, in order."""
-    return [copy.unwrapped for copy in env.crews[0].crew.envs]
+    return [copy.unwrapped for copy in env.workers[0].simulators.envs]
 
 
 def test_cartpole_by_attributes_equals_the_native_one(float64):
@@ -105,7 +106,7 @@ def test_cartpole_by_attributes_equals_the_native_one(float64):
         assert torch.equal(ours.reward, theirs.reward)
         assert torch.equal(ours.terminated, theirs.terminated)
         assert torch.equal(ours.truncated, theirs.truncated)
-        running = ~(ours.terminated | ours.truncated)
+        running = ~ours.ended
         now = torch.as_tensor(np.stack([sim.state for sim in inner(env)])).reshape(6, 2, 4)
         np.testing.assert_allclose(now[running], theirs.obs[running], rtol=0, atol=2e-15)
         seen = {name: count + int(getattr(ours, name).sum()) for name, count in seen.items()}
@@ -116,7 +117,7 @@ def test_the_last_observation_of_an_episode_is_the_true_one():
     family, env = start(CARTPOLE)
     ends = 0
     for step in play(family, env, 200):
-        ended = step.terminated | step.truncated
+        ended = step.ended
         assert torch.equal(step.obs[~ended], step.next_obs[~ended])
         assert bool((step.obs[ended].abs() <= 0.05).all()), "a fresh episode"
         beyond = (step.next_obs[..., 0].abs() > 2.4) | (step.next_obs[..., 2].abs() > math.radians(12))
@@ -150,7 +151,7 @@ def test_processes_change_nothing(name):
 
 def test_processes_end_with_the_family():
     family, env = start(CARTPOLE, processes=2)
-    processes = [crew.process for crew in env.crews]
+    processes = [worker.process for worker in env.workers]
     play(family, env, 3)
     assert len(processes) == 2
     del env
@@ -166,24 +167,24 @@ def test_simulators_are_used_again_and_remember_nothing(name):
     family = simulated.Family(shipped(name, "env.horizon=20"))
     task = family.sample_tasks(2, "train", numpy_rng(0, "tasks"))
     env = family.make(task, 1, torch_rng(0, "env"))
-    expected, built = play(family, env, 30), env.crews[0]
+    expected, built = play(family, env, 30), env.workers[0]
     beside = family.make(task, 1, torch_rng(0, "env"))
-    assert beside.crews[0] is not built, "one that is in use is not"
+    assert beside.workers[0] is not built, "one that is in use is not"
     del env
     gc.collect()
     again = family.make(task, 1, torch_rng(0, "env"))
-    assert again.crews[0] is built
+    assert again.workers[0] is built
     assert equal(expected, play(family, again, 30))
 
 
 def test_few_simulators_wait(monkeypatch):
-    monkeypatch.setattr(simulated, "MOST_IDLE", 5)
+    monkeypatch.setattr(workers, "MOST_IDLE", 5)
     family = simulated.Family(config(CARTPOLE))
     tasks = [family.sample_tasks(2, "train", numpy_rng(seed, "tasks")) for seed in range(3)]
     for task in tasks:
         family.make(task, 1, torch_rng(0, "env"))
         gc.collect()
-    assert sum(family.idle.copies.values()) == 4
+    assert sum(family.pool.copies.values()) == 4
 
 
 def test_an_error_elsewhere_is_told_here():
@@ -196,8 +197,8 @@ def test_an_error_elsewhere_is_told_here():
 
 def test_a_simulator_that_ends_its_process_is_told_of():
     env = start(CARTPOLE, processes=2)[1]
-    env.crews[0].process.kill()
-    env.crews[0].process.join()
+    env.workers[0].process.kill()
+    env.workers[0].process.join()
     with pytest.raises(RuntimeError, match="the simulator ended its process"):
         env.step(torch.zeros(3, 2, dtype=torch.long))
 
@@ -207,7 +208,7 @@ def test_a_simulator_that_does_not_repeat_itself_is_told_of():
     play(family, env, 5)
     saved = env.state_dict()
     saved["obs"] = saved["obs"] + 1
-    with pytest.warns(UserWarning, match="CartPole-v1 does not repeat itself"):
+    with pytest.warns(UserWarning, match="CartPole-v1 is not deterministic"):
         env.load_state_dict(saved)
     assert torch.equal(env.episodes, saved["episodes"] + 1)
     assert int(env.clock.max()) == 0
@@ -231,8 +232,7 @@ def test_the_seed_decides():
 
 def test_spaces_become_a_spec(float64):
     family, env = start(PENDULUM)
-    assert family.spec.box == ((-2.0,), (2.0,))
-    assert family.spec.num_actions == 0
+    assert family.spec.actions == Continuous((-2.0,), (2.0,))
     assert env.obs.dtype == torch.float64
     lake = simulated.Family(config({"id": "FrozenLake-v1", **LUCK, "wrappers": [wrap("FlattenObservation")]}))
     assert lake.spec.obs_shape == (16,)
@@ -256,12 +256,12 @@ def parameter(address):
         ({"id": "CartPole-v7"}, "no such Gymnasium environment: CartPole-v7; did you mean CartPole-v0 or CartPole-v1"),
         ({"id": "os:CartPole-v1"}, "should match pattern"),
         ({"constructor": {"gravty": 1}}, "CartPole-v1 cannot be built from .*gravty"),
-        ({"constructor": {"render_mode": "human"}}, "constructor.render_mode is not the configuration's to set"),
+        ({"constructor": {"render_mode": "human"}}, "constructor.render_mode cannot be set by a configuration"),
         (parameter("attribute.gravty"), "the environment has no attribute gravty; did you mean gravity"),
         (parameter("attribute.__class__"), "attribute __class__ is not public"),
         (parameter("attribute.np_random._bit_generator"), "is not public"),
-        (parameter("attribute.state"), "attribute state is no number"),
-        (parameter("attribute.step"), "attribute step is no number"),
+        (parameter("attribute.state"), "attribute state is not a number"),
+        (parameter("attribute.step"), "attribute step is not a number"),
         (parameter("scale.action_space.low.3"), "no attribute action_space.low.3"),
         (parameter("attribute.observation_space.low"), "attribute observation_space.low is an array: name one entry"),
         (parameter("import.os"), "should match pattern"),
@@ -275,9 +275,9 @@ def parameter(address):
         ({"ranges": {"gravity": [0.0, 1.0]}}, "no such task parameter: gravity"),
         ({"choices": {"gravity": [1.0]}}, "no such task parameter"),
         ({**parameter("attribute.gravity"), "choices": {"p": [1.0]}, "ranges": {"p": [0.0, 1.0]}}, "both a range and choices"),
-        ({**parameter("attribute.gravity"), "ood_choices": {"p": [1.0]}}, "must be values beside its choices"),
+        ({**parameter("attribute.gravity"), "ood_choices": {"p": [1.0]}}, "must be other values than its choices"),
         ({**parameter("scale.gravity"), "ranges": {"p": [0.0, 1.0]}}, "p must be above 0"),
-        ({"id": "FrozenLake-v1", **parameter("constructor.success_rate")}, "choose a wrapper that makes numbers"),
+        ({"id": "FrozenLake-v1", **parameter("constructor.success_rate")}, "choose a wrapper that makes them numbers"),
     ],
 )
 def test_what_is_wrong_is_told_in_words(values, message):
@@ -289,10 +289,10 @@ def test_what_is_wrong_is_told_in_words(values, message):
     ("name", "extra"), [("HalfCheetah-v5", "mujoco"), ("LunarLander-v3", "box2d"), ("MiniGrid-Empty-5x5-v0", "minigrid")]
 )
 def test_a_missing_simulator_is_named(name, extra, monkeypatch):
-    monkeypatch.setattr(simulated, "find_spec", lambda package: None)
+    monkeypatch.setattr(build, "find_spec", lambda package: None)
     with pytest.raises(ValueError, match=rf'{name} needs .*: pip install "metarl-cli\[{extra}\]"'):
         simulated.Family(config({"id": name, **LUCK}))
-    assert simulated.missing(config({"id": name, **LUCK})) == extra
+    assert build.missing(config({"id": name, **LUCK})) == extra
 
 
 def test_choices_are_shared_by_the_splits_and_others_are_held_out():
@@ -330,7 +330,7 @@ def test_locomotion_rewards_by_hand(name, weight, float64):
     body = 1 if name == "ant_dir" else None
     for _ in range(20):
         before = sim.data.xpos[body, :2].copy() if body else np.array([sim.data.qpos[0], 0.0])
-        action = random_actions(family.spec, env.obs, rng)
+        action = family.spec.actions.random(env.obs, rng)
         step = env.step(action)
         after = sim.data.xpos[body, :2].copy() if body else np.array([sim.data.qpos[0], 0.0])
         x, y = (after - before) / sim.dt
@@ -390,7 +390,7 @@ def test_a_hidden_goal_stays_where_the_task_says():
 
 def test_permuted_actions_by_hand():
     family = simulated.Family(shipped("minigrid_actions"))
-    assert family.spec.num_actions == 3
+    assert family.spec.actions == Discrete(3)
     for order, wires in enumerate(itertools.permutations(range(3))):
         for action in range(3):
             env = family.make(family.named_task({"order": order}), 1, torch_rng(0, "env"))
@@ -473,8 +473,8 @@ def test_few_tasks_all_come_up_before_one_comes_again():
 def test_signals_are_for_the_process_that_saves(number):
     """A scheduler signals every process of a job; the simulators must outlive what asks them to save."""
     family, env = start(CARTPOLE, processes=2)
-    for crew in env.crews:
-        os.kill(crew.process.pid, number)
+    for worker in env.workers:
+        os.kill(worker.process.pid, number)
     assert len(play(family, env, 5)) == 5
 
 
@@ -504,5 +504,5 @@ def test_a_wrapper_that_misses_something_says_so():
     wrappers = [{"name": "Velocity", "arguments": {}}]
     place = {"velocity": {"nominal": 1.0, "set": "wrapper.Velocity.velocity"}}
     values = config({"id": "Pendulum-v1", "horizon": 20, "parameters": place, "wrappers": wrappers})
-    with pytest.raises(ValueError, match="Pendulum-v1 does not tell 'x_velocity'"):
+    with pytest.raises(ValueError, match="Pendulum-v1 does not report 'x_velocity'"):
         simulated.Family(values)
