@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metarl_cli.envs.tasks import Tasks, TasksConfig
 from metarl_cli.interfaces import Env, State, Step, Task
-from metarl_cli.seeding import drawing_nothing
+from metarl_cli.seeding import without_draws
 from metarl_cli.spaces import Spec
 
 
@@ -78,7 +78,7 @@ class NativeEnv(Env):
     def step(self, action: Tensor) -> Step:
         """Act in every environment; ``action [M, N]``, or ``[M, N, D]``. Episodes that end start anew within the same step."""
         drew = f"the dynamics of {type(self.family).__name__} draw random numbers: the class must say stochastic = True"
-        with nullcontext() if self.family.stochastic else drawing_nothing(self.rng, drew):
+        with nullcontext() if self.family.stochastic else without_draws(self.rng, drew):
             state, reward, terminated = self.family.dynamics(self.state, action, self.task, self.rng)
         self.clock = self.clock + 1
         truncated = self.clock >= self.family.spec.horizon
