@@ -515,7 +515,7 @@ WRONG = {
     "too few tasks but for a fold": (
         "evo_dqn",
         {"algo.tasks": 5, "algo.validation.folds": 2, "algo.fitness.tasks": 3},
-        ["fitness.tasks (3) must not be above the training tasks it has (2)"],
+        ["fitness.tasks (3) must not be above the training tasks in use (2)"],
     ),
     "no parts": ("evo_dqn", {"algo.genome": {}}, ["algo.genome={}"]),
     "a life that does not go on": (
