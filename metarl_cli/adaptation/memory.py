@@ -22,7 +22,7 @@ from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, S
 from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.memory import build_memory
 from metarl_cli.networks.memory_config import MemoryConfig
-from metarl_cli.spaces import Continuous, Spec, constant
+from metarl_cli.spaces import Spec, constant
 
 MOST_PIXELS = 4096  # of an image that is fed to a memory as it is
 LARGEST_REWARD = 5  # in units of the deviation: rarer ones would drown the usual ones
@@ -86,8 +86,7 @@ class Inputs:
 
     def vector(self, action: Tensor) -> Tensor:
         """Encode actions ``[..., A]``: one-hot, or with the bounds at -1 and 1."""
-        actions = self.spec.actions
-        return actions.encode(actions.clip(action) if isinstance(actions, Continuous) else action)
+        return self.spec.actions.encode(self.spec.actions.clip(action))
 
     def clock(self, before: State, episodes: int) -> Tensor:
         """The shares ``[R, 2]`` of the episode and of the trial that have passed."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarl_cli.interfaces import Distribution, Params
-from metarl_cli.spaces import ActionSpace, Choices, Continuous, Discrete
+from metarl_cli.spaces import ActionSpace, Choices, Continuous
 
 STD = 0.6  # of a fresh Gaussian policy, where the bounds are -1 and 1
 
@@ -32,11 +32,11 @@ class Greedy:
 
     def log_prob(self, action: Tensor) -> Tensor:
         hit = self.actions.index(action) == self.values.argmax(-1)
-        hit = hit if isinstance(self.actions, Discrete) else hit.all(-1)
+        hit = hit.all(-1) if len(self.actions.value_shape) > 1 else hit
         return torch.where(hit, 0.0, -torch.inf)
 
     def entropy(self) -> Tensor:
-        return self.values.new_zeros(self.values.shape[: self.values.dim() - 1 - (not isinstance(self.actions, Discrete))])
+        return self.values.new_zeros(self.values.shape[: -len(self.actions.value_shape)])
 
 
 class Categorical:
