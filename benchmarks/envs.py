@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 from metarl_cli.cli.compose import conf_dir
 from metarl_cli.config.registry import load
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.spaces import Spec, random_actions
+from metarl_cli.spaces import Spec
 
 # Gymnasium's environment behind each native module; families on simulators name their own
 SAME_AS = {"cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"}
@@ -50,14 +50,14 @@ def ours(family: Any, tasks: int, envs: int) -> Stepper:
     """One step of ``tasks x envs`` environments of a family."""
     env = family.make(family.sample_tasks(tasks, "train", numpy_rng(0, "tasks")), envs, torch_rng(0, "env"))
     rng = torch_rng(0, "act")
-    return lambda: env.step(random_actions(family.spec, env.obs, rng))
+    return lambda: env.step(family.spec.actions.random(env.obs, rng))
 
 
 def theirs(env: VectorEnv, spec: Spec) -> Stepper:
     """One step of a vector environment of Gymnasium's, with the same actions."""
     env.reset(seed=0)
     rng, like = torch_rng(0, "act"), torch.empty(1, env.num_envs)  # of one task
-    return lambda: env.step(random_actions(spec, like, rng)[0].numpy())
+    return lambda: env.step(spec.actions.random(like, rng)[0].numpy())
 
 
 def speeds(contenders: dict[str, Stepper], copies: int, seconds: float, windows: int) -> dict[str, float]:

@@ -17,7 +17,6 @@ from metarl_cli.cli import main as cli
 from metarl_cli.cli.commands import commands
 from metarl_cli.cli.hydra import check_values
 from metarl_cli.seeding import numpy_rng, torch_rng
-from metarl_cli.spaces import random_actions
 
 ROOT = Path(__file__).resolve().parent.parent
 BOAT = ROOT / "examples" / "drifting_boat"
@@ -87,7 +86,7 @@ def test_the_example_keeps_the_contract(boat):
     assert all(torch.equal(boat.sample_tasks(3, "ood", numpy_rng(0, "tasks"))[name], row[:3]) for name, row in tasks.items())
     env, rng = boat.make(tasks, 2, torch_rng(0, "env")), torch_rng(0, "act")
     for t in range(1, 61):
-        step = env.step(random_actions(boat.spec, env.obs, rng))
+        step = env.step(boat.spec.actions.random(env.obs, rng))
         assert step.next_obs.shape == (5, 2, *boat.spec.obs_shape)
         assert bool(step.truncated.all()) == (t % 30 == 0)
         assert not step.terminated.any()

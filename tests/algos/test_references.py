@@ -292,7 +292,7 @@ def test_the_greatest_mean_is_that_of_the_linear_programme():
 
 def random_memory(family, batch):
     rng = torch_rng(3, "memory")
-    states, actions = family.num_states, family.spec.num_actions
+    states, actions = family.num_states, family.spec.actions.size
     seen = torch.randint(3, (batch, states, actions, states), generator=rng).float()
     return seen, torch.randn(batch, states, actions, generator=rng) * seen.sum(-1), torch.zeros(batch, states)
 

@@ -216,7 +216,7 @@ def test_installed_packages_add_modules_but_do_not_replace(monkeypatch):
 def test_a_learner_that_does_not_fit_the_family_is_a_problem(monkeypatch):
     class Picky:
         def __init__(self, config, spec):
-            raise ValueError(f"cannot act with {spec.num_actions} actions")
+            raise ValueError(f"cannot act with {spec.actions.size} actions")
 
     monkeypatch.setattr("metarl_cli.learners.dqn.Learner", Picky)
     assert problems(TRAIN) == ["learner: cannot act with 2 actions"]

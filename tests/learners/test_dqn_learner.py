@@ -10,9 +10,9 @@ from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.interfaces import Batch, Transitions
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
-SPEC = Spec(obs_shape=(2,), num_actions=2, horizon=10)
+SPEC = Spec(obs_shape=(2,), actions=Discrete(2), horizon=10)
 
 
 def learner(*overrides: str) -> DQN:

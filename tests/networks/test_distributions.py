@@ -9,11 +9,11 @@ from torch.distributions import Independent, Normal
 
 from metarl_cli.adaptation.memory import Inputs, InputsConfig
 from metarl_cli.networks.distributions import STD, Categorical, Gaussian, Greedy, PolicyHead
-from metarl_cli.spaces import Bins, Box, Spec
+from metarl_cli.spaces import Bins, Continuous, Discrete, Spec
 
 CPU = torch.device("cpu")
-CHOICES = Spec(obs_shape=(1,), num_actions=4, horizon=1)
-VECTORS = Spec(obs_shape=(1,), num_actions=0, horizon=1, box=Box((-2.0, 0.0, 1.0), (2.0, 1.0, 5.0)))
+CHOICES = Spec(obs_shape=(1,), actions=Discrete(4), horizon=1)
+VECTORS = Spec(obs_shape=(1,), actions=Continuous((-2.0, 0.0, 1.0), (2.0, 1.0, 5.0)), horizon=1)
 
 
 def rng(seed: int = 0) -> torch.Generator:

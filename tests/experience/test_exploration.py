@@ -9,7 +9,7 @@ from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.interfaces import Policy
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.seeding import torch_rng
-from metarl_cli.spaces import Box, Spec
+from metarl_cli.spaces import Continuous, Discrete, Spec
 
 
 def learner(spec: Spec) -> tuple[DQN, dict[str, torch.Tensor]]:
@@ -31,15 +31,16 @@ def acted(policy: Policy, obs: torch.Tensor, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("repeat", [1, 4, 10])
 @pytest.mark.parametrize("epsilon", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("box", [None, Box((-1.0, 0.0), (1.0, 2.0))])
-def test_a_share_of_epsilon_is_random_and_lasts(box, epsilon, repeat):
-    dqn, params = learner(Spec(obs_shape=(1,), num_actions=0 if box else 5, horizon=10, box=box))
+@pytest.mark.parametrize("actions", [Discrete(5), Continuous((-1.0, 0.0), (1.0, 2.0))])
+def test_a_share_of_epsilon_is_random_and_lasts(actions, epsilon, repeat):
+    vectors = isinstance(actions, Continuous)
+    dqn, params = learner(Spec(obs_shape=(1,), actions=actions, horizon=10))
     policy, obs = EpsilonGreedy(NetworkPolicy(dqn, params), dqn.actions, epsilon, repeat), torch.zeros(2, 500, 1)
     action = acted(policy, obs, 80)  # [T, M, N] or [T, M, N, D]
-    first = torch.tensor(box.low) if box else torch.tensor(0)
+    first = torch.tensor(actions.low) if vectors else torch.tensor(0)
     other = action != first
-    moved = other.any(-1) if box else other
-    chance = 1 - (1 / 25 if box else 1 / 5)  # that a random action is not the greedy one
+    moved = other.any(-1) if vectors else other
+    chance = 1 - (1 / 25 if vectors else 1 / 5)  # that a random action is not the greedy one
     assert float(moved.float().mean()) == pytest.approx(epsilon * chance, abs=0.02)
     assert float(moved[0].float().mean()) == pytest.approx(epsilon * chance, abs=0.04), "from the first step on"
     if epsilon == 1 and repeat > 1:
