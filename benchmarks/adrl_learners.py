@@ -46,8 +46,8 @@ from metarl_cli.evolution.population import tile
 from metarl_cli.networks.stacked import first, fresh
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Task
-from metarl_cli.runs.build import Parts, build
-from metarl_cli.seeding import numpy_rng, torch_rng, CommonNumbers
+from metarl_cli.runs.build import Components, build
+from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
 
 FAMILIES = ["cartpole", "navigation", "pendulum", "acrobot", "key_to_door", "key_to_door_wide"]
 KINDS = {  # who learns -> the experiment of a family, and what is changed
@@ -66,10 +66,10 @@ def learn(family: str, kind: str, seed: int, file: Path) -> None:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         experiment, changes = KINDS[kind]
         overrides = [f"experiment={experiment.format(family)}", f"seed={seed}", "hardware=cpu", *changes]
-        config = validate("train", plain(compose("train", overrides)))
-    assert isinstance(config, TrainConfig)
-    parts, num, episodes = build(config), config.algo["search"]["population"], config.algo["fitness"]["episodes"]
-    task = parts.family.sample_tasks(config.algo["fitness"]["tasks"], "test", numpy_rng(seed, "learned"))
+        config = validate(TrainConfig, plain(compose("train", overrides)))
+    algo = config.algo.config
+    parts, num, episodes = build(config), algo.search.config.population, algo.fitness.episodes
+    task = parts.family.sample_tasks(algo.fitness.tasks, "test", numpy_rng(seed, "learned"))
     if kind in ("default", "alone"):
         found = by_default(parts, task, num, config.train.iterations, episodes, seed)
     else:
@@ -79,7 +79,7 @@ def learn(family: str, kind: str, seed: int, file: Path) -> None:
     os.replace(part, file)
 
 
-def by_search(parts: Parts, task: Task, num: int, generations: int) -> dict[str, Any]:
+def by_search(parts: Components, task: Task, num: int, generations: int) -> dict[str, Any]:
     """ADRL's learners, or random search's."""
     algorithm: Any = parts.algorithm
     algorithm.task, fittest = task, 0
@@ -97,7 +97,7 @@ def by_search(parts: Parts, task: Task, num: int, generations: int) -> dict[str,
     return {"returns": returns.tolist(), "fittest": fittest, "env_steps": algorithm.env_steps}
 
 
-def by_default(parts: Parts, task: Task, num: int, steps: int, episodes: int, seed: int) -> dict[str, Any]:
+def by_default(parts: Components, task: Task, num: int, steps: int, episodes: int, seed: int) -> dict[str, Any]:
     """Learners that have the settings of the lifetime."""
     algorithm: Any = parts.algorithm
     rows, rng = tile(task, num), torch_rng(seed, "lives")

@@ -92,9 +92,9 @@ def measure(values: dict[str, Any], shape: Shape, seconds: float, windows: int) 
     copies = shape[0] * shape[1]
     if not native(values) and copies > MOST_SIMULATORS:
         return {OURS: "too many copies"}
-    module, config = load("env", values)
+    group = load("env", values)
     try:
-        family = module.Family(config)
+        family = group.module.Family(group.config)
     except ValueError as error:
         if "pip install" not in str(error):
             raise
@@ -102,8 +102,8 @@ def measure(values: dict[str, Any], shape: Shape, seconds: float, windows: int) 
     envs: dict[str, VectorEnv] = {}
     words: dict[str, str] = {}
     if not native(values):  # the same environment, in the same wrappers
-        nominal = {name: parameter.nominal for name, parameter in config.parameters.items()}
-        envs, words = rivals(config.id, lambda: module.build(config, nominal), copies)
+        nominal = {name: parameter.nominal for name, parameter in group.config.parameters.items()}
+        envs, words = rivals(group.config.id, lambda: group.module.build(group.config, nominal), copies)
     elif key := SAME_AS.get(values["module"]):
         envs, words = rivals(key, lambda: gymnasium.make(key), copies)
     try:

@@ -49,9 +49,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from metarl_cli.cli.compose import conf_dir
+from metarl_cli.cli.process import keep_memory
 from metarl_cli.config.registry import load
 from metarl_cli.interfaces import Task
-from metarl_cli.runs.build import keep_memory
 from metarl_cli.seeding import torch_rng
 
 OURS, NATIVE, DROPPING = "metarl", "EvoTorch, native", "EvoTorch, dropping"
@@ -91,8 +91,8 @@ def build(options: list[str], population: int, seed: int) -> Any:
         composed = compose("train", [*options, *shared, *sizes])
     values: dict[str, Any] = {k: OmegaConf.to_container(composed[k], resolve=True) for k in ("env", "learner", "algo")}
     env, learner, algo = (load(kind, group) for kind, group in values.items())
-    family = env[0].Family(env[1], CPU)
-    return algo[0].Algo(algo[1], learner[0].Learner(learner[1], family.spec), family, 1, seed, CPU)
+    family = env.module.Family(env.config, CPU)
+    return algo.module.Algo(algo.config, learner.module.Learner(learner.config, family.spec), family, 1, seed, CPU)
 
 
 def ours(algorithm: Any, sweeps: Callable[[], int] = int) -> Contender:

@@ -11,7 +11,6 @@ stratified bootstrap interval over seeds.
 from __future__ import annotations
 
 import argparse
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ import numpy as np
 import torch
 
 from metarl_cli.config.models import TrainConfig
+from metarl_cli.config.registry import load
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.statistics import iqm, iqm_interval
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Task
-from metarl_cli.runs.build import Parts, build
+from metarl_cli.runs.build import Components, build
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.results import load_weights
 from metarl_cli.seeding import torch_rng
@@ -31,7 +31,7 @@ from metarl_cli.seeding import torch_rng
 RATES = {"adam": np.geomspace(3e-4, 0.1, 9), "sgd": np.geomspace(3e-3, 3.0, 9)}
 
 
-def lives(parts: Parts, task: Task, steps: list[int], seed: int, scratch: bool) -> np.ndarray:
+def lives(parts: Components, task: Task, steps: list[int], seed: int, scratch: bool) -> np.ndarray:
     """Mean returns ``[len(steps), M]`` after so many adaptation steps, by the champion or without a genome."""
     algorithm: Any = parts.algorithm
     begin = algorithm.adapt_from_scratch if scratch else algorithm.adapt
@@ -45,11 +45,11 @@ def lives(parts: Parts, task: Task, steps: list[int], seed: int, scratch: bool) 
     return np.stack(found)
 
 
-def with_rule(config: TrainConfig, rule: str, lr: float) -> Parts:
+def with_rule(config: TrainConfig, rule: str, lr: float) -> Components:
     """The run's lifetime with another update rule."""
-    algo = copy.deepcopy(config.algo)
+    algo = config.algo.values
     algo["lifetime"]["rule"], algo["lifetime"]["hyper"]["lr"] = rule, float(lr)
-    return build(config.model_copy(update={"algo": algo}))
+    return build(config.model_copy(update={"algo": load("algo", algo)}))
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = RunFolder(args.runs[0]).config()
-    length = config.algo["lifetime"]["steps"]
+    length = config.algo.config.lifetime.config.steps
     steps = [length, args.longer * length]
     family = build(config).family
     validation, test = (held_out_tasks(family, config, split, args.tasks) for split in ("validation", "test"))
@@ -80,7 +80,8 @@ def main() -> None:
         parts = build(RunFolder(path).config())
         load_weights(RunFolder(path), parts, "best")
         found.setdefault("learned, trained on one lifetime", []).append(lives(parts, test, steps, number, False))
-    updates = length * config.algo["lifetime"]["iterations"] * config.algo["lifetime"]["updates"]
+    lifetime = config.algo.config.lifetime.config
+    updates = length * lifetime.iterations * lifetime.updates
     print(f"\n| rule | return after one lifetime (about {updates} updates) | after {args.longer} |\n|---|---|---|")
     for name, each in found.items():
         scores_ = np.stack(each)  # [seeds, 2, M]

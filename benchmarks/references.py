@@ -128,10 +128,9 @@ def measure(table: str, column: Column, n: int, k: int, tasks: int) -> tuple[flo
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [f"algo={column.algo}", *env, f"algo.episodes={n}", *column.overrides(n, k)])
         values = {group: OmegaConf.to_container(composed[group], resolve=True) for group in ("env", "algo")}
-    env_module, env_config = load("env", values["env"])
-    algo_module, algo_config = load("algo", values["algo"])
-    family = env_module.Family(env_config, CPU)
-    algorithm = algo_module.Algo(algo_config, None, family, 1, 0, CPU)
+    group, algo = (load(kind, group) for kind, group in values.items())
+    family = group.module.Family(group.config, CPU)
+    algorithm = algo.module.Algo(algo.config, None, family, 1, 0, CPU)
     task = family.sample_tasks(tasks, "test", numpy_rng(0, "tasks", "test"))
     returns, _ = trial(family, task, algorithm, 1, torch_rng(0, "env"), torch_rng(0, "agent"))
     total = returns.sum(0).double()

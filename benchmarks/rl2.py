@@ -108,9 +108,8 @@ def build(env: str, cell: str, size: int, trials: int, device: torch.device) -> 
     shape = [f"algo.memory.cell={cell}", f"algo.memory.size={size}", f"algo.tasks={trials}", "algo.envs=1"]
     composed = compose("train", ["algo=rl2", f"env={env}", *ENVS[env], *shape])
     values: dict[str, Any] = {group: OmegaConf.to_container(composed[group], resolve=True) for group in ("env", "algo")}
-    env_module, env_config = load("env", values["env"])
-    algo_module, algo_config = load("algo", values["algo"])
-    algorithm = algo_module.Algo(algo_config, None, env_module.Family(env_config, device), ITERATIONS, 0, device)
+    env, algo = (load(kind, group) for kind, group in values.items())
+    algorithm = algo.module.Algo(algo.config, None, env.module.Family(env.config, device), ITERATIONS, 0, device)
     algorithm.train_step()
     return algorithm
 

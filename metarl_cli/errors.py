@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, and the dotted key at fault; the key is empty where no single one is."""
+
+    key: str
+    text: str
+
 
 class UserError(Exception):
-    """What went wrong in words for the user: printed as one line, exit code 2."""
+    """An error that a user can mend: every problem is printed as one line, without a traceback.
+
+    Args:
+        problems: texts, or :class:`Problem` where the key at fault is known; none where they are printed already.
+        exit_code: of the command.
+    """
+
+    def __init__(self, *problems: str | Problem, exit_code: int = 2):
+        super().__init__(*problems)
+        self.problems = [p if isinstance(p, Problem) else Problem("", p) for p in problems]
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return "\n".join(problem.text for problem in self.problems)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import signal
+import importlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from metarl_cli.config import registry
+from metarl_cli.config.base import Group
 from metarl_cli.config.models import TrainConfig
-from metarl_cli.config.registry import load, validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 torch.set_num_threads(1)
@@ -46,7 +49,8 @@ TINY_MAML = [
     "algo.query.steps=5",
     "algo.query.capacity=60",
 ]
-TINY_REFERENCE = [override for override in TINY if not override.startswith("env.")]
+TINY_MEMORY = [o for o in TINY if not o.startswith(("learner.", "eval.steps", "test.steps"))]  # no learner, no gradient steps
+TINY_REFERENCE = [override for override in TINY_MEMORY if not override.startswith("env.")]
 TINY_DQN = ["algo.tasks=3", "algo.envs=2", "algo.steps=5", "algo.updates=2", "algo.batch=8", "algo.warmup=1"]
 TINY_RL2 = [
     "algo.episodes=2",
@@ -88,7 +92,7 @@ TINY_LIFE = {  # by the lifetime of evolution
     ],
     "none": [],
 }
-TINY_GENOME = {
+TINY_GENOME = {  # by the part of the genome
     "architecture": ["algo.genome.architecture.narrowest=4"],
     "hyper": ["algo.genome.hyper.ranges.batch.low=4", "algo.genome.hyper.ranges.batch.high=8"],
 }
@@ -102,25 +106,120 @@ TINY_ALGO = {  # by module
 }
 
 
+# The same for an algorithm without an entry above: the largest value of each well-known size, by its key.
+SIZES = {
+    "batch": 8,
+    "candidates": 2,
+    "capacity": 60,
+    "elites": 2,
+    "env_steps": 4,
+    "envs": 2,
+    "episodes": 2,
+    "epochs": 2,
+    "hidden": 8,
+    "iterations": 2,
+    "minibatches": 2,
+    "population": 6,
+    "rollouts": 2,
+    "segment": 6,
+    "size": 8,
+    "steps": 6,
+    "tasks": 4,
+    "updates": 2,
+    "warmup": 1,
+}
+# One family of each kind of space: few and many numbers, actions as vectors, masked actions, an image, pixels as bytes.
+KINDS = ("bandit", "cartpole_family", "pendulum_family", "classic_mix", "minigrid_four_rooms", "atari_flavours")
+
+
 def options(group: str) -> list[str]:
     """The names one can choose in a config group."""
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
+ENVS = options("env")
+
+
+@cache
+def written(group: str, option: str) -> dict[str, Any]:
+    """The values of an option as its own file has them."""
+    text = (CONF / group / f"{option}.yaml").read_text()
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+
+
+@cache
+def inherited(group: str, option: str) -> dict[str, Any]:
+    """The values of an option over those of what it inherits from; read, not composed: collection has no time for that."""
+    own = written(group, option)
+    bases = [name for name in own.get("defaults", []) if isinstance(name, str) and name in options(group)]
+    values: dict[str, Any] = {}
+    for base in bases:
+        values |= inherited(group, base)
+    return values | own
+
+
+def variant(group: str, option: str) -> bool:
+    """Whether an option is another one with a few values changed: it names no module, but inherits it."""
+    return "module" not in written(group, option)
+
+
+def slow_if(cases: Iterable[Any], slow: Callable[[Any], bool]) -> list[Any]:
+    """Parameters of a test, those marked slow for which ``slow`` holds."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=[pytest.mark.slow] if slow(case) else [])
+        for case in cases
+    ]
+
+
+def variants_slow(names: list[str]) -> list[Any]:
+    """Algorithms as parameters of a test, variants of another one marked slow."""
+    return slow_if(names, lambda name: variant("algo", name))
+
+
 @cache
 def module(algo: str) -> ModuleType:
     """The code of an option of ``conf/algo``."""
-    return load("algo", compose_values("train", [f"algo={algo}"])["algo"])[0]
+    return importlib.import_module(f"metarl_cli.algos.{inherited('algo', algo)['module']}")
+
+
+def load(kind: str, values: dict[str, Any] | Group, place: str = "") -> tuple[ModuleType, Any]:
+    """The module of a group and its ``Config``."""
+    group = values if isinstance(values, Group) else registry.load(kind, values, place)
+    return group.module, group.config
 
 
 def tiny(algo: str) -> list[str]:
-    """Overrides that make a run of ``algo`` small."""
-    name = module(algo).__name__.rpartition(".")[2]
-    more = []
-    if name in ("evolve", "adrl"):
-        values = compose_values("train", [f"algo={algo}"])["algo"]
-        more = TINY_LIFE[values["lifetime"]["module"]] + [o for part in values["genome"] for o in TINY_GENOME.get(part, [])]
-    return [*TINY, *TINY_ALGO[name], *more]
+    """Overrides that make a run of ``algo`` small, whatever it has of what can be made small."""
+    values = compose_values("train", [f"algo={algo}"])
+    own = dict(values["algo"])
+    life, genome = own.pop("lifetime", {}), own.pop("genome", {})
+    more = TINY_ALGO[own["module"]] if own["module"] in TINY_ALGO else list(shrunk(own, "algo"))
+    if life:
+        more = [*more, *(TINY_LIFE[life["module"]] if life["module"] in TINY_LIFE else shrunk(life, "algo.lifetime"))]
+    more = [*more, *(o for part in genome for o in TINY_GENOME.get(part, []))]
+    return [
+        override
+        for override in [*(TINY if module(algo).Algo.uses_learner else TINY_MEMORY), *more]
+        if has(values, override.split("=")[0])
+    ]
+
+
+def has(values: Any, key: str) -> bool:
+    """Whether a configuration has a value by a dotted key."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def shrunk(values: dict[str, Any], place: str) -> Iterator[str]:
+    """Overrides that make every well-known size in ``values`` as small as in ``SIZES``."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from shrunk(value, f"{place}.{key}")
+        elif type(value) is int and value > SIZES.get(key, value):
+            yield f"{place}.{key}={SIZES[key]}"
 
 
 def algorithms(learns: bool = True, in_trial: bool | None = None) -> list[str]:
@@ -136,6 +235,25 @@ def algorithms(learns: bool = True, in_trial: bool | None = None) -> list[str]:
     ]
 
 
+def shortened(values):
+    """The same family with episodes of at most 20 steps."""
+    if isinstance(values, dict):
+        return {k: min(v, 20) if k == "horizon" else shortened(v) for k, v in values.items()}
+    return values
+
+
+def short(name: str, native: bool = True):
+    """A family of short episodes (``native`` ones too); skips the test where its simulator is not installed."""
+    values = compose_values("train", [f"env={name}"])["env"]
+    module, config = load("env", shortened(values) if native or values["module"] == "gymnasium" else values)
+    try:
+        return module.Family(config)
+    except ValueError as error:
+        if "pip install" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
 def flat(state: object) -> list[torch.Tensor]:
     """Every tensor of a nested state, in order."""
     if isinstance(state, torch.Tensor):
@@ -148,18 +266,21 @@ def flat(state: object) -> list[torch.Tensor]:
 
 
 def compose_values(command: str, overrides: list[str]) -> dict[str, Any]:
-    """A composed configuration as plain values."""
+    """A composed configuration as plain values, the caller's own."""
+    return copy.deepcopy(_composed(command, tuple(overrides)))
+
+
+@cache
+def _composed(command: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        values = OmegaConf.to_container(compose(command, overrides), resolve=True)
+        values = OmegaConf.to_container(compose(command, list(overrides)), resolve=True)
     assert isinstance(values, dict)
-    return copy.deepcopy(values)  # type: ignore[arg-type]
+    return values  # type: ignore[return-value]
 
 
 def compose_train(*overrides: str) -> TrainConfig:
     """A validated ``metarl train`` configuration."""
-    config = validate("train", compose_values("train", list(overrides)))
-    assert isinstance(config, TrainConfig)
-    return config
+    return registry.validate(TrainConfig, compose_values("train", list(overrides)))
 
 
 @pytest.fixture
@@ -168,11 +289,3 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture(autouse=True)
-def broken_pipes():
-    """The commands that show something let a broken pipe end the program; within a test it may not."""
-    before = signal.getsignal(signal.SIGPIPE)
-    yield
-    signal.signal(signal.SIGPIPE, before)

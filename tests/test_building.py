@@ -1,23 +1,28 @@
 """Validation: every problem at once, each with its key, its value, what is allowed, and "did you mean"."""
 
 import copy
+import os
 import pickle
+import subprocess
 import sys
+from collections import Counter
 from importlib import metadata
 from types import ModuleType
 
 import pytest
-from conftest import compose_values, options
+from conftest import CONF, compose_train, compose_values, options, tiny
 from pydantic import Field
 
-from metarl_cli.config import registry as building
-from metarl_cli.config.base import StrictModel
+from metarl_cli.config import models, registry
+from metarl_cli.config.base import StrictModel, operational_keys, result_values
 from metarl_cli.config.messages import closest, did_you_mean, flatten
-from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import ConfigError, load, validate
-from metarl_cli.errors import UserError
+from metarl_cli.errors import Problem, UserError
+from metarl_cli.runs.build import build
+from metarl_cli.runs.folder import default_name
 
 TRAIN = compose_values("train", [])
+MINIGRID = compose_values("train", ["env=minigrid_crossing"])["env"]
 
 
 def changed(**changes):
@@ -35,26 +40,29 @@ def changed(**changes):
     return values
 
 
-def problems(values, command="train") -> list[str]:
+def problems(values, model=models.TrainConfig, choices=None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        validate(command, values)
-    return caught.value.problems
+        validate(model, values, choices)
+    return [problem.text for problem in caught.value.problems]
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in ("algo", "learner", "env", "hardware") for o in options(g)])
 def test_every_option_is_valid(group, option):
     images = ["env=atari_flavours"] if option == "dqn_atari" else []
     try:
-        assert isinstance(validate("train", compose_values("train", [f"{group}={option}", *images])), TrainConfig)
+        config = compose_train(f"{group}={option}", *images)
     except ConfigError as error:
         if "pip install" not in str(error):
             raise
         pytest.skip(str(error))
+    algorithm = config.algo.module.Algo
+    assert (config.learner is not None) == algorithm.uses_learner
+    assert (config.eval.steps is not None) == (config.test.steps is not None) == (algorithm.adapts_by == "gradient")
 
 
 def test_test_and_adapt_are_valid_once_the_run_is_named():
-    for command, model in (("test", building.TestConfig), ("adapt", building.AdaptConfig)):
-        config = validate(command, compose_values(command, ["run=somewhere"]))
+    for command, model in (("test", models.TestConfig), ("adapt", models.AdaptConfig)):
+        config = validate(model, compose_values(command, ["run=somewhere"]))
         assert isinstance(config, model)
         assert config.run == "somewhere"
 
@@ -142,33 +150,40 @@ def test_code_is_never_named_by_path(place):
 def test_target_in_a_list_or_a_task_is_refused():
     assert any("refused" in p for p in problems({**TRAIN, "algo": {**TRAIN["algo"], "query": [{"_target_": "x"}]}}))
     values = {**compose_values("adapt", ["run=x"]), "task": {"_target_": 3.0}}
-    assert problems(values, "adapt") == ["task._target_=3.0: refused; code is named by module, never by path"]
+    assert problems(values, models.AdaptConfig) == ["task._target_=3.0: refused; code is named by module, never by path"]
 
 
 def test_whole_floats_are_integers_and_integers_are_numbers():
     values = changed(train__iterations=1e5, algo__tasks=1e2, algo__outer__lr=1, learner__network__hidden=[8.0, 8])
-    config = validate("train", values)
+    config = validate(models.TrainConfig, values)
     assert config.train.iterations == 100_000
     assert type(config.train.iterations) is int
-    assert type(config.algo["tasks"]) is int
-    assert type(config.algo["outer"]["lr"]) is float
-    assert config.learner["network"]["hidden"] == [8, 8]
+    assert type(config.algo.config.tasks) is int
+    assert type(config.algo.config.outer.lr) is float
+    assert config.learner.config.network.hidden == [8, 8]
     assert values["train"]["iterations"] == 1e5, "the values given stay as they were"
-    assert validate("train", changed(algo__outer__lr=1)) == validate("train", changed(algo__outer__lr=1.0))
+    assert validate(models.TrainConfig, changed(algo__outer__lr=1)) == validate(
+        models.TrainConfig, changed(algo__outer__lr=1.0)
+    )
 
 
 def test_tasks_take_integers():
-    config = validate("adapt", {**compose_values("adapt", ["run=x"]), "task": {"gravity": 20, "force_mag": -8}})
+    config = validate(models.AdaptConfig, {**compose_values("adapt", ["run=x"]), "task": {"gravity": 20, "force_mag": -8}})
     assert config.task == {"gravity": 20.0, "force_mag": -8.0}
 
 
-def test_validated_groups_are_plain_and_load_again():
-    config = validate("train", TRAIN)
+def test_validated_groups_dump_as_plain_values_and_load_again():
+    config = validate(models.TrainConfig, TRAIN)
     assert set(flatten(config.algo)) == set(flatten(TRAIN["algo"])), "keys by the names they have in yaml (lambda)"
-    assert config.model_dump() == validate("train", config.model_dump()).model_dump()
-    for group in ("algo", "learner", "env"):
-        module, loaded = load(group, getattr(config, group))
-        assert isinstance(loaded, module.Config)
+    assert config.model_dump() == validate(models.TrainConfig, config.model_dump()).model_dump()
+    assert config.model_dump(by_alias=True) == config.model_dump()
+    for name in ("algo", "learner", "env"):
+        group = getattr(config, name)
+        assert isinstance(group.config, group.module.Config)
+        assert load(name, group.values) == group
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config, "what travels to another process"
+    assert again.env.instance is None
 
 
 def test_load_tells_every_problem_of_a_group():
@@ -182,7 +197,7 @@ def test_installed_packages_add_modules_but_do_not_replace(monkeypatch):
         size: int = Field(gt=0, description="how big")
 
     plugin = ModuleType("somebodys_algorithm")
-    plugin.Config, plugin.Algo = Config, object
+    plugin.Config, plugin.Algo = Config, type("Algo", (), {"uses_learner": True, "adapts_by": "gradient"})
     monkeypatch.setitem(sys.modules, "somebodys_algorithm", plugin)
     points = [
         metadata.EntryPoint("theirs", "somebodys_algorithm", "metarl.algos"),
@@ -190,9 +205,9 @@ def test_installed_packages_add_modules_but_do_not_replace(monkeypatch):
         metadata.EntryPoint("broken", "no_such_package_anywhere", "metarl.algos"),
     ]
     monkeypatch.setattr("metarl_cli.config.registry.entry_points", lambda group: [p for p in points if p.group == group])
-    config = validate("train", {**TRAIN, "algo": {"module": "theirs", "size": 2}})
-    assert config.algo == {"module": "theirs", "size": 2}
-    assert load("algo", TRAIN["algo"])[0].__name__ == "metarl_cli.algos.maml"
+    config = validate(models.TrainConfig, {**TRAIN, "algo": {"module": "theirs", "size": 2}})
+    assert config.algo.values == {"module": "theirs", "size": 2}
+    assert load("algo", TRAIN["algo"]).module.__name__ == "metarl_cli.algos.maml"
     assert problems({**TRAIN, "algo": {"module": "theirs", "size": 0}}) == ["algo.size=0: must be an integer > 0 (how big)"]
     (broken,) = problems({**TRAIN, "algo": {"module": "broken"}})
     assert broken.startswith("algo.module=broken: cannot be imported: No module named 'no_such_package_anywhere'")
@@ -208,9 +223,10 @@ def test_a_learner_that_does_not_fit_the_family_is_a_problem(monkeypatch):
 
 
 def test_config_error_is_a_user_error_and_travels_between_processes():
-    error = pickle.loads(pickle.dumps(ConfigError(["a", "b"])))
+    error = pickle.loads(pickle.dumps(ConfigError("a", Problem("key", "b"))))
     assert isinstance(error, UserError)
-    assert error.problems == ["a", "b"]
+    assert error.problems == [Problem("", "a"), Problem("key", "b")]
+    assert pickle.loads(pickle.dumps(UserError(exit_code=1))).exit_code == 1
     assert str(error) == "a\nb"
 
 
@@ -225,3 +241,103 @@ def test_suggestions():
     assert closest("x", []) == []
     assert did_you_mean("horizn", keys) == "; did you mean env.horizon?"
     assert did_you_mean("qqq", keys) == ""
+
+
+# -- what the algorithm does not use
+
+
+RL2 = compose_values("train", ["algo=rl2"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "choices", "lines"),
+    [
+        ({"learner": {"gamma": 0.1}}, {"algo": "rl2"}, ["learner.gamma=0.1: algo=rl2 has no learner"]),
+        ({"learner": TRAIN["learner"]}, {"algo": "rl2", "learner": "dqn"}, ["learner=dqn: algo=rl2 has no learner"]),
+        ({"learner": {"gamma": 0.1}}, None, ["learner.gamma=0.1: algo.module=rl2 has no learner"]),
+        (
+            {"eval": {**RL2["eval"], "steps": 7}},
+            {"algo": "rl2"},
+            ["eval.steps=7: algo=rl2 adapts within trials of algo.episodes, not by gradient steps"],
+        ),
+    ],
+)
+def test_a_value_without_effect_is_refused(changes, choices, lines):
+    assert problems({**RL2, **changes}, choices=choices) == lines
+
+
+def test_what_the_algorithm_needs_is_asked_for():
+    steps, missing = problems({**changed(test__steps=None), "learner": None}, choices={"algo": "maml_dqn"})
+    assert missing == "learner: missing; algo=maml_dqn needs one, say learner=dqn"
+    assert steps == "test.steps: missing; must be an integer > 0, as algo=maml_dqn adapts by gradient steps"
+
+
+@pytest.mark.parametrize(("algo", "more"), [("es_dqn", ["env=classic_mix"]), ("rl2", [])])
+def test_each_group_is_parsed_once_and_the_family_is_built_once(algo, more, monkeypatch):
+    parsed = []
+    parse = registry._parse
+    monkeypatch.setattr(registry, "_parse", lambda model, *rest, **named: parsed.append(model) or parse(model, *rest, **named))
+    words = [f"algo={algo}", *tiny(algo), *more]
+    words = [word for word in words if not (more and word.startswith("env.horizon"))]
+    module = registry.load("env", compose_values("train", words)["env"]).module
+    family, families = module.Family, []
+    monkeypatch.setattr(module, "Family", lambda *args: families.append(family(*args)) or families[-1])
+    parsed.clear()
+    config = compose_train(*words)
+    components = build(config)
+    names = [f"{model.__module__}.{model.__name__}" for model in parsed]
+    assert components.family is families[0]
+    assert len(families) == 1
+    groups = Counter(name for name in names if not name.startswith("metarl_cli.envs"))
+    assert set(groups.values()) == {1}, groups
+    assert groups.keys() >= {"metarl_cli.config.models.TrainConfig", config.algo.module.__name__ + ".Config"}
+
+
+def test_only_what_can_change_a_result_is_in_the_name():
+    config = compose_train()
+    same = ["hardware=cpu", "train.log_every=7", "train.checkpoint_every=1", "run=here", "outputs=there", "hardware.threads=2"]
+    assert default_name(compose_train(*same), {"algo": "a"}) == default_name(config, {"algo": "a"})
+    assert operational_keys(config) == {"run", "outputs", "hardware", "train.log_every", "train.checkpoint_every"}
+    for word in ("train.eval_every=7", "seed=1", "learner.gamma=0.5", "algo.inner.returns.lambda=0.5", "env.horizon=7"):
+        assert result_values(compose_train(word)) != result_values(config), word
+    chunked = compose_train("algo=es_dqn", "algo.chunk=2")
+    assert result_values(chunked) == result_values(compose_train("algo=es_dqn"))
+    assert "algo.chunk" in operational_keys(chunked)
+
+
+def test_the_processes_of_a_simulator_are_not_in_the_name():
+    one, two = (registry.load("env", {**MINIGRID, "processes": n}).config for n in (1, 2))
+    assert result_values(one) == result_values(two)
+
+
+def test_importing_and_building_have_no_effects(tmp_path):
+    """Threads, signal handlers and process groups stay as they are, in a process of its own."""
+    code = """if True:
+        import importlib, pkgutil, signal, threading
+        import torch
+        torch.set_num_threads(3)
+        def state():
+            handlers = {s: signal.getsignal(s) for s in signal.Signals}
+            return torch.get_num_threads(), handlers, threading.active_count(), torch.distributed.is_initialized()
+        before = state()
+        import metarl_cli
+        for info in pkgutil.walk_packages(metarl_cli.__path__, "metarl_cli."):
+            if not info.name.endswith("__main__"):
+                importlib.import_module(info.name)
+        assert state() == before, "importing"
+        import hydra.core.plugins, metarl_cli.cli.compose as compose
+        plugins = hydra.core.plugins.Plugins.instance().discover(compose.SearchPathPlugin)
+        assert compose.InstalledConfigurations not in plugins
+        from metarl_cli.config.models import TrainConfig
+        from metarl_cli.config.registry import validate
+        from metarl_cli.runs.build import build
+        for algo in ("maml_dqn", "evo_dqn", "rl2"):
+            composed = compose.Composer("train", None).compose([f"algo={algo}", "hardware.threads=1"])
+            values = compose.plain(composed)
+            del values["hydra"]
+            build(validate(TrainConfig, values))
+        assert state() == before, "building"
+    """
+    env = {**os.environ, "PYTHONPATH": str(CONF.parent), "WORLD_SIZE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,9 +4,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load, slow_if
 
-from metarl_cli.config.registry import ConfigError, load
+from metarl_cli.config.registry import ConfigError
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 NUM = 20  # tasks of each family
@@ -85,7 +85,7 @@ def their_obs(name, state):
     return np.array([np.cos(state[0]), np.sin(state[0]), state[1]])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_if(FAMILIES, lambda name: not name.endswith("_family")))
 def test_equals_gymnasium(name, float64):
     """On random tasks: states, rewards, terminations and the time limit of 1,000 steps.
 

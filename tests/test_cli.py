@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ import yaml
 from conftest import options
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from launching import PATIENCE
 
 import metarl_cli
-from metarl_cli.cli import adapt, train
+from metarl_cli.cli import adapt, hydra, test, train
 from metarl_cli.cli import compose as composing
 from metarl_cli.cli import main as cli
+from metarl_cli.cli.commands import commands
+from metarl_cli.config import registry
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation import evaluator as evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPOSED = [name for name, command in commands().items() if command.has_config]
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +41,10 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Every run asked for, none made: ``(config, *rest)``."""
+    """Every run asked for, none made: ``(config, choices, overrides)``."""
     made = []
-    for module in (train, evaluate, adapt):
-        monkeypatch.setattr(module, "run", lambda config, *rest: made.append((config, *rest)) or 1.5)
+    for module in (train, test, adapt):
+        monkeypatch.setattr(module, "run", lambda config, job: made.append((config, *job)) or 1.5)
     return made
 
 
@@ -58,7 +62,7 @@ def shell(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -70,7 +74,7 @@ def shell(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
 def test_help_shows_the_commands(words, capsys):
     assert cli.main(words) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {command} " in shown for command in cli.WORDS)
+    assert all(f"  {command} " in shown for command in commands())
     assert "metarl COMMAND --help" in shown
     assert max(len(line) for line in shown.splitlines()) <= 120
 
@@ -81,7 +85,7 @@ def test_version(words, capsys):
     assert capsys.readouterr().out == f"metarl {metarl_cli.__version__}\n"
 
 
-@pytest.mark.parametrize("command", list(cli.COMMANDS))
+@pytest.mark.parametrize("command", COMPOSED)
 def test_help_of_a_command_teaches(command, capsys, elsewhere):
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
@@ -103,7 +107,7 @@ def test_help_shows_the_overrides(capsys):
 def test_examples_in_the_help_are_valid(capsys):
     """Whatever a help text tells to type is accepted, but for what stands for a name."""
     texts = []
-    for words in ([], *([command, "--help"] for command in cli.COMMANDS)):
+    for words in ([], *([command, "--help"] for command in COMPOSED)):
         cli.main(words)
         texts.append(capsys.readouterr().out)
     lines = {line.split("  ")[1] for text in texts for line in text.splitlines() if line.startswith("  metarl ")}
@@ -111,15 +115,80 @@ def test_examples_in_the_help_are_valid(capsys):
     assert len(told) >= 10
     for line in told:
         _, command, *words = (word.strip("'") for word in line.replace("range(5)", "range(1)").split())
-        words = [word.replace("task.", "++task.") for word in words]
-        assert composing.find_problems(command, composing.parse_flags(words), cli._validate) == [], line
+        words = hydra.open_keys(commands()[command], words)
+        assert composing.find_problems(commands()[command], composing.parse_flags(words), hydra.check_values) == [], line
 
 
 def test_help_is_fast_and_shows_a_configuration_without_torch(elsewhere):
-    code = "import sys; from metarl_cli.cli import main; main({}); print([m for m in {} if m in sys.modules])"
+    code = "import sys; from metarl_cli.cli.main import main; main({}); print([m for m in {} if m in sys.modules])"
     for words, slow in ((["--help"], ["hydra", "torch", "pydantic"]), (["train", "--cfg", "job"], ["torch"])):
         done = subprocess.run([sys.executable, "-c", code.format(words, slow)], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
+
+
+# -- the registry of commands
+
+
+@pytest.fixture
+def installed(tmp_path_factory, monkeypatch):
+    """A package of somebody else's with two commands."""
+    site = tmp_path_factory.mktemp("site")
+    for name, text in {
+        "somebody/__init__.py": "",
+        "somebody/count.py": """
+            \"\"\"``metarl count``: count to a number.\"\"\"
+            from pydantic import Field
+            from metarl_cli.config.base import StrictModel
+            open_groups = ("extra",)
+            class Config(StrictModel):
+                number: int = Field(gt=0, description="how far")
+                extra: dict[str, float]
+            def run(config, job):
+                print(*range(config.number), config.extra, job.overrides)
+                return 0.5
+            """,
+        "somebody/hello.py": '"""``metarl hello``: greet."""\nrun = lambda words: print("hello", *words)\n',
+        "somebody/train.py": '"""``metarl train``: not the real one."""\n',
+        "somebody/conf/count.yaml": "defaults: [common, _self_]\nnumber: 3\nextra: {}\n",
+        "somebody-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: somebody\nVersion: 1\n",
+        "somebody-1.dist-info/entry_points.txt": (
+            "[metarl.commands]\ncount = somebody.count\nhello = somebody.hello\ntrain = somebody.train\n"
+            "[metarl.conf]\nsomebody = somebody.conf\n"
+        ),
+    }.items():
+        path = site / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip())
+    monkeypatch.syspath_prepend(str(site))
+    commands.cache_clear()
+    yield
+    commands.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("somebody")]:
+        del sys.modules[name]
+
+
+def test_an_installed_command_is_one_like_the_others(installed, monkeypatch, capsys):
+    assert list(commands()) == ["train", "test", "adapt", "envs", "algos", "count", "hello"]
+    assert commands()["train"].module == "metarl_cli.cli.train", "the package's own cannot be replaced"
+    assert cli.main([]) == 0
+    assert "\n  count  count to a number\n  hello  greet\n" in capsys.readouterr().out
+    assert "somebody" not in sys.modules, "read, not imported"
+    assert cli.main(["count", "number=4", "extra.x=1"]) == 0
+    assert capsys.readouterr().out == "0 1 2 3 {'x': 1.0} ['number=4', '++extra.x=1']\n"
+    assert cli.main(["count", "number=0", "nummer=3"]) == 2
+    assert errors(capsys) == ["nummer=3: no such key; did you mean number?", "number=0: must be an integer > 0 (how far)"]
+    assert cli.main(["hello", "you"]) == 0
+    assert capsys.readouterr().out == "hello you\n"
+    monkeypatch.setenv("COMP_LINE", "metarl count num")
+    assert cli.main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out.split() == ["number="]
+
+
+def test_every_command_is_described():
+    for command in commands().values():
+        assert command.line
+        assert command.has_config == (ROOT / "conf" / f"{command.name}.yaml").is_file()
+        assert command.has_config == hasattr(command.load(), "Config")
 
 
 # -- running
@@ -131,7 +200,7 @@ def test_train_is_given_the_configuration_the_choices_and_the_overrides(runs, el
     ((config, choices, overrides),) = runs
     assert config.seed == 3
     assert config.train.iterations == 1000
-    assert config.algo["module"] == "dqn"
+    assert config.algo.name == "dqn"
     assert choices["algo"] == "dqn"
     assert choices["env"] == "cartpole_family"
     assert choices["experiment"] is None
@@ -144,7 +213,7 @@ def test_train_is_given_the_configuration_the_choices_and_the_overrides(runs, el
 def test_saved_run_commands(runs):
     assert cli.main(["test", "run=a/b", "split=ood", "steps=7"]) == 0
     assert cli.main(["adapt", "run=a/b", "task.gravity=20", "task.force_mag=-8", "steps=5"]) == 0
-    (tested,), (adapted,) = runs
+    (tested, *_), (adapted, *_) = runs
     assert (tested.run, tested.split, tested.steps) == ("a/b", "ood", 7)
     assert adapted.task == {"gravity": 20.0, "force_mag": -8.0}
     assert adapted.steps == 5
@@ -165,7 +234,7 @@ def test_a_task_can_be_written_in_many_ways(word, runs):
 )
 def test_overrides_stand_anywhere_around_the_flags(words, runs, elsewhere):
     assert cli.main(["train", *words]) == 0
-    assert [(c.seed, c.algo["module"], c.env["module"]) for c, *_ in runs] == [(s, "dqn", "navigation_2d") for s in (0, 1)]
+    assert [(c.seed, c.algo.name, c.env.name) for c, *_ in runs] == [(s, "dqn", "navigation_2d") for s in (0, 1)]
     assert [overrides for *_, overrides in runs][1].count("seed=1") == 1
     (record,) = (path for path in elsewhere.rglob("*") if path.is_file())
     outputs = runs[0][0].outputs
@@ -219,7 +288,7 @@ def test_own_configurations(mine, runs, monkeypatch):
     assert cli.main(["train", "algo=mine", "--config-dir", mine.name]) == 0
     monkeypatch.setenv("METARL_CONFIG_DIR", str(mine))
     assert cli.main(["train", "experiment=named"]) == 0
-    assert [c.algo.get("batch") for c, *_ in runs] == [32, 32, 32, None]
+    assert [c.algo.values.get("batch") for c, *_ in runs] == [32, 32, 32, None]
     assert [c.seed for c, *_ in runs] == [7, 8, 0, 0]
     assert runs[0][1]["experiment"] == "good"
     assert runs[0][1]["algo"] == "mine"
@@ -236,9 +305,7 @@ def test_a_sweep_can_live_in_an_experiment(mine, runs):
 
 def test_unknown_command(capsys):
     assert cli.main(["trian"]) == 2
-    assert errors(capsys) == [
-        "trian: no such command; did you mean train? known: train, test, adapt, envs, algos (see metarl --help)"
-    ]
+    assert errors(capsys) == [f"trian: no such command; did you mean train? known: {', '.join(cli.WORDS)} (see metarl --help)"]
     assert cli.main(["-m", "train"]) == 2
     assert errors(capsys) == ["-m: no such command; the command comes first (see metarl --help)"]
 
@@ -255,6 +322,86 @@ def test_every_bad_override_is_told_at_once(runs, capsys, elsewhere):
     assert not list(elsewhere.iterdir()), "nothing on disk before the configuration is valid"
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["algo=rl2", "learner.gamma=0.1"], "learner.gamma=0.1: algo=rl2 has no learner"),
+        (["algo=rl2", "learner=dqn_atari"], "learner=dqn_atari: algo=rl2 has no learner"),
+        (["algo=ucb1", "env=bandit", "learner.gamma=0.1"], "learner.gamma=0.1: algo=ucb1 has no learner"),
+        (["experiment=rl2_cartpole", "+learner.gamma=0.1"], "learner.gamma=0.1: algo=rl2 has no learner"),
+        (
+            ["algo=rl2", "eval.steps=7"],
+            "eval.steps=7: algo=rl2 adapts within trials of algo.episodes, not by gradient steps",
+        ),
+        (
+            ["-m", "algo=maml_dqn,rl2", "test.steps=7"],
+            "test.steps=7: algo=rl2 adapts within trials of algo.episodes, not by gradient steps",
+        ),
+        (["hardware=gpu"], "hardware=gpu: no such option; did you mean cuda? known: auto, cpu, cuda"),
+    ],
+)
+def test_a_value_without_effect_is_refused(words, line, runs, capsys):
+    assert cli.main(["train", *words]) == 2
+    assert errors(capsys) == [line]
+    assert not runs
+
+
+def test_an_algorithm_leaves_out_what_it_does_not_use(runs, capsys):
+    assert cli.main(["train", "-m", "algo=maml_dqn,rl2,fomaml_dqn"]) == 0
+    assert [c.learner and c.learner.name for c, *_ in runs] == ["dqn", None, "dqn"]
+    assert [(c.eval.steps, c.test.steps) for c, *_ in runs] == [(1, 3), (None, None), (1, 3)]
+    for words in (["algo=rl2"], ["experiment=rl2_bandit_n100_k10"], ["algo=thompson", "env=bandit"]):
+        assert cli.main(["train", *words, "--cfg", "job"]) == 0
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert "learner" not in shown
+        assert shown["eval"]["steps"] is shown["test"]["steps"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["adapt", "run=R", "gravity=20"], "gravity=20: no such key; did you mean task.gravity=20?"),
+        (["adapt", "run=R", "epsodes=3"], "epsodes=3: no such key; did you mean episodes?"),
+        (
+            ["adapt", "run=R", "env=cartpole_v1"],
+            "env=cartpole_v1: metarl adapt has no env to choose; a saved run brings its own",
+        ),
+        (["test", "run=R", "algo=rl2"], "algo=rl2: metarl test has no algo to choose; a saved run brings its own"),
+        (["test", "run=R", "env.horizon=2"], "env.horizon=2: metarl test has no env to choose; a saved run brings its own"),
+    ],
+)
+def test_a_saved_run_brings_its_own(words, line, runs, capsys):
+    assert cli.main(words) == 2
+    assert errors(capsys) == [line]
+    assert not runs
+
+
+def test_a_syntax_error_in_a_yaml_is_one_line(mine, runs, capsys):
+    path = mine / "algo" / "indented.yaml"
+    path.write_text("module: dqn\n  tasks: 3\n")
+    assert cli.main(["train", "--config-dir", str(mine), "algo=indented"]) == 2
+    (line,) = errors(capsys)
+    assert line.startswith(f"algo=indented: {path}, line 2: ")
+    assert not runs
+
+
+def test_the_configuration_that_was_checked_is_the_one_that_runs(runs, monkeypatch):
+    """Validated once in one process; the family that validation has built is in it."""
+    parsed = []
+    parse = registry._parse
+    monkeypatch.setattr(registry, "_parse", lambda model, *rest, **named: parsed.append(model) or parse(model, *rest, **named))
+    assert cli.main(["train", "env=classic_mix"]) == 0
+    assert parsed.count(train.Config) == 1
+    assert sum(model.__module__ == "metarl_cli.envs.mix" for model in parsed) == 1
+    ((config, *_),) = runs
+    assert config.env.instance.families.keys() == {"cartpole_family", "mountain_car_family"}
+    parsed.clear()
+    monkeypatch.setattr(hydra, "KEPT", 1)
+    assert cli.main(["train", "-m", "seed=0,1"]) == 0
+    assert parsed.count(train.Config) == 3, "a sweep keeps a few"
+    assert not hydra._checked
+
+
 # what is written -> how the line about it starts; in the order of the lines: as written, what does not compose first
 BAD = {
     "algo=null": "algo=null: Config group override must be a string or a list",
@@ -262,7 +409,7 @@ BAD = {
     "hydra/launcher=qqq": "hydra/launcher=qqq: no such option; known: ",
     "lr=3": "lr=3: no such key; did you mean algo.inner.lr or algo.outer.lr?",
     "outer.lr=3": "outer.lr=3: no such key; did you mean algo.outer.lr?",
-    "algorithm=dqn": "algorithm=dqn: no such key; known: algo, ",
+    "algorithm=dqn": "algorithm=dqn: no such key; known: adaptation, algo, ",
     "foo": "foo: write key=value; quote what the shell would split",
     "algo.query.epsilon=[1.0,": "algo.query.epsilon=[1.0,: cannot be read (",
     "seed=0,1": "seed=0,1: several values; add -m to try each, or write a list as seed=[1,2]",
@@ -433,8 +580,8 @@ def test_a_failing_job_does_not_stop_the_sweep(error, code, monkeypatch, capsys)
 
 def test_the_return_value_is_the_objective_of_a_sweep(runs, monkeypatch):
     values = []
-    task = cli.task
-    monkeypatch.setattr(cli, "task", lambda config: values.append(task(config)))
+    job = hydra.Task.__call__
+    monkeypatch.setattr(hydra.Task, "__call__", lambda task, config: values.append(job(task, config)))
     assert cli.main(["train"]) == 0
     assert values == [1.5]
 
@@ -445,8 +592,8 @@ def test_the_return_value_is_the_objective_of_a_sweep(runs, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarl ", [*cli.WORDS, "--help", "--version"]),
-        ("metarl t", ["train", "test"]),
+        ("metarl ", [*commands(), "--help", "--version"]),
+        ("metarl t", [name for name in commands() if name.startswith("t")]),
         ("metarl train", ["train"]),
         ("metarl train al", ["algo.", "algo/", "algo="]),
         ("metarl train algo/se", ["algo/search="]),
@@ -504,7 +651,8 @@ def test_completion_in_bash(elsewhere):
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env, check=True)
     installed, *completed = done.stdout.splitlines()
     assert installed.endswith("-F hydra_bash_completion metarl")
-    assert completed == ["algo=maml_dqn", "adapt"]
+    assert "algo=maml_dqn" in completed[0].split()
+    assert "adapt" in completed[1].split()
 
 
 # -- as a process
@@ -530,7 +678,7 @@ def test_ctrl_c(elsewhere):
     code = """if True:
         import sys, time
         from metarl_cli.cli import main as cli, train
-        train.run = lambda *_: (print("started", flush=True), time.sleep(60))
+        train.run = lambda *_: (print("started", flush=True), time.sleep(600))
         sys.exit(cli.main(["train"]))
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -538,7 +686,7 @@ def test_ctrl_c(elsewhere):
     assert running.stdout is not None
     assert running.stdout.readline() == "started\n"
     running.send_signal(signal.SIGINT)
-    _, shown = running.communicate(timeout=30)
+    _, shown = running.communicate(timeout=PATIENCE)
     assert (running.returncode, shown) == (130, "metarl: interrupted\n")
 
 
@@ -578,7 +726,7 @@ def test_configurations_are_found(monkeypatch, tmp_path):
     package = tmp_path / "site" / "metarl_cli"  # as a wheel lies
     (package / "conf").mkdir(parents=True)
     (package / "conf" / "train.yaml").touch()
-    monkeypatch.setattr(composing, "__file__", str(package / "composing.py"))
+    monkeypatch.setattr(composing, "__file__", str(package / "cli" / "compose.py"))
     assert composing.conf_dir() == str(package / "conf")
     (package / "conf" / "train.yaml").unlink()
     with pytest.raises(RuntimeError, match="missing"):

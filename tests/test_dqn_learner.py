@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load
 from torch.func import vmap
 
-from metarl_cli.config.registry import load
 from metarl_cli.interfaces import Transitions
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork

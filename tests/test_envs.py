@@ -6,38 +6,26 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MAML, TINY_REFERENCE, compose_train, compose_values, options
+from conftest import (
+    ENVS,
+    KINDS,
+    TINY,
+    TINY_MAML,
+    compose_train,
+    inherited,
+    load,
+    short,
+    slow_if,
+)
 
-from metarl_cli.config.registry import load
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
 from metarl_cli.spaces import bounds, random_actions
-
-ENVS = options("env")
 
 
 def family(name: str, *overrides: str):
     module, config = load("env", compose_train(f"env={name}", *overrides).env)
     return module.Family(config)
-
-
-def shortened(values):
-    """The same family with episodes of at most 20 steps."""
-    if isinstance(values, dict):
-        return {k: min(v, 20) if k == "horizon" else shortened(v) for k, v in values.items()}
-    return values
-
-
-def short(name: str, native: bool = True):
-    """A family of short episodes (``native`` ones too); skips the test where its simulator is not installed."""
-    values = compose_values("train", [f"env={name}"])["env"]
-    module, config = load("env", shortened(values) if native or values["module"] == "gymnasium" else values)
-    try:
-        return module.Family(config)
-    except ValueError as error:
-        if "pip install" not in str(error):
-            raise
-        pytest.skip(str(error))
 
 
 def play(env, spec, rng, steps=45, repeat=1):
@@ -150,7 +138,7 @@ def test_tasks_of_the_splits(name):
         ours.sample_tasks(1, "nope", numpy_rng(0, "t"))
 
 
-@pytest.mark.parametrize("name", [n for n in ENVS if compose_values("train", [f"env={n}"])["env"].get("ranges")])
+@pytest.mark.parametrize("name", [name for name in ENVS if inherited("env", name).get("ranges")])
 def test_tasks_lie_within_their_ranges(name):
     ours = short(name)
     for split in ours.splits[:3]:
@@ -190,8 +178,9 @@ def test_every_task_parameter_matters(name):
         assert not same(ones, twos), f"{key} changes nothing"
 
 
-@pytest.mark.parametrize("name", ENVS)
+@pytest.mark.parametrize("name", [name for name in ENVS if inherited("env", name)["module"] != "gymnasium"])
 def test_renders_a_frame(name):
+    """Simulators are drawn in test_gymnasium.py."""
     ours = short(name)
     env = ours.make(ours.named_task({}), 1, torch_rng(0, "env"), drawing=True)
     image = env.render()
@@ -215,7 +204,10 @@ def test_random_actions_do_not_beat_the_optimum(name):
     assert (returns.mean(1) <= best + 4 * error + 1e-5).all()
 
 
-@pytest.mark.parametrize("name", ["cartpole_family", "cartpole_physics", "cartpole_v1"])
+CARTPOLES = ["cartpole_family", "cartpole_physics", "cartpole_v1"]
+
+
+@pytest.mark.parametrize("name", slow_if(CARTPOLES, lambda name: name != "cartpole_family"))
 def test_cartpole_equals_gymnasium(name, float64):
     """Step for step, in float64, on random physics, ends and time limit included.
 
@@ -293,15 +285,16 @@ def test_named_task_refuses_an_unknown_parameter():
         family("cartpole_family").named_task({"gravty": 9.0})
 
 
-@pytest.mark.parametrize("name", ENVS)
+@pytest.mark.parametrize("name", slow_if(ENVS, lambda name: name not in KINDS))
 def test_maml_dqn_runs_on_every_family(name):
     """One meta-iteration and one adaptation, whatever the observations and actions are."""
     ours = short(name)
     image = len(ours.spec.obs_shape) == 3 and ours.spec.obs_shape[0] <= 4
     small = [{"channels": 2, "kernel": 8, "stride": 8}] if image and min(ours.spec.obs_shape[1:]) > 16 else []
-    tiny = [o for o in TINY_REFERENCE if o != "train.iterations=4"]
+    tiny = [o for o in TINY if o != "train.iterations=4" and not o.startswith("env.")]
     config = compose_train("algo=maml_dqn", *tiny, *TINY_MAML)
-    learner = {**config.learner, "network": {**config.learner["network"], "convolutions": small}}
+    values = config.learner.values
+    learner = {**values, "network": {**values["network"], "convolutions": small}}
     module, values = load("learner", learner)
     algo, chosen = load("algo", config.algo)
     algorithm = algo.Algo(chosen, module.Learner(values, ours.spec), ours, 4, 0, torch.device("cpu"))

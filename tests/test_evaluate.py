@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_REFERENCE, compose_train, compose_values, tiny
+from conftest import TINY_REFERENCE, compose_train, compose_values, load, tiny
 
 from metarl_cli.algos.reference import Reference
 from metarl_cli.cli import adapt, train
-from metarl_cli.config.registry import load, validate
+from metarl_cli.config.models import AdaptConfig, Job
+from metarl_cli.config.registry import validate
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.evaluation.curves import metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator, standard_error, trial
@@ -17,7 +18,7 @@ from metarl_cli.evaluation.report import as_json, table
 from metarl_cli.interfaces import TrialAlgorithm
 from metarl_cli.progress import wide_console
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Parts, build
+from metarl_cli.runs.build import Components, build
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Spec
@@ -191,10 +192,10 @@ def run_here(folder, monkeypatch, algorithm, *overrides):
     config = compose_train(f"run={folder}", *TINY_REFERENCE, *overrides)
     module, values = load("env", config.env)
     family = module.Family(values, CPU)
-    parts = Parts(family, algorithm(family), CPU)
+    parts = Components(family, algorithm(family), CPU)
     for command in (train, adapt):
         monkeypatch.setattr(command, "build", lambda _: parts)
-    return train.run(config, {"algo": "a", "env": "e"}, [])
+    return train.run(config, Job({"algo": "a", "env": "e"}, []))
 
 
 def test_models_are_selected_by_the_whole_trial(tmp_path, monkeypatch, capsys):
@@ -226,8 +227,8 @@ def test_adapt_keeps_one_trial_its_path_and_its_memory(tmp_path, monkeypatch, ca
         *("algo=oracle", "env=gridworld", "train.iterations=1", "test.tasks=2"),
     )
     capsys.readouterr()
-    values = [f"run={tmp_path / 'run'}", "+task.goal_x=3", "+task.goal_y=0", "steps=1", "gif=true", "hardware=cpu"]
-    score = adapt.run(validate("adapt", compose_values("adapt", values)))
+    values = [f"run={tmp_path / 'run'}", "+task.goal_x=3", "+task.goal_y=0", "trial=2", "gif=true", "hardware=cpu"]
+    score = adapt.run(validate(AdaptConfig, compose_values("adapt", values)), Job({}, []))
     there = 13 - 0.2  # two steps to go, then on the goal from the third to the last
     assert score == pytest.approx(there)
     shown = capsys.readouterr().out

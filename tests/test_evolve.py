@@ -10,6 +10,7 @@ import yaml
 from conftest import CONF, algorithms, compose_values, flat, module, tiny
 
 from metarl_cli.algos import evolve
+from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.evolution.lifetimes.dqn import Life
 from metarl_cli.experience.rollout import run_episodes
@@ -46,7 +47,7 @@ def made(algo, changes=None, env="cartpole_family"):
             del group[last]
         else:
             group[last] = copy.deepcopy(value)
-    return build(validate("train", values)).algorithm
+    return build(validate(TrainConfig, values)).algorithm
 
 
 @cache

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, TINY_MAML
+from launching import PATIENCE
 
 from metarl_cli.cli import compose as composing
 from metarl_cli.cli import main as cli
+from metarl_cli.cli.commands import commands
+from metarl_cli.cli.hydra import check_values
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import random_actions
 
@@ -33,11 +36,12 @@ def installed(tmp_path_factory) -> Path:
 def metarl(installed: Path, cwd: Path, *words: str) -> str:
     env = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "metarl_cli", *words]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+@pytest.mark.slow
 def test_an_installed_family_is_listed_and_described(installed, tmp_path):
     assert "boat_family " in metarl(installed, tmp_path, "envs")
     shown = metarl(installed, tmp_path, "envs", "boat_family")
@@ -46,6 +50,7 @@ def test_an_installed_family_is_listed_and_described(installed, tmp_path):
     assert "  metarl train experiment=maml_dqn_boat\n" in shown
 
 
+@pytest.mark.slow
 def test_an_installed_family_from_training_to_adaptation(installed, tmp_path):
     shown = metarl(installed, tmp_path, "train", "experiment=maml_dqn_boat", "run=boat", *TINY, *TINY_MAML)
     assert "after step 1" in shown
@@ -64,6 +69,7 @@ def boat(installed, monkeypatch):
     return module.Family(module.Config(horizon=30, ranges=ranges, ood_ranges={"current_x": [-0.06, 0.06]}))
 
 
+@pytest.mark.slow
 def test_the_example_by_hand(boat, float64):
     env = boat.make(boat.named_task({"askew": torch.pi / 2, "current_y": -0.03}), 1, torch_rng(0, "env"))
     x, y = env.obs[0, 0].tolist()
@@ -75,6 +81,7 @@ def test_the_example_by_hand(boat, float64):
     assert step.next_obs[0, 0].tolist() == pytest.approx([x, y + 0.04])
 
 
+@pytest.mark.slow
 def test_the_example_keeps_the_contract(boat):
     tasks = boat.sample_tasks(5, "ood", numpy_rng(0, "tasks"))
     assert all(torch.equal(boat.sample_tasks(3, "ood", numpy_rng(0, "tasks"))[name], row[:3]) for name, row in tasks.items())
@@ -125,4 +132,4 @@ def test_the_configurations_of_the_guide_are_valid(tmp_path):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
         args = composing.parse_flags([f"env={name}", "--config-dir", str(tmp_path)])
-        assert composing.find_problems("train", args, cli._validate) == []
+        assert composing.find_problems(commands()["train"], args, check_values) == []

@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from conftest import compose_train, compose_values
+from conftest import compose_train, compose_values, load
 from torch.func import grad, vmap
 
-from metarl_cli.config.registry import load
 from metarl_cli.evolution.genomes.genes import fold
 from metarl_cli.evolution.genomes.hyper import Range
 from metarl_cli.evolution.lifetimes.traits import rates

@@ -12,10 +12,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import compose_values, options
+from conftest import ENVS, compose_values, inherited, load
+from launching import PATIENCE
 from pydantic import ValidationError
 
-from metarl_cli.config.registry import load
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import random_actions
@@ -65,7 +65,7 @@ def shipped(name, *overrides):
     return parsed
 
 
-SHIPPED = [n for n in options("env") if compose_values("train", [f"env={n}"])["env"]["module"] == "gymnasium"]
+SHIPPED = [name for name in ENVS if inherited("env", name)["module"] == "gymnasium"]
 
 
 def start(values, tasks=3, envs=2, seed=0, **more):
@@ -447,6 +447,7 @@ def test_every_yaml_can_be_drawn(name):
         if "mujoco" not in str(gymnasium.spec(family.config.id).entry_point):
             raise
         pytest.skip(str(error))  # it draws with OpenGL, which not every machine has
+    assert image.mode == "RGB"
     assert len(image.getcolors(maxcolors=100_000)) > 1
 
 
@@ -489,7 +490,7 @@ print("made", flush=True)
     values = config(CARTPOLE, processes=2).model_dump(by_alias=True)
     path = tmp_path / "program.py"
     path.write_text(program.replace("VALUES", repr(values)))
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
 
 

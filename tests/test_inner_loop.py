@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load
 
-from metarl_cli.config.registry import load
 from metarl_cli.experience.exploration import explorer
 from metarl_cli.learners.dqn import DQN
 from metarl_cli.seeding import torch_rng

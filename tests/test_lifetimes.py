@@ -4,10 +4,9 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import compose_train, flat, tiny
+from conftest import compose_train, flat, load, tiny
 
 from metarl_cli.adaptation import gradient as inner_loop
-from metarl_cli.config.registry import load
 from metarl_cli.evolution.genomes import optimizer as genome
 from metarl_cli.evolution.lifetimes import dqn as dqn_life
 from metarl_cli.interfaces import Transitions
@@ -29,7 +28,7 @@ def made(kind, env="cartpole_family", **choices):
     family = module.Family(parsed)
     module, parsed = load("learner", config.learner)
     learner = module.Learner(parsed, family.spec)
-    values = config.algo["lifetime"]
+    values = config.algo.config.lifetime.values
     chosen = {k: values[k] | v if isinstance(v, dict) else v for k, v in choices.items()}
     module, parsed = load("lifetime", values | chosen, "algo.lifetime")
     return module.Lifetime(parsed, learner, family, torch.device("cpu")), learner, family

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import compose_train, compose_values
+from conftest import compose_train, compose_values, load
 
-from metarl_cli.config.registry import ConfigError, load, validate
+from metarl_cli.config.models import TrainConfig
+from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.evaluation.curves import metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.statistics import iqm
@@ -131,4 +132,4 @@ def test_fewer_tasks_than_families(split):
 def test_errors_of_a_member_name_its_key():
     values = compose_values("train", ["env=classic_mix", "env.families.cartpole_family.horizon=-1"])
     with pytest.raises(ConfigError, match=r"env\.families\.cartpole_family\.horizon=-1: must be"):
-        validate("train", values)
+        validate(TrainConfig, values)

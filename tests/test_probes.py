@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load, slow_if
 from probes import Buttons, Corridor
 
 from metarl_cli.algos import dqn
-from metarl_cli.config.registry import load
 from metarl_cli.envs.native import NativeFamily
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.learners.dqn import DQN
@@ -38,8 +37,10 @@ MAML = [
 ]
 
 
-@pytest.mark.parametrize("algo", ["maml_dqn", "metasgd_dqn", "fomaml_dqn", "anil_dqn"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+SEEDS = [("maml_dqn", 0), ("maml_dqn", 1), ("maml_dqn", 2), ("metasgd_dqn", 0), ("fomaml_dqn", 0), ("anil_dqn", 0)]
+
+
+@pytest.mark.parametrize(("algo", "seed"), slow_if(SEEDS, lambda case: case != ("maml_dqn", 0)))
 def test_one_gradient_step_tells_the_button(algo, seed):
     family = Buttons()
     algorithm = parts(algo, family, *MAML, seed=seed)
@@ -58,7 +59,7 @@ def test_pretraining_cannot_tell_the_button():
     assert abs(before) < 2
 
 
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("double", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_dqn_learns_the_values_of_the_corridor(double):
     family = Corridor()
     overrides = ["learner.gamma=0.5", "learner.reward_scale=1", f"learner.double={double}", "algo.tasks=3", "algo.envs=4"]

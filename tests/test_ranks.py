@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import tiny
+from launching import PATIENCE
 
 from metarl_cli.cli import main as cli
 from metarl_cli.cli import train as train_command
@@ -19,26 +19,20 @@ from metarl_cli.runs.build import build
 from metarl_cli.runs.folder import RunFolder
 
 
-def train(processes, *overrides):
-    """What ``torchrun`` does, without its own process; the outputs of the processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "metarl_cli", "train", *overrides],
-            env=os.environ
-            | {"WORLD_SIZE": str(processes), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    found = [process.communicate(timeout=300) for process in started]
-    assert all(process.returncode == 0 for process in started), found
-    return [out for out, _ in found]
+def train(folder, processes, *overrides):
+    """The command under ``torchrun``, which meets on a port that is free; the outputs of the processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*torchrun, "--redirects=3", f"--log-dir={folder}", "-m", "metarl_cli", "train", *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    said = {path.parent.name: path.read_text() for path in folder.rglob("stdout.log")}
+    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in folder.rglob("stderr.log"))
+    return [said[str(rank)] for rank in range(processes)]
 
 
 def flat(state):
@@ -46,10 +40,11 @@ def flat(state):
     return [x for v in values for x in (flat(v) if isinstance(v, dict | list | tuple) else [v])]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     small = ["algo=evo_dqn", *tiny("evo_dqn"), "algo.search.population=5", "algo.validation.candidates=2"]
     assert cli.main(["train", f"run={tmp_path / 'one'}", *small]) == 0
-    first, second = train(2, f"run={tmp_path / 'two'}", *small)
+    first, second = train(tmp_path / "logs", 2, f"run={tmp_path / 'two'}", *small)
     assert "run folder" in first
     assert not second, "one process speaks"
     one, two = (checkpoint.load(tmp_path / name / "last.pt")["algorithm"] for name in ("one", "two"))

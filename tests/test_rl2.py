@@ -7,16 +7,15 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train, flat, tiny
+from conftest import ENVS, KINDS, compose_train, flat, load, short, slow_if, tiny
 from probes import Buttons, Cue, Dial
-from test_envs import ENVS, short
 from torch import Tensor
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from metarl_cli.adaptation.memory import Agent
 from metarl_cli.algos.rl2 import RL2
-from metarl_cli.config.registry import ConfigError, load
+from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.evaluator import trial
 from metarl_cli.experience.trials import Trials
@@ -310,7 +309,10 @@ def test_returns_are_followed_slowly():
 # -- every family
 
 
-@pytest.mark.parametrize("name", [name for name in ENVS if not name.startswith("atari")])  # large images
+SMALL_IMAGES = [name for name in ENVS if not name.startswith("atari")]
+
+
+@pytest.mark.parametrize("name", slow_if(SMALL_IMAGES, lambda name: name not in KINDS))
 def test_rl2_runs_on_every_family(name):
     """Two iterations and a trial, whatever the observations and actions are."""
     family = short(name)

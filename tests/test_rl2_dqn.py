@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import compose_train, tiny
+from conftest import compose_train, load, tiny
 from probes import Cue
 from torch import Tensor
 
 from metarl_cli.algos.rl2_dqn import RL2DQN, Explorer
-from metarl_cli.config.registry import ConfigError, load
+from metarl_cli.config.registry import ConfigError
 from metarl_cli.experience.returns import trial_returns
 from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay
 from metarl_cli.experience.trials import Trials

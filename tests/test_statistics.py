@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from scipy.stats import trim_mean
 
 from metarl_cli.evaluation.statistics import iqm, iqm_interval, mean_interval
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 50, 101])
 def test_iqm_is_the_trimmed_mean(size):
+    from scipy.stats import trim_mean  # here, as it is slow to import
+
     scores = np.random.default_rng(size).normal(size=size)
     assert iqm(scores) == pytest.approx(trim_mean(scores, 0.25))
 

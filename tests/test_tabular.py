@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train
+from conftest import compose_train, load
 
-from metarl_cli.config.registry import load
 from metarl_cli.envs.tabular import value_iteration
 from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng

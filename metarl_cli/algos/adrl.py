@@ -44,7 +44,7 @@ class Config(EvolutionConfig):
 
     @model_validator(mode="after")
     def _goes_on(self) -> Config:
-        if self.lifetime.get("module") != "dqn":
+        if self.lifetime.name != "dqn":
             raise ValueError("adrl needs lifetime.module=dqn: other lifetimes do not go on")
         return self
 

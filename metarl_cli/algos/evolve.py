@@ -22,10 +22,13 @@ In ``algos/adrl.py`` the population evolves while it learns.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from metarl_cli.config.base import Operational
 from metarl_cli.evolution.population import Evolution, EvolutionConfig, ValidationConfig
 from metarl_cli.interfaces import Context, Task, num_tasks
 from metarl_cli.processes import Processes
@@ -43,7 +46,9 @@ class Config(EvolutionConfig):
 
     tasks: int = Field(gt=0, description="training tasks, drawn once")
     validation: FoldsConfig
-    chunk: int | None = Field(gt=0, description="individuals evaluated at once, to bound memory; none: all")
+    chunk: Annotated[int | None, Operational()] = Field(
+        gt=0, description="individuals evaluated at once, to bound memory; none: all"
+    )
 
     @model_validator(mode="after")
     def _enough_tasks(self) -> Config:

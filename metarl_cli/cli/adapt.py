@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from metarl_cli.config.models import AdaptConfig
+from metarl_cli.cli.process import tune_process
+from metarl_cli.config.models import AdaptConfig, Job
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
@@ -20,13 +21,17 @@ from metarl_cli.runs.checkpoint import write_whole
 from metarl_cli.runs.run import FRAMES, Adaptation, Run
 from metarl_cli.runs.tracking import Tracker
 
+Config = AdaptConfig
+open_groups = ("task",)  # its keys are the family's parameters
 
-def run(config: AdaptConfig) -> float:
+
+def run(config: AdaptConfig, job: Job) -> float:
     """Adapt to the task; returns the return after the last step, or a trial's mean return of an episode.
 
     Raises:
         UserError: for a parameter the family does not have, or a run that cannot be read.
     """
+    tune_process(config.hardware)
     saved, console = Run(config.run, config.hardware, config.checkpoint), wide_console()
     task, budget = saved.task(config.task), saved.budget(config.steps, config.trial)
     name = "-".join(f"{key}={value:g}" for key, value in config.task.items()) or "nominal"

@@ -1,6 +1,6 @@
-"""Hydra's composition, and what went wrong with it: the one place that touches Hydra's internals.
+"""Composition by Hydra, and its errors in plain words; beside ``cli/hydra.py`` the one place that touches Hydra's internals.
 
-Hydra stops at the first bad override. Here they are tried one by one, so that all are told at once, and a sweep is composed
+Hydra stops at the first bad override. Here they are tried one by one, so that all are reported at once, and a sweep is composed
 and checked job by job before the first one starts.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
+from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -30,12 +32,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from metarl_cli.config.messages import choose, closest, did_you_mean, flatten, no_such_key, one_line
-from metarl_cli.config.models import TrainConfig
-from metarl_cli.config.registry import ConfigError, validate
+from metarl_cli.cli.commands import Command
+from metarl_cli.config.messages import closest, did_you_mean, flatten, known_options, no_such_key, one_line
+from metarl_cli.errors import Problem, UserError
 
-BASE = "1.3"
-ERRORS = (HydraException, OmegaConfBaseException)
+if TYPE_CHECKING:
+    from metarl_cli.config.models import Job, TrainConfig
+
+ERRORS = (HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 REFUSED = {  # Hydra's flags that have no place here, and why
     "experimental_rerun": "--experimental-rerun: refused, it runs pickled code; start the run again: metarl train run=FOLDER",
     "config_name": "--config-name: the command chooses it; add your own as DIR/experiment/NAME.yaml with --config-dir DIR",
@@ -43,16 +47,18 @@ REFUSED = {  # Hydra's flags that have no place here, and why
 }
 
 
-class UsageError(Exception):
-    """What is wrong with a command line, one line each."""
+class UsageError(UserError):
+    """A command line that cannot be run, with everything that is wrong with it."""
 
-    def __init__(self, problems: list[str]):
-        super().__init__(problems)
-        self.problems = problems
+
+def set_version_base() -> None:
+    """Have Hydra 1.3 behave as 1.3; later versions have nothing else to offer."""
+    if tuple(map(int, installed_version("hydra-core").split(".")[:2])) < (1, 4):
+        version.setbase("1.3")
 
 
 def conf_dir() -> str:
-    """The folder of the configurations: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the configurations: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "conf", here.parent / "conf"):
         if (folder / "train.yaml").is_file():
@@ -61,7 +67,7 @@ def conf_dir() -> str:
 
 
 def installed_folders() -> Iterator[tuple[str, str]]:
-    """The folders of configurations that installed packages bring by the entry point ``metarl.conf``, as (name, folder).
+    """Yield the folders of configurations that installed packages bring by the entry point ``metarl.conf``, as (name, folder).
 
     The entry point names a folder as a package, ``windy = "metarl_windy.conf"``; nothing of it is imported.
     """
@@ -74,25 +80,32 @@ def installed_folders() -> Iterator[tuple[str, str]]:
 
 
 class InstalledConfigurations(SearchPathPlugin):
-    """Has Hydra look into ``installed_folders`` too: after the configurations of this package, before ``--config-dir``."""
+    """Adds ``installed_folders`` to Hydra's search path: after the configurations of this package."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for name, folder in installed_folders():
             search_path.append(name, f"file://{folder}")
 
 
-Plugins.instance().register(InstalledConfigurations)
+def register_installed() -> None:
+    """Have the Hydra of this process find the configurations of installed packages."""
+    Plugins.instance().register(InstalledConfigurations)
+
+
+def group_choices(hydra: Any) -> dict[str, str | None]:
+    """Return the option of each config group, Hydra's own left out."""
+    return {str(name): option for name, option in hydra.runtime.choices.items() if not name.startswith("hydra/")}
 
 
 def flags_parser() -> argparse.ArgumentParser:
-    """Hydra's own flags."""
+    """Return the parser of Hydra's own flags."""
     parser: argparse.ArgumentParser = get_args_parser()
     parser.exit_on_error = False
     return parser
 
 
 def parse_flags(words: list[str]) -> argparse.Namespace:
-    """Flags and overrides in any order.
+    """Parse flags and overrides in any order.
 
     Raises:
         UsageError: for a flag that is unknown, incomplete, or does not go with another.
@@ -104,7 +117,7 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
     try:
         args, unknown = parser.parse_known_intermixed_args(words)
     except argparse.ArgumentError as error:
-        raise UsageError([one_line(error)]) from error
+        raise UsageError(one_line(error)) from error
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     problems = [f"{word}: no such flag{did_you_mean(word.split('=')[0], flags)}" for word in unknown]
     problems += [why for name, why in REFUSED.items() if getattr(args, name)]
@@ -116,12 +129,12 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
     if args.config_dir and not os.path.isdir(args.config_dir):
         problems.append(f"--config-dir (or METARL_CONFIG_DIR): no such folder: {os.path.abspath(args.config_dir)}")
     if problems:
-        raise UsageError(problems)
+        raise UsageError(*problems)
     return args
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Resolved values; a value still missing (``???``) is left out.
+    """Resolve a configuration to plain values; a value still missing (``???``) is left out.
 
     Raises:
         UsageError: if an interpolation cannot be resolved.
@@ -129,32 +142,44 @@ def plain(config: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError([f"{error.full_key}: {one_line(str(error).splitlines()[0])}"]) from error
+        raise UsageError(f"{error.full_key}: {one_line(str(error).splitlines()[0])}") from error
 
     def given(value: Any) -> Any:
         return {str(k): given(v) for k, v in value.items() if v != "???"} if isinstance(value, dict) else value
 
-    found: dict[str, Any] = given(values)
-    return found
+    resolved: dict[str, Any] = given(values)
+    return resolved
 
 
 class Composer:
-    """Composes a command's configuration; what cannot be composed is noted in ``problems`` and left out."""
+    """Composes a command's configuration; what cannot be composed is noted in ``problems`` and left out.
 
-    def __init__(self, command: str, config_dir: str | None):
-        version.setbase(BASE)
+    Args:
+        command: its name.
+        config_dir: the user's own configurations, if any.
+        open_groups: groups of the configuration that take any key.
+    """
+
+    def __init__(self, command: str, config_dir: str | None, open_groups: tuple[str, ...] = ()):
+        set_version_base()
         setup_globals()
         path = create_config_search_path(conf_dir())
+        known = {element.provider for element in path.get_path()}
+        for name, folder in installed_folders():
+            if name not in known:
+                path.prepend(name, f"file://{folder}", SearchPathQuery(provider="schema"))
         if config_dir:
             path.prepend("command-line", f"file://{os.path.abspath(config_dir)}", SearchPathQuery(provider="schema"))
-        self.command, self.loader = command, ConfigLoaderImpl(config_search_path=path)
+        self.command, self.open_groups = command, open_groups
+        self.loader = ConfigLoaderImpl(config_search_path=path)
         self.problems: dict[str, str] = {}  # override -> what is wrong with it
         self.instead: dict[str, str] = {}  # override -> what it probably means, to judge the others by
-        self.ready: tuple[list[str], DictConfig] | None = None  # what was composed already
-        self.lost: set[str] = set()  # groups of which nobody knows what is meant: the keys in them cannot be judged
+        self.ready: tuple[list[str], DictConfig] | None = None  # overrides that were composed already, and the result
+        self.sweeps = False  # whether there are several jobs, by the command line or by the configuration itself
+        self.lost: set[str] = set()  # groups without a known option: the keys in them cannot be judged
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
-        """Hydra's composition; raises Hydra's errors."""
+        """Compose as Hydra does; raises Hydra's errors."""
         single = mode is RunMode.RUN  # refuses "seed=0,1"
         try:
             return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=single)
@@ -174,7 +199,7 @@ class Composer:
         try:
             config = self.compose([], mode)
         except ERRORS as error:
-            self.problems[""] = _reason(error)
+            self.problems[""] = error_text(error)
             return None
         good: list[str] = []
         groups = self.loader.list_groups("")
@@ -196,6 +221,7 @@ class Composer:
     def _explain(self, override: str, error: Exception, config: DictConfig) -> str:
         written = override.lstrip("+")
         name, value = _name(override), override.partition("=")[2]
+        group = name.partition(".")[0]
         if isinstance(error, OverrideParseException):
             reason = "write key=value" if "=" not in override else f"cannot be read ({one_line(str(error).splitlines()[0])})"
             return f"{written}: {reason}; quote what the shell would split: 'key=[1, 2]'"
@@ -204,17 +230,29 @@ class Composer:
             if best := closest(value, options):
                 self.instead[override] = f"{name}={best[0]}"
             add = f"; put yours in DIR/{name}/{value}.yaml and give --config-dir DIR"
-            return f"{written}: no such option{choose(value, options) if options else add}"
+            return f"{written}: no such option{known_options(value, options) if options else add}"
+        groups, choices = self.loader.list_groups(""), group_choices(config.hydra)
+        if group in groups and choices.get(group) is None and group not in ("experiment", "hydra"):
+            return f"{written}: {self._absent(group, choices)}"
         text = str(error).splitlines() or [""]
         if text[0].startswith("Could not override"):
             keys = [k for k in flatten(OmegaConf.to_container(config)) if k.startswith("hydra") == name.startswith("hydra")]
-            return f"{written}: {no_such_key(name, [*keys, *self.loader.list_groups('')])}"
+            if self.open_groups and not closest(name, keys):
+                means = " or ".join(f"{inside}.{name}={value}" for inside in self.open_groups)
+                return f"{written}: no such key; did you mean {means}?"
+            return f"{written}: {no_such_key(name, [*keys, *(g for g in groups if g in choices)])}"
         if text[0].startswith(("Ambiguous value", "Sweep parameters")):
             return f"{written}: several values; add -m to try each, or write a list as {name}=[1,2]"
-        return f"{written}: {_reason(error)}"
+        return f"{written}: {error_text(error)}"
+
+    def _absent(self, group: str, choices: Mapping[str, str | None]) -> str:
+        """Say why a configuration has nothing of a config group."""
+        if group in choices:
+            return f"algo={choices.get('algo')} has no {group}"
+        return f"metarl {self.command} has no {group} to choose; a saved run brings its own"
 
     def jobs(self, overrides: list[str], multirun: bool) -> list[list[str]]:
-        """The overrides of each job: one, or those the basic sweeper will make; none for another sweeper, which knows alone."""
+        """Return the overrides of each job: one, or those of the basic sweeper; none for a sweeper whose jobs are unknown."""
         if not multirun:
             with contextlib.suppress(*ERRORS):
                 self.ready = (overrides, self.compose(overrides))
@@ -223,6 +261,7 @@ class Composer:
         master = self.settle(overrides, RunMode.MULTIRUN)
         if master is None or not (multirun or master.hydra.mode == RunMode.MULTIRUN):
             return [overrides]
+        self.sweeps = True
         if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
             return []
         task = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
@@ -235,54 +274,63 @@ def _name(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _reason(error: BaseException) -> str:
-    """Hydra's own words, without the list of folders it looked in."""
+def error_text(error: BaseException) -> str:
+    """Return an error of composition in one line: the place in a yaml file, or Hydra's words without its search path."""
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        return f"{mark.name}, line {mark.line + 1}: {one_line(error.problem or error.context)}"
     return one_line(f"{str(error).partition('Config search path')[0]} {error.__cause__ or ''}")
 
 
 def find_problems(
-    command: str, args: argparse.Namespace, validate: Callable[[str, dict[str, Any]], object] | None = None
-) -> list[str]:
-    """Everything wrong with the configurations a command line asks for, of each job of a sweep.
+    command: Command,
+    args: argparse.Namespace,
+    check: Callable[[Command, dict[str, Any], dict[str, str | None]], object] | None = None,
+) -> list[str | Problem]:
+    """Return everything wrong with the configurations a command line asks for, of each job of a sweep.
 
-    ``validate`` checks the values of one, and raises an exception that has ``problems``.
+    Args:
+        command: the command.
+        args: its flags and overrides; ``multirun`` is set where the configuration is a sweep by itself (``hydra.mode``), which
+            Hydra 1.4 wants to know before it composes.
+        check: raises UserError for wrong values of a configuration, given with its choices.
     """
-    composer = Composer(command, args.config_dir)
-    found: dict[str, None] = {}
+    composer = Composer(command.name, args.config_dir, command.open_groups)
+    wrong: dict[Problem, None] = {}
     for number, job in enumerate(composer.jobs(args.overrides, args.multirun)):
         config = composer.settle(job)
-        if config is None or validate is None:
+        if config is None or check is None:
             continue
         with open_dict(config):
             config.hydra.job.num = number
         HydraConfig.instance().set_config(config)
+        choices = group_choices(config.hydra)
         with open_dict(config):
             del config["hydra"]
         try:
-            validate(command, plain(config))
-        except Exception as error:
-            if not hasattr(error, "problems"):
-                raise
-            found |= dict.fromkeys(error.problems)
+            check(command, plain(config), choices)
+        except UserError as error:
+            wrong |= dict.fromkeys(error.problems)
+    args.multirun = args.multirun or (composer.sweeps and check is not None)
     HydraConfig.instance().cfg = None
     written = {override: place for place, override in enumerate(args.overrides)}
     refused = sorted(composer.problems, key=lambda override: written.get(override, len(written)))
-    return [*(composer.problems[override] for override in refused), *found]
+    return [*(composer.problems[override] for override in refused), *wrong]
 
 
-def compose_train(overrides: list[str]) -> tuple[TrainConfig, dict[str, str], list[str]]:
-    """Compose and check one ``metarl train``: its configuration, the options chosen, the overrides.
+def compose_train(overrides: list[str]) -> tuple[TrainConfig, Job]:
+    """Compose and check one ``metarl train``.
 
     Raises:
         UserError: with every problem.
     """
+    from metarl_cli.config.models import Job, TrainConfig
+    from metarl_cli.config.registry import validate
+
+    register_installed()
     composer = Composer("train", os.environ.get("METARL_CONFIG_DIR") or None)
     config = composer.settle(overrides)
     if composer.problems or config is None:
-        raise ConfigError(list(composer.problems.values()))
-    choices = {k: v for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+        raise UsageError(*composer.problems.values())
     with open_dict(config):
-        del config["hydra"]
-    checked = validate("train", plain(config))
-    assert isinstance(checked, TrainConfig)
-    return checked, choices, overrides
+        choices = group_choices(config.pop("hydra"))
+    return validate(TrainConfig, plain(config), choices), Job(choices, overrides)

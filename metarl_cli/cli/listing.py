@@ -1,7 +1,7 @@
-"""``metarl envs`` and ``metarl algos``: what there is to choose from, and all there is to know about one of them.
+"""Lists of the options of a config group, and pages that describe one of them in full.
 
-The list is read from the configurations and the sources, without importing a module: it needs neither torch nor a simulator.
-One option in full builds the family, where that can be done here, to say what it is.
+A list is read from the configurations and the sources, without importing a module: it needs neither torch nor a simulator.
+A page builds the family, where that is possible, to describe it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from metarl_cli.cli import compose as composing
+from metarl_cli.cli.commands import commands
 from metarl_cli.config import messages as problems
+from metarl_cli.errors import UserError
 
 GROUPS = {"envs": "env", "algos": "algo"}  # command, which is also the folder of the modules -> config group
-TOLD = ("module", "ranges", "ood_ranges", "choices", "ood_choices")  # values that have their own place on a page
-WIDE = 10_000  # [columns] of a pipe: one line per option
-WIDEST = 120  # [columns] that one can still read
+SHOWN_ELSEWHERE = ("module", "ranges", "ood_ranges", "choices", "ood_choices")  # values with their own place on a page
+PIPE_COLUMNS = 10_000  # of a pipe: one line per option
+MOST_COLUMNS = 120  # of a terminal: longer lines are hard to read
 
 HELP = """\
 metarl {command}: {what}.
@@ -42,36 +44,37 @@ packages, and your own in DIR/{group} (METARL_CONFIG_DIR names a DIR too). With 
 """
 
 
-def run(command: str, what: str, words: list[str]) -> None:
-    """List the options, or show those named in ``words``.
+def run(command: str, words: list[str]) -> int:
+    """List the options, or show those named in ``words``; returns the exit code.
 
     Raises:
         UsageError: for a flag or a name that does not exist.
     """
     args = composing.parse_flags(words)
     if any(value for flag, value in vars(args).items() if flag not in ("overrides", "config_dir", "help")):
-        raise composing.UsageError([f"metarl {command}: takes names, --config-dir and --help alone"])
+        raise composing.UsageError(f"metarl {command}: takes names, --config-dir and --help alone")
     if args.help:
-        print(HELP.format(command=command, what=what, group=GROUPS[command]), end="")
-        return
+        print(HELP.format(command=command, what=commands()[command].line, group=GROUPS[command]), end="")
+        return 0
     catalogue = Catalogue(command, args.config_dir)
     group, known = catalogue.group, catalogue.names
     wrong = [name for name in args.overrides if name not in known]
     if wrong:
-        raise composing.UsageError([f"{name}: no such option of {group}{problems.choose(name, known)}" for name in wrong])
+        raise composing.UsageError(*(f"{n}: no such option of {group}{problems.known_options(n, known)}" for n in wrong))
     console = Console(highlight=False)
-    console.width = min(console.width, WIDEST) if console.is_terminal else WIDE
+    console.width = min(console.width, MOST_COLUMNS) if console.is_terminal else PIPE_COLUMNS
     with console.capture() as shown:
         if not args.overrides:
             _list(console, catalogue)
         for name in args.overrides:
             _show(console, catalogue, name)
     print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    return 0
 
 
-def names(command: str, config_dir: str | None) -> list[str]:
-    """The options of a command's group, for completion."""
-    return Catalogue(command, config_dir).names
+def complete(command: str, words: list[str]) -> list[str]:
+    """Return the options of a command's group and its flags, for completion."""
+    return [*Catalogue(command, composing.parse_flags(words).config_dir).names, "--config-dir"]
 
 
 class Catalogue:
@@ -103,7 +106,7 @@ class Catalogue:
         try:
             return self.compose(name)[self.group]
         except (*composing.ERRORS, composing.UsageError) as error:
-            self.broken[name] = problems.one_line(error)
+            self.broken[name] = composing.error_text(error)
             return {}
 
     def compose(self, name: str, *overrides: str) -> dict[str, Any]:
@@ -223,19 +226,18 @@ def _list(console: Console, catalogue: Catalogue) -> None:
 
 def _show(console: Console, catalogue: Catalogue, name: str) -> None:
     from metarl_cli.config import registry as building  # brings torch, which the list does without
-    from metarl_cli.errors import UserError
 
     group = catalogue.group
     try:
         values = catalogue.compose(name)[group]
     except composing.ERRORS as error:
-        raise composing.UsageError([f"{group}={name}: {problems.one_line(error)}"]) from error
-    model = family = None
+        raise composing.UsageError(f"{group}={name}: {composing.error_text(error)}") from error
+    config = family = None
     facts = {}
     try:
-        module, config = building.load(group, values)
-        model = type(config)
-        family = module.Family(config) if group == "env" else None
+        parsed = building.load(group, values)
+        config = parsed.config
+        family = parsed.module.Family(config) if group == "env" else None
     except (UserError, ValueError, ImportError) as error:  # say, a simulator that is not installed
         facts["not here"] = problems.one_line(error)
     if family:
@@ -252,9 +254,9 @@ def _show(console: Console, catalogue: Catalogue, name: str) -> None:
     if text := catalogue.docstring(values):
         console.print(Markdown(text) if console.is_terminal else Text(text))
         console.print()
-    shown = [(path, value) for path, value in leaves(values) if not {*path} & {*TOLD}]
+    shown = [(path, value) for path, value in leaves(values) if not {*path} & {*SHOWN_ELSEWHERE}]
     if shown:
-        meanings = [_meaning(*building.owner(model, values, path)) if model else Text() for path, _ in shown]
+        meanings = [_meaning(*building.owner(config, path)) if config else Text() for path, _ in shown]
         rows = [
             (Text(".".join((group, *path))), Text(problems.show(value)), meaning)
             for (path, value), meaning in zip(shown, meanings, strict=True)
@@ -323,14 +325,15 @@ def _meaning(model: Any, path: Sequence[str]) -> Text:
 def _examples(catalogue: Catalogue, name: str, values: dict[str, Any]) -> Iterator[str]:
     """Commands that use it and that work here, the measured settings first; ``values`` are empty where it cannot be built."""
     from metarl_cli.config import registry as building
+    from metarl_cli.config.models import TrainConfig
 
     group, more = catalogue.group, f" --config-dir {catalogue.config_dir}" if catalogue.config_dir else ""
     yield from (f"metarl train experiment={experiment}{more}" for experiment in catalogue.experiments(name))
     others = [f"algo={algo}" for algo in catalogue.composer.loader.get_group_options("algo")] if group == "env" else []
     for first in ("", *others) if values else ():
         try:
-            building.validate("train", catalogue.compose(name, *filter(None, [first])))
-        except (building.ConfigError, *composing.ERRORS, composing.UsageError):
+            building.validate(TrainConfig, catalogue.compose(name, *filter(None, [first])))
+        except (UserError, *composing.ERRORS):
             continue
         yield f"metarl train {first} {group}={name}{more}".replace("  ", " ")
         break

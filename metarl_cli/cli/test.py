@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from metarl_cli.config.models import TestConfig
+from metarl_cli.cli.process import tune_process
+from metarl_cli.config.models import Job, TestConfig
 from metarl_cli.evaluation.report import table
 from metarl_cli.progress import status, wide_console
 from metarl_cli.runs.run import Run
 
+Config = TestConfig
 
-def run(config: TestConfig) -> float:
+
+def run(config: TestConfig, job: Job) -> float:
     """Repeat the evaluation of a saved run; returns the curve's ``score``."""
+    tune_process(config.hardware)
     saved = Run(config.run, config.hardware, config.checkpoint)
     console = wide_console()
     with status(console, f"adapting to {config.split} tasks"):

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from metarl_cli import processes
-from metarl_cli.config.models import TrainConfig
+from metarl_cli.cli.process import tune_process
+from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.report import table
 from metarl_cli.progress import PLAIN_EVERY, listening, status, wide_console
@@ -26,17 +27,21 @@ from metarl_cli.runs.loop import Listener, Progress, follow, train
 TITLES = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
 
 
-def run(config: TrainConfig, choices: dict[str, str], overrides: list[str]) -> float:
+Config = TrainConfig
+
+
+def run(config: TrainConfig, job: Job) -> float:
     """Train a new run, or go on with the one in the folder; returns its score on the test tasks.
 
     Started by ``torchrun``, the first process does; the others evaluate their part of every population, and return nan.
     """
+    tune_process(config.hardware)
     processes.join()
     group = processes.Processes()
     if group.rank > 0:
         follow(group)
         return math.nan
-    _, score = train(config, choices, overrides, Terminal(wide_console()))
+    _, score = train(config, job, Terminal(wide_console()))
     return score
 
 

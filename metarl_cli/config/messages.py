@@ -1,6 +1,6 @@
-"""What is wrong with a configuration, in words: the key, the value, what is allowed there, and "did you mean".
+"""Messages about a configuration: the key at fault, its value, what is allowed there, and "did you mean".
 
-Nothing here knows the project's own models, and nothing here is slow to import.
+The module knows none of the project's own models, and is fast to import.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from metarl_cli.config.base import Group
+from metarl_cli.errors import Problem
+
 NAMES = {
     int: ("an integer", "integers"),
     float: ("a number", "numbers"),
@@ -22,18 +25,19 @@ NAMES = {
     str: ("a text", "texts"),
 }
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-CLOSE = 0.66  # similarity from which a name is worth suggesting
+CLOSE = 0.66  # similarity from which a name is worth suggesting: one wrong letter in four or more
+SYNONYMS = {"gpu": "cuda"}  # what people write -> the name here, which no likeness of letters finds
 
 
-def describe(model: type[BaseModel], errors: list[ErrorDetails], values: Any, prefix: str = "") -> dict[str, str]:
-    """One line for each key at fault, by key; keys are shown with ``prefix``."""
+def describe(model: type[BaseModel], errors: list[ErrorDetails], values: Any, prefix: str = "") -> list[Problem]:
+    """Return one problem for each key at fault; keys begin with ``prefix``."""
     keys = [prefix + ".".join(str(part) for part in error["loc"]) for error in errors]
     wrong = tuple(f"{key}." for key, error in zip(keys, errors, strict=True) if error["type"] == "extra_forbidden")
     known = {prefix + key for key in (*_fields(model), *flatten(values)) if not f"{prefix}{key}.".startswith(wrong)}
-    problems: dict[str, str] = {}
+    problems: dict[str, Problem] = {}
     for key, error in zip(keys, errors, strict=True):
-        problems.setdefault(key, _describe(model, key, error, known))
-    return problems
+        problems.setdefault(key, Problem(key, _describe(model, key, error, known)))
+    return list(problems.values())
 
 
 def _describe(model: type[BaseModel], key: str, error: ErrorDetails, known: set[str]) -> str:
@@ -51,7 +55,7 @@ def _describe(model: type[BaseModel], key: str, error: ErrorDetails, known: set[
 
 
 def expected(model: type[BaseModel], loc: list[Any]) -> tuple[str, str, list[str]]:
-    """What belongs at ``loc``: its type and range in words, its meaning, and the names to choose from if any."""
+    """Return the type and range of the value at ``loc`` in words, its meaning, and the names to choose from if any."""
     kind: Any = model
     rules: list[Any] = []
     meaning = ""
@@ -69,7 +73,7 @@ def expected(model: type[BaseModel], loc: list[Any]) -> tuple[str, str, list[str
 
 
 def _bare(kind: Any, rules: list[Any]) -> tuple[Any, list[Any]]:
-    """A type without ``| None`` and ``Annotated``, and all its rules."""
+    """Return a type without ``| None`` and ``Annotated``, and all its rules."""
     if get_origin(kind) in (Union, UnionType):
         others = [a for a in get_args(kind) if a is not NoneType]
         kind = others[0] if len(others) == 1 else kind
@@ -80,7 +84,7 @@ def _bare(kind: Any, rules: list[Any]) -> tuple[Any, list[Any]]:
 
 
 def _words(kind: Any, rules: list[Any], many: bool = False) -> str:
-    """A type with its range, as people say it."""
+    """Return a type with its range in plain words."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join("null" if a is NoneType else _words(a, rules) for a in arguments)
@@ -89,7 +93,7 @@ def _words(kind: Any, rules: list[Any], many: bool = False) -> str:
     if origin is Literal:
         return f"one of {', '.join(str(a) for a in arguments)}"
     limits = {k: getattr(r, k) for r in rules for k in (*SIGNS, "min_length", "max_length") if hasattr(r, k)}
-    if origin is dict or kind is dict or _is_model(kind):
+    if origin is dict or kind in (dict, Group) or _is_model(kind):
         inner = f", each value {_words(arguments[1], [])}" if arguments and arguments[1] is not Any else ""
         return ("groups of names and values" if many else "a group of names and values") + inner
     if origin in (list, tuple):
@@ -102,7 +106,7 @@ def _words(kind: Any, rules: list[Any], many: bool = False) -> str:
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of a model's keys, groups included."""
+    """Yield the dotted names of a model's keys, groups included."""
     for name, info in model.model_fields.items():
         key = f"{prefix}{info.alias or name}"
         yield key
@@ -116,25 +120,30 @@ def _is_model(kind: Any) -> bool:
 
 
 def flatten(values: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names in nested dicts, groups included."""
+    """Yield the dotted names in nested dicts, groups included."""
+    if isinstance(values, Group):
+        values = values.values
     for key, value in values.items() if isinstance(values, dict) else ():
         yield f"{prefix}{key}"
         yield from flatten(value, f"{prefix}{key}.")
 
 
 def show(value: object) -> str:
-    """A value as one writes it on the command line, cut if long."""
+    """Return a value as it is written on the command line, cut if long."""
     text = str(value) if isinstance(value, str | float) else json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def one_line(error: object) -> str:
-    """A message without its line breaks."""
+    """Return a message without its line breaks."""
     return " ".join(str(error).split())
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:
-    """The names most like this one, best first; a key's last part counts by itself, so ``lr`` finds ``algo.outer.lr``."""
+    """Return the names most like this one, best first; ``lr`` finds ``algo.outer.lr``, whose last part it is."""
+    known = set(known)
+    if SYNONYMS.get(name) in known:
+        return [SYNONYMS[name]]
 
     def like(a: str, b: str) -> float:
         return SequenceMatcher(None, a, b).ratio()
@@ -145,26 +154,26 @@ def closest(name: str, known: Iterable[str]) -> list[str]:
         whole, last = like(name, key), like(name.rpartition(".")[2], key.rpartition(".")[2])
         return max(whole, 0.9 * last) if "." not in name else 0.5 * whole + 0.5 * last
 
-    scores = sorted(((score(key), key) for key in set(known) - {name}), key=lambda pair: (-pair[0], pair[1]))
+    scores = sorted(((score(key), key) for key in known - {name}), key=lambda pair: (-pair[0], pair[1]))
     return [key for value, key in scores if value >= max(CLOSE, scores[0][0] - 0.05)][:3]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``; did you mean a or b?``, or nothing."""
+    """Return ``; did you mean a or b?``, or nothing."""
     best = closest(name, known)
     return f"; did you mean {' or '.join(best)}?" if best else ""
 
 
 def no_such_key(key: str, known: Iterable[str]) -> str:
-    """The keys most like this one, or else its neighbours."""
+    """Return that there is no such key, with the keys most like it or else its neighbours."""
     known = sorted(set(known))
     group = key.rpartition(".")[0]
     near = ", ".join(k for k in known if k.rpartition(".")[0] == group)
     return "no such key" + (did_you_mean(key, known) or (f"; known: {near}" if near else ""))
 
 
-def choose(name: str, known: Iterable[str]) -> str:
-    """``; did you mean a? known: a, b, c``."""
+def known_options(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean a? known: a, b, c``."""
     known = list(known)
     hint = did_you_mean(name, known)
     return f"{hint or ';'} known: {', '.join(known)}"

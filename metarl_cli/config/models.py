@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from metarl_cli.config.base import StrictModel
+from metarl_cli.config.base import Group, Operational, Part, StrictModel
+
+
+class Job(NamedTuple):
+    """How a configuration was composed: the option of each group, and the overrides of the command line."""
+
+    choices: dict[str, str | None]
+    overrides: list[str]
 
 
 class Hardware(StrictModel):
@@ -21,8 +28,8 @@ class TrainLoop(StrictModel):
 
     iterations: int = Field(gt=0, description="meta-iterations")
     eval_every: int = Field(gt=0, description="iterations between evaluations on validation tasks")
-    log_every: int = Field(gt=0, description="iterations between logged metrics")
-    checkpoint_every: float = Field(gt=0, description="seconds between checkpoints")
+    log_every: Annotated[int, Operational()] = Field(gt=0, description="iterations between logged metrics")
+    checkpoint_every: Annotated[float, Operational()] = Field(gt=0, description="seconds between checkpoints")
 
 
 class Evaluation(StrictModel):
@@ -30,7 +37,7 @@ class Evaluation(StrictModel):
 
     tasks: int = Field(gt=0, description="tasks evaluated")
     episodes: int = Field(gt=0, description="full episodes per task and adaptation step")
-    steps: int = Field(gt=0, description="adaptation steps; an algorithm with memory has trials of algo.episodes instead")
+    steps: int | None = Field(gt=0, description="gradient steps; none for an algorithm with memory, which adapts within trials")
 
 
 class TrainConfig(StrictModel):
@@ -38,15 +45,17 @@ class TrainConfig(StrictModel):
 
     seed: int = Field(ge=0, description="the one seed every random stream derives from")
     tasks_seed: int = Field(ge=0, description="seed of the held-out tasks; runs with the same one share their tests")
-    run: str | None = Field(description="run folder to continue, or where the new run goes; none: named by the config")
-    outputs: str = Field(description="where new run folders go")
+    run: Annotated[str | None, Operational()] = Field(
+        description="run folder to continue, or where the new run goes; none: named by the config"
+    )
+    outputs: Annotated[str, Operational()] = Field(description="where new run folders go")
     train: TrainLoop
     eval: Evaluation
     test: Evaluation
-    algo: dict[str, Any]
-    learner: dict[str, Any]
-    env: dict[str, Any]
-    hardware: Hardware
+    algo: Annotated[Group, Part("algo")]
+    learner: Annotated[Group | None, Part("learner")] = None  # an algorithm without a learner removes the group
+    env: Annotated[Group, Part("env")]
+    hardware: Annotated[Hardware, Operational()]
 
 
 class TestConfig(StrictModel):
@@ -56,7 +65,7 @@ class TestConfig(StrictModel):
     split: Literal["validation", "test", "ood"] = Field(description="which held-out tasks")
     tasks: int | None = Field(gt=0, description="tasks evaluated; none: as at the end of training")
     episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
-    steps: int | None = Field(gt=0, description="gradient steps; none: as in training")
+    steps: int | None = Field(gt=0, description="gradient steps, for algorithms without memory; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
     hardware: Hardware
@@ -67,7 +76,7 @@ class AdaptConfig(StrictModel):
 
     run: str = Field(description="the run folder to adapt from")
     task: dict[str, float] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
-    steps: int | None = Field(gt=0, description="gradient steps; none: as in training")
+    steps: int | None = Field(gt=0, description="gradient steps, for algorithms without memory; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
     seed: int = Field(ge=0, description="seed of the support episodes and of the measuring ones")
@@ -79,7 +88,7 @@ class AdaptConfig(StrictModel):
     @field_validator("task", mode="before")
     @classmethod
     def _parameters_of_a_mix(cls, task: object) -> object:
-        """``{family: {name: value}}`` -> ``{"family.name": value}``: the parameters of one family in a mix."""
+        """Flatten ``{family: {name: value}}`` to ``{"family.name": value}``, the parameters of one family in a mix."""
         if not isinstance(task, dict):
             return task
         flat: dict[str, object] = {}
@@ -87,6 +96,3 @@ class AdaptConfig(StrictModel):
             group = cls._parameters_of_a_mix(value)
             flat |= {f"{name}.{key}": v for key, v in group.items()} if isinstance(group, dict) else {name: value}
         return flat
-
-
-MODELS: dict[str, type[StrictModel]] = {"train": TrainConfig, "test": TestConfig, "adapt": AdaptConfig}

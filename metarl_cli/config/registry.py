@@ -1,4 +1,4 @@
-"""From a composed configuration to objects: validation with every problem at once, and modules found by name.
+"""The registry of modules, and validation: from plain values to a checked configuration, with every problem at once.
 
 A group says ``module: maml`` and means ``metarl_cli.algos.maml``; the rest of the group is that module's ``Config``. Installed
 packages add modules through the entry points ``metarl.algos``, ``metarl.learners`` and ``metarl.envs``. No path, no
@@ -11,21 +11,20 @@ import copy
 import importlib
 import math
 import pkgutil
-import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
-from operator import getitem
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from metarl_cli.config.messages import choose, describe, one_line, show
-from metarl_cli.config.models import MODELS, AdaptConfig, TestConfig, TrainConfig
-from metarl_cli.errors import UserError
+from metarl_cli.config.base import Group, Part
+from metarl_cli.config.compatibility import check_run
+from metarl_cli.config.messages import describe, known_options, one_line, show
+from metarl_cli.config.models import TrainConfig
+from metarl_cli.errors import Problem, UserError
 
-GROUPS = ("env", "learner", "algo")  # of ``metarl train``; env first: a learner needs its spec
 # kind of group -> folder of its modules, and the class each module has beside its Config
 MODULES = {
     "env": ("envs", "Family"),
@@ -36,59 +35,40 @@ MODULES = {
     "search": ("evolution.searches", "Search"),
 }
 
-
-class Part(NamedTuple):
-    """Marks a field of a ``Config`` that is itself a group of a kind with modules, or with ``many`` a dict of such groups."""
-
-    kind: str
-    many: bool = False
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(UserError):
-    """A configuration that cannot run; ``problems`` says everything wrong with it, one line each."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__(problems)
-        self.problems = problems
-
-    def __str__(self) -> str:
-        return "\n".join(self.problems)
+    """A configuration that cannot run, with everything that is wrong with it."""
 
 
-def validate(command: str, values: dict[str, Any]) -> TrainConfig | TestConfig | AdaptConfig:
-    """The checked configuration of a command; groups stay plain dicts, with every number in its field's type.
+def validate(model: type[Model], values: Mapping[str, Any], choices: Mapping[str, str | None] | None = None) -> Model:
+    """Check the values of a command's configuration.
+
+    Args:
+        model: the command's ``Config``.
+        values: plain values, as composed.
+        choices: the option of each config group, by which messages name the algorithm; none: by its module.
 
     Raises:
         ConfigError: with every problem of the command's own keys and of each group's.
     """
-    values, problems = dict(values), dict(_unsafe(values))
-    spec = None
-    for group in GROUPS if command == "train" else ():
-        if not isinstance(values.get(group), dict):
-            continue  # told with the command's own keys
-        try:
-            module, config = load(group, values[group])
-            values[group] = {"module": values[group]["module"], **config.model_dump(by_alias=True)}
-            if group == "env":
-                spec = module.Family(config).spec
-            elif group == "learner" and spec is not None:
-                module.Learner(config, spec)
-        except ConfigError as error:
-            problems = {_key(line): line for line in error.problems} | problems
-        except ValueError as error:
-            problems[group] = f"{group}: {one_line(error)}"
+    parsed, problems, failed = _load_parts(model, values, "")
+    if issubclass(model, TrainConfig):
+        parsed, problems = check_run(parsed, problems, choices or {})
     try:
-        checked = _parse(MODELS[command], values)
+        config = _parse(model, parsed, failed=failed)
     except ConfigError as error:
-        problems = {_key(line): line for line in error.problems} | problems
+        problems = error.problems + problems
+    problems += _unsafe(values)
     if problems:
-        raise ConfigError(list(problems.values()))
-    assert isinstance(checked, TrainConfig | TestConfig | AdaptConfig)
-    return checked
+        raise ConfigError(*{problem.key: problem for problem in problems}.values())
+    assert config is not None
+    return config
 
 
-def load(kind: str, values: dict[str, Any], place: str = "") -> tuple[ModuleType, Any]:
-    """The module that ``values["module"]`` names, and its ``Config`` of the other values, the groups in it checked too.
+def load(kind: str, values: Mapping[str, Any], place: str = "") -> Group:
+    """Import the module that ``values["module"]`` names and parse its ``Config`` from the other values.
 
     Args:
         kind: of the group, a key of ``MODULES``.
@@ -96,58 +76,65 @@ def load(kind: str, values: dict[str, Any], place: str = "") -> tuple[ModuleType
         place: where it stands in the configuration, for the messages; none: at the top, under the name of its kind.
 
     Raises:
-        ConfigError: if there is no such module, or values are wrong: a line for each.
+        ConfigError: if there is no such module, or values are wrong: a problem for each.
     """
     place = place or kind
     module = _module(kind, values.get("module"), place)
-    values, problems = _check_parts(module.Config, {k: v for k, v in values.items() if k != "module"}, place)
+    rest = {k: v for k, v in values.items() if k != "module"}
+    parsed, problems, failed = _load_parts(module.Config, rest, f"{place}.")
     try:
-        config = _parse(module.Config, values, f"{place}.")
+        config = _parse(module.Config, parsed, f"{place}.", failed)
     except ConfigError as error:
         problems = error.problems + problems
     if problems:
-        raise ConfigError(problems)
-    return module, config
+        raise ConfigError(*problems)
+    return Group(str(values["module"]), module, config)
 
 
-def _check_parts(model: type[BaseModel], values: dict[str, Any], place: str) -> tuple[dict[str, Any], list[str]]:
-    """``values`` with every group that ``model`` marks as a :class:`Part` checked, and what is wrong with those groups."""
-    values, problems = dict(values), []
+def _load_parts(
+    model: type[BaseModel], values: Mapping[str, Any], prefix: str
+) -> tuple[dict[str, Any], list[Problem], set[str]]:
+    """Parse every group that ``model`` marks as a :class:`Part`.
+
+    Returns ``values`` with a :class:`Group` in the place of each, the problems, and the fields of groups that have some.
+    """
+    parsed, problems, failed = dict(values), list[Problem](), set[str]()
     for field, info in model.model_fields.items():
         group = values.get(field)
-        for part in info.metadata if isinstance(group, dict) else ():  # else told with the model's own keys
+        for part in info.metadata if isinstance(group, Mapping) else ():  # else the model itself refuses it
             if not isinstance(part, Part):
                 continue
-            assert isinstance(group, dict)
+            assert isinstance(group, Mapping)
             groups = dict(group) if part.many else {"": group}
             for name, inner in groups.items():
-                if isinstance(inner, dict):
+                if isinstance(inner, Mapping):
                     try:
-                        _, config = load(part.kind, inner, ".".join(filter(None, (place, field, name))))
-                        groups[name] = {"module": inner["module"], **config.model_dump(by_alias=True)}
+                        groups[name] = load(part.kind, inner, f"{prefix}{field}.{name}".rstrip("."))
                     except ConfigError as error:
                         problems += error.problems
-            values[field] = groups if part.many else groups[""]
-    return values, problems
+                        failed.add(field)
+            parsed[field] = groups if part.many else groups[""]
+    return parsed, problems, failed
 
 
-def owner(model: type[BaseModel], values: dict[str, Any], path: Sequence[str]) -> tuple[type[BaseModel], Sequence[str]]:
-    """The ``Config`` that says what the key at ``path`` in ``values`` means, be it of a group within, and its path in that."""
-    info = model.model_fields.get(path[0])
-    for part in info.metadata if info else ():
-        if isinstance(part, Part) and len(path) > (deep := 1 + part.many):
-            group = reduce(getitem, path[:deep], cast(Any, values))
-            return owner(_module(part.kind, group.get("module"), ".".join(path)).Config, group, path[deep:])
-    return model, path
+def owner(config: BaseModel, path: Sequence[str]) -> tuple[type[BaseModel], Sequence[str]]:
+    """Return the ``Config`` class that defines the key at ``path``, be it of a group within, and the path inside it."""
+    names = {info.alias or name: name for name, info in type(config).model_fields.items()}
+    value = getattr(config, names.get(path[0], path[0]), None)
+    if isinstance(value, Group) and len(path) > 1:
+        return owner(value.config, path[1:])
+    if isinstance(value, dict) and len(path) > 2 and isinstance(inner := value.get(path[1]), Group):
+        return owner(inner.config, path[2:])
+    return type(config), path
 
 
 def _module(kind: str, name: object, place: str) -> ModuleType:
-    """One of this package's modules or of an installed entry point's, looked up in a list: a name is never a path."""
+    """Return a module of this package or of an installed entry point, looked up in a list: a name is never a path."""
     folder, needed = MODULES[kind]
     package = importlib.import_module(f"metarl_cli.{folder}")
     sources: dict[str, Callable[[], Any]] = {p.name: p.load for p in entry_points(group=f"metarl.{folder.rpartition('.')[2]}")}
-    for found in pkgutil.iter_modules(package.__path__):
-        sources[found.name] = partial(importlib.import_module, f"{package.__name__}.{found.name}")
+    for info in pkgutil.iter_modules(package.__path__):
+        sources[info.name] = partial(importlib.import_module, f"{package.__name__}.{info.name}")
 
     def imported(key: str) -> ModuleType | None:
         try:
@@ -155,7 +142,8 @@ def _module(kind: str, name: object, place: str) -> ModuleType:
         except ImportError as error:
             if key != name:
                 return None
-            raise ConfigError([f"{place}.module={name}: cannot be imported: {one_line(error)}"]) from error
+            problem = f"{place}.module={name}: cannot be imported: {one_line(error)}"
+            raise ConfigError(Problem(f"{place}.module", problem)) from error
         complete = isinstance(module, ModuleType) and hasattr(module, "Config") and hasattr(module, needed)
         return module if complete else None
 
@@ -163,41 +151,49 @@ def _module(kind: str, name: object, place: str) -> ModuleType:
         return module
     known = sorted(key for key in sources if imported(key))
     wrong = ": missing" if name is None else f"={show(name)}: no such module"
-    raise ConfigError([f"{place}.module{wrong}{choose(str(name or ''), known)}"])
+    raise ConfigError(Problem(f"{place}.module", f"{place}.module{wrong}{known_options(str(name or ''), known)}"))
 
 
-def _parse(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> Any:
-    """An instance of ``model``; a float without a fraction passes for an integer (``steps=1e5``).
+def _parse(model: type[Model], values: dict[str, Any], prefix: str = "", failed: set[str] | None = None) -> Model | None:
+    """Return an instance of ``model``; a float without a fraction passes for an integer (``steps=1e5``).
+
+    Returns None where nothing is wrong but the ``failed`` fields, whose problems are known already.
 
     Raises:
-        ConfigError: with a line for every key at fault.
+        ConfigError: with a problem for every other key at fault.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         errors = error.errors()
-    values = copy.deepcopy(values)
     for wrong in errors:
         if wrong["type"] == "int_type" and isinstance(wrong["input"], float) and wrong["input"].is_integer():
-            *path, last = wrong["loc"]
-            reduce(getitem, path, cast(Any, values))[last] = int(wrong["input"])
+            values = _replaced(values, wrong["loc"], int(wrong["input"]))
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(list(describe(model, error.errors(), values, prefix).values())) from error
+        errors = [e for e in error.errors() if not (e["loc"] and e["loc"][0] in (failed or ()))]
+        if not errors:
+            return None
+        raise ConfigError(*describe(model, errors, values, prefix)) from error
 
 
-def _unsafe(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """What no value may be, anywhere: a name of code, a number that is none; as (key, problem)."""
-    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+def _replaced(values: Any, path: Sequence[Any], value: Any) -> Any:
+    """Return nested ``values`` with another value at ``path``; the original stays as it is."""
+    if not path:
+        return value
+    changed = copy.copy(values)
+    changed[path[0]] = _replaced(values[path[0]], path[1:], value)
+    return changed
+
+
+def _unsafe(values: Any, prefix: str = "") -> Iterator[Problem]:
+    """Yield what no value may be, anywhere: the name of code, a number that is not finite."""
+    pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in pairs:
         place = f"{prefix}{key}"
         if key == "_target_":
-            yield place, f"{place}={show(value)}: refused; code is named by module, never by path"
+            yield Problem(place, f"{place}={show(value)}: refused; code is named by module, never by path")
         elif isinstance(value, float) and not math.isfinite(value):
-            yield place, f"{place}={show(value)}: must be a finite number"
+            yield Problem(place, f"{place}={show(value)}: must be a finite number")
         yield from _unsafe(value, f"{place}.")
-
-
-def _key(problem: str) -> str:
-    return re.split(r"[=:]", problem, maxsplit=1)[0]

@@ -42,7 +42,7 @@ import weakref
 from collections.abc import Iterator
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
@@ -52,8 +52,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from metarl_cli.config.base import StrictModel
-from metarl_cli.config.messages import choose, did_you_mean, one_line
+from metarl_cli.config.base import Operational, StrictModel
+from metarl_cli.config.messages import did_you_mean, known_options, one_line
 from metarl_cli.envs.tasks import Columns, Range, Tasks, TasksConfig
 from metarl_cli.interfaces import Env, State, Step, Task
 from metarl_cli.spaces import Box, Spec
@@ -210,13 +210,13 @@ class Config(TasksConfig):
     ood_choices: dict[str, list[Number]] = Field(description="further values, of out-of-distribution tasks alone")
     derived: dict[str, Derived] = Field(description="attributes to compute again once the parameters are set")
     wrappers: list[WrapperConfig] = Field(description="around the environment, the innermost first")
-    processes: int = Field(gt=0, description="processes that share the environments; 1 is this one")
+    processes: Annotated[int, Operational()] = Field(gt=0, description="processes that share the environments; 1 is this one")
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
         for name in self.choices:
             if name not in self.parameters:
-                raise ValueError(f"choices of {name}: no such task parameter{choose(name, self.parameters)}")
+                raise ValueError(f"choices of {name}: no such task parameter{known_options(name, self.parameters)}")
             if name in self.ranges:
                 raise ValueError(f"{name} has both a range and choices")
             if not self.choices[name]:
@@ -226,7 +226,7 @@ class Config(TasksConfig):
                 raise ValueError(f"ood_choices of {name} must be values beside its choices")
         for wrapper in self.wrappers:
             if wrapper.name not in WRAPPERS:
-                raise ValueError(f"no such wrapper: {wrapper.name}{choose(wrapper.name, WRAPPERS)}")
+                raise ValueError(f"no such wrapper: {wrapper.name}{known_options(wrapper.name, WRAPPERS)}")
         for keyword in [*self.constructor, *self._targets("constructor")]:
             if keyword in RESERVED:
                 raise ValueError(f"constructor.{keyword} is not the configuration's to set")

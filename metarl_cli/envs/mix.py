@@ -21,7 +21,7 @@ nominal values of the families it does not belong to.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -29,8 +29,7 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
-from metarl_cli.config.base import StrictModel
-from metarl_cli.config.registry import Part, load
+from metarl_cli.config.base import Group, Part, StrictModel
 from metarl_cli.interfaces import Env, State, Step, Task
 from metarl_cli.interfaces import Family as AnyFamily
 from metarl_cli.spaces import Bins, Box, Spec
@@ -41,7 +40,7 @@ MOST_CHOICES = 64  # of one vector action
 class Config(StrictModel):
     """Which families are mixed."""
 
-    families: Annotated[dict[str, dict[str, Any]], Part("env", many=True)] = Field(
+    families: Annotated[dict[str, Group], Part("env", many=True)] = Field(
         min_length=1, description="name -> an env group, as in conf/env"
     )
     bins: int = Field(ge=2, description="values of each action dimension, for families whose actions are vectors")
@@ -58,10 +57,9 @@ class Mix(AnyFamily):
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.families: dict[str, AnyFamily] = {}
-        for name, values in config.families.items():
-            module, parsed = load("env", values, f"env.families.{name}")
+        for name, group in config.families.items():
             try:
-                self.families[name] = module.Family(parsed, device)
+                self.families[name] = group.module.Family(group.config, device)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         self.members = list(self.families.values())

@@ -7,7 +7,6 @@ is chosen, is the algorithm's: ``algos/evolve.py``, ``algos/adrl.py``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -16,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.adaptation.gradient import NetworkPolicy
-from metarl_cli.config.base import StrictModel
-from metarl_cli.config.registry import ConfigError, Part, load
+from metarl_cli.config.base import Group, Part, StrictModel
+from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.evolution.lineage import markdown
 from metarl_cli.evolution.searches.population import shape_by_rank
 from metarl_cli.experience.rollout import Moment, rollout
@@ -65,13 +64,11 @@ class ValidationConfig(StrictModel):
 class EvolutionConfig(StrictModel):
     """Evolution of what learns."""
 
-    genome: Annotated[dict[str, dict[str, Any]], Part("genome", many=True)] = Field(
+    genome: Annotated[dict[str, Group], Part("genome", many=True)] = Field(
         min_length=1, description="what varies: name -> a part, as in conf/algo/genome"
     )
-    lifetime: Annotated[dict[str, Any], Part("lifetime")] = Field(
-        description="how an individual learns, as in conf/algo/lifetime"
-    )
-    search: Annotated[dict[str, Any], Part("search")] = Field(description="how the population moves, as in conf/algo/search")
+    lifetime: Annotated[Group, Part("lifetime")] = Field(description="how an individual learns, as in conf/algo/lifetime")
+    search: Annotated[Group, Part("search")] = Field(description="how the population moves, as in conf/algo/search")
     fitness: FitnessConfig
     validation: ValidationConfig
 
@@ -98,9 +95,8 @@ class Evolution(Algorithm):
         self.lifetime = self._lifetime(family)
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
-        module, parsed = load("search", config.search, "algo.search")
-        self.search: Search = module.Search(
-            parsed, self.genome.start, self.genome.scale, torch_rng(seed, "search", device=device)
+        self.search: Search = config.search.module.Search(
+            config.search.config, self.genome.start, self.genome.scale, torch_rng(seed, "search", device=device)
         )
         if self.search.warmup and context.iterations < self.search.warmup + 2:
             raise ValueError(
@@ -114,30 +110,30 @@ class Evolution(Algorithm):
 
     def _lifetime(self, family: Family) -> Any:
         """Return the lifetime of individuals in the environments of ``family``."""
-        module, parsed = load("lifetime", self.config.lifetime, "algo.lifetime")
-        return module.Lifetime(parsed, self.learner, family, self.device)
+        lifetime = self.config.lifetime
+        return lifetime.module.Lifetime(lifetime.config, self.learner, family, self.device)
 
     def _check_traits(self) -> None:
         """Raises ValueError where a part of the genome says something that no lifetime asks for, or may not be."""
-        module = self.config.lifetime["module"]
+        module = self.config.lifetime.name
         sample = self.genome.decode(self.genome.start[None])
         if unused := sample.keys() - self.lifetime.traits - {"init", "structure"}:
             raise ValueError(f"algo.genome: {', '.join(sorted(unused))} mean nothing in algo.lifetime.module={module}")
         if "init" in sample and "structure" in sample:
             raise ValueError("algo.genome: initial weights and architecture do not go together")
         known = self.lifetime.default.get("hyper", {})
-        for part, values in self.config.genome.items():
-            ranges = values.get("ranges", {})
+        for part, group in self.config.genome.items():
+            ranges = group.values.get("ranges", {})
             if unknown := ranges.keys() - known.keys():
                 said = f"no {', '.join(sorted(unknown))} in algo.lifetime.module={module}; known: {', '.join(known)}"
                 raise ValueError(f"algo.genome.{part}.ranges: {said}")
-            for end in ("low", "high"):
-                lifetime = copy.deepcopy(self.config.lifetime)
+            for end in ("low", "high") if ranges else ():
+                lifetime = self.config.lifetime.values
                 lifetime.get("hyper", lifetime).update({name: span[end] for name, span in ranges.items()})
                 try:
                     load("lifetime", lifetime, "algo.lifetime")
                 except ConfigError as error:
-                    wrong = "; ".join(error.problems)
+                    wrong = "; ".join(problem.text for problem in error.problems)
                     raise ValueError(f"algo.genome.{part}.ranges go too far at their {end} end: {wrong}") from error
 
     # -- one generation
@@ -300,11 +296,10 @@ class Evolution(Algorithm):
 class Genes:
     """A genome of several parts, one after another in the vector of genes."""
 
-    def __init__(self, parts: dict[str, dict[str, Any]], learner: Learner, rng: torch.Generator):
+    def __init__(self, parts: dict[str, Group], learner: Learner, rng: torch.Generator):
         self.parts = {}
-        for name, values in parts.items():
-            module, config = load("genome", values, f"algo.genome.{name}")
-            self.parts[name] = module.Genome(config, learner, rng)
+        for name, group in parts.items():
+            self.parts[name] = group.module.Genome(group.config, learner, rng)
         self.sizes = [len(part.start) for part in self.parts.values()]
         self.start = torch.cat([part.start for part in self.parts.values()])  # [G]
         self.scale = torch.cat([part.scale for part in self.parts.values()])

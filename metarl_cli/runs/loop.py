@@ -18,7 +18,9 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
 
-from metarl_cli.config.models import TrainConfig
+import torch
+
+from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
@@ -28,11 +30,11 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import Processes
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Parts, build
+from metarl_cli.runs.build import Components, build
 from metarl_cli.runs.folder import RunFolder, default_name
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
-from metarl_cli.runs.tracking import Tracker, flatten
+from metarl_cli.runs.tracking import Tracker
 
 
 class Progress(NamedTuple):
@@ -71,7 +73,7 @@ class Listener:
         """The run is finished; ``reports`` are None where it was before."""
 
 
-def train(config: TrainConfig, choices: dict[str, str], overrides: list[str], listener: Listener) -> tuple[RunFolder, float]:
+def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder, float]:
     """Train a new run, or go on with the one in the folder; returns the folder and the score on the test tasks.
 
     Raises:
@@ -79,27 +81,30 @@ def train(config: TrainConfig, choices: dict[str, str], overrides: list[str], li
         KeyboardInterrupt: after a signal, once the run is saved.
     """
     processes = Processes()
-    folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, choices)))
+    folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, job.choices)))
     if config.run and folder.exists:
-        config = _continued(config, folder, overrides)
+        config = folder.continued(config, job.overrides)
     if folder.exists and folder.manifest().get("status") == "finished":
         processes.broadcast()  # nothing to do
         listener.finished(folder, None)
         return folder, float(folder.manifest()["score"])
-    parts = build(config)
-    if processes.size > 1 and not parts.algorithm.distributed:
-        raise UserError(f"this algorithm runs in one process, not in {processes.size}: start it without torchrun")
+    components = build(config)
+    if processes.size > 1 and not components.algorithm.distributed:
+        raise UserError(
+            f"algo.module={config.algo.name} runs in one process, not in {processes.size}: start it without torchrun"
+        )
     folder.lock()
     if folder.exists:
-        folder.check_tasks(config, parts.family)
-        _same_device(folder, parts)
+        folder.check_tasks(config, components.family)
+        _same_device(folder, components)
     else:
-        folder.create(config, choices, parts)
+        folder.create(config, job, components)
     try:
-        training = Training(config, folder, parts, listener)
-        processes.broadcast(json.dumps(config.model_dump(by_alias=True)).encode())
+        training = Training(config, folder, components, listener)
+        processes.broadcast(json.dumps(config.model_dump()).encode())
         processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
-        return folder, training.run(processes)
+        with threads(config.hardware.threads):
+            return folder, training.run(processes)
     except BaseException as error:
         with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
             if folder.manifest().get("status") == "running":
@@ -115,13 +120,23 @@ def train(config: TrainConfig, choices: dict[str, str], overrides: list[str], li
 LONGEST_ERROR = 500  # [characters] of an error that the manifest keeps
 
 
+@contextlib.contextmanager
+def threads(num: int) -> Iterator[None]:
+    """Compute with ``num`` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def follow(processes: Processes) -> None:
     """Train along with rank 0, whatever it trains and from wherever it goes on, until it says that it is over."""
     content = processes.broadcast()
     if not content:
         return
-    config = validate("train", json.loads(content))
-    assert isinstance(config, TrainConfig)
+    config = validate(TrainConfig, json.loads(content))
     algorithm = build(config).algorithm
     if state := processes.broadcast():
         algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
@@ -130,33 +145,11 @@ def follow(processes: Processes) -> None:
             algorithm.train_step()
 
 
-def _continued(config: TrainConfig, folder: RunFolder, overrides: list[str]) -> TrainConfig:
-    """The saved configuration of a run that goes on.
-
-    Raises:
-        UserError: where an override asks for something else than what the run was made with.
-    """
-    asked = [o.split("=", 1)[0].lstrip("+~") for o in overrides]
-    saved = folder.config(config.hardware if any(name.split(".")[0] == "hardware" for name in asked) else None)
-    ignored = ("run", "outputs", "hardware")
-    asked_for, made = flatten(config.model_dump()), flatten(saved.model_dump())
-    changed = [
-        f"{key} is {made.get(key, 'not there')} in the run, {asked_for.get(key, 'not there')} here"
-        for key in sorted(asked_for.keys() | made.keys())
-        if asked_for.get(key) != made.get(key)
-        and key.split(".")[0] not in ignored
-        and any(name in (key, "experiment") or key.startswith(f"{name}.") for name in asked)
-    ]
-    if changed:
-        raise UserError(f"{folder} goes on as it was made; {'; '.join(changed[:3])}; choose another folder for a new run")
-    return saved
-
-
-def _same_device(folder: RunFolder, parts: Parts) -> None:
+def _same_device(folder: RunFolder, components: Components) -> None:
     """Raise UserError where a run would go on with other random streams than it has saved."""
     made = str(folder.manifest().get("device"))
-    if made != str(parts.device):
-        raise UserError(f"{folder} was made on {made} and cannot go on on {parts.device}; use hardware={made}")
+    if made != str(components.device):
+        raise UserError(f"{folder} was made on {made} and cannot go on on {components.device}; use hardware={made}")
 
 
 class Interrupt:
@@ -190,13 +183,13 @@ class Training:
     Args:
         config: of the run.
         folder: where it lies, locked.
-        parts: what the configuration stands for.
+        components: the objects of the configuration.
         listener: receives the events.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, parts: Parts, listener: Listener):
-        self.config, self.folder, self.parts, self.listener = config, folder, parts, listener
-        self.algorithm = parts.algorithm
+    def __init__(self, config: TrainConfig, folder: RunFolder, components: Components, listener: Listener):
+        self.config, self.folder, self.components, self.listener = config, folder, components, listener
+        self.algorithm = components.algorithm
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
         self.iterations = config.train.iterations if self.algorithm.learns else 1
         resume_step = None
@@ -210,7 +203,7 @@ class Training:
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
 
     def _evaluator(self, split: str, tasks: int, episodes: int) -> Evaluator:
-        family, config = self.parts.family, self.config
+        family, config = self.components.family, self.config
         return Evaluator(family, held_out_tasks(family, split, tasks, config.tasks_seed), episodes, config.seed, split)
 
     def run(self, processes: Processes) -> float:
@@ -293,7 +286,7 @@ class Training:
         test, step = self.config.test, self.algorithm.env_steps
         env_steps = load_weights(self.folder, self.algorithm, "best")
         measured: dict[str, Measured] = {}
-        for split in ("test", "ood") if "ood" in self.parts.family.splits else ("test",):
+        for split in ("test", "ood") if "ood" in self.components.family.splits else ("test",):
             with self.listener.testing(split, test.tasks):
                 evaluator = self._evaluator(split, test.tasks, test.episodes)
                 budget = Budget(test.steps or 0)

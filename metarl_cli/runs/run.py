@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import gymnasium
 import torch
 
+from metarl_cli.config.compatibility import check_budget
 from metarl_cli.config.models import Hardware
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
@@ -19,7 +20,7 @@ from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Task
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build
-from metarl_cli.runs.folder import RunFolder, content, restored
+from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
 from metarl_cli.runs.results import load_weights, measure
 from metarl_cli.seeding import torch_rng
@@ -69,17 +70,14 @@ class Run:
         return None if score is None else float(score)
 
     def budget(self, steps: int | None, trial: int | None, default: int | None = None) -> Budget:
-        """Return what an adaptation may spend.
+        """Return what an adaptation may spend; ``default`` steps, or those of the test at the end of training.
 
         Raises:
             UserError: for gradient steps of an algorithm that adapts within a trial, or the other way round.
         """
+        check_budget(self.config.algo, steps, trial)
         if self.algorithm.adapts_by == "memory":
-            if steps is not None:
-                raise UserError(f"steps={steps}: this run adapts within a trial, not by gradient steps; give trial=EPISODES")
             return Budget(0, trial)
-        if trial is not None:
-            raise UserError(f"trial={trial}: this run adapts by gradient steps; give steps=NUMBER")
         return Budget(steps if steps is not None else default or self.config.test.steps or 0)
 
     # -- evaluation
@@ -196,7 +194,11 @@ class Run:
             played = play(live, env, last.policy, state, last.episodes, frames)
             state = played.state
         named = {name: value[0].tolist() for name, value in task.items()}
-        saved = {"config": content(self.config), "weights": plain(self.algorithm.weights()), "task": named}
+        saved = {
+            "config": self.config.model_dump(exclude=LOCATION_KEYS),
+            "weights": plain(self.algorithm.weights()),
+            "task": named,
+        }
         first_action = live.first_action if isinstance(live, LiveFamily) else 0
         policy = AdaptedPolicy(last.policy, state, self.family.spec, {**saved, "device": self.device}, first_action)
         return Adaptation(steps, policy, played)
@@ -216,7 +218,7 @@ def load_policy(path: Path) -> AdaptedPolicy:
     """
     saved = checkpoint.load(path)
     try:
-        family, algorithm, device = build(restored(saved["config"], str(path)))
+        family, algorithm, device = build(read_config(saved["config"], {"run": None, "outputs": "outputs"}, str(path)))
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
         return restore(algorithm, task, saved, family.spec, device)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

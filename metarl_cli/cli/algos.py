@@ -1,0 +1,10 @@
+"""``metarl algos``: the algorithms, or one in full."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from metarl_cli.cli import listing
+
+run = partial(listing.run, "algos")
+complete = partial(listing.complete, "algos")

@@ -1,0 +1,135 @@
+"""Running a command through Hydra: check everything the command line asks for, then hand it over, job by job."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.utils import _run_hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from metarl_cli.cli import compose
+from metarl_cli.cli.commands import Command
+from metarl_cli.cli.terminal import closing_pipes, print_error
+from metarl_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from pydantic import BaseModel
+
+KEPT = 8  # jobs whose checked configuration waits for its turn, with the family that was built to check it
+_checked: dict[str, BaseModel] = {}
+
+
+def run(command: Command, words: list[str]) -> int:
+    """Run a command line of ``command``; returns the exit code.
+
+    Raises:
+        UserError: for everything that is wrong with it, and for a job that failed.
+    """
+    words = open_keys(command, words)
+    _checked.clear()
+    with _errors_raised() as traces:
+        args = compose.parse_flags(words)
+        problems = []
+        shown = args.help or args.cfg or args.info
+        if not (args.shell_completion or args.hydra_help):
+            with closing_pipes():
+                check = None if shown else check_values
+                problems = compose.find_problems(command, args, check)
+            if problems and not traces:
+                raise compose.UsageError(*problems)
+        task = Task(command)
+        compose.set_version_base()
+        compose.register_installed()
+        try:
+            with closing_pipes() if shown else contextlib.nullcontext():
+                _run_hydra(args, compose.flags_parser(), task, compose.conf_dir(), command.name)
+        except compose.ERRORS as error:
+            if traces:
+                traceback.print_exc()
+            raise compose.UsageError(*(problems or [str(error)])) from error
+        except SystemExit as done:  # Hydra ends --help this way
+            return int(done.code or 0)
+        if task.failure:
+            if traces:
+                traceback.print_exception(task.failure)
+            raise task.failure
+    return 0
+
+
+def open_keys(command: Command, words: list[str]) -> list[str]:
+    """Write ``task.NAME=VALUE`` as ``++task.NAME=VALUE`` for each open group: a configuration cannot list its keys."""
+    if not command.open_groups:
+        return words
+    groups = "|".join(map(re.escape, command.open_groups))
+    return [re.sub(rf"^({groups})(?=[.=])", r"++\1", word) for word in words]
+
+
+@contextlib.contextmanager
+def _errors_raised() -> Iterator[bool]:
+    """Have Hydra raise errors instead of printing them; yields whether the user asked for tracebacks."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield before == "1"
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _key(command: Command, values: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
+    return json.dumps([command.name, values, choices], sort_keys=True, default=str)
+
+
+def check_values(command: Command, values: dict[str, Any], choices: Mapping[str, str | None]) -> None:
+    """Validate a configuration, and keep it for its job."""
+    from metarl_cli.config.registry import validate
+
+    config = validate(command.load().Config, values, choices)
+    if len(_checked) < KEPT:
+        _checked[_key(command, values, choices)] = config
+
+
+@dataclass
+class Task:
+    """One job of a command, wherever a launcher runs it: validates the configuration, then runs the command.
+
+    A single run keeps its failure for :func:`run` to raise: Hydra would print lines of its own about an exception.
+    """
+
+    command: Command
+    failure: UserError | None = None
+
+    def __call__(self, config: DictConfig) -> Any:
+        """Run the job; returns its objective for sweepers."""
+        from metarl_cli.config.models import Job
+        from metarl_cli.config.registry import validate
+
+        hydra = HydraConfig.get()
+        job = Job(compose.group_choices(hydra), list(hydra.overrides.task))
+        sweep = hydra.mode == RunMode.MULTIRUN
+        try:
+            module, values = self.command.load(), compose.plain(config)
+            checked = _checked.pop(_key(self.command, values, job.choices), None)
+            return module.run(checked or validate(module.Config, values, job.choices), job)
+        except UserError as error:
+            if not sweep:
+                self.failure = error
+                return None
+            failure = error
+        except Exception as error:
+            if not sweep:
+                raise
+            traceback.print_exc()
+            failure = UserError(f"{type(error).__name__}: {error}", exit_code=1)
+        print_error(failure, f"job {hydra.job.num} ({' '.join(job.overrides)}): ")
+        raise UserError(exit_code=failure.exit_code)  # printed; Hydra raises it after the last job

@@ -1,0 +1,28 @@
+"""What a command sets for its whole process; nothing else in the package does."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import torch
+
+from metarl_cli.config.models import Hardware
+
+
+def tune_process(hardware: Hardware) -> None:
+    """Set the number of CPU threads, and keep the memory of freed tensors."""
+    torch.set_num_threads(hardware.threads)
+    keep_memory()
+
+
+def keep_memory() -> None:
+    """Have the C library, where it is glibc, keep the memory of freed tensors for the next ones.
+
+    By default it gives large blocks back at once, and the system clears them page by page whenever they are asked for again:
+    most of the time of a large population (docs/throughput.md). The process stays as large as its largest moment.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no block on its own
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD [bytes]: the heap never shrinks

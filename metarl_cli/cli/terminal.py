@@ -1,0 +1,34 @@
+"""What a command has to do with the terminal: error lines and broken pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+from metarl_cli.errors import UserError
+
+
+def print_error(error: UserError, where: str = "") -> int:
+    """Print every problem as one line, after ``where``; returns the exit code."""
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first prints
+        for problem in error.problems:
+            print(f"metarl: error: {where}{' '.join(problem.text.split())}", file=sys.stderr)
+    return error.exit_code
+
+
+@contextlib.contextmanager
+def closing_pipes() -> Iterator[None]:
+    """Let ``| head`` end the process without a traceback while something is shown."""
+    if not hasattr(signal, "SIGPIPE") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        signal.signal(signal.SIGPIPE, before)

@@ -1,0 +1,90 @@
+"""Compatibility of the parts of a training run: family with learner, and the algorithm with what it does not use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from metarl_cli.config.base import Group
+from metarl_cli.config.messages import flatten, one_line, show
+from metarl_cli.errors import Problem, UserError
+
+
+def check_run(
+    values: dict[str, Any], problems: list[Problem], choices: Mapping[str, str | None]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Build the family and the learner, and refuse values that the algorithm does not use.
+
+    Args:
+        values: of ``metarl train``, with a :class:`Group` for each group that could be parsed.
+        problems: found so far.
+        choices: the option of each config group.
+
+    Returns:
+        ``values`` with the family and the learner in their groups, and all problems.
+    """
+    values, problems = dict(values), list(problems)
+    algo, env, learner = (values.get(name) for name in ("algo", "env", "learner"))
+    name = f"algo={choices['algo']}" if choices.get("algo") else f"algo.module={algo.name}" if isinstance(algo, Group) else ""
+    if isinstance(algo, Group):
+        problems += _check_steps(values, algo, name)
+        if not algo.module.Algo.uses_learner:
+            if learner is not None:
+                problems = [p for p in problems if p.key.split(".")[0] != "learner"]
+                problems += _unused_learner(learner, choices.get("learner"), name)
+                learner = values["learner"] = None
+        elif learner is None:
+            problems.append(Problem("learner", f"learner: missing; {name} needs one, say learner=dqn"))
+    if isinstance(env, Group):
+        try:
+            values["env"] = env = replace(env, instance=env.module.Family(env.config))
+        except (ValueError, UserError) as error:
+            problems.append(Problem("env", f"env: {one_line(error)}"))
+            return values, problems
+        if isinstance(learner, Group):
+            try:
+                built = learner.module.Learner(learner.config, env.instance.spec)
+                values["learner"] = replace(learner, instance=built)
+            except (ValueError, UserError) as error:
+                problems.append(Problem("learner", f"learner: {one_line(error)}"))
+    return values, problems
+
+
+def _check_steps(values: Mapping[str, Any], algo: Group, name: str) -> Iterator[Problem]:
+    """Yield a problem where steps are given to an algorithm with memory, or none to one that adapts by gradient."""
+    by_gradient = algo.module.Algo.adapts_by == "gradient"
+    for budget in ("eval", "test"):
+        key, group = f"{budget}.steps", values.get(budget)
+        steps = group.get("steps") if isinstance(group, Mapping) else None
+        if by_gradient and steps is None and isinstance(group, Mapping):
+            yield Problem(key, f"{key}: missing; must be an integer > 0, as {name} adapts by gradient steps")
+        elif not by_gradient and steps is not None:
+            text = f"{key}={show(steps)}: {name} adapts within trials of algo.episodes, not by gradient steps"
+            yield Problem(key, text)
+
+
+def _unused_learner(learner: Any, choice: str | None, name: str) -> Iterator[Problem]:
+    """Yield a problem for the chosen learner, or else for each of the values given for one."""
+    if choice or not isinstance(learner, Mapping):
+        yield Problem("learner", f"learner={choice or show(learner)}: {name} has no learner")
+        return
+    keys = list(flatten(learner))
+    for key in keys:
+        if not any(other.startswith(f"{key}.") for other in keys):
+            value: Any = learner
+            for part in key.split("."):
+                value = value[part]
+            yield Problem(f"learner.{key}", f"learner.{key}={show(value)}: {name} has no learner")
+
+
+def check_budget(algo: Group, steps: int | None, trial: int | None) -> None:
+    """Check the budget of ``metarl test`` and ``metarl adapt`` against the algorithm of the saved run.
+
+    Raises:
+        UserError: for gradient steps of an algorithm with memory, or a trial of one that adapts by gradient.
+    """
+    if steps is not None and algo.module.Algo.adapts_by == "memory":
+        raise UserError(Problem("steps", f"steps={steps}: the run's algorithm adapts within trials; give trial=EPISODES"))
+    if trial is not None and algo.module.Algo.adapts_by == "gradient":
+        raise UserError(Problem("trial", f"trial={trial}: the run's algorithm adapts by gradient steps; give steps=NUMBER"))
