@@ -43,11 +43,11 @@ from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.evaluation.statistics import Scores
 from metarl_cli.evolution.population import tile
-from metarl_cli.networks.stacked import first, fresh
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Task
+from metarl_cli.networks.stacked import first, fresh
 from metarl_cli.runs.build import Components, build
-from metarl_cli.seeding import CommonNumbers, numpy_rng, torch_rng
+from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 FAMILIES = ["cartpole", "navigation", "pendulum", "acrobot", "key_to_door", "key_to_door_wide"]
 KINDS = {  # who learns -> the experiment of a family, and what is changed
@@ -104,11 +104,11 @@ def by_default(parts: Components, task: Task, num: int, steps: int, episodes: in
     networks = fresh(algorithm.learner, len(first(rows)), rng)
     life = algorithm.lifetime.begin(networks, algorithm.lifetime.default, rows, rng, copies=num)
     for _ in range(steps):
-        life.grow()
+        life.learn()
 
     def measured(episodes: int, name: str) -> tuple[Tensor, int]:
         act = functools.partial(algorithm.act, life.params)
-        with CommonNumbers(num):
+        with CommonRandomNumbers(num):
             returns, lengths = run_episodes(parts.family, rows, act, episodes, torch_rng(seed, name))
         return returns.double().mean(1).view(num, -1), int(lengths.sum())
 

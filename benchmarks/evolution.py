@@ -217,7 +217,7 @@ def check_same(algorithm: Any, policy: Any) -> None:
     rng = torch_rng(0, "check")
     genomes, obs = torch.randn(8, len(algorithm.search.mean), generator=rng), torch.randn(8, 64, 4, generator=rng)
     policy.set_parameters(genomes)
-    mine = algorithm.learner.act(algorithm.genome.express(genomes)["init"], obs, 0.0)
+    mine = algorithm.learner.act(algorithm.genome.decode(genomes)["init"], obs, 0.0)
     assert torch.equal(policy(obs).argmax(-1), mine)
 
 

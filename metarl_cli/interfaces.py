@@ -6,6 +6,7 @@ observation's shape.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -24,6 +25,26 @@ Task = dict[str, Tensor]  # one tensor [M, ...] per physical quantity, SI units
 State = dict[str, Any]  # tensors, numbers, strings, lists and dicts of them: what a checkpoint may hold
 
 
+def num_tasks(task: Task) -> int:
+    """Return M, the number of tasks."""
+    return len(next(iter(task.values())))
+
+
+def same_tasks(one: Task, other: Task) -> bool:
+    """Return whether two sets of tasks are the same, row by row."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def device_of(task: Task) -> torch.device:
+    """Return the device on which the tasks live."""
+    return next(iter(task.values())).device
+
+
+def dtype_of(task: Task) -> torch.dtype:
+    """Return the type of the tasks' first parameter."""
+    return next(iter(task.values())).dtype
+
+
 class Step(NamedTuple):
     """One step of every environment at once; all fields are ``[M, N, ...]``.
 
@@ -38,7 +59,7 @@ class Step(NamedTuple):
 
     @property
     def ended(self) -> Tensor:
-        """Whether the episode ended, by termination or by the time limit."""
+        """Whether the episode ended with this step, by termination or by the time limit."""
         return self.terminated | self.truncated
 
 
@@ -66,70 +87,93 @@ class Transitions(NamedTuple):
         }
 
 
-def num_tasks(task: Task) -> int:
-    """Return M, the number of tasks."""
-    return len(next(iter(task.values())))
-
-
-def same_tasks(one: Task, other: Task) -> bool:
-    """Return whether two sets of tasks are the same, row by row."""
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def device_of(task: Task) -> torch.device:
-    """Return the device where the tasks are."""
-    return next(iter(task.values())).device
-
-
-class Env:
+class Env(ABC):
     """M x N running environments, reset automatically when an episode ends."""
 
     obs: Tensor  # [M, N, ...] what to act on now
-    can_select_rows: ClassVar[bool] = False
+    can_select_rows: bool = False  # whether ``select_rows`` works
 
+    @abstractmethod
     def step(self, action: Tensor) -> Step:
-        raise NotImplementedError
-
-    def render(self) -> Image:
-        raise NotImplementedError
+        """Act in every environment; ``action [M, N]``, or ``[M, N, D]`` where the action space is continuous."""
 
     def select_rows(self, rows: Tensor) -> None:
-        raise NotImplementedError
+        """Drop all tasks but those of the mask ``rows [M]``, in the middle of their episodes.
 
+        Raises:
+            NotImplementedError: unless ``can_select_rows``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot drop the environments of single tasks")
+
+    @abstractmethod
+    def render(self) -> Image:
+        """Draw the first environment of the first task.
+
+        Raises:
+            ValueError: if the environments cannot be drawn; some can only where ``make`` was called with ``render=True``.
+        """
+
+    @abstractmethod
     def state_dict(self) -> State:
-        raise NotImplementedError
+        """Return the state of all environments, as a checkpoint may hold it."""
 
+    @abstractmethod
     def load_state_dict(self, state: State) -> None:
-        raise NotImplementedError
+        """Continue from a state that ``state_dict`` returned.
+
+        Raises:
+            ValueError: if the state is of another number or kind of environments.
+        """
 
 
-class Family:
-    """A distribution of tasks and the environments that run them."""
+class Family(ABC):
+    """A distribution of tasks and the environments that run them.
+
+    A subclass sets ``spec`` and gives the abstract methods; everything else has a default.
+    """
 
     spec: Spec
-    finite: bool = False
-    max_envs: int | None = None
+    splits: tuple[str, ...] = ("train", "validation", "test")  # which of train, validation, test and ood the family has
+    finite: bool = False  # whether the tasks are so few that the splits share them
+    max_envs: int | None = None  # the most environments of one task that can run at once; None: any number
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
+    @abstractmethod
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
-        raise NotImplementedError
+        """Draw ``num`` tasks of a split; the first n do not depend on ``num``.
 
+        Raises:
+            ValueError: for a split that the family does not have.
+        """
+
+    @abstractmethod
     def named_task(self, values: dict[str, float]) -> Task:
-        raise NotImplementedError
+        """Return one task (M=1) with these parameters; the others have the family's nominal values.
 
+        Raises:
+            ValueError: for an unknown parameter, or a value that the family does not allow.
+        """
+
+    @abstractmethod
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> Env:
-        raise NotImplementedError
+        """Start ``num_envs`` environments of each task, each at the beginning of an episode.
+
+        Args:
+            task: M tasks.
+            num_envs: N.
+            rng: the generator of everything random in the environments.
+            render: whether the first environment of the first task will be drawn.
+        """
 
     def optimum(self, task: Task) -> Tensor | None:
+        """Return the expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
         return None
 
     def groups(self, task: Task) -> dict[str, Tensor]:
+        """Return the task indices ``[m]`` of each group, for families whose returns are not on one scale; empty otherwise."""
         return {}
 
     def describe(self, obs: Tensor) -> str | None:
+        """Describe one observation in a few characters, e.g. as a grid cell; None where a family has no such text."""
         return None
 
 

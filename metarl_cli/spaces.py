@@ -121,30 +121,28 @@ class Continuous(ActionSpace):
 class Bins(Choices):
     """A grid of actions within bounds: ``num`` equidistant values of each of D dimensions, the bounds among them."""
 
-    box: Continuous
+    actions: Continuous
     num: int  # at least 2
 
     @property
     def size(self) -> int:
-        return self.box.size
+        return self.actions.size
 
     def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
         return self.decode(torch.randint(self.num, (*obs.shape[:2], self.size), generator=rng, device=obs.device))
 
     def encode(self, action: Tensor) -> Tensor:
-        return self.box.encode(action)
+        return self.actions.encode(action)
 
     def decode(self, index: Tensor) -> Tensor:
         """Return the actions ``[..., D]`` of the bins ``index [..., D]``."""
-        low, high = self.box.bounds(index.device)
+        low, high = self.actions.bounds(index.device)
         return low + (high - low) * index / (self.num - 1)
 
     def index(self, action: Tensor) -> Tensor:
         """Return the nearest bins ``[..., D]`` of ``action [..., D]``."""
-        low, high = self.box.bounds(action.device)
+        low, high = self.actions.bounds(action.device)
         return ((action - low) / (high - low) * (self.num - 1)).round().long()
-
-    values = decode  # until the mix says decode
 
 
 @lru_cache(maxsize=64)
@@ -153,24 +151,10 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-# ---- until the families say their actions themselves
-Box = Continuous
-
-
 class Spec(NamedTuple):
-    """What a learner must know of a family."""
+    """The interface between the environments of a family and a learner."""
 
     obs_shape: tuple[int, ...]
-    num_actions: int  # 0 where actions are vectors
+    actions: Discrete | Continuous
     horizon: int  # [steps] of an episode, the longest where tasks differ
-    box: Continuous | None = None
-    masked: bool = False
     obs_scale: tuple[float, ...] = ()  # [O] the usual size of each entry, for a network to divide by; none: about 1 already
-
-    @property
-    def actions(self) -> Discrete | Continuous:
-        return Discrete(self.num_actions, self.masked) if self.box is None else self.box
-
-
-def random_actions(spec: Spec, obs: Tensor, rng: torch.Generator) -> Tensor:
-    return spec.actions.random(obs, rng)

@@ -197,20 +197,14 @@ def tiny(algo: str) -> list[str]:
     if life:
         more = [*more, *(TINY_LIFE[life["module"]] if life["module"] in TINY_LIFE else shrunk(life, "algo.lifetime"))]
     more = [*more, *(o for part in genome for o in TINY_GENOME.get(part, []))]
-    return [
-        override
-        for override in [*(TINY if module(algo).Algo.uses_learner else TINY_MEMORY), *more]
-        if has(values, override.split("=")[0])
-    ]
+    return [override for override in [*TINY, *more] if has(values, override.split("=")[0])]
 
 
 def has(values: Any, key: str) -> bool:
-    """Whether a configuration has a value by a dotted key."""
+    """Whether a configuration uses a value, by its dotted key: it is there, and not null."""
     for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
+        values = values.get(part) if isinstance(values, dict) else None
+    return values is not None
 
 
 def shrunk(values: dict[str, Any], place: str) -> Iterator[str]:
@@ -231,7 +225,7 @@ def algorithms(learns: bool = True, in_trial: bool | None = None) -> list[str]:
     return [
         name
         for name, algorithm in found.items()
-        if algorithm.learns == learns and in_trial in (None, hasattr(algorithm, "begin"))
+        if algorithm.learns == learns and in_trial in (None, algorithm.adapts_by == "memory")
     ]
 
 

@@ -6,17 +6,17 @@ import torch
 
 from metarl_cli.envs.native import NativeConfig, NativeEnv, NativeFamily
 from metarl_cli.interfaces import Step
-from metarl_cli.spaces import Box, Spec
+from metarl_cli.spaces import Continuous, Discrete, Spec
 
 
 class Buttons(NativeFamily):
     """Two buttons, one pays 1, the other -1; which one is hidden and differs between tasks. Nothing is observed."""
 
-    parameters = {"side": 1.0}  # noqa: RUF012
+    parameters = {"side": 1.0}
 
     def __init__(self, horizon: int = 4):
         super().__init__(NativeConfig(horizon=horizon, ranges={"side": [-1.0, 1.0]}, ood_ranges={}))
-        self.spec = Spec(obs_shape=(1,), num_actions=2, horizon=horizon)
+        self.spec = Spec(obs_shape=(1,), actions=Discrete(2), horizon=horizon)
 
     def initial_state(self, shape, like, rng):
         return torch.ones(*shape, 1, dtype=like.dtype)
@@ -31,7 +31,7 @@ class Dial(Buttons):
 
     def __init__(self):
         super().__init__(horizon=1)
-        self.spec = Spec(obs_shape=(1,), num_actions=0, horizon=1, box=Box((-2.0,), (2.0,)))
+        self.spec = Spec(obs_shape=(1,), actions=Continuous((-2.0,), (2.0,)), horizon=1)
 
     def dynamics(self, state, action, task, rng):
         setting = torch.where(task["side"] > 0, 1.0, -1.0)
@@ -46,15 +46,15 @@ class Cue(NativeFamily):
     different lengths. The observation: the side in the first episode, else 0; 1 in the last episode, else 0.
     """
 
-    parameters = {"side": 1.0, "length": 2.0}  # noqa: RUF012
+    parameters = {"side": 1.0, "length": 2.0}
     episodes = 3
 
     def __init__(self):
         ranges = {"side": [-1.0, 1.0], "length": [0.5, 4.5]}
         super().__init__(NativeConfig(horizon=4, ranges=ranges, ood_ranges={}))
-        self.spec = Spec(obs_shape=(2,), num_actions=2, horizon=4)
+        self.spec = Spec(obs_shape=(2,), actions=Discrete(2), horizon=4)
 
-    def make(self, task, num_envs, rng, drawing=False):
+    def make(self, task, num_envs, rng, render=False):
         return CueEnv(self, task, num_envs, rng)
 
     def initial_state(self, shape, like, rng):
@@ -82,7 +82,7 @@ class CueEnv(NativeEnv):
     def step(self, action):
         obs, asked = self.obs, self.episode == Cue.episodes - 1
         step = super().step(action)
-        self.episode = self.episode + (step.terminated | step.truncated)
+        self.episode = self.episode + (step.ended)
         self.obs = self.shown()
         return Step(obs, step.reward * asked, step.terminated, step.truncated, self.obs)
 
@@ -90,11 +90,11 @@ class CueEnv(NativeEnv):
 class Corridor(NativeFamily):
     """Five cells in a row; reward 1 and the end at the right one, 0 elsewhere. Value of cell s: gamma^(4 - s - 1)."""
 
-    parameters = {"length": 5.0}  # noqa: RUF012
+    parameters = {"length": 5.0}
 
     def __init__(self):
         super().__init__(NativeConfig(horizon=30, ranges={}, ood_ranges={}))
-        self.spec = Spec(obs_shape=(1,), num_actions=2, horizon=30)
+        self.spec = Spec(obs_shape=(1,), actions=Discrete(2), horizon=30)
 
     def initial_state(self, shape, like, rng):
         return torch.zeros(*shape, 1, dtype=like.dtype)

@@ -93,7 +93,7 @@ def test_no_configuration_names_code():
 
 
 def test_every_option_is_described():
-    """That each is valid is tested in test_building.py."""
+    """That each is valid is tested in config/test_building.py."""
     named = [CONF / group / f"{name}.yaml" for group in ("algo", "learner", "env") for name in options(group)]
     assert not [str(path.relative_to(CONF)) for path in named if not path.read_text().startswith("# ")]
 

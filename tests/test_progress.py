@@ -9,19 +9,21 @@ from rich.console import Console
 from metarl_cli import progress
 from metarl_cli.cli import train
 from metarl_cli.evaluation.evaluator import Evaluator
-from metarl_cli.progress import counted, told, working
+from metarl_cli.interfaces import Budget
+from metarl_cli.progress import listening, status, track
 from metarl_cli.runs.build import build
+from metarl_cli.runs.loop import Progress
 from metarl_cli.seeding import numpy_rng
 
 
 def test_what_is_counted_is_told_to_whoever_listens():
     first, second = [], []
-    assert list(counted("ab", 2, "letter")) == ["a", "b"]
-    with told(first.append):
-        for _ in counted("ab", 2, "letter"):
-            with told(second.append):
-                list(counted([0], 1, "number"))
-    list(counted("c", 1, "letter"))
+    assert list(track("ab", 2, "letter")) == ["a", "b"]
+    with listening(first.append):
+        for _ in track("ab", 2, "letter"):
+            with listening(second.append):
+                list(track([0], 1, "number"))
+    list(track("c", 1, "letter"))
     assert first == ["letter 1/2", "letter 2/2"]
     assert second == ["number 1/1"] * 2
 
@@ -30,26 +32,26 @@ def test_what_is_counted_is_told_to_whoever_listens():
 def test_work_is_shown(terminal, monkeypatch):
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
     shown = io.StringIO()
-    with working(Console(file=shown, force_terminal=terminal, width=80), "testing on 4 tasks"):
-        list(counted("abc", 3, "letter"))
+    with status(Console(file=shown, force_terminal=terminal, width=80), "testing on 4 tasks"):
+        list(track("abc", 3, "letter"))
     assert "testing on 4 tasks" in shown.getvalue()
     assert "letter 3/3" in shown.getvalue()
 
 
 def test_lines_are_seconds_apart():
     shown = io.StringIO()
-    with working(Console(file=shown), "testing"):
-        list(counted(range(1000), 1000, "step"))
+    with status(Console(file=shown), "testing"):
+        list(track(range(1000), 1000, "step"))
     assert not shown.getvalue()
 
 
 def test_a_long_iteration_is_shown_beside_the_numbers_before(monkeypatch):
     monkeypatch.setattr(train, "PLAIN_EVERY", 0.0)
     shown = io.StringIO()
-    with train.Display(Console(file=shown, width=200), 2, 0) as display, told(display.tell):
-        display.update(1, 100, {})
-        list(counted([0], 1, "candidate"))
-        display.update(2, 200, {"eval/return_before": 1.0, "eval/return_after": 2.0})
+    with train.Bar(Console(file=shown, width=200), 2, 0) as bar, listening(bar.report):
+        bar.update(Progress(1, 2, 100, {}))
+        list(track([0], 1, "candidate"))
+        bar.update(Progress(2, 2, 200, {"eval/return_before": 1.0, "eval/return_after": 2.0}))
     first, second, third = shown.getvalue().splitlines()
     assert first.startswith("1/2  100 env steps  about ")
     assert second == "1/2  100 env steps  candidate 1/1"
@@ -60,8 +62,8 @@ def test_a_long_iteration_is_shown_beside_the_numbers_before(monkeypatch):
 def test_testing_is_counted(algo, said):
     parts, heard = build(compose_train(f"algo={algo}", *tiny(algo))), []
     task = parts.family.sample_tasks(2, "test", numpy_rng(0, "tasks"))
-    with told(heard.append):
-        Evaluator(parts.family, task, 1, 0, "test").report(parts.algorithm, 2)
+    with listening(heard.append):
+        Evaluator(parts.family, task, 1, 0, "test").report(parts.algorithm, Budget(2))
     assert any(text.startswith(said) for text in heard)
     assert ("from scratch, point 3/3" in heard) == (algo == "maml_dqn")
 
@@ -69,7 +71,7 @@ def test_testing_is_counted(algo, said):
 def test_candidates_are_counted():
     config = compose_train("algo=adrl", *tiny("adrl"), "algo.validation.candidates=2")
     algorithm, heard = build(config).algorithm, []
-    with told(heard.append):
+    with listening(heard.append):
         for _ in range(4):
             algorithm.train_step()
     assert heard[-1].endswith("candidates learn 2 validation tasks, step 4/4")

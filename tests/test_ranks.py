@@ -12,9 +12,8 @@ from conftest import tiny
 from launching import PATIENCE
 
 from metarl_cli.cli import main as cli
-from metarl_cli.cli import train as train_command
-from metarl_cli.processes import Ranks
-from metarl_cli.runs import checkpoint
+from metarl_cli.processes import Processes
+from metarl_cli.runs import checkpoint, loop
 from metarl_cli.runs.build import build
 from metarl_cli.runs.folder import RunFolder
 
@@ -57,10 +56,10 @@ def test_a_process_that_follows_starts_where_the_first_does(tmp_path, monkeypatc
     assert cli.main(["train", f"run={tmp_path / 'run'}", *small]) == 0
     config, state = RunFolder(tmp_path / "run").config(), checkpoint.load(tmp_path / "run" / "last.pt")
     told = [json.dumps(config.model_dump(by_alias=True)).encode(), (tmp_path / "run" / "last.pt").read_bytes(), b"yes", b""]
-    ranks, built = Ranks(), []
-    monkeypatch.setattr(ranks, "tell", lambda content=b"": told.pop(0))
-    monkeypatch.setattr(train_command, "build", lambda values: built.append(build(values)) or built[0])
-    train_command.follow(ranks)
+    processes, built = Processes(), []
+    monkeypatch.setattr(processes, "broadcast", lambda content=b"": told.pop(0))
+    monkeypatch.setattr(loop, "build", lambda values: built.append(build(values)) or built[0])
+    loop.follow(processes)
     (parts,) = built
     assert parts.algorithm.iteration == state["iteration"] + 1
     assert not told
@@ -68,7 +67,7 @@ def test_a_process_that_follows_starts_where_the_first_does(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("algo", ["dqn", "adrl"])
 def test_what_runs_in_one_process_says_so(algo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_command, "Ranks", lambda: SimpleNamespace(size=2, rank=0))
+    monkeypatch.setattr(loop, "Processes", lambda: SimpleNamespace(size=2, rank=0))
     assert cli.main(["train", f"run={tmp_path / 'run'}", f"algo={algo}", *tiny(algo)]) == 2
     assert f"algo.module={algo} runs in one process, not in 2" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -76,7 +75,7 @@ def test_what_runs_in_one_process_says_so(algo, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("num", "size"), [(5, 1), (5, 2), (4, 4), (3, 4)])
 def test_individuals_are_shared_out(num, size):
-    ranks = [Ranks() for _ in range(size)]
+    ranks = [Processes() for _ in range(size)]
     for number, rank in enumerate(ranks):
         rank.size, rank.rank = size, number
-    assert torch.equal(torch.cat([rank.mine(num) for rank in ranks]), torch.arange(num))
+    assert torch.equal(torch.cat([rank.shard(num) for rank in ranks]), torch.arange(num))

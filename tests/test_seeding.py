@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metarl_cli.seeding import CommonNumbers, Streams, drawing_nothing, numpy_rng, torch_rng
+from metarl_cli.seeding import CommonRandomNumbers, Streams, drawing_nothing, numpy_rng, torch_rng
 
 ROWS = 3
 DRAWS = {  # what it draws for the rows of one or many copies
@@ -42,7 +42,7 @@ def test_copies_are_dealt_the_numbers_of_one(name, copies):
     alone, common = torch_rng(0, "draws"), torch_rng(0, "draws")
     for _ in range(2):
         expected = DRAWS[name](ROWS, alone)
-        with CommonNumbers(copies):
+        with CommonRandomNumbers(copies):
             drawn = DRAWS[name](copies * ROWS, common)
         assert len(expected.unique()) > 1
         for part in drawn.chunk(copies):
@@ -54,13 +54,13 @@ def test_copies_are_dealt_the_numbers_of_one(name, copies):
 def test_copies_have_chances_of_their_own():
     """The same numbers: what is likelier for a copy happens to it whenever it happens to the other."""
     chance = torch.tensor([0.2, 0.7]).repeat_interleave(4000)
-    with CommonNumbers(2):
+    with CommonRandomNumbers(2):
         less, more = torch.bernoulli(chance, generator=torch_rng(0)).chunk(2)
     assert float(less.mean()) == pytest.approx(0.2, abs=0.03)
     assert float(more.mean()) == pytest.approx(0.7, abs=0.03)
     assert (less <= more).all()
     weights = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 0.0]]).repeat_interleave(4000, 0)
-    with CommonNumbers(2):
+    with CommonRandomNumbers(2):
         one, other = torch.multinomial(weights, 1, generator=torch_rng(0)).chunk(2)
     assert (torch.bincount(one[:, 0], minlength=3) / 4000).tolist() == pytest.approx([0, 0.25, 0.75], abs=0.03)
     assert not other.any()
@@ -70,7 +70,7 @@ def test_what_is_no_chance_of_the_copies_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(8), torch.randperm(8)
     torch.manual_seed(0)
-    with CommonNumbers(4):
+    with CommonRandomNumbers(4):
         assert torch.equal(torch.rand(8), expected[0])
         assert torch.equal(torch.randperm(8), expected[1])
         assert torch.equal(torch.arange(8).reshape(4, 2).sum(1), torch.tensor([1, 5, 9, 13]))
@@ -78,7 +78,7 @@ def test_what_is_no_chance_of_the_copies_is_left_alone():
 
 def test_draws_that_cannot_be_common_are_refused():
     rng = torch_rng(0)
-    with CommonNumbers(4):
+    with CommonRandomNumbers(4):
         for draw in (lambda: torch.rand(6, generator=rng), lambda: torch.rand((), generator=rng)):
             with pytest.raises(ValueError, match="not one for 4 copies"):
                 draw()
@@ -89,12 +89,12 @@ def test_draws_that_cannot_be_common_are_refused():
         ):
             with pytest.raises(NotImplementedError, match="cannot be common"):
                 draw()
-    with CommonNumbers(1):
+    with CommonRandomNumbers(1):
         assert torch.rand(6, generator=rng).shape == (6,)
 
 
 def test_where_nothing_is_drawn_nothing_is_looked_at():
-    class Watch(CommonNumbers):
+    class Watch(CommonRandomNumbers):
         def __torch_function__(self, func, *args):
             seen.append(func)
             return super().__torch_function__(func, *args)
@@ -110,7 +110,7 @@ def test_where_nothing_is_drawn_nothing_is_looked_at():
 
 def test_a_draw_where_there_should_be_none_is_an_error():
     rng = torch_rng(0)
-    with CommonNumbers(2), pytest.raises(RuntimeError, match="say so"), drawing_nothing(rng, "say so"):
+    with CommonRandomNumbers(2), pytest.raises(RuntimeError, match="say so"), drawing_nothing(rng, "say so"):
         torch.rand(4, generator=rng)
     with drawing_nothing(rng, "say so"):  # no one minds
         torch.rand(4, generator=rng)

@@ -1,1 +1,1 @@
-"""Algorithms: what is learned across tasks; each module is one algorithm, named by ``module:`` in ``conf/algo``."""
+"""Algorithms, which learn across tasks; each module is one algorithm, named by ``module:`` in ``conf/algo``."""

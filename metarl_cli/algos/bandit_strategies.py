@@ -1,23 +1,24 @@
-"""Strategies for bandits that know the answer, or are known for theirs: the references of RL² (Duan 2016, arXiv:1611.02779).
+"""Index strategies for bandits, optimal ones and classical ones: the references of RL² (Duan 2016, arXiv:1611.02779).
 
-Each pulls the arm of the greatest index, the first of equals; what the index is makes the strategy. With n pulls of an arm and
-mean reward m, both counting the prior as imagined pulls, at pull t of the trial:
+Each strategy pulls the arm of the greatest index; ties go to the first arm. The strategies differ in their index. With n pulls
+of an arm and mean reward m, both counting the prior as imaginary pulls, at pull t of the trial:
 
-gittins               the constant reward one would give up for this arm (Gittins 1979, doi:10.1111/j.2517-6161.1979.tb01068.x):
-                      the best there is for geometrically discounted rewards, and close to it at the end of a trial
+gittins               the constant reward of equal value to this arm (Gittins 1979, doi:10.1111/j.2517-6161.1979.tb01068.x):
+                      optimal for geometrically discounted rewards, and near-optimal at the end of a finite trial
 thompson              one sample of the posterior of the arm's mean (Thompson 1933)
-optimistic_thompson   the sample, but never below m (May 2012, jmlr.org/papers/v13/may12a)
+optimistic_thompson   the greater of that sample and m (May 2012, jmlr.org/papers/v13/may12a)
 ucb1                  m + c √(2 ln t / n) (Auer 2002, doi:10.1023/A:1013689704352)
 epsilon_greedy        m, and a uniformly random arm in a share ε of the pulls
 greedy                m
 
-The prior is the family's own: Beta for Bernoulli arms, Beta(1, 1) where they are uniform in [0, 1], and normal for Gaussian
-ones, each with the mean and variance of the family's. Nothing is learned: training passes at once.
+The prior has the mean and variance of the family's own: a Beta distribution for Bernoulli arms (Beta(1, 1) where means are
+uniform in [0, 1]), a normal distribution for Gaussian arms. There is nothing to train: a training step is a no-op.
 
-Differs from the paper: it tunes c and ε for each setting, here they are single values. It does not say how arms never pulled
-count; its short trials with many arms rule out that each is pulled once, and counting the prior meets its columns. So does
-the first of equals: greedy would do better with ties broken at random (80.3 rather than 78.1 of 100 pulls of 50 arms). Its
-column of optimistic Thompson sampling is not reached (5.99 rather than 6.5 of 10 pulls of 5 arms).
+Differs from the paper: c and ε are single values, where the paper tunes them for each setting. The paper does not define the
+index of an arm that was never pulled. Its short trials with many arms rule out one initial pull of each arm; counting the
+prior reproduces its columns. So does giving ties to the first arm: greedy would do better with ties broken at random (80.3
+instead of 78.1 for 100 pulls of 50 arms). The paper's column of optimistic Thompson sampling is not reproduced (5.99 instead
+of 6.5 for 10 pulls of 5 arms).
 """
 
 from __future__ import annotations
@@ -39,31 +40,31 @@ from metarl_cli.envs.bandit import Config as BanditConfig
 from metarl_cli.interfaces import Adapted, Budget, Context, Family, Policy, State, Step, Task
 from metarl_cli.seeding import numpy_rng
 
-GRID = 1001  # constant rewards in [0, 1] that an arm is compared with
-TAIL = 1e-3  # what a reward after the last state computed may still weigh
-LONGEST_TAIL = 1000  # [pulls] beyond the trial; by then an arm is known
-FEWEST = 1e-6  # imagined pulls, where rewards are without noise and one pull says all
+GRID = 1001  # points in [0, 1] of the constant reward that an arm is compared with
+TAIL_WEIGHT = 1e-3  # largest discount factor of rewards beyond the last computed state
+LONGEST_TAIL = 1000  # [pulls] beyond the trial; the posterior of an arm is narrow by then
+FEWEST_PULLS = 1e-6  # of the prior, for rewards without noise: one pull reveals the mean
 
 
 class Config(StrictModel):
-    """Which index."""
+    """The index and its constants."""
 
     episodes: int = Field(gt=0, description="episodes of a trial; of a bandit, pulls")
-    index: Literal["gittins", "sample", "optimistic_sample", "mean"] = Field(description="what the arms are compared by")
-    discount: float = Field(gt=0, lt=1, description="of the Gittins index")
+    index: Literal["gittins", "sample", "optimistic_sample", "mean"] = Field(description="index that arms are compared by")
+    discount: float = Field(gt=0, lt=1, description="discount of the Gittins index")
     bonus: float = Field(ge=0, description="c, the weight of UCB1's confidence radius; 0: none")
     epsilon: Share = Field(description="share of random pulls")
 
 
 class Strategy(Reference):
-    """Pull the arm of the greatest index.
+    """The strategy that pulls the arm of the greatest index.
 
     Args:
         config: see :class:`Config`.
-        context: what it is built with.
+        context: the family, the seed and the device.
 
     Raises:
-        ValueError: for a family that is no bandit, or Gittins indices for arms that are not Bernoulli.
+        ValueError: for a family that is not a bandit, or Gittins indices for arms that are not Bernoulli.
     """
 
     def __init__(self, config: Config, context: Context):
@@ -76,13 +77,13 @@ class Strategy(Reference):
         self.task = context.family.sample_tasks(1, "train", numpy_rng(context.seed, "tasks", "train"))
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
-        """Yield one policy, which counts what each arm has paid."""
+        """Yield one policy, which counts the pulls and the rewards of each arm."""
         episodes = budget.episodes or self.config.episodes
         yield Adapted(0, 0, 0, IndexPolicy(self.config, self.prior, task, episodes * self.horizon), episodes)
 
 
 class Prior:
-    """The prior of an arm's mean, as imagined pulls.
+    """The prior of an arm's mean, as imaginary pulls.
 
     Args:
         arms: the family's configuration.
@@ -93,28 +94,28 @@ class Prior:
         uniform = arms.prior == "uniform"
         self.mean = arms.location + arms.scale / 2 if uniform else arms.location
         variance = arms.scale**2 / (12 if uniform else 1)
-        chance = self.mean * (1 - self.mean) - variance if self.bernoulli else arms.noise**2  # what a pull adds, on average
-        self.pulls = max(chance / variance, FEWEST)
-        self.noise = math.sqrt(self.pulls * variance)  # of a pull
+        reward_variance = self.mean * (1 - self.mean) - variance if self.bernoulli else arms.noise**2  # given the mean
+        self.pulls = max(reward_variance / variance, FEWEST_PULLS)
+        self.noise = math.sqrt(self.pulls * variance)  # standard deviation of one reward
 
 
 class IndexPolicy(Policy):
-    """The policy of an index, in trials on M bandits.
+    """The policy of an index strategy, in trials on M bandits.
 
     Args:
-        config: which index.
-        prior: of an arm's mean.
-        task: the bandits, of which it sees the number of arms alone.
-        longest: the most pulls of a trial.
+        config: the index and its constants.
+        prior: the prior of an arm's mean.
+        task: the bandits; the policy uses their number of arms only.
+        longest: the maximum number of pulls in a trial.
     """
 
     def __init__(self, config: Config, prior: Prior, task: Task, longest: int):
         self.config, self.prior, self.mean, self.longest = config, prior, task["mean"], longest
 
     def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
-        """Return no pulls yet: ``pulls`` and ``reward`` of every arm, ``[M, N, k]``."""
-        nothing = self.mean.new_zeros(len(self.mean), num_envs, self.mean.shape[-1])
-        return {"pulls": nothing, "reward": nothing, "rng": rng}
+        """Return the state before the first pull: ``pulls`` and summed ``reward`` of every arm, ``[M, N, k]``."""
+        zeros = self.mean.new_zeros(len(self.mean), num_envs, self.mean.shape[-1])
+        return {"pulls": zeros, "reward": zeros, "rng": rng}
 
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         """Return the arms ``[M, N]`` of the greatest index."""
@@ -122,17 +123,17 @@ class IndexPolicy(Policy):
         if self.config.epsilon:
             arms = state["pulls"].shape[-1]
             explore = torch.rand(action.shape, generator=state["rng"], device=action.device) < self.config.epsilon
-            chance = torch.randint(arms, action.shape, generator=state["rng"], device=action.device)
-            action = torch.where(explore, chance, action)
+            random = torch.randint(arms, action.shape, generator=state["rng"], device=action.device)
+            action = torch.where(explore, random, action)
         return action, state
 
     def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
-        """Count one more pull of each chosen arm, and what it paid."""
+        """Count one pull of each chosen arm and add its reward."""
         arm = one_hot(action, state["pulls"].shape[-1])
         return {**state, "pulls": state["pulls"] + arm, "reward": state["reward"] + arm * step.reward[..., None]}
 
     def index(self, state: State) -> Tensor:
-        """Return how good each arm looks, ``[M, N, k]``."""
+        """Return the index of each arm, ``[M, N, k]``."""
         config, prior = self.config, self.prior
         pulls: Tensor = state["pulls"]
         reward: Tensor = state["reward"]
@@ -159,25 +160,26 @@ class IndexPolicy(Policy):
 
 @lru_cache(maxsize=8)
 def gittins_indices(wins: float, losses: float, discount: float, pulls: int) -> Tensor:
-    """Gittins indices ``[pulls + 1, pulls + 1]`` of a Bernoulli arm after w wins and l losses, ``w + l <= pulls``, else 0.
+    """Compute the Gittins indices ``[pulls + 1, pulls + 1]`` of a Bernoulli arm after w wins and l losses.
 
-    By calibration (Gittins 1979, section 7): beside an arm that pays λ for ever, the value, in units of λ, of one that is
-    Beta(a, b) with a = wins + w, b = losses + l, p = a / (a + b), is
+    Entries with ``w + l > pulls`` are 0. The method is calibration (Gittins 1979, section 7). For the choice between an arm
+    with constant reward λ and an arm Beta(a, b), with a = wins + w, b = losses + l and p = a / (a + b), the value is
 
         V(a, b) = max(λ, (1 - γ) p + γ (p V(a + 1, b) + (1 - p) V(a, b + 1)))
 
-    and the index is the λ at which both sides of the maximum are equal: found for all states and many λ at once, backwards
-    from arms pulled so often that γ has forgotten what follows (they count as known), and between two λ by a straight line.
+    as a rate of reward. The index is the λ at which both sides of the maximum are equal. Dynamic programming computes the
+    values of all states on a grid of λ, backwards from states after so many pulls that the discount makes later rewards
+    negligible (their mean counts as known); the index is interpolated linearly between two grid points.
 
     Args:
         wins: a of the prior.
         losses: b of the prior.
         discount: γ.
-        pulls: the most pulls of an arm.
+        pulls: the maximum number of pulls of an arm.
     """
     rates = torch.linspace(0, 1, GRID, dtype=torch.float64)[:, None]  # [L, 1]
     table = torch.zeros(pulls + 1, pulls + 1, dtype=torch.float64)
-    tail = min(math.ceil(math.log(TAIL) / math.log(discount)), LONGEST_TAIL)
+    tail = min(math.ceil(math.log(TAIL_WEIGHT) / math.log(discount)), LONGEST_TAIL)
     value = torch.empty(0)
     for n in range(pulls + tail, -1, -1):
         won = torch.arange(n + 1, dtype=torch.float64)
@@ -188,8 +190,8 @@ def gittins_indices(wins: float, losses: float, discount: float, pulls: int) -> 
         pull = (1 - discount) * p + discount * (p * value[:, 1:] + (1 - p) * value[:, :-1])
         value = torch.maximum(rates, pull)
         if n <= pulls:
-            gain = pull - rates  # falls with λ
-            above = (gain > 0).sum(0).clamp(1, GRID - 1)  # [n + 1] the first λ too high
+            gain = pull - rates  # decreases in λ
+            above = (gain > 0).sum(0).clamp(1, GRID - 1)  # [n + 1] the first grid point above the index
             high, low = gain.gather(0, above[None] - 1)[0], gain.gather(0, above[None])[0]
             index = (above - 1 + high / (high - low)) / (GRID - 1)
             table[won.long(), n - won.long()] = index

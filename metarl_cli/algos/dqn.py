@@ -1,8 +1,7 @@
-"""DQN, each task from scratch: M networks learn M tasks at once, as rows of one tensor (Mnih 2015,
-doi:10.1038/nature14236).
+"""DQN from scratch: M independent networks learn M tasks, batched as rows of one tensor (Mnih 2015, doi:10.1038/nature14236).
 
-The baseline that shares nothing between tasks. What it learned in training are the networks of its own tasks; a task
-it has not seen starts from fresh weights.
+This is the baseline that shares nothing between tasks. Training produces one network for each training task; adaptation to
+an unseen task starts from fresh weights.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from pydantic import Field, model_validator
 from torch.func import grad_and_value, vmap
+from typing_extensions import override
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, SupportConfig, fine_tune
 from metarl_cli.config.base import Share, StrictModel
@@ -28,28 +28,28 @@ from metarl_cli.seeding import Streams, numpy_rng
 
 
 class Config(StrictModel):
-    """Plain DQN on M tasks."""
+    """Independent DQN on M tasks."""
 
-    tasks: int = Field(gt=0, description="tasks learned at once, each with its own network")
+    tasks: int = Field(gt=0, description="training tasks, each with its own network")
     envs: int = Field(gt=0, description="environments per task")
     steps: int = Field(gt=0, description="steps per iteration in each environment")
     updates: int = Field(gt=0, description="gradient updates per iteration")
     batch: int = Field(gt=0, description="transitions per update and task")
-    warmup: int = Field(ge=0, description="iterations that only collect")
+    warmup: int = Field(ge=0, description="first iterations, which only collect")
     capacity: int = Field(gt=0, description="replay per task [transitions]")
     lr: float = Field(gt=0, description="Adam's learning rate")
-    final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
+    final_lr: float = Field(ge=0, description="final learning rate, as a share of lr (linear over the run)")
     clip: float = Field(gt=0, description="largest norm of each task's gradient")
-    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
+    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, initial and final")
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
-    repeat: int = Field(gt=0, description="steps a random action lasts")
+    repeat: int = Field(gt=0, description="steps for which a random action is repeated")
     target: TargetConfig
-    returns: ReturnsConfig = Field(description="how returns are estimated when adapting to a task")
-    scratch_lr: float = Field(gt=0, description="Adam's rate when adapting to a task")
+    returns: ReturnsConfig = Field(description="return estimator for adaptation to a task")
+    scratch_lr: float = Field(gt=0, description="Adam's learning rate for adaptation to a task")
     support: SupportConfig
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _check_capacity(self) -> Config:
         if self.envs * self.steps > self.capacity:
             raise ValueError("capacity must hold at least the envs x steps of one iteration")
         return self
@@ -60,7 +60,7 @@ class IndependentDQN(Algorithm):
 
     Args:
         config: see :class:`Config`.
-        context: what it is built with.
+        context: the family, the learner, the seed, the device and the iterations of the run.
     """
 
     adapts_by = "gradient"
@@ -75,14 +75,14 @@ class IndependentDQN(Algorithm):
         networks = fresh(self.learner, config.tasks, self.rng["init"])
         self.params = {name: value.requires_grad_() for name, value in networks.items()}  # [M, ...]
         self.target_params = {name: value.detach().clone() for name, value in networks.items()}
-        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.lr)  # elementwise: each row its own
+        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.lr)  # elementwise, so rows stay independent
         self.env = self.family.make(self.task, config.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.capacity, context.device)
         self.rows = torch.arange(config.tasks, device=context.device)
         self.iteration = self.updates = self.env_steps = 0
 
     def train_step(self) -> dict[str, float]:
-        """Collect with every network on its own task, then learn from replay."""
+        """Collect experience with every network on its own task, then update the networks from replay."""
         config = self.config
         epsilon = linear(config.epsilon, self.iteration / config.epsilon_iterations)
         policy = EpsilonGreedy(NetworkPolicy(self.learner, self.params), self.learner.actions, epsilon, config.repeat)
@@ -102,7 +102,7 @@ class IndependentDQN(Algorithm):
 
     @torch.no_grad()
     def _update(self) -> tuple[float, float]:
-        """Take one gradient step of every network on its own minibatch; returns the mean loss and gradient norm."""
+        """Update every network on its own minibatch; returns the mean loss and the mean gradient norm."""
         config, learner, params = self.config, self.learner, detached(self.params)
         experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"])
         batch = vmap(learner.prepare)(params, self.target_params, experience)
@@ -117,33 +117,38 @@ class IndependentDQN(Algorithm):
         return float(losses.mean()), float(norms.mean())
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
-        """Start from the networks of its own training tasks, or from fresh ones: DQN brings nothing to a new task."""
+        """Fine-tune the trained networks on the training tasks, and fresh networks on any other tasks."""
         if same_tasks(task, self.task):
             return self._fine_tune(detached(self.params), task, budget, rng, family)
         return self._fine_tune(fresh(self.learner, num_tasks(task), rng), task, budget, rng, family)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
-        """Start from M fresh networks, a few Adam steps on the support of each task."""
+        """Take Adam steps from M fresh networks on the support of each task."""
         return self._fine_tune(fresh(self.learner, num_tasks(task), rng), task, budget, rng)
 
     def _fine_tune(
         self, params: Params, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None
     ) -> Iterator[Adapted]:
-        config, place = self.config, family or self.family
-        return fine_tune(self.learner, params, config.scratch_lr, place, task, budget, config.support, config.returns, rng)
+        config, family = self.config, family or self.family
+        return fine_tune(self.learner, params, config.scratch_lr, family, task, budget, config.support, config.returns, rng)
 
+    @override
     def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
         return NetworkPolicy(self.learner, state["params"]), None
 
+    @override
     def weights(self) -> State:
         return {"params": detached(self.params)}
 
+    @override
     def load_weights(self, state: State) -> None:
         load_params(self.params, state["params"])
 
+    @override
     def state_dict(self) -> State:
         return super().state_dict() | {"target_params": self.target_params}
 
+    @override
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         load_params(self.target_params, state["target_params"])

@@ -1,13 +1,13 @@
-"""MAML over DQN: learn the weights from which a Q-network adapts in a few gradient steps.
+"""MAML over DQN: learn initial weights from which a Q-network adapts in a few gradient steps.
 
 Model-Agnostic Meta-Learning (Finn 2017, arXiv:1703.03400) with Q-learning inside and outside:
 
-    inner   theta_i = theta - alpha * grad L_DQN(theta; support_i)                      K times, grad holds the targets fixed
-    outer   min over theta, alpha of  sum_i L_DQN(theta_i; query_i),   targets of the query from theta^-_i
+    inner   theta_i = theta - alpha * grad L_DQN(theta; support_i)                      K times; targets are constants
+    outer   min over theta, alpha of  sum_i L_DQN(theta_i; query_i)             targets of the query from theta^-_i
     target  theta^-_i = the slow copy of (theta, alpha), adapted on the same support_i
 
-The adapted network is a conditional Q-function Q(s, a | support): support is collected by the un-adapted policy, query by
-the adapted one, and kept in a replay per task, so that many outer updates are taken per collection.
+The adapted network is a conditional Q-function Q(s, a | support). The un-adapted policy collects the support, the adapted
+policy collects the query. A replay for each task keeps the query experience, for many outer updates per collection.
 
 Variants are values of the configuration, not code:
 
@@ -19,10 +19,10 @@ Variants are values of the configuration, not code:
 | CAVIA | inner.scope=context | Zintgraf 2019, arXiv:1810.03642 |
 | Reptile | outer.rule=reptile | Nichol 2018, arXiv:1803.02999 |
 | MAML++ losses and rates | outer.every_step, inner.rates=tensor | Antoniou 2019, arXiv:1810.09502 |
-| pre-training | inner.steps=0 | one network over all tasks, adapted only when tested |
+| pre-training | inner.steps=0 | one network for all tasks, adapted only at meta-test time |
 
-Differs from the papers: off-policy. The support enters the meta-gradient as data (no credit for how it was collected), and
-the query is replayed.
+Differs from the papers: the method is off-policy. The support enters the meta-gradient as data (no credit assignment to its
+collection), and the query is replayed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from typing_extensions import override
 
 from metarl_cli.adaptation.gradient import (
     InnerConfig,
@@ -57,34 +58,34 @@ from metarl_cli.seeding import Streams, numpy_rng
 
 
 class QueryConfig(StrictModel):
-    """The adapted policies' experience."""
+    """Collection and replay of query experience."""
 
-    envs: int = Field(gt=0, description="environments per task; their episodes go on across iterations")
+    envs: int = Field(gt=0, description="environments per task; episodes continue across iterations")
     steps: int = Field(gt=0, description="steps per iteration in each environment")
-    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
+    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, initial and final")
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
-    repeat: int = Field(gt=0, description="steps a random action lasts")
+    repeat: int = Field(gt=0, description="steps for which a random action is repeated")
     capacity: int = Field(gt=0, description="replay per task [transitions]")
 
 
 class OuterConfig(StrictModel):
-    """How the initialisation and the rates are learned."""
+    """The outer loop, which learns the initialisation and the rates."""
 
-    rule: Literal["maml", "reptile"] = Field(description="the gradient of the query loss, or the displacement by it")
+    rule: Literal["maml", "reptile"] = Field(description="outer gradient: of the query loss, or the displacement by adaptation")
     updates: int = Field(gt=0, description="outer updates per iteration")
     tasks: int = Field(gt=0, description="tasks per outer update")
     batch: int = Field(gt=0, description="query transitions per task and update")
     lr: float = Field(gt=0, description="Adam's learning rate")
-    final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (cosine over the run)")
+    final_lr: float = Field(ge=0, description="final learning rate, as a share of lr (cosine over the run)")
     clip: float = Field(gt=0, description="largest norm of the meta-gradient")
-    polyak: float = Field(gt=0, le=1, description="step of the slow copy towards the weights, per update")
-    every_step: bool = Field(description="query loss after every inner step, not only the last (MAML++)")
-    adapted_target: bool = Field(description="adapt the slow copy on the support before it makes the query's targets")
+    polyak: float = Field(gt=0, le=1, description="step size of the slow copy towards the weights, per update")
+    every_step: bool = Field(description="query loss after every inner step instead of the last only (MAML++)")
+    adapted_target: bool = Field(description="adapt the slow copy on the support before it computes the query targets")
     use_average: bool = Field(description="test with the slow copy, a running average of the weights")
 
 
 class Config(StrictModel):
-    """MAML-DQN and its kin."""
+    """MAML-DQN and its variants."""
 
     tasks: int = Field(gt=0, description="training tasks, drawn once")
     inner: InnerConfig
@@ -92,11 +93,11 @@ class Config(StrictModel):
     outer: OuterConfig
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _check_combination(self) -> Config:
         if self.outer.tasks > self.tasks:
             raise ValueError(f"outer.tasks ({self.outer.tasks}) must not be above tasks ({self.tasks})")
         if self.inner.rule == "adam" and self.inner.steps > 0:
-            raise ValueError("inner.rule=adam is for fine-tuning alone: it needs inner.steps=0")
+            raise ValueError("inner.rule=adam is for fine-tuning only: it needs inner.steps=0")
         if self.inner.steps == 0 and self.inner.rates != "fixed":
             raise ValueError("inner.steps=0 learns no rates: it needs inner.rates=fixed")
         if self.outer.rule == "reptile" and self.inner.rates != "fixed":
@@ -106,7 +107,7 @@ class Config(StrictModel):
         return self
 
 
-Meta = dict[str, Params]  # {"init": weights, "rates": learning rates of the adapted ones}
+Meta = dict[str, Params]  # {"init": weights, "rates": learning rates of the adapted weights}
 
 
 class MAML(Algorithm):
@@ -114,7 +115,7 @@ class MAML(Algorithm):
 
     Args:
         config: see :class:`Config`.
-        context: what it is built with.
+        context: the family, the learner, the seed, the device and the iterations of the run.
     """
 
     adapts_by = "gradient"
@@ -134,13 +135,13 @@ class MAML(Algorithm):
         self.iteration = self.env_steps = 0
 
     def _learned(self) -> list[Tensor]:
-        """What the outer optimiser moves."""
+        """Return the tensors that the outer optimiser updates."""
         return [v for group in self.learned_groups for v in self.meta[group].values()]
 
     # -- one meta-iteration
 
     def train_step(self) -> dict[str, float]:
-        """Collect support, adapt, collect query with the adapted policies; then many outer updates."""
+        """Collect support, adapt, collect query with the adapted policies; then take the outer updates."""
         config = self.config
         supports, metrics = self._collect()
         for group in self.optimizer.param_groups:
@@ -163,7 +164,7 @@ class MAML(Algorithm):
 
     @torch.no_grad()
     def _collect(self) -> tuple[list[Transitions], dict[str, float]]:
-        """Support of every task for each inner step, and query experience into the replay."""
+        """Collect the support of every task for each inner step, and add query experience to the replay."""
         config, inner = self.config, self.config.inner
         params, supports = expand(self.meta["init"], config.tasks), []
         for k in range(inner.steps):
@@ -180,7 +181,7 @@ class MAML(Algorithm):
         return supports, {"train/epsilon": epsilon, **query.summary()}
 
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:
-        """One step of the outer optimiser; returns the query loss and the norm of the meta-gradient."""
+        """Take one step of the outer optimiser; returns the query loss and the norm of the meta-gradient."""
         outer = self.config.outer
         loss, gradients = self.meta_gradient(supports, query)
         weights = self._learned()
@@ -195,7 +196,7 @@ class MAML(Algorithm):
     # -- the meta-gradient
 
     def adapted(self, meta: Meta, supports: list[Transitions], num_tasks: int, order: int = 2) -> Iterator[Params]:
-        """Weights ``[M, ...]`` before the first and after each inner step."""
+        """Yield the weights ``[M, ...]`` before the first inner step and after each."""
         params = expand(meta["init"], num_tasks)
         yield params
         for support in supports:
@@ -204,12 +205,12 @@ class MAML(Algorithm):
 
     @torch.no_grad()
     def _target_params(self, slow: Meta, supports: list[Transitions], query: Transitions) -> Params:
-        """The target network of each task: the slow copy, adapted on the same support."""
+        """Return the target network of each task: the slow copy, adapted on the same support."""
         *_, target_params = self.adapted(slow, supports if self.config.outer.adapted_target else [], len(query.reward))
         return target_params
 
     def meta_loss(self, meta: Meta, slow: Meta, supports: list[Transitions], query: Transitions) -> Tensor:
-        """The mean query loss of the adapted weights; scalar, differentiable in ``meta``."""
+        """Compute the mean query loss of the adapted weights; scalar, differentiable in ``meta``."""
         config = self.config
         target_params = self._target_params(slow, supports, query)
         path = list(self.adapted(meta, supports, len(query.reward), config.inner.order))
@@ -222,7 +223,7 @@ class MAML(Algorithm):
         return torch.stack(losses).mean()
 
     def meta_gradient(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
-        """The query loss and the gradient of each learned tensor: ``init``, then ``rates`` where they are learned."""
+        """Compute the query loss and the gradient of each learned tensor: ``init``, then ``rates`` if they are learned."""
         if self.config.outer.rule == "reptile":
             return self._reptile(supports, query)
         loss = self.meta_loss(self.meta, self.slow, supports, query)
@@ -230,7 +231,7 @@ class MAML(Algorithm):
 
     @torch.no_grad()
     def _reptile(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
-        """Reptile's gradient, theta - mean theta_i, where the query makes the last inner step of theta_i."""
+        """Compute Reptile's gradient, theta - mean theta_i, where the query provides the last inner step of theta_i."""
         path = list(self.adapted(self.meta, supports, len(query.reward)))
         batch = vmap(self.learner.prepare)(path[-1], self._target_params(self.slow, supports, query), query)
         gradients, losses = vmap(grad_and_value(self.learner.loss))(path[-1], batch)
@@ -241,25 +242,28 @@ class MAML(Algorithm):
     # -- adaptation
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
-        """Adapt to M tasks from the learned initialisation."""
+        """Adapt to M tasks from the learned initialisation; see :meth:`Algorithm.adapt`."""
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
         params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
-        place = family or self.family
-        return adapt(self.learner, params, meta["rates"], place, task, budget, inner.support, inner.returns, rng, adam)
+        family = family or self.family
+        return adapt(self.learner, params, meta["rates"], family, task, budget, inner.support, inner.returns, rng, adam)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
-        """Adapt the same learner from fresh weights at the same budget."""
+        """Adapt fresh weights of the same learner, with Adam at the same budget."""
         params, inner = fresh(self.learner, num_tasks(task), rng), self.config.inner
         return fine_tune(self.learner, params, inner.scratch_lr, self.family, task, budget, inner.support, inner.returns, rng)
 
+    @override
     def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
         return NetworkPolicy(self.learner, state["params"]), None
 
     # -- saving
 
+    @override
     def weights(self) -> State:
         return {"meta": {group: detached(params) for group, params in self.meta.items()}, "slow": self.slow}
 
+    @override
     def load_weights(self, state: State) -> None:
         for own, saved in ((self.meta, state["meta"]), (self.slow, state["slow"])):
             for group, params in own.items():

@@ -1,4 +1,4 @@
-"""The base of algorithms that learn a memory, however they learn it: its parts, its tasks, and how it acts in a trial."""
+"""The base of algorithms that adapt by a learned memory: the agent, its training tasks and its policy in a trial."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Agent, InputsConfig, MemoryPolicy
 from metarl_cli.config.base import StrictModel
@@ -19,12 +20,12 @@ from metarl_cli.seeding import Streams, numpy_rng
 
 
 class TrialsConfig(StrictModel):
-    """The memory of an algorithm, and the trials it learns from."""
+    """The memory of an algorithm, and its training trials."""
 
     episodes: int = Field(gt=0, description="episodes of a trial")
     tasks: int = Field(gt=0, description="tasks per iteration")
     envs: int = Field(gt=0, description="trials per task and iteration")
-    fresh: bool = Field(description="draw new tasks for every iteration, or train on the first ones")
+    fresh: bool = Field(description="draw new tasks for every iteration, instead of one set for the whole run")
     memory: MemoryConfig
     inputs: InputsConfig
 
@@ -34,7 +35,7 @@ class MemoryAlgorithm(Algorithm):
 
     Args:
         config: see :class:`TrialsConfig`.
-        context: what it is built with; its learner is not used, the memory is the learner.
+        context: the family, the seed, the device and the iterations of the run; the memory replaces the learner.
 
     Raises:
         UserError: if a transformer cannot attend to a whole trial.
@@ -42,7 +43,7 @@ class MemoryAlgorithm(Algorithm):
 
     uses_learner = False
     adapts_by = "memory"
-    stochastic: ClassVar[bool]  # whether sampling from the policy differs from its likeliest actions
+    stochastic: ClassVar[bool]  # whether its actions can be sampled
 
     def __init__(self, config: TrialsConfig, context: Context):
         self.config, self.context, self.family, self.device = config, context, context.family, context.device
@@ -68,7 +69,7 @@ class MemoryAlgorithm(Algorithm):
 
     @property
     def progress(self) -> float:
-        """The share of the whole run that has passed."""
+        """Return the completed share of the run."""
         return self.iteration / self.context.iterations
 
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
@@ -76,7 +77,7 @@ class MemoryAlgorithm(Algorithm):
         raise NotImplementedError
 
     def policy(self, params: Params, num_tasks: int, episodes: int) -> MemoryPolicy:
-        """Return the policy of these weights in trials of ``episodes`` on M tasks."""
+        """Return the policy with these weights, in trials of ``episodes`` episodes on M tasks."""
 
         def head(features: Tensor, inputs: Tensor) -> Distribution:
             return self.head(params, features, inputs)
@@ -84,19 +85,20 @@ class MemoryAlgorithm(Algorithm):
         return MemoryPolicy(self.agent, params, head, num_tasks, episodes, self.stochastic)
 
     def tested(self) -> Params:
-        """Return the weights that new tasks are met with."""
+        """Return the weights of the policy on new tasks."""
         raise NotImplementedError
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield one policy, whose memory adapts over the episodes of a trial.
 
         Raises:
-            UserError: if a transformer cannot attend to a trial of so many episodes.
+            UserError: if a transformer cannot attend to a whole trial.
         """
         episodes = budget.episodes or self.config.episodes
         self._check_length(episodes)
         yield Adapted(0, 0, 0, self.policy(detached(self.tested()), num_tasks(task), episodes), episodes)
 
+    @override
     def load_policy(self, state: State, task: Task) -> tuple[MemoryPolicy, int]:
         params, episodes = self.tested(), int(state["episodes"])
         saved = {name: state["params"][name].to(value) for name, value in params.items()}

@@ -6,12 +6,12 @@ from metarl_cli.interfaces import Algorithm
 
 
 class Reference(Algorithm):
-    """A strategy that is known already; it adapts by what it counts within a trial."""
+    """A strategy with nothing to train; it adapts by the statistics that it keeps within a trial."""
 
     learns = False
     uses_learner = False
     adapts_by = "memory"
 
     def train_step(self) -> dict[str, float]:
-        """Train nothing."""
+        """Do nothing; returns no metrics."""
         return {}

@@ -2,13 +2,14 @@
 
     x_t = [s_t, a_{t-1}, r_{t-1}, d_{t-1}]    h_t = memory(h_{t-1}, x_t)    a_t ~ pi(h_t, x_t)    h lasts over the whole trial
 
-What it maximises is the return of the whole trial, so exploring early pays if it helps later. Learned by PPO (Schulman 2017,
-arXiv:1707.06347) with generalised advantages over the trial, in minibatches of whole trials; each trial is on a task drawn
-anew (``fresh``), or on one of a fixed set.
+The objective is the return of the whole trial, so early exploration pays off in later episodes. PPO (Schulman 2017,
+arXiv:1707.06347) learns the weights, with generalised advantages over the trial, in minibatches of whole trials. The training
+tasks are drawn for every iteration (``fresh``), or once.
 
-Differs from the paper: PPO for TRPO; a value function that shares the memory and is told the clock; a policy that sees its
-inputs beside the memory; lambda of 0.9 and more (the paper's 0.3 carries almost nothing through a trial of 100 steps); rewards
-centred and scaled by the first batch, which only measures; prediction of what comes next as an auxiliary task.
+Differs from the paper: PPO instead of TRPO; a value function that shares the memory and has the clock as an input; a policy
+head with the inputs of the memory beside its features; lambda of 0.9 and more (credit with the paper's 0.3 vanishes within a
+trial of 100 steps); rewards centred and scaled by statistics of the first batch, which is not used for learning; prediction
+of the next observation and reward as an auxiliary task.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Prediction, collect_trials
 from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
@@ -30,27 +32,27 @@ from metarl_cli.networks.distributions import PolicyHead
 from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.stacked import detached, load_params
 
-DECAY = 0.9  # of the running mean and deviation of returns, per iteration
+DECAY = 0.9  # of the running mean and standard deviation of returns, per iteration
 
 
 class PPOConfig(StrictModel):
-    """How the policy learns from a batch of trials."""
+    """PPO on a batch of trials."""
 
     epochs: int = Field(gt=0, description="passes over each batch")
-    minibatches: int = Field(gt=0, description="parts of a pass; each has whole trials and is one update")
-    ratio_clip: float = Field(gt=0, description="largest change of an action's probability that pays, as a share")
+    minibatches: int = Field(gt=0, description="minibatches of whole trials per pass, with one update each")
+    ratio_clip: float = Field(gt=0, description="epsilon of PPO: the probability ratio is clipped to 1 ± epsilon")
     gamma: float = Field(gt=0, le=1, description="discount per step of the trial")
-    lambda_: Share = Field(alias="lambda", description="share of longer returns in the advantages")
-    entropy: list[float] = Field(min_length=2, max_length=2, description="weight of the entropy bonus, first and last (linear)")
+    lambda_: Share = Field(alias="lambda", description="lambda of the generalised advantages")
+    entropy: list[float] = Field(min_length=2, max_length=2, description="entropy bonus weight, initial and final (linear)")
     value_weight: float = Field(ge=0, description="weight of the value loss")
     predict_weight: float = Field(
-        ge=0, description="weight of predicting the next observation and reward (auxiliary task); 0: none"
+        ge=0, description="weight of the prediction of the next observation and reward (auxiliary task); 0: none"
     )
-    hidden: int = Field(gt=0, description="hidden units of the policy, of the value function and of the prediction")
+    hidden: int = Field(gt=0, description="hidden units of the heads of the policy, the value function and the prediction")
     lr: float = Field(gt=0, description="Adam's learning rate")
-    final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
+    final_lr: float = Field(ge=0, description="final learning rate, as a share of lr (linear over the run)")
     clip: float = Field(gt=0, description="largest norm of the gradient")
-    segment: int | None = Field(gt=0, description="steps that gradients reach back (gru, lstm); none: the whole trial")
+    segment: int | None = Field(gt=0, description="steps of backpropagation through time (gru, lstm); none: the whole trial")
 
 
 class Config(TrialsConfig):
@@ -59,7 +61,7 @@ class Config(TrialsConfig):
     ppo: PPOConfig
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _check_minibatches(self) -> Config:
         if self.tasks * self.envs < self.ppo.minibatches:
             raise ValueError(
                 f"ppo.minibatches ({self.ppo.minibatches}) must not be above tasks x envs ({self.tasks * self.envs})"
@@ -68,14 +70,14 @@ class Config(TrialsConfig):
 
 
 class Signal(NamedTuple):
-    """What PPO learns from at each step of trials, ``[T, R]`` each."""
+    """The learning signals of PPO at each step of trials, ``[T, R]`` each."""
 
-    log_prob: Tensor  # of the choice, when it was made
-    advantage: Tensor  # of mean 0 and deviation 1
-    target: Tensor  # of the value function, normalised
+    log_prob: Tensor  # of the action, under the policy that collected it
+    advantage: Tensor  # normalised to mean 0 and standard deviation 1
+    target: Tensor  # normalised return, for the value function
 
     def rows(self, rows: Tensor) -> Signal:
-        """That of some of the trials."""
+        """Select the signals of trials ``rows [B]``."""
         return Signal(*(x.index_select(1, rows) for x in self))
 
 
@@ -91,12 +93,12 @@ class RL2(MemoryAlgorithm):
         self.policy_head = PolicyHead(self.family.spec.actions)
         self.prediction = Prediction(self.agent, config.ppo.hidden)
         self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
-        # of returns: the value function learns normalised ones
+        # statistics of returns, because the value function learns normalised ones
         self.returns: Params = {"mean": torch.zeros((), device=self.device), "std": torch.ones((), device=self.device)}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.ppo.lr, eps=1e-5)
 
     def _init(self, rng: torch.Generator) -> Params:
-        """Draw fresh weights: the policy's head small, so that all actions start about equally likely."""
+        """Draw fresh weights; those of the policy head are small, so that the initial policy is almost uniform."""
         size, inputs, hidden = self.agent.memory.size, self.agent.inputs.size, self.config.ppo.hidden
         params = self.agent.memory.init(rng) | self.policy_head.init(rng.device)
         params |= head("policy", self.policy_head.outputs, hidden, size + inputs, 0.01, rng)
@@ -105,21 +107,23 @@ class RL2(MemoryAlgorithm):
 
     # -- the policy and the value function
 
+    @override
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
         outputs = apply_head(params, "policy", torch.cat([features, inputs], -1))
         return self.policy_head(params, outputs, self.agent.inputs.legal(inputs))
 
     def value(self, params: Params, features: Tensor, clock: Tensor) -> Tensor:
-        """Return the normalised return ``[...]`` still to come in the trial."""
+        """Return the normalised value ``[...]``: the expected return of the rest of the trial."""
         return apply_head(params, "value", torch.cat([features, clock], -1))[..., 0]
 
+    @override
     def tested(self) -> Params:
         return self.params
 
     # -- learning
 
     def train_step(self) -> dict[str, float]:
-        """Collect a batch of trials, then improve the policy on them; the first batch only measures the rewards."""
+        """Collect a batch of trials and improve the policy on it; the first batch only sets the statistics of rewards."""
         config, ppo = self.config, self.config.ppo
         if config.fresh:
             self.task = self.draw_tasks()
@@ -140,13 +144,13 @@ class RL2(MemoryAlgorithm):
 
     @property
     def _segment(self) -> int:
-        """Steps that gradients reach back: the whole trial, unless truncated."""
+        """Return the number of steps of backpropagation through time: the whole trial, unless truncated."""
         whole = self.config.episodes * self.family.spec.horizon
         return whole if self.config.memory.cell == "transformer" else self.config.ppo.segment or whole
 
     @torch.no_grad()
     def signal(self, trials: Trials) -> tuple[Signal, float]:
-        """What a batch of trials teaches, and the share of the returns' variance that the value function explained."""
+        """Derive the learning signals of a batch of trials; returns the explained variance of returns too."""
         ppo, inside = self.config.ppo, trials.weight > 0
         policy = self.head(self.params, trials.features, trials.inputs)
         value = self.value(self.params, trials.features, trials.clock) * self.returns["std"] + self.returns["mean"]
@@ -162,23 +166,23 @@ class RL2(MemoryAlgorithm):
         return signal, float(explained)
 
     def _learn(self, trials: Trials, entropy_weight: float) -> dict[str, float]:
-        """Several passes of PPO over a batch of trials."""
+        """Take the passes of PPO over a batch of trials; returns the mean metrics."""
         ppo, weights, rng = self.config.ppo, list(self.params.values()), self.rng["minibatch"]
         signal, explained = self.signal(trials)
         sums: dict[str, Tensor] = {}
         for _ in range(ppo.epochs):
             for rows in torch.randperm(trials.reward.shape[1], generator=rng, device=self.device).tensor_split(ppo.minibatches):
-                loss, found = self.loss(self.params, trials.rows(rows), signal.rows(rows), entropy_weight)
+                loss, metrics = self.loss(self.params, trials.rows(rows), signal.rows(rows), entropy_weight)
                 for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                     weight.grad = gradient
-                found["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.clip)
+                metrics["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.clip)
                 self.optimizer.step()
-                sums = {name: sums.get(name, 0) + value.detach() for name, value in found.items()}
+                sums = {name: sums.get(name, 0) + value.detach() for name, value in metrics.items()}
         updates = ppo.epochs * ppo.minibatches
         return {name: float(total) / updates for name, total in sums.items()} | {"loss/explained_variance": explained}
 
     def loss(self, params: Params, trials: Trials, signal: Signal, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The clipped objective, the value loss and the entropy bonus, as means over the steps of trials; and its parts."""
+        """Compute PPO's loss and its metrics: clipped objective, value loss and entropy bonus, as means over steps."""
         ppo, weight = self.config.ppo, trials.weight / trials.weight.sum()
         features = self.agent.recall(params, trials, self._segment)
         policy = self.head(params, features, trials.inputs)
@@ -189,7 +193,7 @@ class RL2(MemoryAlgorithm):
         value_loss = ((self.value(params, features, trials.clock) - signal.target).square() * weight).sum() / 2
         entropy = (policy.entropy() * weight).sum()
         loss = policy_loss + ppo.value_weight * value_loss - entropy_weight * entropy
-        found = {
+        metrics = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "train/entropy": entropy,
@@ -197,21 +201,23 @@ class RL2(MemoryAlgorithm):
             "train/clipped": ((ratio != clipped) * weight).sum(),
         }
         if ppo.predict_weight:
-            found["loss/prediction"] = self.prediction.loss(params, features, trials.inputs, trials.weight)
-            loss = loss + ppo.predict_weight * found["loss/prediction"]
-        return loss, found
+            metrics["loss/prediction"] = self.prediction.loss(params, features, trials.inputs, trials.weight)
+            loss = loss + ppo.predict_weight * metrics["loss/prediction"]
+        return loss, metrics
 
     def _measure_returns(self, target: Tensor) -> None:
-        """Follow the mean and the deviation of returns; the first batch sets them."""
-        found = {"mean": target.mean(), "std": target.std().clamp(min=1e-6)}
+        """Update the running mean and standard deviation of returns; the first batch of learning sets them."""
+        batch = {"mean": target.mean(), "std": target.std().clamp(min=1e-6)}
         keep = DECAY if self.iteration > 1 else 0.0
-        self.returns = {name: keep * self.returns[name] + (1 - keep) * value for name, value in found.items()}
+        self.returns = {name: keep * self.returns[name] + (1 - keep) * value for name, value in batch.items()}
 
     # -- saving
 
+    @override
     def weights(self) -> State:
         return {"params": detached(self.params), "measured": self.agent.measured, "returns": self.returns}
 
+    @override
     def load_weights(self, state: State) -> None:
         load_params(self.params, state["params"])
         load_params(self.agent.measured, state["measured"])

@@ -1,20 +1,20 @@
-"""RL² by Q-learning: a recurrent Q-network over whole trials, learned from replayed ones.
+"""RL² by Q-learning: a recurrent Q-network over whole trials, trained on replayed trials.
 
     x_t = [s_t, a_{t-1}, r_{t-1}, d_{t-1}]    h_t = memory(h_{t-1}, x_t)    a_t = argmax_a Q(h_t, x_t, a)   h lasts all trial
 
-The memory is the learning algorithm (Duan 2016, arXiv:1611.02779) and DQN learns it: recurrent (Hausknecht 2015,
-arXiv:1507.06527), on stretches of trials that start from a stored memory and burn in (R2D2: Kapturowski 2019), or on whole
-trials (Ni 2022, arXiv:2110.05038, whose shortcut from the inputs to the head is here too). Targets are Q(lambda) returns
-along the trial (Peng and Williams 1996), by Double DQN with a slow copy:
+The memory is the learning algorithm (Duan 2016, arXiv:1611.02779) and recurrent DQN (Hausknecht 2015, arXiv:1507.06527)
+trains it: on segments of trials that start from a stored memory and burn in (R2D2: Kapturowski 2019), or on whole trials
+(Ni 2022, arXiv:2110.05038, whose shortcut from the inputs to the head is used too). Targets are Q(lambda) returns along the
+trial (Peng and Williams 1996), by Double DQN with a slow copy:
 
     G_t = r_t + g_t * ((1 - lambda) * Q_slow(h_{t+1}, argmax_a Q(h_{t+1}, a)) + lambda * G_{t+1})
 
-What is maximised is the return of the trial. So the end of an episode does not stop the bootstrap: what follows is the next
-episode's first step, which the memory sees. The trial's end does, by termination and by time limit alike, which the clock
-tells. g is gamma within an episode. With ``wait`` an episode that terminates at step t is taken to spend the rest of the
-horizon, H steps, without reward: g = gamma^(H - t) there. Without, ending early would bring later episodes nearer: where
-gamma^H is small, a fallen pole would cost nothing, as the next one stands at once. But with it, and gamma^H small, later
-episodes count for nothing in this one: exploring for their sake is not learned then.
+The objective is the return of the trial. So targets bootstrap across the end of an episode, from the first step of the next
+episode, which is an input of the memory. They do not bootstrap across the end of the trial, whether by termination or by the
+time limit, which the clock indicates. g is gamma within an episode. With ``wait``, an episode that terminates at step t counts
+as if it spent the rest of its horizon of H steps without reward: g = gamma^(H - t) there. Without ``wait``, termination brings
+later episodes closer: where gamma^H is small, a fallen pole would cost nothing, because the next pole stands upright. With
+``wait`` and a small gamma^H, the values of an episode ignore later episodes, and exploration for their benefit is not learned.
 
 Differs from R2D2: no prioritised replay and no rescaled values; gradients reach back through the burn-in, which has no loss.
 """
@@ -27,6 +27,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Prediction, collect_trials
 from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
@@ -45,7 +46,7 @@ from metarl_cli.spaces import Bins, Continuous
 
 
 class HeadConfig(StrictModel):
-    """From the memory and the inputs to values."""
+    """The head, from the memory's features and inputs to Q-values."""
 
     hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each hidden layer")
     activation: Literal["relu", "tanh", "silu"] = Field(description="nonlinearity of the hidden layers")
@@ -54,29 +55,29 @@ class HeadConfig(StrictModel):
 
 
 class ExplorationConfig(StrictModel):
-    """How trials are lived through in training."""
+    """Exploration in training trials."""
 
-    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, first and last")
+    epsilon: list[Share] = Field(min_length=2, max_length=2, description="share of random actions, initial and final")
     iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
-    spread: float = Field(ge=0, description="a trial's own epsilon is epsilon^(1 + spread u), u uniform in [0, 1] (Ape-X)")
-    repeat: int = Field(gt=0, description="steps a random action lasts")
+    spread: float = Field(ge=0, description="epsilon of each trial is epsilon^(1 + spread u), u uniform in [0, 1] (Ape-X)")
+    repeat: int = Field(gt=0, description="steps for which a random action is repeated")
 
 
 class DQNConfig(StrictModel):
-    """How the Q-network learns."""
+    """DQN on replayed trials."""
 
     updates: int = Field(gt=0, description="gradient updates per iteration")
     gamma: float = Field(gt=0, le=1, description="discount per step of the trial")
     wait: bool = Field(description="discount as if an episode that terminates took its whole horizon")
-    lambda_: Share = Field(alias="lambda", description="share of longer returns; 0 is one-step DQN")
-    double: bool = Field(description="choose the bootstrap action by the learning network (Double DQN)")
-    loss: Literal["huber", "squared"] = Field(description="loss of the temporal difference")
-    reward_scale: float = Field(gt=0, description="rewards are multiplied by this; 1 - gamma keeps values near one")
+    lambda_: Share = Field(alias="lambda", description="lambda of Q(lambda) returns; 0 is one-step DQN")
+    double: bool = Field(description="choose the bootstrap action by the online network (Double DQN)")
+    loss: Literal["huber", "squared"] = Field(description="loss function of the temporal difference")
+    reward_scale: float = Field(gt=0, description="factor on rewards; 1 - gamma keeps values near one")
     lr: float = Field(gt=0, description="Adam's learning rate")
-    final_lr: float = Field(ge=0, description="the rate's last value, as a share of the first (linear over the run)")
+    final_lr: float = Field(ge=0, description="final learning rate, as a share of lr (linear over the run)")
     clip: float = Field(gt=0, description="largest norm of the gradient")
     predict_weight: float = Field(
-        ge=0, description="weight of predicting the next observation and reward (auxiliary task); 0: none"
+        ge=0, description="weight of the prediction of the next observation and reward (auxiliary task); 0: none"
     )
     target: TargetConfig
     use_average: bool = Field(description="test with the slow copy, a running average of the weights")
@@ -86,13 +87,13 @@ class Config(TrialsConfig):
     """RL² with DQN."""
 
     head: HeadConfig
-    bins: int = Field(ge=2, description="choices of each action dimension, where actions are vectors; the bounds among them")
+    bins: int = Field(ge=2, description="number of values per dimension of vector actions, bounds included")
     exploration: ExplorationConfig
     replay: ReplayConfig
     dqn: DQNConfig
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _check_capacity(self) -> Config:
         if self.tasks * self.envs > self.replay.capacity:
             raise ValueError("replay.capacity must hold at least the tasks x envs trials of one iteration")
         return self
@@ -120,43 +121,45 @@ class RL2DQN(MemoryAlgorithm):
         self.params = {name: value.requires_grad_() for name, value in init.items()}
         self.slow = {name: value.detach().clone() for name, value in init.items()}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.dqn.lr)
-        whole = config.replay.model_copy(update={"segment": None})
-        kept = whole if config.memory.cell == "transformer" else config.replay
-        self.replay = TrialReplay(kept, config.episodes * spec.horizon, self.device)
+        whole = config.replay.model_copy(update={"segment": None})  # a segment needs a recurrent memory to start from
+        replay = whole if config.memory.cell == "transformer" else config.replay
+        self.replay = TrialReplay(replay, config.episodes * spec.horizon, self.device)
         self.updates = 0
 
     # -- values
 
     def values(self, params: Params, features: Tensor, inputs: Tensor) -> Tensor:
-        """Return Q ``[..., A]`` or ``[..., D, bins]``; -inf for what cannot be taken."""
+        """Return Q ``[..., A]`` or ``[..., D, bins]``; -inf for illegal actions."""
         q = self.q_head(params, torch.cat([features, inputs], -1))
         legal = self.agent.inputs.legal(inputs)
         return q if legal is None else q.masked_fill(~legal, -torch.inf)
 
+    @override
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
         return Greedy(self.values(params, features, inputs), self.actions)
 
     def features(self, params: Params, batch: Batch) -> Tensor:
-        """Return the memory's features along stretches of trials, ``[T, B, H]``; differentiable."""
+        """Return the memory's features along segments of trials, ``[T, B, H]``; differentiable."""
         memory, rows = self.agent.memory, batch.inputs.shape[1]
         return memory.scan(params, batch.inputs, batch.start or memory.start(rows, batch.inputs.device))
 
     def q(self, params: Params, batch: Batch) -> Tensor:
-        """Return Q along stretches of trials, ``[T, B, A]`` or ``[T, B, D, bins]``; differentiable."""
+        """Return Q along segments of trials, ``[T, B, A]`` or ``[T, B, D, bins]``; differentiable."""
         return self.values(params, self.features(params, batch), batch.inputs)
 
     def value(self, q: Tensor, choice: Tensor) -> Tensor:
-        """Return Q ``[...]`` of choices: of bins the mean over dimensions (Seyde 2022, arXiv:2210.12566)."""
+        """Return Q ``[...]`` of chosen actions; for bins, the mean over dimensions (Seyde 2022, arXiv:2210.12566)."""
         value = q.gather(-1, choice[..., None])[..., 0]
         return value.mean(-1) if isinstance(self.actions, Bins) else value
 
+    @override
     def tested(self) -> Params:
         return self.slow if self.config.dqn.use_average else self.params
 
     # -- learning
 
     def train_step(self) -> dict[str, float]:
-        """Collect a batch of trials, then learn from replayed ones; the first batch only measures the rewards."""
+        """Collect a batch of trials and update on replayed trials; the first batch only sets the statistics of rewards."""
         config, dqn = self.config, self.config.dqn
         if config.fresh:
             self.task = self.draw_tasks()
@@ -176,7 +179,7 @@ class RL2DQN(MemoryAlgorithm):
         return metrics
 
     def _collect(self, epsilon: float) -> Trials:
-        """Collect one trial in each of the tasks' environments."""
+        """Collect one trial in each environment, with an epsilon of its own."""
         config, rng, rows = self.config, self.rng["exploration"], (self.config.tasks, self.config.envs)
         power = 1 + config.exploration.spread * torch.rand(rows, generator=rng, device=rng.device)
         greedy = self.policy(detached(self.params), config.tasks, config.episodes)
@@ -185,17 +188,17 @@ class RL2DQN(MemoryAlgorithm):
         return collect_trials(self.family, self.task, policy, config.envs, config.episodes, *rngs, self.replay.stride)
 
     def discounts(self, trials: Trials) -> Tensor:
-        """How much what follows each step counts, ``[T, R]``: see the module's docstring; 0 from a trial's last step on."""
+        """Return the discount g of each step, ``[T, R]``: see the module docstring; 0 from the last step of a trial on."""
         dqn, horizon = self.config.dqn, self.family.spec.horizon
         discount = torch.full_like(trials.reward, dqn.gamma)
         if dqn.wait:
             left = horizon - trials.clock[..., 0] * horizon
             discount = torch.where(trials.terminated, dqn.gamma**left, discount)
-        goes_on = torch.cat([trials.weight[1:], torch.zeros_like(trials.weight[:1])])
-        return discount * goes_on
+        continues = torch.cat([trials.weight[1:], torch.zeros_like(trials.weight[:1])])
+        return discount * continues
 
     def _update(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """One gradient step; the loss, the gradient's norm and the mean Q."""
+        """Take one gradient step; returns the loss, the norm of the gradient and the mean Q."""
         dqn, weights = self.config.dqn, list(self.params.values())
         loss, q = self.loss(self.params, self.slow, batch)
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
@@ -208,7 +211,7 @@ class RL2DQN(MemoryAlgorithm):
         return loss.detach(), norm, q
 
     def loss(self, params: Params, slow: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The mean loss of what is learned, and the mean Q there; both scalar."""
+        """Compute the mean loss over the weighted steps, and their mean Q; both scalar."""
         dqn, weight = self.config.dqn, batch.weight / batch.weight.sum()
         features = self.features(params, batch)
         q = self.values(params, features, batch.inputs)
@@ -226,9 +229,11 @@ class RL2DQN(MemoryAlgorithm):
 
     # -- saving
 
+    @override
     def weights(self) -> State:
         return {"params": detached(self.params), "slow": self.slow, "measured": self.agent.measured}
 
+    @override
     def load_weights(self, state: State) -> None:
         load_params(self.params, state["params"])
         load_params(self.slow, state["slow"])

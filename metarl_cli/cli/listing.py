@@ -97,10 +97,10 @@ class Catalogue:
         place = "metarl_listing"
         try:
             config = self.composer.compose([f"+{self.group}@{place}.{name}={name}" for name in self.names])
-            found: Any = OmegaConf.to_container(config[place])
+            composed: Any = OmegaConf.to_container(config[place])
         except composing.ERRORS:  # one is at fault: find it
-            found = {name: self._values_alone(name) for name in self.names}
-        return {name: found.get(name) or {} for name in self.names}
+            composed = {name: self._values_alone(name) for name in self.names}
+        return {name: composed.get(name) or {} for name in self.names}
 
     def _values_alone(self, name: str) -> Any:
         try:
@@ -130,7 +130,7 @@ class Catalogue:
         return lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
 
     def docstring(self, values: dict[str, Any]) -> str:
-        """What the module of an option says of itself; read, not imported."""
+        """Return the docstring of an option's module, which is read and not imported."""
         module = str(values.get("module", ""))
         installed = {point.name: point.module for point in entry_points(group=f"metarl.{self.command}")}
         try:
@@ -173,15 +173,15 @@ def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def varied(values: dict[str, Any], prefix: str = "") -> dict[str, tuple[str, str]]:
-    """What differs between tasks: the [range] or {choices} of each parameter, and those out of distribution."""
-    found = {}
+    """Return the [range] or {choices} of each parameter that differs between tasks, and those out of distribution."""
+    spans = {}
     for kind, brackets in (("ranges", "[]"), ("choices", "{}")):
         wider = _dict(values.get(f"ood_{kind}"))
         for name, value in _dict(values.get(kind)).items():
-            found[prefix + name] = (_span(value, brackets), _span(wider[name], brackets) if name in wider else "")
+            spans[prefix + name] = (_span(value, brackets), _span(wider[name], brackets) if name in wider else "")
     for name, family in mixed(values).items():
-        found |= varied(family, f"{prefix}{name}.")
-    return found
+        spans |= varied(family, f"{prefix}{name}.")
+    return spans
 
 
 def mixed(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -200,7 +200,7 @@ def _span(values: Any, brackets: str) -> str:
 
 
 def _number(value: Any) -> str:
-    """A number as short as it can be told."""
+    """Return a number in four digits at most."""
     return f"{value:.4g}" if isinstance(value, float) else problems.show(value)
 
 
@@ -282,15 +282,17 @@ def _table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[Text
 
 
 def _family_facts(family: Any) -> dict[str, str]:
-    """What an agent must know of a family."""
+    """Return the observation, action, horizon and splits of a family in words."""
+    from metarl_cli.spaces import Continuous  # brings torch, which the list does without
+
     spec = family.spec
     facts = {"observation": _count(" x ".join(map(str, spec.obs_shape)) or 1, "number")}
-    if spec.box:
-        bounds = [_span(list(pair), "[]") for pair in zip(spec.box.low, spec.box.high, strict=True)]
+    if isinstance(spec.actions, Continuous):
+        bounds = [_span(list(pair), "[]") for pair in zip(spec.actions.low, spec.actions.high, strict=True)]
         each = f", each within {bounds[0]}" if len(set(bounds)) == 1 else f" within {' x '.join(bounds)}"
         facts["action"] = _count(len(bounds), "number") + each
     else:
-        facts["action"] = f"one of {spec.num_actions}" + (", of which some cannot be taken everywhere" if spec.masked else "")
+        facts["action"] = f"one of {spec.actions.n}" + (", some of them not legal everywhere" if spec.actions.masked else "")
     facts["horizon"] = _count(spec.horizon, "step")
     facts["splits"] = ", ".join(family.splits) + (", which share their few tasks" if family.finite else "")
     return facts
@@ -317,7 +319,7 @@ def _short(value: Any) -> str:
 
 
 def _meaning(model: Any, path: Sequence[str]) -> Text:
-    """What a value means and what is allowed there."""
+    """Return the meaning of a value and its allowed range."""
     allowed, meaning, _ = problems.expected(model, list(path))
     return Text(f"{meaning}; " if meaning else "") + Text(allowed, "dim")
 

@@ -1,4 +1,4 @@
-"""What a command sets for its whole process; nothing else in the package does."""
+"""Settings of the whole process: commands make them, and nothing else in the package does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command has to do with the terminal: error lines and broken pipes."""
+"""Error lines on the terminal, and pipes that close early."""
 
 from __future__ import annotations
 

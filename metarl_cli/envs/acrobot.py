@@ -37,7 +37,7 @@ from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 # every constant here is Acrobot-v1's
 TAU = 0.2  # [s] between states
@@ -54,7 +54,7 @@ class Config(NativeConfig):
 class Acrobot(NativeFamily):
     """Swing two links up with a motor between them; see the module's docstring."""
 
-    parameters = {  # noqa: RUF012
+    parameters = {
         "link_length_1": 1.0,
         "link_mass_1": 1.0,
         "link_mass_2": 1.0,
@@ -67,10 +67,9 @@ class Acrobot(NativeFamily):
     positive = frozenset(parameters) - {"torque"}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
-        super().__init__(config, device)
-        self.reversed = "torque" if config.reversible else None
+        super().__init__(config, device, signed=["torque"] if config.reversible else [])
         # the velocities that a swing up passes through
-        self.spec = Spec(obs_shape=(6,), num_actions=3, horizon=config.horizon, obs_scale=(1.0, 1.0, 1.0, 1.0, 2.5, 5.0))
+        self.spec = Spec(obs_shape=(6,), actions=Discrete(3), horizon=config.horizon, obs_scale=(1.0, 1.0, 1.0, 1.0, 2.5, 5.0))
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.1

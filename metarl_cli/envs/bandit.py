@@ -24,9 +24,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from metarl_cli.envs.tabular import TabularConfig, TabularFamily
-from metarl_cli.envs.tasks import Columns, Range
+from metarl_cli.envs.tasks import Columns
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 
 class Config(TabularConfig):
@@ -57,19 +57,21 @@ class Bandit(TabularFamily):
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(num_states=1, first_state=0, device=device)
         self.config = config
-        self.spec = Spec(obs_shape=(1,), num_actions=config.arms, horizon=config.horizon)
+        self.spec = Spec(obs_shape=(1,), actions=Discrete(config.arms), horizon=config.horizon)
         average = config.location + config.scale / 2 if config.prior == "uniform" else config.location
         self.parameters = {f"arm_{i}": average for i in range(config.arms)}
 
-    def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
+    def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         shape = (num, self.config.arms)
         unit = rng.random(shape) if self.config.prior == "uniform" else rng.standard_normal(shape)
         return {"mean": self.config.location + self.config.scale * unit}
 
+    def check(self, name: str, value: float) -> None:
+        super().check(name, value)
+        if self.config.rewards == "bernoulli" and not 0 <= value <= 1:
+            raise ValueError(f"{name} is a probability, got {value:g}")
+
     def named_task(self, values: dict[str, float]) -> Task:
-        for name, value in values.items():
-            if self.config.rewards == "bernoulli" and not 0 <= value <= 1:
-                raise ValueError(f"{name} is a probability, got {value:g}")
         return {"mean": torch.stack(list(super().named_task(values).values()), -1)}
 
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

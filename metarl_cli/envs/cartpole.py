@@ -31,7 +31,7 @@ from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 TAU = 0.02  # [s] between states; every constant here is CartPole-v1's
 X_LIMIT = 2.4  # [m]
@@ -47,14 +47,13 @@ class Config(NativeConfig):
 class CartPole(NativeFamily):
     """Balance a pole on a cart; see the module's docstring."""
 
-    parameters = {"gravity": 9.8, "masscart": 1.0, "masspole": 0.1, "length": 0.5, "force_mag": 10.0}  # noqa: RUF012
+    parameters = {"gravity": 9.8, "masscart": 1.0, "masspole": 0.1, "length": 0.5, "force_mag": 10.0}
 
     positive = frozenset({"masscart", "masspole", "length"})
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
-        super().__init__(config, device)
-        self.reversed = "force_mag" if config.reversible else None
-        self.spec = Spec(obs_shape=(4,), num_actions=2, horizon=config.horizon)
+        super().__init__(config, device, signed=["force_mag"] if config.reversible else [])
+        self.spec = Spec(obs_shape=(4,), actions=Discrete(2), horizon=config.horizon)
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.1 - 0.05

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
-from metarl_cli.envs.tasks import Columns, Range
+from metarl_cli.envs.tasks import Columns
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 
 class Config(GridConfig):
@@ -30,14 +30,14 @@ class Config(GridConfig):
 class DarkRoom(GridFamily):
     """Find the goal in the dark; see the module's docstring."""
 
-    parameters = {"goal_x": 0, "goal_y": 0}  # noqa: RUF012
-    finite = True
+    parameters = {"goal_x": 0, "goal_y": 0}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device=device)
-        self.spec = Spec(obs_shape=(self.num_states,), num_actions=len(MOVES), horizon=config.horizon)
+        self.finite = True
+        self.spec = Spec(obs_shape=(self.num_states,), actions=Discrete(len(MOVES)), horizon=config.horizon)
 
-    def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
+    def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         return self.coordinates("goal", (self.num_states * rng.random(num)).astype(int))
 
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

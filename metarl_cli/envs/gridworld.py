@@ -22,9 +22,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
-from metarl_cli.envs.tasks import Columns, Range
+from metarl_cli.envs.tasks import Columns
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 
 class Config(GridConfig):
@@ -38,20 +38,20 @@ class Config(GridConfig):
 class Gridworld(GridFamily):
     """Find the goal; see the module's docstring."""
 
-    parameters = {"goal_x": 3, "goal_y": 3}  # noqa: RUF012
-    finite = True
+    parameters = {"goal_x": 3, "goal_y": 3}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device=device)
+        self.finite = True
         self.config = config
-        self.spec = Spec(obs_shape=(self.num_states,), num_actions=len(MOVES), horizon=config.horizon)
+        self.spec = Spec(obs_shape=(self.num_states,), actions=Discrete(len(MOVES)), horizon=config.horizon)
         cells, (x, y) = np.arange(self.num_states), config.start
         far = np.maximum(abs(cells % self.size - x), abs(cells // self.size - y)) > config.clear
         self.goals = cells[far]
         if not len(self.goals):
             raise ValueError(f"no cell is left for a goal: clear={config.clear} on a grid of size {self.size}")
 
-    def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
+    def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         return self.coordinates("goal", self.goals[(len(self.goals) * rng.random(num)).astype(int)])
 
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
+from metarl_cli.envs.tasks import Columns
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 
 class Config(GridConfig):
@@ -39,30 +40,23 @@ class Config(GridConfig):
 class KeyToDoor(GridFamily):
     """Fetch the key, open the door; see the module's docstring."""
 
-    parameters = {"key_x": 0, "key_y": 0, "door_x": 1, "door_y": 1}  # noqa: RUF012
+    parameters = {"key_x": 0, "key_y": 0, "door_x": 1, "door_y": 1}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.cells = config.size**2
         super().__init__(config, 2 * self.cells, device)
         self.shown = self.num_states if config.observe == "state" else self.cells
-        self.spec = Spec(obs_shape=(self.shown,), num_actions=len(MOVES), horizon=config.horizon)
+        self.spec = Spec(obs_shape=(self.shown,), actions=Discrete(len(MOVES)), horizon=config.horizon)
         pairs = np.random.default_rng(0).permutation(self.cells**2)  # one deal for every run, whatever its seeds
         test, validation = (round(len(pairs) * share) for share in (config.held_out, 2 * config.held_out))
         if not 0 < test < validation < len(pairs):
             raise ValueError(f"held_out={config.held_out:g} leaves a split without any of {len(pairs)} pairs")
         self.pairs = {"train": pairs[validation:], "validation": pairs[test:validation], "test": pairs[:test]}
 
-    def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
-        """Draw ``num`` of a split's own pairs of key and door, with replacement.
-
-        Raises:
-            ValueError: for a split the family does not have.
-        """
-        if split not in self.pairs:
-            raise ValueError(f"no split {split!r}; this family has {', '.join(self.pairs)}")
+    def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         own = self.pairs[split]
         key, door = np.divmod(own[(len(own) * rng.random(num)).astype(int)], self.cells)
-        return self._tensors(self.coordinates("key", key) | self.coordinates("door", door))
+        return self.coordinates("key", key) | self.coordinates("door", door)
 
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         before, held = state[..., 0] % self.cells, state[..., 0] >= self.cells

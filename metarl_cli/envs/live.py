@@ -8,10 +8,11 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from PIL import Image
 from torch import Tensor
 
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Env, Family, Step, Task, num_tasks
+from metarl_cli.interfaces import Env, Family, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Spec
 
 
@@ -27,8 +28,9 @@ class LiveFamily(Family):
         UserError: if the environment's spaces are not those of ``spec``.
     """
 
-    max_envs = 1
+    splits = ()  # its one task is not drawn
     finite = True
+    max_envs = 1
 
     def __init__(self, env: gymnasium.Env[Any, Any], spec: Spec, device: torch.device):
         self.env, self.spec, self.device = env, spec, device
@@ -44,14 +46,19 @@ class LiveFamily(Family):
         self.first_action = int(getattr(actions, "start", 0))
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """None: its one task is not drawn."""
-        return ()
-
-    @property
     def task(self) -> Task:
         """The one task, without parameters that anybody knows."""
         return {"environment": torch.zeros(1, device=self.device)}
+
+    def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
+        """Refuse to draw: there is one task."""
+        raise ValueError(f"no split {split!r}; a running environment is one task")
+
+    def named_task(self, values: dict[str, float]) -> Task:
+        """Return the one task; it has no parameters to set."""
+        if values:
+            raise ValueError("a running environment has no task parameters to set")
+        return self.task
 
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> LiveEnv:
         """Start an episode.
@@ -92,3 +99,15 @@ class LiveEnv(Env):
             self.obs, self.clock = self._tensor(family.env.reset()[0]), 0
         ends = [torch.tensor([[bool(flag)]], device=family.device) for flag in (terminated, truncated)]
         return Step(next_obs, torch.tensor([[float(reward)]], device=family.device), ends[0], ends[1], self.obs)
+
+    def render(self) -> Image.Image:
+        """Draw what the environment shows, if it was made to be drawn (``render_mode="rgb_array"``)."""
+        return Image.fromarray(np.asarray(self.family.env.render()))
+
+    def state_dict(self) -> State:
+        """Refuse: the state of an environment of one's own is not the family's to save."""
+        raise NotImplementedError("a running environment cannot be saved")
+
+    def load_state_dict(self, state: State) -> None:
+        """Refuse, as :meth:`state_dict` does."""
+        raise NotImplementedError("a running environment cannot be loaded")

@@ -29,10 +29,10 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
+from metarl_cli import interfaces
 from metarl_cli.config.base import Group, Part, StrictModel
-from metarl_cli.interfaces import Env, State, Step, Task
-from metarl_cli.interfaces import Family as AnyFamily
-from metarl_cli.spaces import Bins, Box, Spec
+from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
+from metarl_cli.spaces import ActionSpace, Bins, Continuous, Discrete, Spec
 
 MOST_CHOICES = 64  # of one vector action
 
@@ -46,8 +46,36 @@ class Config(StrictModel):
     bins: int = Field(ge=2, description="values of each action dimension, for families whose actions are vectors")
 
 
-class Mix(AnyFamily):
-    max_envs = None
+class FlatActions:
+    """The actions of one family as the whole numbers below ``size``.
+
+    Args:
+        name: the family's name, for the message.
+        actions: its action space.
+        bins: the values of each dimension of a continuous action space.
+
+    Raises:
+        ValueError: if a continuous action space has too many dimensions.
+    """
+
+    def __init__(self, name: str, actions: ActionSpace, bins: int):
+        self.masked = isinstance(actions, Discrete) and actions.masked
+        self.bins = Bins(actions, bins) if isinstance(actions, Continuous) else None
+        self.size = bins**actions.size if self.bins else actions.size
+        if self.bins and self.size > MOST_CHOICES:
+            raise ValueError(
+                f"{name} has {actions.size} action dimensions: {bins} bins each make more than {MOST_CHOICES} choices to mix"
+            )
+
+    def decode(self, index: Tensor) -> Tensor:
+        """Return the family's own actions, ``[m, N]`` or ``[m, N, D]``, from ``index [m, N]``."""
+        if not self.bins:
+            return index
+        places = self.bins.num ** torch.arange(self.bins.actions.size, device=index.device)
+        return self.bins.decode(index[..., None] // places % self.bins.num)
+
+
+class Mix(interfaces.Family):
     """A distribution of tasks over several families.
 
     Raises:
@@ -56,69 +84,54 @@ class Mix(AnyFamily):
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.families: dict[str, AnyFamily] = {}
+        self.families: dict[str, interfaces.Family] = {}
         for name, group in config.families.items():
             try:
                 self.families[name] = group.module.Family(group.config, device)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         self.members = list(self.families.values())
-        self.grids = [self._grid(name, family.spec.box, config.bins) for name, family in self.families.items()]
-        self.num_choices = [
-            family.spec.num_actions if grid is None else grid.num ** len(grid.box.low)
-            for family, grid in zip(self.members, self.grids, strict=True)
-        ]
+        self.actions = [FlatActions(name, family.spec.actions, config.bins) for name, family in self.families.items()]
         self.sizes = [
-            math.prod(family.spec.obs_shape) - family.spec.masked * family.spec.num_actions for family in self.members
+            math.prod(family.spec.obs_shape) - flat.masked * flat.size
+            for family, flat in zip(self.members, self.actions, strict=True)
         ]
+        most = max(flat.size for flat in self.actions)
         self.spec = Spec(
-            obs_shape=(max(self.sizes) + max(self.num_choices),),
-            num_actions=max(self.num_choices),
+            obs_shape=(max(self.sizes) + most,),
+            actions=Discrete(most, masked=True),
             horizon=max(family.spec.horizon for family in self.members),
-            masked=True,
         )
-        self._splits = tuple(s for s in ("train", "validation", "test", "ood") if all(s in f.splits for f in self.members))
+        self.max_envs = min((family.max_envs for family in self.members if family.max_envs is not None), default=None)
+        self.splits = tuple(s for s in ("train", "validation", "test", "ood") if all(s in f.splits for f in self.members))
         self.finite = any(family.finite for family in self.members)
-
-    def _grid(self, name: str, box: Box | None, bins: int) -> Bins | None:
-        if box is None:
-            return None
-        if bins ** len(box.low) > MOST_CHOICES:
-            raise ValueError(
-                f"{name} has {len(box.low)} action dimensions: {bins} bins each make more than {MOST_CHOICES} choices to mix"
-            )
-        return Bins(box, bins)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return self._splits
 
     # -- tasks
 
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
-        """Draw ``num`` tasks of a split, the families in turn; each family has a stream of its own.
+        """Draw ``num`` tasks of a split, row i from family i modulo F; each family has a random stream of its own.
 
         Raises:
-            ValueError: for a split that not every family has.
+            ValueError: for a split that some family does not have.
         """
         if split not in self.splits:
             raise ValueError(f"no split {split!r}; this family has {', '.join(self.splits)}")
         count = len(self.members)
         task: Task = {"family": torch.arange(num, device=self.device) % count}
         for i, ((name, family), stream) in enumerate(zip(self.families.items(), rng.spawn(count), strict=True)):
-            mine = task["family"] == i
-            drawn = family.sample_tasks(int(mine.sum()), split, stream)
+            rows = task["family"] == i
+            drawn = family.sample_tasks(int(rows.sum()), split, stream)
             for key, nominal in family.named_task({}).items():
-                rows = nominal.expand(num, *nominal.shape[1:]).clone()
-                rows[mine] = drawn[key]
-                task[f"{name}.{key}"] = rows
+                column = nominal.expand(num, *nominal.shape[1:]).clone()
+                column[rows] = drawn[key]
+                task[f"{name}.{key}"] = column
         return task
 
     def named_task(self, values: dict[str, float]) -> Task:
-        """One task (M=1) of the family that the parameters name, the first one otherwise.
+        """Return one task (M=1) of the family that the parameters name; of the first family where they name none.
 
         Raises:
-            ValueError: for parameters of two families, or a name or value the family does not have.
+            ValueError: for parameters of two families, an unknown parameter, or a value that the family does not allow.
         """
         names = list(self.families)
         asked = {key.split(".", 1)[0] for key in values if key != "family"}
@@ -134,42 +147,41 @@ class Mix(AnyFamily):
             raise ValueError(f"one task belongs to one family: parameters of {', '.join(sorted(asked | {chosen}))} do not mix")
         task: Task = {"family": torch.full((1,), int(number), device=self.device)}
         for name, family in self.families.items():
-            mine = {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(f"{name}.")}
-            task |= {f"{name}.{key}": value for key, value in family.named_task(mine).items()}
+            own = {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(f"{name}.")}
+            task |= {f"{name}.{key}": value for key, value in family.named_task(own).items()}
         return task
 
     def part(self, task: Task, name: str, rows: Tensor) -> Task:
-        """The tasks of one family among ``task``, as that family knows them."""
+        """Return the tasks ``rows [m]`` of one family, with that family's own parameters."""
         return {key.split(".", 1)[1]: value[rows] for key, value in task.items() if key.startswith(f"{name}.")}
 
     def rows(self, task: Task) -> list[Tensor]:
-        """The rows ``[m]`` of each family."""
+        """Return the task indices ``[m]`` of each family."""
         return [torch.nonzero(task["family"] == i)[:, 0] for i in range(len(self.members))]
 
     def groups(self, task: Task) -> dict[str, Tensor]:
-        """The rows of each family: their returns do not compare."""
+        """Return the task indices ``[m]`` of each family, whose returns are not on one scale."""
         return dict(zip(self.families, self.rows(task), strict=True))
 
     def optimum(self, task: Task) -> Tensor | None:
-        """The expected return ``[M]`` of the best policy that knows the task; None if any family cannot tell."""
-        found = torch.zeros(len(task["family"]), device=self.device)
+        """Return the expected return ``[M]`` of the best policy that knows the task; None if unknown for any family."""
+        optimum = torch.zeros(num_tasks(task), device=self.device)
         for (name, family), rows in zip(self.families.items(), self.rows(task), strict=True):
-            best = family.optimum(self.part(task, name, rows)) if len(rows) else found[rows]
+            best = family.optimum(self.part(task, name, rows)) if len(rows) else optimum[rows]
             if best is None:
                 return None
-            found[rows] = best
-        return found
+            optimum[rows] = best
+        return optimum
 
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> MixEnv:
         return MixEnv(self, task, num_envs, rng, render)
 
 
 class MixEnv(Env):
-    can_select_rows = False
     """M x N environments of several families; each family steps its own rows as one tensor."""
 
     def __init__(self, family: Mix, task: Task, num_envs: int, rng: torch.Generator, render: bool):
-        self.family, self.shape = family, (len(task["family"]), num_envs)
+        self.family, self.shape = family, (num_tasks(task), num_envs)
         self.first = int(task["family"][0])
         self.rows: list[Tensor] = []
         self.members: list[int] = []
@@ -182,30 +194,25 @@ class MixEnv(Env):
         self.obs = self._merge([env.obs for env in self.envs])
 
     def _merge(self, parts: list[Tensor]) -> Tensor:
-        """The families' observations ``[m, N, ...]`` -> ``[M, N, O + A]``."""
+        """Merge the families' observations, ``[m, N, ...]`` each, into ``[M, N, O + A]``."""
         spec = self.family.spec
         merged = torch.zeros(*self.shape, *spec.obs_shape, device=self.family.device)
         for i, rows, obs in zip(self.members, self.rows, parts, strict=True):
-            own, size = self.family.members[i].spec, self.family.sizes[i]
-            flat = obs.flatten(2) / 255 if obs.dtype == torch.uint8 else obs.flatten(2)
-            seen = flat[..., :size]
+            own, size, flat = self.family.members[i].spec, self.family.sizes[i], self.family.actions[i]
+            seen = obs.flatten(2) / 255 if obs.dtype == torch.uint8 else obs.flatten(2)
+            state = seen[..., :size]
             if own.obs_scale:
-                seen = seen / seen.new_tensor(own.obs_scale)[:size]
-            merged[rows, :, :size] = seen.to(merged.dtype)
-            place = spec.obs_shape[0] - spec.num_actions
-            legal = flat[..., size:].to(merged.dtype) if own.masked else torch.ones((), device=merged.device)
-            merged[rows, :, place : place + self.family.num_choices[i]] = legal
+                state = state / state.new_tensor(own.obs_scale)[:size]
+            merged[rows, :, :size] = state.to(merged.dtype)
+            start = spec.obs_shape[0] - spec.actions.size
+            mask = seen[..., size:].to(merged.dtype) if flat.masked else torch.ones((), device=merged.device)
+            merged[rows, :, start : start + flat.size] = mask
         return merged
 
     def step(self, action: Tensor) -> Step:
-        """Act in every environment; ``action [M, N]``, of those each row's family has."""
-        steps = []
-        for i, rows, env in zip(self.members, self.rows, self.envs, strict=True):
-            grid, mine = self.family.grids[i], action[rows]
-            if grid is not None:
-                places = grid.num ** torch.arange(len(grid.box.low), device=mine.device)
-                mine = grid.values(mine[..., None] // places % grid.num)
-            steps.append(env.step(mine))
+        """Act in every environment; ``action [M, N]`` must be legal for each task's family."""
+        parts = zip(self.members, self.rows, self.envs, strict=True)
+        steps = [env.step(self.family.actions[i].decode(action[rows])) for i, rows, env in parts]
         reward = torch.zeros(self.shape, device=self.family.device)
         terminated, truncated = torch.zeros(2, *self.shape, dtype=torch.bool, device=self.family.device)
         for rows, step in zip(self.rows, steps, strict=True):
@@ -215,7 +222,6 @@ class MixEnv(Env):
         return Step(self._merge([step.next_obs for step in steps]), reward, terminated, truncated, self.obs)
 
     def render(self) -> Image:
-        """Draw the first environment of the first task."""
         return self.envs[self.members.index(self.first)].render()
 
     def state_dict(self) -> State:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 # every constant here is MountainCar-v0's
 MIN_POSITION, MAX_POSITION = -1.2, 0.6  # [length]
@@ -50,21 +50,17 @@ class Config(NativeConfig):
 class MountainCar(NativeFamily):
     """Swing a weak car up to the flag; see the module's docstring."""
 
-    parameters = {"force": 0.001, "gravity": 0.0025, "goal_position": 0.5}  # noqa: RUF012
+    parameters = {"force": 0.001, "gravity": 0.0025, "goal_position": 0.5}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
-        for name, ranges in (("ranges", config.ranges), ("ood_ranges", config.ood_ranges)):
-            if ranges.get("goal_position", [0.0, 0.0])[1] > MAX_POSITION:
-                raise ValueError(f"{name}.goal_position must not be beyond the end of the track, {MAX_POSITION}")
-        super().__init__(config, device)
-        self.reversed = "force" if config.reversible else None
+        super().__init__(config, device, signed=["force"] if config.reversible else [])
         # the car swings about a valley at -0.52, up to the speed limit
-        self.spec = Spec(obs_shape=(2,), num_actions=3, horizon=config.horizon, obs_scale=(0.6, MAX_SPEED))
+        self.spec = Spec(obs_shape=(2,), actions=Discrete(3), horizon=config.horizon, obs_scale=(0.6, MAX_SPEED))
 
-    def named_task(self, values: dict[str, float]) -> Task:
-        if values.get("goal_position", 0.0) > MAX_POSITION:
-            raise ValueError(f"goal_position must not be beyond the end of the track, {MAX_POSITION}")
-        return super().named_task(values)
+    def check(self, name: str, value: float) -> None:
+        super().check(name, value)
+        if name == "goal_position" and value > MAX_POSITION:
+            raise ValueError(f"goal_position must not be beyond the end of the track, {MAX_POSITION}, got {value:g}")
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         position = torch.rand(shape, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.6

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Box, Spec
+from metarl_cli.spaces import Continuous, Discrete, Spec
 
 STRIDE = 0.1  # [m] per move; along each axis where moves are continuous
 NEAR = 0.01  # [m] from the goal along each axis, where continuous episodes end
@@ -42,14 +42,13 @@ class Config(NativeConfig):
 class Navigation2D(NativeFamily):
     """Reach a goal that only the rewards reveal; see the module's docstring."""
 
-    parameters = {"goal_x": 0.25, "goal_y": 0.25}  # noqa: RUF012
+    parameters = {"goal_x": 0.25, "goal_y": 0.25}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
         self.continuous = config.moves == "continuous"
-        box = Box((-STRIDE, -STRIDE), (STRIDE, STRIDE)) if self.continuous else None
-        num_actions = 0 if self.continuous else len(MOVES)
-        self.spec = Spec(obs_shape=(2,), num_actions=num_actions, horizon=config.horizon, box=box)
+        actions = Continuous((-STRIDE, -STRIDE), (STRIDE, STRIDE)) if self.continuous else Discrete(len(MOVES))
+        self.spec = Spec(obs_shape=(2,), actions=actions, horizon=config.horizon)
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros(*shape, 2, dtype=like.dtype, device=like.device)

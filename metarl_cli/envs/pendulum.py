@@ -32,7 +32,7 @@ from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Box, Spec
+from metarl_cli.spaces import Continuous, Spec
 
 # every constant here is Pendulum-v1's
 TAU = 0.05  # [s] between states
@@ -49,18 +49,16 @@ class Config(NativeConfig):
 class Pendulum(NativeFamily):
     """Swing a rod up and keep it there; see the module's docstring."""
 
-    parameters = {"g": 10.0, "m": 1.0, "l": 1.0, "gain": 1.0}  # noqa: RUF012
+    parameters = {"g": 10.0, "m": 1.0, "l": 1.0, "gain": 1.0}
 
     positive = frozenset({"m", "l"})
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
-        super().__init__(config, device)
-        self.reversed = "gain" if config.reversible else None
+        super().__init__(config, device, signed=["gain"] if config.reversible else [])
         self.spec = Spec(
             obs_shape=(3,),
-            num_actions=0,
+            actions=Continuous((-MAX_TORQUE,), (MAX_TORQUE,)),
             horizon=config.horizon,
-            box=Box((-MAX_TORQUE,), (MAX_TORQUE,)),
             obs_scale=(1.0, 1.0, MAX_SPEED),
         )
 

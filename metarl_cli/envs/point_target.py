@@ -23,7 +23,7 @@ from metarl_cli.config.base import StrictModel
 from metarl_cli.envs.native import NativeFamily
 from metarl_cli.envs.tasks import Range, TasksConfig
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Box, Spec
+from metarl_cli.spaces import Continuous, Spec
 
 STRIDE = 1.0  # along each axis
 LIMIT = 5.0  # on each side of the origin
@@ -56,15 +56,13 @@ class PointTarget(NativeFamily):
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.parameters = {f"target_{i}": 1.0 for i in range(config.dimensions)}
         super().__init__(config.tasks(), device)
-        box = Box((-STRIDE,) * config.dimensions, (STRIDE,) * config.dimensions)
-        self.spec = Spec(obs_shape=(config.dimensions,), num_actions=0, horizon=config.horizon, box=box)
+        actions = Continuous((-STRIDE,) * config.dimensions, (STRIDE,) * config.dimensions)
+        self.spec = Spec(obs_shape=(config.dimensions,), actions=actions, horizon=config.horizon)
 
-    def named_task(self, values: dict[str, float]) -> Task:
-        task = super().named_task(values)
-        for name, value in values.items():
-            if abs(value) > LIMIT:
-                raise ValueError(f"{name} must be within ±{LIMIT:g}, where episodes end, got {value:g}")
-        return task
+    def check(self, name: str, value: float) -> None:
+        super().check(name, value)
+        if abs(value) > LIMIT:
+            raise ValueError(f"{name} must be within ±{LIMIT:g}, where episodes end, got {value:g}")
 
     def target(self, task: Task) -> Tensor:
         """The target, its coordinates last."""

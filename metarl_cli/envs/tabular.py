@@ -16,8 +16,8 @@ from torch.nn.functional import one_hot
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.envs.native import NativeFamily
-from metarl_cli.envs.tasks import Columns
-from metarl_cli.interfaces import Task
+from metarl_cli.envs.tasks import Columns, TasksConfig
+from metarl_cli.interfaces import Task, device_of, dtype_of, num_tasks
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # [cells] in x and y: stay, up, right, down, left
 
@@ -50,11 +50,9 @@ class TabularFamily(NativeFamily):
         device: where the tasks live.
     """
 
-    parameters: dict[str, float] = {}  # noqa: RUF012
-
     def __init__(self, num_states: int, first_state: int, device: torch.device | str = "cpu"):
-        # no ranges: a table's entries are drawn by the family itself
-        self.ranges, self.ood_ranges, self.device = {}, {}, torch.device(device)
+        super().__init__(TasksConfig(ranges={}, ood_ranges={}), device)  # ``draw`` of each family has its own distribution
+        self.finite = False
         self.num_states, self.first_state = num_states, first_state
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
@@ -65,22 +63,20 @@ class TabularFamily(NativeFamily):
 
     def start(self, task: Task) -> Tensor:
         """The distribution ``[M, S]`` of an episode's first state."""
-        first = next(iter(task.values()))
-        state = torch.full((len(first),), self.first_state, device=first.device)
-        return one_hot(state, self.num_states).to(first.dtype)
+        state = torch.full((num_tasks(task),), self.first_state, device=device_of(task))
+        return one_hot(state, self.num_states).to(dtype_of(task))
 
     def model(self, task: Task) -> tuple[Tensor, Tensor]:
         """The transition probabilities ``[M, S, A, S]`` and the expected rewards ``[M, S, A]`` of tasks.
 
         Here those of a family without chance, read off its own ``dynamics``.
         """
-        first = next(iter(task.values()))
-        pairs = torch.arange(self.num_states * self.spec.num_actions, device=first.device).expand(len(first), -1)
-        state = (pairs // self.spec.num_actions)[..., None]
+        num, actions, device = num_tasks(task), self.spec.actions.size, device_of(task)
+        pairs = torch.arange(self.num_states * actions, device=device).expand(num, -1)
         broad = {name: value[:, None] for name, value in task.items()}
-        rng = torch.Generator(first.device)
-        after, reward, _ = self.dynamics(state, pairs % self.spec.num_actions, broad, rng)
-        table = (len(first), self.num_states, self.spec.num_actions)
+        rng = torch.Generator(device)
+        after, reward, _ = self.dynamics((pairs // actions)[..., None], pairs % actions, broad, rng)
+        table = (num, self.num_states, actions)
         return one_hot(after.reshape(table), self.num_states).to(reward.dtype), reward.reshape(table)
 
     def optimum(self, task: Task) -> Tensor:
@@ -129,12 +125,10 @@ class GridFamily(TabularFamily):
         cell = int(obs.argmax()) % self.size**2
         return f"({cell % self.size},{cell // self.size})"
 
-    def named_task(self, values: dict[str, float]) -> Task:
-        task = super().named_task(values)
-        for name, value in values.items():
-            if value not in range(self.size):
-                raise ValueError(f"{name} must be a whole number from 0 to {self.size - 1}, got {value:g}")
-        return task
+    def check(self, name: str, value: float) -> None:
+        super().check(name, value)
+        if value not in range(self.size):
+            raise ValueError(f"{name} must be a whole number from 0 to {self.size - 1}, got {value:g}")
 
 
 def value_iteration(transition: Tensor, reward: Tensor, horizon: int) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.envs.tabular import TabularConfig, TabularFamily, draw_cells
-from metarl_cli.envs.tasks import Columns, Range
+from metarl_cli.envs.tasks import Columns
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 
 class Config(TabularConfig):
@@ -38,14 +38,14 @@ class TabularMDP(TabularFamily):
     """Explore a random table; see the module's docstring."""
 
     stochastic = True
-    parameters = {"seed": 0}  # noqa: RUF012
+    parameters = {"seed": 0}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config.states, first_state=0, device=device)
         self.config = config
-        self.spec = Spec(obs_shape=(config.states,), num_actions=config.actions, horizon=config.horizon)
+        self.spec = Spec(obs_shape=(config.states,), actions=Discrete(config.actions), horizon=config.horizon)
 
-    def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
+    def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         states, actions = self.config.states, self.config.actions
         unit = rng.random((num, states, actions, states + 2))  # row by row: what one task takes never depends on num
         exponential = -np.log1p(-unit)  # S of them in proportion are Dirichlet(1, ..., 1)
@@ -53,10 +53,13 @@ class TabularMDP(TabularFamily):
         normal = np.sqrt(2 * exponential[..., -2]) * np.cos(2 * np.pi * unit[..., -1])  # Box and Muller 1958
         return {"transition": transition, "reward": self.config.reward_mean + self.config.reward_std * normal}
 
+    def check(self, name: str, value: float) -> None:
+        super().check(name, value)
+        if value < 0 or value % 1:
+            raise ValueError(f"seed must be a whole number, not below 0, got {value:g}")
+
     def named_task(self, values: dict[str, float]) -> Task:
         seed = float(super().named_task(values)["seed"])
-        if seed < 0 or seed % 1:
-            raise ValueError(f"seed must be a whole number, not below 0, got {seed:g}")
         return self.sample_tasks(1, "train", np.random.default_rng(int(seed)))
 
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,22 +1,107 @@
-"""Tasks drawn from ranges: what every family whose tasks are physical quantities shares, native or simulated.
+"""Distributions of task parameters, shared by every family whose tasks are physical quantities, native or simulated.
 
-Train, validation and test tasks come from the same ranges and disjoint streams; out-of-distribution ones from wider ranges.
+Train, validation and test tasks come from the same distributions and disjoint streams; out-of-distribution (ood) tasks come
+from wider distributions.
 """
 
 from __future__ import annotations
 
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Family, Task
 
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Columns = dict[str, np.ndarray]  # one array [num, ...] per task parameter
+
+
+class Distribution(ABC):
+    """The distribution of one task parameter."""
+
+    @property
+    @abstractmethod
+    def extremes(self) -> tuple[float, ...]:
+        """The values that stand for all others when a distribution is validated."""
+
+    @property
+    @abstractmethod
+    def finite(self) -> bool:
+        """Whether the parameter takes only a few values."""
+
+    @abstractmethod
+    def sample(self, unit: np.ndarray) -> np.ndarray:
+        """Return parameters ``[num]`` from numbers ``unit [num]`` that are uniform in [0, 1)."""
+
+    @abstractmethod
+    def contains(self, values: np.ndarray) -> np.ndarray:
+        """Return whether each of ``values [num]`` can be drawn."""
+
+
+@dataclass(frozen=True)
+class Uniform(Distribution):
+    """Uniform in [low, high].
+
+    Attributes:
+        low: the lower bound.
+        high: the upper bound.
+        signed: whether the value is negated in half of the tasks; the bounds are those of its size.
+    """
+
+    low: float
+    high: float
+    signed: bool = False
+
+    @property
+    def extremes(self) -> tuple[float, ...]:
+        return (self.low, self.high)
+
+    @property
+    def finite(self) -> bool:
+        return self.low == self.high
+
+    def sample(self, unit: np.ndarray) -> np.ndarray:
+        if not self.signed:
+            return self.low + (self.high - self.low) * unit
+        centred = 2 * unit - 1  # its sign is the parameter's, its size the place between the bounds
+        size: np.ndarray = self.low + (self.high - self.low) * np.abs(centred)
+        return np.where(centred < 0, -size, size)
+
+    def contains(self, values: np.ndarray) -> np.ndarray:
+        size = np.abs(values) if self.signed else values
+        return np.asarray((self.low <= size) & (size <= self.high))
+
+
+@dataclass(frozen=True)
+class Choice(Distribution):
+    """One of a few values, all equally likely."""
+
+    values: tuple[float, ...]
+
+    @property
+    def extremes(self) -> tuple[float, ...]:
+        return self.values
+
+    @property
+    def finite(self) -> bool:
+        return True
+
+    def sample(self, unit: np.ndarray) -> np.ndarray:
+        return np.take(np.asarray(self.values, float), (unit * len(self.values)).astype(int))
+
+    def contains(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(np.isclose(np.asarray(values)[..., None], self.values).any(-1))
+
+
+Distributions = dict[str, Distribution]  # of each parameter that varies
 
 
 class TasksConfig(StrictModel):
@@ -41,97 +126,111 @@ class TasksConfig(StrictModel):
             raise ValueError("ood_ranges must be wider than ranges for at least one parameter")
         return self
 
+    def distributions(self, signed: Collection[str] = ()) -> tuple[Distributions, Distributions]:
+        """Return the distributions of training tasks and of ood tasks; the latter are empty without an ood split.
 
-class Tasks(Family):
-    """The tasks of a family.
+        Args:
+            signed: the parameters that are negative in half of the tasks.
+        """
+        inside: Distributions = {name: Uniform(low, high, name in signed) for name, (low, high) in self.ranges.items()}
+        wider = {name: Uniform(low, high, name in signed) for name, (low, high) in self.ood_ranges.items()}
+        return inside, {**inside, **wider} if wider else {}
+
+
+class ParametricFamily(Family):
+    """A family whose task parameters are drawn independently of each other.
+
+    A subclass sets ``parameters``, and overrides ``check`` where it allows only some values.
 
     Args:
-        config: the ranges.
+        config: the ranges of the parameters.
         device: where the tasks live.
+        signed: the parameters that are negative in half of the tasks; their ranges are of their size.
+
+    Raises:
+        ValueError: for an unknown parameter, or a range with values that the family does not allow.
     """
 
-    max_envs: int | None = None
-    parameters: dict[str, float]  # name -> nominal value, SI units
-    positive: frozenset[str] = frozenset()  # parameters that make no sense at zero or below
-    finite = False  # whether the tasks are so few that the splits share them
-    reversed: str | None = None  # the actuator's parameter, where it is negative in half of the tasks; its range is of its size
+    parameters: Mapping[str, float] = MappingProxyType({})  # name -> nominal value, SI units
+    positive: Collection[str] = frozenset()  # parameters that must be above 0
 
-    def __init__(self, config: TasksConfig, device: torch.device | str = "cpu"):
+    def __init__(self, config: TasksConfig, device: torch.device | str = "cpu", signed: Collection[str] = ()):
         unknown = [name for name in config.ranges if name not in self.parameters]
         if unknown:
             raise ValueError(f"no such task parameter: {', '.join(unknown)}; known: {', '.join(self.parameters)}")
-        for name, (low, _) in [*config.ranges.items(), *config.ood_ranges.items()]:
-            self._check_positive(name, low)
-        self.ranges, self.ood_ranges = config.ranges, config.ood_ranges
-        self.finite = self.finite or not config.ranges  # one task
         self.device = torch.device(device)
+        inside, self.ood_distributions = config.distributions(signed)
+        fixed_size = {name: Uniform(self.parameters[name], self.parameters[name], signed=True) for name in signed}
+        self.distributions = fixed_size | inside
+        for distributions in (self.distributions, self.ood_distributions):
+            for name, distribution in distributions.items():
+                for value in distribution.extremes:
+                    self.check(name, value)
+        self.finite = all(distribution.finite for distribution in self.distributions.values())
+        if self.ood_distributions:
+            self.splits = (*self.splits, "ood")
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits the family has."""
-        return ("train", "validation", "test", *(["ood"] if self.ood_ranges else []))
+    def check(self, name: str, value: float) -> None:
+        """Check one value of a parameter.
 
-    def _check_positive(self, name: str, value: float) -> None:
+        Raises:
+            ValueError: if the family does not allow it.
+        """
         if name in self.positive and value <= 0:
             raise ValueError(f"{name} must be above 0, got {value:g}")
-
-    def place(self, unit: Columns, ranges: dict[str, Range]) -> Columns:
-        """Parameters from numbers uniform in [0, 1); a parameter without a range keeps its nominal value."""
-        bounds = {name: ranges.get(name, [value, value]) for name, value in self.parameters.items()}
-        signs: Columns = {}
-        if self.reversed is not None:
-            centred = 2 * unit[self.reversed] - 1  # its sign is the actuator's, its size the place in the range
-            unit, signs = {**unit, self.reversed: np.abs(centred)}, {self.reversed: np.where(centred < 0, -1, 1)}
-        return {name: signs.get(name, 1) * (low + (high - low) * unit[name]) for name, (low, high) in bounds.items()}
-
-    def draw(self, num: int, ranges: dict[str, Range], rng: np.random.Generator) -> Columns:
-        """``num`` tasks; row by row, so that the first n do not depend on ``num``."""
-        unit = rng.random((num, len(self.parameters)))
-        return self.place(dict(zip(self.parameters, unit.T, strict=True)), ranges)
+        distribution = (self.ood_distributions or self.distributions).get(name)
+        if isinstance(distribution, Choice) and not distribution.contains(np.asarray(value)):
+            raise ValueError(f"{name} must be one of {', '.join(map(str, distribution.values))}, got {value:g}")
 
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
         """Draw ``num`` tasks ``{name: [num, ...]}`` of a split.
 
-        The splits are disjoint because the caller derives one stream per split; ``ood`` tasks come from the wider ranges
-        and lie outside the training range in at least one parameter.
+        The splits are disjoint because the caller derives one stream per split; ood tasks come from the wider distributions
+        and lie outside the training distribution in at least one parameter.
 
         Raises:
-            ValueError: for a split the family does not have.
+            ValueError: for a split that the family does not have.
         """
         if split not in self.splits:
             raise ValueError(f"no split {split!r}; this family has {', '.join(self.splits)}")
-        if split != "ood":
-            return self._tensors(self.draw(num, self.ranges, rng))
-        wide = {**self.ranges, **self.ood_ranges}
-        rows = [self.draw(0, wide, rng)]
-        while len(rows) <= num:
-            row = self.draw(1, wide, rng)
-            if self.outside(row)[0]:
-                rows.append(row)
-        return self._tensors({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        columns, dtype = self.draw(num, split, rng), torch.get_default_dtype()
+        return {name: torch.as_tensor(column, dtype=dtype, device=self.device) for name, column in columns.items()}
 
-    def _tensors(self, rows: Columns) -> Task:
-        return {k: torch.as_tensor(v, dtype=torch.get_default_dtype(), device=self.device) for k, v in rows.items()}
+    def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
+        """Draw the parameters of ``num`` tasks of a split, row by row, so that the first n do not depend on ``num``.
 
-    def outside(self, rows: Columns) -> np.ndarray:
-        """``[num]`` whether a task lies outside the training range in at least one parameter."""
-        sizes = {name: np.abs(value) if name == self.reversed else value for name, value in rows.items()}
-        hits = [(sizes[k] < low) | (sizes[k] > high) for k, (low, high) in self.ranges.items()]
-        return np.asarray(np.any(hits, axis=0))
+        Where only a few tasks exist, each of them is drawn once before any is drawn again.
+        """
+        if split == "ood":
+            rows = [self._independent(0, self.ood_distributions, rng)]
+            while len(rows) <= num:
+                row = self._independent(1, self.ood_distributions, rng)
+                if self.outside(row)[0]:
+                    rows.append(row)
+            return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        choices = {name: d.values for name, d in self.distributions.items() if isinstance(d, Choice)}
+        if not self.finite or not choices:
+            return self._independent(num, self.distributions, rng)
+        every = list(itertools.product(*choices.values()))
+        order = np.concatenate([rng.permutation(len(every)) for _ in range(-(-num // len(every)))])[:num]
+        drawn = dict(zip(choices, np.asarray(every, float)[order].T, strict=True))
+        return {name: drawn.get(name, np.full(num, nominal)) for name, nominal in self.parameters.items()}
+
+    def _independent(self, num: int, distributions: Distributions, rng: np.random.Generator) -> Columns:
+        """Draw each parameter of ``num`` tasks on its own; those that do not vary have their nominal values."""
+        unit = dict(zip(self.parameters, rng.random((num, len(self.parameters))).T, strict=True))
+        constant = {name: np.full(num, float(nominal)) for name, nominal in self.parameters.items()}
+        return constant | {name: distribution.sample(unit[name]) for name, distribution in distributions.items()}
+
+    def outside(self, columns: Columns) -> np.ndarray:
+        """Return whether each task ``[num]`` lies outside the training distribution in at least one parameter."""
+        within = [distribution.contains(columns[name]) for name, distribution in self.distributions.items()]
+        return np.asarray(~np.all(within, axis=0))
 
     def named_task(self, values: dict[str, float]) -> Task:
-        """One task (M=1): the family's nominal parameters with ``values`` in their place.
-
-        Raises:
-            ValueError: for a name the family does not have, or a value that makes no sense.
-        """
-        for name in values:
+        for name, value in values.items():
             if name not in self.parameters:
                 raise ValueError(f"no such task parameter: {name}; known: {', '.join(self.parameters)}")
-            self._check_positive(name, values[name])
+            self.check(name, value)
         merged = {**self.parameters, **values}
-        return {k: torch.full((1,), float(v), device=self.device) for k, v in merged.items()}
-
-    def groups(self, task: Task) -> dict[str, Tensor]:
-        """None: the returns of all tasks compare."""
-        return {}
+        return {name: torch.full((1,), float(value), device=self.device) for name, value in merged.items()}

@@ -1,1 +1,1 @@
-"""Populations: what varies, how it learns, how the population moves."""
+"""Evolution of learners: genomes, the lifetimes in which individuals learn, and searches over populations."""

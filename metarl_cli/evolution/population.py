@@ -1,8 +1,8 @@
-"""What every evolution shares: genomes and what they make of a lifetime, how learners are measured, the champion, saving.
+"""The base of evolutionary algorithms: decoding of genomes, measurement of learners, adaptation by the champion, saving.
 
-What varies (``genomes/``), how it learns (``lifetimes/``) and how the population moves (``searches/``) are groups of the
-configuration; what does not go together is said before anything starts. What a generation lives through, and how its champion
-is chosen, is the algorithm's: ``algos/evolve.py``, ``algos/adrl.py``.
+The genome (``genomes/``), the lifetime (``lifetimes/``) and the search (``searches/``) are groups of the configuration; the
+constructor refuses combinations that do not fit. The subclasses in ``algos/evolve.py`` and ``algos/adrl.py`` evaluate a
+generation and choose its champion.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.config.base import Group, Part, StrictModel
@@ -44,31 +45,31 @@ from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
 class FitnessConfig(StrictModel):
-    """What a generation is judged by."""
+    """The evaluation of a generation."""
 
     tasks: int = Field(gt=0, description="M, training tasks of a generation, the same for every individual")
-    episodes: int = Field(gt=0, description="greedy episodes after the lifetime on each task")
-    steps: int | None = Field(gt=0, description="longest part of such an episode that counts [steps]; none: all of it")
-    ranks: bool = Field(description="mean over tasks of the rank among individuals, for returns that do not compare")
+    episodes: int = Field(gt=0, description="greedy episodes on each task after the lifetime")
+    steps: int | None = Field(gt=0, description="length after which an episode is cut off [steps]; none: the horizon")
+    ranks: bool = Field(description="mean over tasks of the rank instead of the return, for returns of different scales")
 
 
 class ValidationConfig(StrictModel):
-    """How the individual is chosen that is used on new tasks."""
+    """The choice of the champion, which adapts to new tasks."""
 
-    every: int = Field(gt=0, description="generations between choices")
-    candidates: int = Field(ge=0, description="fittest individuals that are tried; 0: no validation")
-    tasks: int = Field(gt=0, description="validation tasks they are tried on")
-    episodes: int = Field(gt=0, description="greedy episodes after the lifetime on each")
+    every: int = Field(gt=0, description="generations between choices of the champion")
+    candidates: int = Field(ge=0, description="number of fittest individuals to validate; 0: no validation")
+    tasks: int = Field(gt=0, description="validation tasks")
+    episodes: int = Field(gt=0, description="greedy episodes on each validation task after the lifetime")
 
 
 class EvolutionConfig(StrictModel):
-    """Evolution of what learns."""
+    """The genome, the lifetime and the search of evolution, with its evaluation."""
 
     genome: Annotated[dict[str, Group], Part("genome", many=True)] = Field(
-        min_length=1, description="what varies: name -> a part, as in conf/algo/genome"
+        min_length=1, description="parts of the genome: name -> a part, as in conf/algo/genome"
     )
-    lifetime: Annotated[Group, Part("lifetime")] = Field(description="how an individual learns, as in conf/algo/lifetime")
-    search: Annotated[Group, Part("search")] = Field(description="how the population moves, as in conf/algo/search")
+    lifetime: Annotated[Group, Part("lifetime")] = Field(description="learning of an individual, as in conf/algo/lifetime")
+    search: Annotated[Group, Part("search")] = Field(description="search over genomes, as in conf/algo/search")
     fitness: FitnessConfig
     validation: ValidationConfig
 
@@ -78,11 +79,11 @@ class Evolution(Algorithm):
 
     Args:
         config: see :class:`EvolutionConfig`.
-        tasks: training tasks, drawn once.
-        context: what it is built with.
+        tasks: number of training tasks, drawn once.
+        context: the family, the learner, the seed, the device and the iterations of the run.
 
     Raises:
-        ValueError: where the parts do not fit together.
+        ValueError: if the genome, the lifetime, the search and the learner do not fit together.
     """
 
     adapts_by = "gradient"
@@ -114,7 +115,7 @@ class Evolution(Algorithm):
         return lifetime.module.Lifetime(lifetime.config, self.learner, family, self.device)
 
     def _check_traits(self) -> None:
-        """Raises ValueError where a part of the genome says something that no lifetime asks for, or may not be."""
+        """Raise ValueError for traits that the lifetime does not read, and for values outside its limits."""
         module = self.config.lifetime.name
         sample = self.genome.decode(self.genome.start[None])
         if unused := sample.keys() - self.lifetime.traits - {"init", "structure"}:
@@ -125,27 +126,27 @@ class Evolution(Algorithm):
         for part, group in self.config.genome.items():
             ranges = group.values.get("ranges", {})
             if unknown := ranges.keys() - known.keys():
-                said = f"no {', '.join(sorted(unknown))} in algo.lifetime.module={module}; known: {', '.join(known)}"
-                raise ValueError(f"algo.genome.{part}.ranges: {said}")
+                names = f"no {', '.join(sorted(unknown))} in algo.lifetime.module={module}; known: {', '.join(known)}"
+                raise ValueError(f"algo.genome.{part}.ranges: {names}")
             for end in ("low", "high") if ranges else ():
                 lifetime = self.config.lifetime.values
                 lifetime.get("hyper", lifetime).update({name: span[end] for name, span in ranges.items()})
                 try:
                     load("lifetime", lifetime, "algo.lifetime")
                 except ConfigError as error:
-                    wrong = "; ".join(problem.text for problem in error.problems)
-                    raise ValueError(f"algo.genome.{part}.ranges go too far at their {end} end: {wrong}") from error
+                    text = "; ".join(problem.text for problem in error.problems)
+                    raise ValueError(f"algo.genome.{part}.ranges go too far at their {end} end: {text}") from error
 
     # -- one generation
 
     @torch.no_grad()
     def train_step(self) -> dict[str, float]:
-        """Let a generation live, and the search move on."""
+        """Evaluate one generation, update the search and choose the champion."""
         genomes = self.search.ask()
         returns, spent = self._live(genomes)
         self.env_steps += spent
-        judged, mean = self._judged(returns), returns.mean(1)
-        fitness = _mean_rank(judged) if self.config.fitness.ranks else judged.mean(1)
+        scores, mean = self._score(returns), returns.mean(1)
+        fitness = _mean_rank(scores) if self.config.fitness.ranks else scores.mean(1)
         quartiles = torch.quantile(mean, torch.tensor([0.25, 0.5, 0.75], dtype=mean.dtype, device=mean.device)).tolist()
         metrics = {
             "fitness/best": float(mean.max()),
@@ -159,24 +160,24 @@ class Evolution(Algorithm):
         return metrics | self._choose(genomes, fitness)
 
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
-        """The returns ``[P, M]`` by which a generation ``[P, G]`` is judged, in float64, and the environment steps spent."""
+        """Run the lifetimes of a generation ``[P, G]``; returns its returns ``[P, M]`` in float64 and the environment steps."""
         raise NotImplementedError
 
-    def _judged(self, returns: Tensor) -> Tensor:
-        """What of the returns ``[P, M]`` counts."""
+    def _score(self, returns: Tensor) -> Tensor:
+        """Return the part of the returns ``[P, M]`` that fitness rewards."""
         return returns
 
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
-        """Choose the champion after a generation ``[P, G]`` of this fitness ``[P]``; returns what happened."""
+        """Choose the champion after a generation ``[P, G]`` with this fitness ``[P]``; returns metrics."""
         raise NotImplementedError
 
     def _measure(
         self, life: Life, task: Task, copies: int, episodes: int, steps: int | None, name: str
     ) -> tuple[Tensor, Tensor]:
-        """Mean greedy return ``[P, M]`` of the learners as they are now, in float64, and the steps ``[P M]`` it took.
+        """Measure the mean greedy return ``[P, M]`` of learners in float64; returns the environment steps ``[P M]`` too.
 
-        Individuals whose episodes are over are no longer stepped where the environment can go on without them: as random
-        numbers are common, that changes nothing for the others.
+        Finished individuals are dropped from the batch where the environment can select rows; with common random numbers the
+        others are unaffected.
         """
         rng = torch_rng(self.seed, name, "episodes", str(self.iteration), device=self.device)
         with CommonRandomNumbers(copies):
@@ -184,7 +185,7 @@ class Evolution(Algorithm):
         params, alive = life.params, torch.arange(copies, device=self.device)
         moments = self._rollout(env, params, copies)
         returns, lengths = torch.zeros(2, copies, num_tasks(task), episodes, device=self.device)
-        total, length = returns.clone(), lengths.clone()  # of those alive
+        total, length = returns.clone(), lengths.clone()  # of individuals in the batch
         running = torch.ones_like(total, dtype=torch.bool)
         for _ in range(steps or self.family.spec.horizon):
             step = next(moments).step
@@ -195,7 +196,8 @@ class Evolution(Algorithm):
             num = int(left.sum())
             if num == 0:
                 break
-            if env.can_select_rows and 2 * num <= len(alive) and num * num_tasks(task) > 1:  # one row has other bits
+            # a selection copies the batch, hence at most log2 P of them; BLAS rounds a single row differently
+            if env.can_select_rows and 2 * num <= len(alive) and num * num_tasks(task) > 1:
                 returns[alive], lengths[alive] = total, length
                 alive, total, length, running = (x[left] for x in (alive, total, length, running))
                 rows = left.repeat_interleave(num_tasks(task))
@@ -206,24 +208,24 @@ class Evolution(Algorithm):
         return returns.double().mean(2), lengths.sum(2).long().flatten()
 
     def _rollout(self, env: Env, params: Params, copies: int) -> Iterator[Moment]:
-        """Act greedily; the environments of every copy draw the same random numbers."""
+        """Act greedily in environments whose copies draw the same random numbers."""
         policy = NetworkPolicy(self.learner, params)
-        return rollout(Common(env, copies), policy, policy.start(env.obs.shape[1], torch.Generator()))
+        return rollout(CommonEnv(env, copies), policy, policy.start(env.obs.shape[1], torch.Generator()))
 
     def _begin(self, genomes: Tensor, task: Task, rng: torch.Generator, lifetime: Any = None, **more: Any) -> Any:
-        """Lives of P individuals on M tasks at their beginning; ``more`` for the lifetime."""
+        """Begin the lifetimes of P individuals on M tasks; ``more`` are arguments of the lifetime."""
         copies, num = len(genomes), num_tasks(task)
         traits = self._express(genomes, num)
         params, structure = traits.pop("init", None), traits.pop("structure", {})
-        if params is None:  # as many fresh networks as tasks, the same for every individual
+        if params is None:  # a fresh network for each task, shared by all individuals
             params = tile(fresh(self.learner, num, rng), copies)
         if structure:
             params = structured(params, structure)
-        with CommonRandomNumbers(copies):  # but not where weights are drawn: their axes are no rows
+        with CommonRandomNumbers(copies):  # but not where weights are drawn: their axes are not rows
             return (lifetime or self.lifetime).begin(params, traits, tile(task, copies), rng, **more)
 
     def _express(self, genomes: Tensor, num: int) -> Traits:
-        """Return the traits of genomes, a row for each of ``num`` tasks; what genomes lack is the lifetime's own."""
+        """Return the traits of genomes, a row for each of ``num`` tasks, completed by the lifetime's defaults."""
         traits, default = self.genome.decode(genomes), self.lifetime.default
         rows = {
             kind: values if kind == "init" else {k: v.repeat_interleave(num, 0) for k, v in values.items()}
@@ -234,13 +236,14 @@ class Evolution(Algorithm):
     # -- meta-testing
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
-        """Go through the champion's lifetime on M tasks; beyond its length it goes on as it ended."""
+        """Run the champion's lifetime on M tasks; after its end, the last settings stay in force."""
         yield from self._adapt(task, budget.steps, rng, self.champion, family)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
-        """Go through a lifetime without a genome: fresh weights, and the settings of ``algo.lifetime``."""
+        """Run a lifetime without a genome: fresh weights and the settings of ``algo.lifetime``."""
         yield from self._adapt(task, budget.steps, rng, None)
 
+    @override
     def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
         return NetworkPolicy(self.learner, state["params"]), None
 
@@ -264,13 +267,13 @@ class Evolution(Algorithm):
             )
 
     def _learn(self, life: Any, step: int, schedules: Tensor | None) -> None:
-        """The ``step``-th adaptation step of P lives by the schedules ``[S, P, G]``, or without a genome."""
+        """Run the adaptation step ``step`` of P individuals by the schedules ``[S, P, G]``, or without a genome."""
         life.learn()
 
-    # -- looking
+    # -- diagnostics
 
     def diagnostics(self) -> Diagnostics:
-        """Return the population in numbers people understand, the champion among them."""
+        """Return histograms of the population's genes and a table with the champion's, both in natural units."""
         population = self.genome.describe(self.search.ask())
         histograms = {f"genome/{name}": values for name, values in population.items()}
         champion = self.genome.describe(self.champion)  # [S]
@@ -278,14 +281,16 @@ class Evolution(Algorithm):
             [name, *(f"{float(x):.4g}" for x in (champion[name][-1], values.min(), values.median(), values.max()))]
             for name, values in population.items()
         ]
-        texts = {"genome/champion": markdown(["", "champion", "least of the population", "median", "greatest"], rows)}
+        texts = {"genome/champion": markdown(["", "champion", "population minimum", "median", "maximum"], rows)}
         return Diagnostics(histograms, texts, {})
 
     # -- saving
 
+    @override
     def weights(self) -> State:
         return {"champion": self.champion}
 
+    @override
     def load_weights(self, state: State) -> None:
         champion = state["champion"].to(self.device)
         if champion.shape[1:] != self.genome.start.shape:
@@ -294,7 +299,7 @@ class Evolution(Algorithm):
 
 
 class Genes:
-    """A genome of several parts, one after another in the vector of genes."""
+    """A genome of several parts, concatenated in the vector of genes."""
 
     def __init__(self, parts: dict[str, Group], learner: Learner, rng: torch.Generator):
         self.parts = {}
@@ -305,7 +310,7 @@ class Genes:
         self.scale = torch.cat([part.scale for part in self.parts.values()])
 
     def decode(self, genes: Tensor) -> Traits:
-        """Return the traits of ``genes [P, G]``, all parts together."""
+        """Return the traits of ``genes [P, G]``, merged over all parts."""
         traits: Traits = {}
         for part, own in zip(self.parts.values(), torch.split(genes, self.sizes, 1), strict=True):
             for kind, values in part.decode(own).items():
@@ -313,18 +318,19 @@ class Genes:
         return traits
 
     def describe(self, genes: Tensor) -> dict[str, Tensor]:
-        """Return ``{part/name: [P]}`` in numbers people understand."""
+        """Return the genes ``[P, G]`` in natural units, ``{part/name: [P]}``."""
         parts = zip(self.parts.items(), torch.split(genes, self.sizes, 1), strict=True)
         return {f"{name}/{key}": value for (name, part), own in parts for key, value in part.describe(own).items()}
 
 
-class Common(Env):
-    """An environment whose P copies of the same rows draw the same random numbers."""
+class CommonEnv:
+    """An environment in which P copies of the same rows draw the same random numbers."""
 
     def __init__(self, env: Env, copies: int):
         self.env, self.copies, self.obs = env, copies, env.obs
 
     def step(self, action: Tensor) -> Step:
+        """Act in every environment."""
         with CommonRandomNumbers(self.copies):
             step = self.env.step(action)
         self.obs = step.obs
@@ -332,11 +338,11 @@ class Common(Env):
 
 
 def tile(rows: Task, copies: int) -> Task:
-    """Repeat tasks, or their networks, once for each individual, ``[P M, ...]``."""
+    """Repeat tasks, or their networks, for each individual, ``[P M, ...]``."""
     return {name: value.repeat(copies, *[1] * (value.dim() - 1)) for name, value in rows.items()}
 
 
 def _mean_rank(returns: Tensor) -> Tensor:
-    """The mean over tasks of an individual's rank, from ``returns [P, M]``: the best has P, equals share."""
+    """Compute the mean over tasks of each individual's rank in ``returns [P, M]``: the best has P, ties share their ranks."""
     ranks = torch.linspace(len(returns), 1, len(returns), dtype=returns.dtype)
     return torch.stack([shape_by_rank(column, ranks) for column in returns.unbind(1)], 1).mean(1)

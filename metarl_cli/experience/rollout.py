@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL.Image import Image
@@ -24,7 +24,17 @@ class Moment(NamedTuple):
     state: State  # and after observing where it led
 
 
-def rollout(env: Env, policy: Policy, state: State) -> Iterator[Moment]:
+class Stepped(Protocol):
+    """What can be acted in: an environment, or one that something surrounds."""
+
+    obs: Tensor
+
+    def step(self, action: Tensor) -> Step:
+        """Act in every environment."""
+        ...
+
+
+def rollout(env: Stepped, policy: Policy, state: State) -> Iterator[Moment]:
     """Act without end, from the policy's ``state`` on; the caller stops."""
     while True:
         obs = env.obs

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Spec
+from metarl_cli.spaces import Discrete, Spec
 
 STRIDE = 0.1  # [m] per move
 DIRECTIONS = 8
@@ -34,11 +34,11 @@ class Config(NativeConfig):
 class Boat(NativeFamily):
     """Steer to the harbour with a rudder that is askew; see the module's docstring."""
 
-    parameters = {"askew": 0.0, "current_x": 0.0, "current_y": 0.0}  # noqa: RUF012
+    parameters = {"askew": 0.0, "current_x": 0.0, "current_y": 0.0}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
-        self.spec = Spec(obs_shape=(2,), num_actions=1 + DIRECTIONS, horizon=config.horizon)
+        self.spec = Spec(obs_shape=(2,), actions=Discrete(1 + DIRECTIONS), horizon=config.horizon)
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         angle = 2 * math.pi * torch.rand(*shape, generator=rng, dtype=like.dtype, device=like.device)

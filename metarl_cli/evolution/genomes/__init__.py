@@ -1,1 +1,1 @@
-"""What varies from individual to individual: the parts of a genome."""
+"""Parts of a genome; each module is one, named by ``module:`` in ``conf/algo/genome``."""

@@ -1,7 +1,7 @@
-"""Genes are the network's shape: how many layers, how many units in each, which activation.
+"""Genes of the network's architecture: the number of layers, the units of each, and the activation.
 
-Every individual is a part of one network, the largest: units and layers that it does not have are masked out. So networks of
-different shapes are rows of one tensor, and one can grow into another without forgetting: ``q_network.grow``.
+Every individual is a subnetwork of the largest network: masks remove the units and layers that it lacks. So networks of
+different architectures are rows of one tensor, and a network can grow without forgetting: ``q_network.grow``.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from metarl_cli.networks.q_network import ACTIVATIONS, STRUCTURE, STRUCTURE_WIDT
 
 
 class Config(StrictModel):
-    """What shapes there are; the largest is ``learner.network.hidden``, layers of one size."""
+    """The range of architectures; the largest is ``learner.network.hidden``, with layers of one size."""
 
-    scale: float = Field(gt=0, description="size of a change, as a share of the whole range")
+    scale: float = Field(gt=0, description="size of a mutation, as a share of the whole range")
     narrowest: int = Field(gt=0, description="units of the narrowest layer")
-    activations: bool = Field(description="whether the activation varies too")
+    activations: bool = Field(description="vary the activation too")
 
 
 class Architecture:
-    """Genes: depth, the width of each layer, and the activation if it varies.
+    """The part of a genome with the depth, the width of each layer, and the activation if it varies.
 
     Raises:
-        ValueError: if the learner's network has layers of different sizes or layer norm, or is narrower than the narrowest.
+        ValueError: if the learner's network has layers of different sizes, layer norm, or no more units than ``narrowest``.
     """
 
     def __init__(self, config: Config, learner: Learner, rng: torch.Generator):
@@ -48,8 +48,8 @@ class Architecture:
         self.start = torch.full((1 + self.layers + config.activations,), 0.5, device=rng.device)
         self.scale = torch.full_like(self.start, config.scale)
 
-    def _read(self, genes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Depth ``[P]``, widths ``[P, layers]`` and number of the activation ``[P]``."""
+    def _decode(self, genes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the depth ``[P]``, the widths ``[P, layers]`` and the index of the activation ``[P]``."""
         places = fold(genes)
         depth = 1 + (places[:, 0] * self.layers).long().clamp(max=self.layers - 1)
         narrow, wide = math.log(self.config.narrowest), math.log(self.widest)
@@ -59,8 +59,8 @@ class Architecture:
         return depth, width, (places[:, -1] * len(ACTIVATIONS)).long().clamp(max=len(ACTIVATIONS) - 1)
 
     def decode(self, genes: Tensor) -> Traits:
-        """``structure``, as :class:`metarl_cli.networks.q_network.QNetwork` reads it."""
-        depth, width, activation = self._read(genes)
+        """Return the trait ``structure``: masks for :class:`metarl_cli.networks.q_network.QNetwork`."""
+        depth, width, activation = self._decode(genes)
         units = torch.arange(self.widest, device=genes.device)
         layers = torch.arange(self.layers, device=genes.device)
         structure = {
@@ -68,15 +68,15 @@ class Architecture:
             STRUCTURE[1]: torch.nn.functional.one_hot(activation, len(ACTIVATIONS)).to(genes),
         }
         for i in range(self.layers):
-            # a layer that passes on the one below is as wide as it: masks of units count where there is a layer
+            # the mask of an absent layer has no effect: such a layer is the identity
             structure[f"{STRUCTURE_WIDTH}{i}"] = (units < width[:, i, None]).to(genes)
         return {"structure": structure}
 
     def describe(self, genes: Tensor) -> dict[str, Tensor]:
-        """Layers, units of each, and the number of the activation; the units of layers that are not there are 0."""
-        depth, width, activation = self._read(genes)
-        found = {"layers": depth} | {f"units {i + 1}": width[:, i] * (depth > i) for i in range(self.layers)}
-        return found | ({"activation": activation} if self.config.activations else {})
+        """Return the number of layers, the units of each (0 for absent layers), and the index of the activation."""
+        depth, width, activation = self._decode(genes)
+        values = {"layers": depth} | {f"units {i + 1}": width[:, i] * (depth > i) for i in range(self.layers)}
+        return values | ({"activation": activation} if self.config.activations else {})
 
 
 Genome = Architecture

@@ -1,4 +1,4 @@
-"""What genomes share: genes of bounded values."""
+"""Genes with bounded values, shared by several parts of a genome."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def fold(genes: Tensor) -> Tensor:
-    """Any number -> [0, 1], going back and forth: a mutation moves a value, and never sticks to a bound."""
+    """Reflect genes into [0, 1], so that mutations are never clipped at a bound."""
     return 1 - (1 - genes % 2).abs()

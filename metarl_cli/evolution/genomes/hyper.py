@@ -1,7 +1,7 @@
-"""Genes are hyper-parameters: learning rate, discount, exploration, batch and target period, each within its range.
+"""Genes of hyper-parameters: learning rate, discount, exploration, batch and target period, each within its range.
 
-Each individual has its own, as rows of tensors: a population of different settings learns as one (population-based training,
-Jaderberg 2017, arXiv:1711.09846, without its processes).
+Hyper-parameters are rows of tensors, so a population with different settings learns in one batch (population-based training,
+Jaderberg 2017, arXiv:1711.09846, without its asynchronous processes).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from metarl_cli.interfaces import Learner, Traits
 
 
 class Range(StrictModel):
-    """From where to where a value goes, and how."""
+    """The range of a value, and its spacing."""
 
     low: float = Field(description="least value")
     high: float = Field(description="greatest value")
@@ -28,7 +28,7 @@ class Range(StrictModel):
     )
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Range:
+    def _check_bounds(self) -> Range:
         if not self.low < self.high:
             raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
         if (self.spacing == "log" and self.low <= 0) or (self.spacing == "complement" and self.high >= 1):
@@ -36,7 +36,7 @@ class Range(StrictModel):
         return self
 
     def at(self, place: Tensor) -> Tensor:
-        """The value at ``place`` from 0 (low) to 1 (high)."""
+        """Return the value at the position ``place``, from 0 (low) to 1 (high)."""
         match self.spacing:
             case "linear":
                 return self.low + (self.high - self.low) * place
@@ -48,14 +48,14 @@ class Range(StrictModel):
 
 
 class Config(StrictModel):
-    """What varies and how much."""
+    """The hyper-parameters that vary, and their ranges."""
 
-    scale: float = Field(gt=0, description="size of a change, as a share of a value's range")
-    ranges: dict[str, Range] = Field(min_length=1, description="range of each hyper-parameter of the lifetime that varies")
+    scale: float = Field(gt=0, description="size of a mutation, as a share of a value's range")
+    ranges: dict[str, Range] = Field(min_length=1, description="range of each varying hyper-parameter of the lifetime")
 
 
 class Hyper:
-    """One gene for each hyper-parameter, its place in the range."""
+    """The part of a genome with one gene per hyper-parameter, its position in the range."""
 
     def __init__(self, config: Config, learner: Learner, rng: torch.Generator):
         self.ranges = config.ranges
@@ -63,11 +63,12 @@ class Hyper:
         self.scale = torch.full_like(self.start, config.scale)
 
     def decode(self, genes: Tensor) -> Traits:
-        """``hyper``: each value ``[P]``."""
+        """Return the trait ``hyper``: the value ``[P]`` of each hyper-parameter."""
         places = fold(genes).unbind(1)
         return {"hyper": {name: span.at(x) for (name, span), x in zip(self.ranges.items(), places, strict=True)}}
 
     def describe(self, genes: Tensor) -> dict[str, Tensor]:
+        """Return the value ``[P]`` of each hyper-parameter."""
         return self.decode(genes)["hyper"]
 
 

@@ -1,6 +1,6 @@
-"""Genes are the initial weights: evolution finds from where a few steps of learning lead far.
+"""Genes of the initial weights: evolution searches for weights that adapt well in a few steps.
 
-ES-MAML (Song 2020, arXiv:1910.01215): the weights are judged by the return *after* adaptation, without derivatives of it.
+ES-MAML (Song 2020, arXiv:1910.01215): the fitness of initial weights is the return *after* adaptation; no derivatives.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from metarl_cli.interfaces import Learner, Params, Traits
 
 
 class Config(StrictModel):
-    """How large a step is."""
+    """The sizes of mutations."""
 
-    scale: float = Field(gt=0, description="size of a change of a weight, in units of the deviation its layer starts with")
-    bias_scale: float = Field(gt=0, description="size of a change of what starts constant: biases, context")
+    scale: float = Field(gt=0, description="size of a mutation of a weight, in units of its layer's initial deviation")
+    bias_scale: float = Field(gt=0, description="size of a mutation of parameters that start constant: biases, context")
 
 
 class Init:
-    """All weights of one network, G of them."""
+    """The part of a genome with all G weights of one network."""
 
     def __init__(self, config: Config, learner: Learner, rng: torch.Generator):
         params = learner.init(rng)
@@ -31,13 +31,13 @@ class Init:
         self.scale = torch.cat(sizes)
 
     def decode(self, genes: Tensor) -> Traits:
-        """``init``: the weights ``[P, ...]``."""
+        """Return the trait ``init``: the weights ``[P, ...]``."""
         parts = torch.split(genes, [shape.numel() for shape in self.shapes.values()], dim=1)
         params: Params = {n: g.reshape(-1, *s) for (n, s), g in zip(self.shapes.items(), parts, strict=True)}
         return {"init": params}
 
     def describe(self, genes: Tensor) -> dict[str, Tensor]:
-        """The root of the mean square of each layer's weights."""
+        """Return the root mean square ``[P]`` of each layer's weights."""
         weights = self.decode(genes)["init"]
         return {f"{name} rms": w.flatten(1).square().mean(1).sqrt() for name, w in weights.items() if w.dim() > 2}
 

@@ -1,6 +1,6 @@
-"""Genes are the weights of a small network that is the optimiser: the learned update rule of the inner loop.
+"""Genes of a learned optimiser: the weights of a small network that computes the updates of the inner loop.
 
-A search starts at Adam's rule: the genes of the direct connection from Adam's direction are 1, all others 0.
+The search starts at Adam's rule: the direct weight of Adam's direction is 1, and the other weights to the output are 0.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from metarl_cli.networks.optimizers import Learned
 
 
 class Config(StrictModel):
-    """The size of the rule."""
+    """The size of the network, and of mutations."""
 
-    hidden: int = Field(gt=0, description="units of its hidden layer")
-    scale: float = Field(gt=0, description="size of a change of a weight from inputs")
+    hidden: int = Field(gt=0, description="units of the hidden layer")
+    scale: float = Field(gt=0, description="size of a mutation of a weight")
 
 
 class Optimizer:
-    """The weights of :class:`metarl_cli.networks.optimizers.Learned`; its inner weights are drawn, the rest is Adam."""
+    """The part of a genome with the weights of :class:`metarl_cli.networks.optimizers.Learned`.
+
+    The hidden layer starts with random input weights and zero output weights.
+    """
 
     def __init__(self, config: Config, learner: Learner, rng: torch.Generator):
         inputs, hidden, device = Learned.FEATURES, config.hidden, rng.device
@@ -34,12 +37,12 @@ class Optimizer:
         self.scale = torch.full_like(self.start, config.scale)
 
     def decode(self, genes: Tensor) -> Traits:
-        """``optimizer``: the weights, ``[P, ...]`` each."""
+        """Return the trait ``optimizer``: the weights, ``[P, ...]`` each."""
         parts = torch.split(genes, [torch.Size(shape).numel() for shape in self.shapes.values()], dim=1)
         return {"optimizer": {n: g.reshape(-1, *s) for (n, s), g in zip(self.shapes.items(), parts, strict=True)}}
 
     def describe(self, genes: Tensor) -> dict[str, Tensor]:
-        """The direct weights of its inputs."""
+        """Return the direct weight ``[P]`` of each input."""
         names = ("gradient", "mean 2", "mean 10", "mean 100", "weight", "progress", "bias", "head", "one")
         return {f"direct: {name}": genes[:, i] for i, name in enumerate(names)}
 

@@ -1,1 +1,1 @@
-"""How an individual of evolution learns the task it is put to."""
+"""Lifetimes: how an individual learns its task; each module is one, named by ``module:`` in ``conf/algo/lifetime``."""

@@ -1,17 +1,17 @@
-"""The whole lifetime of a DQN: exploration, replay and target network, on one task from the first step on (Mnih 2015).
+"""The lifetime of a DQN on one task, from the first step on, with exploration, replay and a target network (Mnih 2015).
 
-R learners are rows of one tensor, each with hyper-parameters of its own:
+R learners are rows of one tensor, each with its own hyper-parameters:
 
 | hyper-parameter | meaning |
 |---|---|
 | lr | learning rate |
 | gamma | discount |
-| epsilon_end, epsilon_decay | share of random actions at last, and the share of a lifetime over which it falls from 1 |
-| batch | transitions of an update; as many as the largest may have are drawn, and those beyond one's own weigh nothing |
+| epsilon_end, epsilon_decay | final share of random actions, and the share of a lifetime over which it falls from 1 |
+| batch | transitions per update; ``largest_batch`` are drawn for each learner, and the surplus has weight 0 |
 | target_every | updates between copies of the network to the target network |
 
-One adaptation step is a number of iterations, each of some steps in the environments and some updates. With ``shared`` replay
-the individuals that learn the same task learn from each other's experience too (SEARL, Franke 2021, arXiv:2009.01555).
+One adaptation step consists of ``iterations``, each with ``env_steps`` in every environment and ``updates``. With ``shared``,
+the individuals that learn the same task share one replay (SEARL, Franke 2021, arXiv:2009.01555).
 """
 
 from __future__ import annotations
@@ -36,37 +36,35 @@ from metarl_cli.networks.stacked import broadcast_rows, repeat_per_task, select_
 
 
 class HyperConfig(StrictModel):
-    """Where the genome says nothing."""
+    """Hyper-parameters that are not in the genome."""
 
     lr: float = Field(gt=0, description="learning rate")
     gamma: float = Field(ge=0, lt=1, description="discount")
-    epsilon_end: Share = Field(description="share of random actions at last")
-    epsilon_decay: float = Field(gt=0, le=1, description="share of a lifetime over which random actions become fewer")
-    batch: float = Field(ge=1, description="transitions of an update")
+    epsilon_end: Share = Field(description="final share of random actions")
+    epsilon_decay: float = Field(gt=0, le=1, description="share of a lifetime over which epsilon falls to epsilon_end")
+    batch: float = Field(ge=1, description="transitions per update")
     target_every: float = Field(ge=1, description="updates between copies to the target network")
 
 
 class Config(StrictModel):
-    """How long a life is, and what happens in it."""
+    """The length of a lifetime, and the DQN in it."""
 
     steps: int = Field(gt=0, description="adaptation steps of a lifetime, after which fitness is measured")
-    iterations: int = Field(gt=0, description="iterations of an adaptation step")
-    envs: int = Field(gt=0, description="environments of each learner")
-    env_steps: int = Field(gt=0, description="steps of an iteration in each environment")
-    updates: int = Field(gt=0, description="gradient updates of an iteration")
-    warmup: int = Field(ge=0, description="iterations at first that only collect")
-    largest_batch: int = Field(
-        gt=0, description="transitions drawn for an update, of which a learner uses the first of its batch"
-    )
-    capacity: int = Field(gt=0, description="replay of a learner [transitions]; of a task where it is shared")
-    shared: bool = Field(description="one replay for all individuals that learn a task")
-    repeat: int = Field(gt=0, description="steps a random action lasts")
-    rule: Literal["sgd", "adam"] = Field(description="the update, where the genome has no optimizer")
-    clip: float = Field(gt=0, description="largest norm of a learner's gradient")
+    iterations: int = Field(gt=0, description="iterations per adaptation step")
+    envs: int = Field(gt=0, description="environments per learner")
+    env_steps: int = Field(gt=0, description="steps per iteration in each environment")
+    updates: int = Field(gt=0, description="gradient updates per iteration")
+    warmup: int = Field(ge=0, description="first iterations, which only collect")
+    largest_batch: int = Field(gt=0, description="transitions drawn per update; a learner uses as many of them as its batch")
+    capacity: int = Field(gt=0, description="replay per learner, or per task if shared [transitions]")
+    shared: bool = Field(description="one replay per task, shared by all individuals")
+    repeat: int = Field(gt=0, description="steps for which a random action is repeated")
+    rule: Literal["sgd", "adam"] = Field(description="update rule, if the genome has no optimizer")
+    clip: float = Field(gt=0, description="largest norm of each learner's gradient")
     hyper: HyperConfig
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Config:
+    def _check_sizes(self) -> Config:
         if self.envs * self.env_steps > self.capacity:
             raise ValueError("capacity must hold at least the envs x env_steps of one iteration")
         if self.hyper.batch > self.largest_batch:
@@ -84,19 +82,20 @@ class DQNLife:
         self.default: Traits = {"hyper": {k: torch.tensor([v], device=device) for k, v in config.hyper.model_dump().items()}}
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator, copies: int = 1) -> Life:
+        """Begin R lifetimes on the tasks ``[R]``; see :class:`Life` for the arguments."""
         return Life(self, params, traits, task, rng, copies)
 
 
 class Life:
-    """R DQNs at some point of their lives.
+    """R DQNs in the course of their lifetimes.
 
     Args:
-        lifetime: what a life is.
+        lifetime: the configuration, the learner and the family.
         params: weights of the networks, ``[R, ...]`` or ``[P, ...]``.
-        traits: ``[R]`` each.
-        task: of each row.
-        rng: of everything that is chance.
-        copies: P, where their replay is shared: rows p M + m of all p learn task m.
+        traits: hyper-parameters and optional traits of each learner, ``[R]`` each.
+        task: the task of each learner, ``[R]`` each.
+        rng: the generator of environments, exploration and minibatches.
+        copies: P, used if they share replay: rows p M + m of all p learn task m.
     """
 
     def __init__(self, lifetime: DQNLife, params: Params, traits: Traits, task: Task, rng: torch.Generator, copies: int = 1):
@@ -110,7 +109,7 @@ class Life:
         self.replay = Replay(self.rows // self.copies, config.capacity, device)
         rule: type[SGD] | type[Adam] = SGD if config.rule == "sgd" else Adam
         self.optimizer: InnerOptimizer = Learned(traits["optimizer"]) if "optimizer" in traits else rule()
-        self.places = torch.arange(self.rows, device=device) % (self.rows // self.copies)  # of each row in the replay
+        self.places = torch.arange(self.rows, device=device) % (self.rows // self.copies)  # [R] replay row of each learner
         self.env_steps = torch.zeros(self.rows, dtype=torch.long, device=device)
         self.iteration = self.gradient_steps = 0
 
@@ -128,16 +127,17 @@ class Life:
 
     @torch.no_grad()
     def learn(self) -> None:
-        """Go through the iterations of one adaptation step."""
+        """Run the iterations of one adaptation step."""
         for _ in range(self.lifetime.config.iterations):
             self._iterate()
 
     @property
     def progress(self) -> float:
-        """The share of a whole lifetime that has passed; it may go beyond 1."""
+        """Return the completed share of a lifetime; above 1 after its end."""
         return self.iteration / (self.lifetime.config.steps * self.lifetime.config.iterations)
 
     def _iterate(self) -> None:
+        """Collect experience with every learner, then update the learners from replay."""
         config, hyper, learner = self.lifetime.config, self.traits["hyper"], self.lifetime.learner
         share = (self.progress / hyper["epsilon_decay"]).clamp(max=1)
         epsilon = (1 + (hyper["epsilon_end"] - 1) * share).expand(self.rows)
@@ -155,12 +155,12 @@ class Life:
         self.iteration += 1
 
     def _update(self) -> None:
-        """One gradient step of every learner on a minibatch of its own size."""
+        """Take one gradient step of every learner, each with its own batch size."""
         lifetime, config, hyper = self.lifetime, self.lifetime.config, self.traits["hyper"]
         experience = self.replay.sample(self.places, config.largest_batch, self.rng)
-        numbers = torch.arange(config.largest_batch, device=experience.weight.device)
-        counts = numbers < hyper["batch"].round().clamp(min=1)[:, None, None]
-        experience = experience._replace(weight=experience.weight * counts)
+        index = torch.arange(config.largest_batch, device=experience.weight.device)
+        in_batch = index < hyper["batch"].round().clamp(min=1)[:, None, None]
+        experience = experience._replace(weight=experience.weight * in_batch)
         batch = vmap(lifetime.learner.prepare)(self.params, self.target, experience, hyper["gamma"].expand(self.rows))
         gradients = loss_gradients(lifetime.learner, self.params, adapted_names(self.params, "all"), batch)
         gradients, _ = clip_rows(gradients, config.clip)
@@ -174,6 +174,7 @@ class Life:
         }
 
     def state_dict(self) -> State:
+        """Return the state of the learners, their environments and their replay."""
         return {
             "params": self.params,
             "target": self.target,
@@ -188,6 +189,7 @@ class Life:
         }
 
     def load_state_dict(self, state: State) -> None:
+        """Restore the state that :meth:`state_dict` returned."""
         self.params, self.target, self.traits = dict(state["params"]), dict(state["target"]), state["traits"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.env.load_state_dict(state["env"])

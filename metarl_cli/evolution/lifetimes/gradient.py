@@ -1,9 +1,9 @@
-"""A few gradient steps on a few episodes: MAML's inner loop, for evolution.
+"""The lifetime of a few gradient steps on a few episodes: MAML's inner loop, for evolution.
 
-    theta_{k+1} = theta_k - U(grad L_support(theta_k))          U: plain descent, Adam, or a learned rule
+    theta_{k+1} = theta_k - U(grad L_support(theta_k))          U: gradient descent, Adam, or a learned rule
 
-An initialisation and its rates are then searched for by the return that these steps lead to (ES-MAML, Song 2020,
-arXiv:1910.01215): no second derivative, and credit also for how the support is collected.
+The search optimises the initialisation and its rates for the return after these steps (ES-MAML, Song 2020,
+arXiv:1910.01215). It needs no second derivatives, and the fitness credits the collection of support too.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Config(StrictModel):
     """The inner loop of a lifetime."""
 
     steps: int = Field(gt=0, description="K, gradient steps of a lifetime, after which fitness is measured")
-    rule: Literal["sgd", "adam"] = Field(description="the update, where the genome has no optimizer")
-    lr: float = Field(gt=0, description="base of the learning rates")
+    rule: Literal["sgd", "adam"] = Field(description="update rule, if the genome has no optimizer")
+    lr: float = Field(gt=0, description="base learning rate")
     scope: Literal["all", "head", "context"] = Field(
-        description="what is adapted: all weights, the head (ANIL), the context inputs (CAVIA)"
+        description="adapted weights: all, the head (ANIL), the context inputs (CAVIA)"
     )
-    returns: ReturnsConfig = Field(description="how the support's returns are estimated")
+    returns: ReturnsConfig = Field(description="return estimator for the support")
     support: SupportConfig
 
 
 class Gradient:
-    """K steps on the support of a task.
+    """The lifetime of K gradient steps on the support of a task.
 
     Raises:
-        ValueError: if the network has nothing that ``scope`` asks for.
+        ValueError: if the network has no weights for ``scope``.
     """
 
     traits = frozenset({"rates", "hyper", "optimizer"})
@@ -51,11 +51,12 @@ class Gradient:
         self.default: Traits = {"hyper": {"lr": torch.tensor([config.lr], device=device)}}
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
+        """Begin R lifetimes on the tasks ``[R]``."""
         return Life(self, params, traits, task, rng)
 
 
 class Life:
-    """R learners; their weights are those of P individuals until the first gradient parts them."""
+    """R learners in the course of their lifetimes; before the first gradient step, ``params`` has one row per individual."""
 
     def __init__(self, lifetime: Gradient, params: Params, traits: Traits, task: Task, rng: torch.Generator):
         self.lifetime, self.params, self.traits, self.task, self.rng = lifetime, params, traits, task, rng

@@ -1,4 +1,4 @@
-"""No learning: the weights of the genome are the policy, the same for all tasks (neuroevolution)."""
+"""The lifetime without learning: the weights of the genome are the policy, on all tasks (neuroevolution)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from metarl_cli.interfaces import Family, Learner, Params, Task, Traits, device_
 
 
 class Config(StrictModel):
-    """Nothing to choose."""
+    """The empty configuration."""
 
 
-class Nothing:
-    """A life without experience."""
+class NoLearning:
+    """The lifetime without learning."""
 
     steps = 0
     traits: frozenset[str] = frozenset()
@@ -22,11 +22,12 @@ class Nothing:
         self.default: Traits = {}
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
+        """Return the lifetimes of these weights on the tasks ``[R]``."""
         return Life(params, task)
 
 
 class Life:
-    """Weights that stay."""
+    """Learners with constant weights."""
 
     gradient_steps = 0
 
@@ -35,7 +36,7 @@ class Life:
         self.env_steps = torch.zeros(num_tasks(task), dtype=torch.long, device=device_of(task))
 
     def learn(self) -> None:
-        """Stay as it is."""
+        """Do nothing."""
 
 
-Lifetime = Nothing
+Lifetime = NoLearning

@@ -1,4 +1,4 @@
-"""Traits as learning rates of the rows that learn."""
+"""Traits of several lifetimes: the learning rates of R learners."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from metarl_cli.networks.stacked import broadcast_rows
 
 
 def rates(base: Tensor, trait: Params | None, gradients: Params, progress: float) -> Params:
-    """A learning rate for each gradient ``[R, ...]``, shaped to broadcast.
+    """Return a learning rate for each gradient ``[R, ...]``, shaped to broadcast against it.
 
     Args:
-        base: ``[R]``, or ``[1]`` for all.
-        trait: of each weight ``[R, 2]`` the logarithm of its rate over the base, and its slope along the lifetime; none: 0.
-        gradients: what is to be moved.
-        progress: from 0 to 1.
+        base: the base rates ``[R]``, or ``[1]`` for all learners.
+        trait: log ratio to the base and slope over the lifetime, ``[R, 2]`` for each weight; none: both 0.
+        gradients: the gradients of the adapted weights.
+        progress: the completed share of the lifetime, from 0 to 1.
     """
     shaped = {}
     for name, gradient in gradients.items():

@@ -1,1 +1,1 @@
-"""Searches: how a population moves to greater fitness; each module is one, named by ``module:`` in ``conf/search``."""
+"""Searches, which move a population to greater fitness; each module is one, named by ``module:`` in ``conf/algo/search``."""

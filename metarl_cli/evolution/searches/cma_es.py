@@ -1,10 +1,10 @@
-"""CMA-ES: a Gaussian that learns its covariance from the steps that paid (Hansen 2016, arXiv:1604.00772), by the package cma.
+"""CMA-ES: a Gaussian that learns its covariance from successful steps (Hansen 2016, arXiv:1604.00772), by the package cma.
 
-Genomes are ``start + scale * z`` and ``cma`` searches over z in float64 on the CPU, with the noise of this project's
-generator. A full covariance takes G^2 memory and G^3 time every so often: fine for a thousand genes. A diagonal one (Ros &
-Hansen 2008) is linear in both.
+Genomes are ``start + scale * z``; ``cma`` searches over z in float64 on the CPU, with noise from this project's generator. A
+full covariance takes G^2 memory and G^3 time for its occasional decompositions, which suits up to a thousand genes. A diagonal
+covariance (Ros & Hansen 2008) is linear in both.
 
-The state is the part of ``cma``'s that its next generation depends on, as plain tensors; nothing is pickled.
+The state holds the attributes of ``cma`` that determine its next generation, as plain tensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
@@ -26,14 +27,14 @@ from metarl_cli.interfaces import State
 
 
 class Config(StrictModel):
-    """What of CMA-ES is not its own business."""
+    """The parameters of CMA-ES that it does not set itself."""
 
-    population: int = Field(ge=4, description="genomes of a generation; usual: 4 + 3 ln G")
-    sigma: float = Field(gt=0, description="deviation at the start, in units of each gene's scale")
-    covariance: Literal["full", "diagonal"] = Field(description="what is learned: G^2 numbers, or G")
+    population: int = Field(ge=4, description="genomes of a generation; the usual number is 4 + 3 ln G")
+    sigma: float = Field(gt=0, description="initial standard deviation, in units of each gene's scale")
+    covariance: Literal["full", "diagonal"] = Field(description="learned covariance: G^2 numbers, or G")
 
 
-# Of cma's object, what changes and matters to the next generation.
+# The attributes of cma's object that change and determine the next generation.
 STATE = {
     "full": (
         *("mean", "sigma", "pc", "countiter", "adapt_sigma.ps"),
@@ -44,7 +45,7 @@ STATE = {
 
 
 class CMAES(Base):
-    """The strategy of ``cma`` with cumulative step-size adaptation and negative weights, behind plain tensors.
+    """CMA-ES of ``cma``, with cumulative step-size adaptation and negative weights.
 
     Raises:
         UserError: if the package ``cma`` is not installed.
@@ -61,7 +62,7 @@ class CMAES(Base):
             "popsize": config.population,
             "CMA_diagonal": config.covariance == "diagonal",
             "CMA_mirrors": 0,
-            "conditioncov_alleviate": False,  # it would move the mean to other coordinates
+            "conditioncov_alleviate": False,  # it would change the coordinates of the mean
             "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
             "randn": self._randn,
             "seed": np.nan,  # leaves numpy's global generator alone
@@ -75,26 +76,27 @@ class CMAES(Base):
         return noise
 
     def ask(self) -> Tensor:
-        """The genomes ``[P, G]``; the same until :meth:`tell`."""
+        """Draw the genomes ``[P, G]``; they stay the same until :meth:`tell`."""
         with preserve_rng(self.rng):
             return self._genomes(np.stack(self.cma.ask()))
 
     def tell(self, fitness: Tensor) -> dict[str, float]:
-        """Move the Gaussian by the fitness ``[P]``."""
+        """Update the Gaussian from the fitness ``[P]``; returns metrics."""
         points = self.cma.ask()
         genomes = self._genomes(np.stack(points))
         fitness = sanitize(fitness, genomes)
-        found = metrics(fitness, genomes, self.scale, float(np.mean(self.cma.stds)))
+        measured = metrics(fitness, genomes, self.scale, float(np.mean(self.cma.stds)))
         self.cma.tell(points, (-fitness).tolist())  # cma minimises
-        return found
+        return measured
 
     def _genomes(self, points: NDArray[np.float64]) -> Tensor:
         return self.start + self.scale * torch.from_numpy(points).to(self.start)
 
     def best(self) -> Tensor:
-        """The mean ``[G]``."""
+        """Return the mean ``[G]``."""
         return self._genomes(self.cma.mean)
 
+    @override
     def state_dict(self) -> State:
         values = {name: reduce(getattr, name.split("."), self.cma) for name in STATE[self.config.covariance]}
         return {
@@ -103,8 +105,9 @@ class CMAES(Base):
             "rng": self.rng.get_state(),
         }
 
+    @override
     def load_state_dict(self, state: State) -> None:
-        self.ask()  # a strategy never asked cannot go on: it has no clock
+        self.ask()  # cma creates its timer in the first ask(), and tell() needs it
         self.start = state["start"].to(self.scale)
         self.rng.set_state(state["rng"].cpu())
         for name in STATE[self.config.covariance]:
@@ -112,11 +115,11 @@ class CMAES(Base):
             *path, last = name.split(".")
             array = value.cpu().clone().numpy() if isinstance(value, Tensor) else value
             setattr(reduce(getattr, path, self.cma), last, array)
-        self.cma.mean_old = self.cma.mean  # it exists only after a first generation; no value of it is used
+        self.cma.mean_old = self.cma.mean  # tell() needs the attribute, but not its value
 
 
 def _plain(value: Any) -> Tensor | float | int | bool:
-    """A copy of an array, strides and all, for the order of sums depends on them; or a plain number."""
+    """Copy an array with its strides, which the order of sums depends on; or return a plain number."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value).clone()
     number: float | int | bool = value.item() if isinstance(value, np.generic) else value

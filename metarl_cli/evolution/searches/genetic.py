@@ -1,16 +1,16 @@
-"""A genetic algorithm on real genomes: elites stay, the fit become parents, parents are crossed, children mutate.
+"""A genetic algorithm on real genomes, with elites, selection of parents, crossover and mutation.
 
 Selection:  tournament   the best of k drawn at random (Goldberg & Deb 1991)
-            roulette     by fitness *ranked*: the expected children fall in a line from ``pressure`` for the best to
-                         2 - ``pressure`` for the worst (Baker 1985), so that neither sign nor size of returns matters
-            truncation   any of the best share
-Crossover:  uniform      each gene from either parent, the second child has the other (Syswerda 1989)
+            roulette     by rank: the expected number of children falls linearly from ``pressure`` for the best to
+                         2 - ``pressure`` for the worst (Baker 1985), so the sign and scale of returns do not matter
+            truncation   drawn uniformly from the best share
+Crossover:  uniform      each gene from a random parent; the second child has the genes of the other one (Syswerda 1989)
             averaging    c = w a + (1 - w) b and its mirror image, one w ~ U(0, 1) for the pair
             sbx          simulated binary: c = (a + b) / 2 ± beta (a - b) / 2, P(beta) of index ``eta`` (Deb & Agrawal 1995)
 Mutation:   x += sigma scale N(0, 1) on each gene with probability ``mutation``
 
-The deep genetic algorithm (Such 2017, arXiv:1712.06567) is values of it: truncation, no crossover, one elite, every gene
-mutates. Elites are evaluated again with everyone, for fitness is noisy.
+The deep genetic algorithm (Such 2017, arXiv:1712.06567) is one setting: truncation, no crossover, one elite, mutation of every
+gene. Each generation evaluates its elites again, because fitness is noisy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.evolution.searches.population import check, metrics, sanitize, shape_by_rank
@@ -28,33 +29,33 @@ from metarl_cli.interfaces import State
 
 
 class Config(StrictModel):
-    """Who become parents, and what their children are."""
+    """The selection of parents, and the variation of children."""
 
     population: int = Field(ge=2, description="genomes of a generation")
-    spread: float = Field(ge=0, description="deviation of the first generation from the start, in units of each gene's scale")
-    with_start: bool = Field(description="the start is among the first generation")
-    patience: int = Field(ge=0, description="generations before the first selection, in which all stay as they are")
-    elites: int = Field(ge=0, description="the best, kept as they are")
-    selection: Literal["tournament", "roulette", "truncation"] = Field(description="how parents are chosen")
-    tournament: int = Field(ge=1, description="contestants of a tournament")
-    pressure: float = Field(ge=1, le=2, description="expected share of the best on the roulette wheel; 1 is chance alone")
-    truncation: float = Field(gt=0, le=1, description="the share of a generation that can be parents, by truncation")
-    crossover: Literal["uniform", "averaging", "sbx"] = Field(description="how two parents make two children")
-    crossover_rate: Share = Field(description="probability that a pair is crossed; else their children are copies")
-    eta: float = Field(ge=0, description="index of simulated binary crossover; the greater, the nearer to the parents")
+    spread: float = Field(ge=0, description="standard deviation of the first generation, in units of each gene's scale")
+    with_start: bool = Field(description="include the start in the first generation")
+    patience: int = Field(ge=0, description="generations before the first selection, with a constant population")
+    elites: int = Field(ge=0, description="best genomes that survive unchanged")
+    selection: Literal["tournament", "roulette", "truncation"] = Field(description="selection of parents")
+    tournament: int = Field(ge=1, description="individuals per tournament")
+    pressure: float = Field(ge=1, le=2, description="expected children of the best by roulette; 1 is uniform selection")
+    truncation: float = Field(gt=0, le=1, description="share of a generation that truncation selects as parents")
+    crossover: Literal["uniform", "averaging", "sbx"] = Field(description="crossover of two parents into two children")
+    crossover_rate: Share = Field(description="probability of crossover of a pair; otherwise the children are copies")
+    eta: float = Field(ge=0, description="index of simulated binary crossover; the greater, the closer to the parents")
     mutation: Share = Field(description="probability that a gene mutates")
-    sigma: float = Field(ge=0, description="deviation of a mutation, in units of the gene's scale")
+    sigma: float = Field(ge=0, description="standard deviation of a mutation, in units of the gene's scale")
     sigma_decay: float = Field(gt=0, le=1, description="factor on sigma after each generation")
 
     @model_validator(mode="after")
-    def _room_for_children(self) -> Self:
+    def _check_elites(self) -> Self:
         if self.elites >= self.population:
             raise ValueError(f"elites={self.elites} leave no room for children in a population of {self.population}")
         return self
 
 
 class Genetic(Base):
-    """The genetic algorithm; its genome for use is the best of the last generation."""
+    """The genetic algorithm; its result is the best genome of the last generation."""
 
     def __init__(self, config: Config, start: Tensor, scale: Tensor, rng: torch.Generator):
         check(start, scale)
@@ -65,41 +66,42 @@ class Genetic(Base):
         if config.with_start:
             noise[0] = 0
         self.population = start + config.spread * scale * noise  # [P, G]
-        self.ancestors = torch.arange(config.population, device=start.device)  # [P] see :meth:`parents`
+        self.ancestors = torch.arange(config.population, device=start.device)  # [P] parents in the last generation
 
     descends = True
 
     @property
+    @override
     def parents(self) -> Tensor:
         return self.ancestors
 
     def ask(self) -> Tensor:
-        """The generation ``[P, G]``, its elites first."""
+        """Return the generation ``[P, G]``, elites first."""
         return self.population
 
     def tell(self, fitness: Tensor) -> dict[str, float]:
-        """Raise the next generation from this one's fitness ``[P]``."""
+        """Create the next generation from the fitness ``[P]`` of the current one; returns metrics."""
         config, population, rng = self.config, self.population, self.rng
         fitness = sanitize(fitness, population)
         sigma = config.sigma * config.sigma_decay**self.generation
-        found = metrics(fitness, population, self.scale, sigma)
+        measured = metrics(fitness, population, self.scale, sigma)
         best = fitness.argsort(descending=True, stable=True)
         self.elite = population[best[0]]
         self.generation += 1
         if self.generation <= self.warmup:
-            return found
+            return measured
 
         children = config.population - config.elites
         pairs = (children + 1) // 2
         chosen = self._parents(fitness, 2 * pairs)
         mothers, fathers = population[chosen].chunk(2)
-        crossed = torch.rand(pairs, 1, generator=rng, device=population.device) < config.crossover_rate
+        crossover = torch.rand(pairs, 1, generator=rng, device=population.device) < config.crossover_rate
         one, other = self._cross(mothers, fathers)
-        one, other = torch.where(crossed, one, mothers), torch.where(crossed, other, fathers)
-        born = mutate(torch.cat([one, other])[:children], config.mutation, sigma * self.scale, rng)
-        self.population = torch.cat([population[best[: config.elites]], born])
-        self.ancestors = torch.cat([best[: config.elites], chosen[:children]])  # of two, the one a child is nearer to
-        return found
+        one, other = torch.where(crossover, one, mothers), torch.where(crossover, other, fathers)
+        mutated = mutate(torch.cat([one, other])[:children], config.mutation, sigma * self.scale, rng)
+        self.population = torch.cat([population[best[: config.elites]], mutated])
+        self.ancestors = torch.cat([best[: config.elites], chosen[:children]])  # one of two parents each
+        return measured
 
     def _parents(self, fitness: Tensor, num: int) -> Tensor:
         match self.config.selection:
@@ -120,9 +122,10 @@ class Genetic(Base):
                 return simulated_binary(mothers, fathers, self.config.eta, self.rng)
 
     def best(self) -> Tensor:
-        """The best genome ``[G]`` of the last generation; the start before any."""
+        """Return the best genome ``[G]`` of the last generation; before any, the start."""
         return self.elite
 
+    @override
     def state_dict(self) -> State:
         return {
             "population": self.population,
@@ -132,6 +135,7 @@ class Genetic(Base):
             "rng": self.rng.get_state(),
         }
 
+    @override
     def load_state_dict(self, state: State) -> None:
         self.population, self.elite = state["population"].to(self.scale), state["elite"].to(self.scale)
         self.ancestors = state["parents"].to(self.scale.device)
@@ -140,39 +144,39 @@ class Genetic(Base):
 
 
 def tournament(fitness: Tensor, num: int, size: int, rng: torch.Generator) -> Tensor:
-    """Parents ``[num]``: each the best of ``size`` drawn from all of ``fitness [P]`` with replacement."""
+    """Select parents ``[num]``: each is the best of ``size`` individuals drawn with replacement, by ``fitness [P]``."""
     drawn = torch.randint(len(fitness), (num, size), generator=rng, device=fitness.device)
     return drawn.gather(1, fitness[drawn].argmax(1, keepdim=True))[:, 0]
 
 
 def roulette(fitness: Tensor, num: int, pressure: float, rng: torch.Generator) -> Tensor:
-    """Parents ``[num]`` by the rank of ``fitness [P]``, from ``pressure`` for the best to 2 - ``pressure`` for the worst."""
+    """Draw parents ``[num]`` by the rank of ``fitness [P]``, weighted from ``pressure`` (best) to 2 - ``pressure`` (worst)."""
     share = shape_by_rank(fitness, torch.linspace(pressure, 2 - pressure, len(fitness), dtype=fitness.dtype))
     return torch.multinomial(share, num, replacement=True, generator=rng)
 
 
 def truncation(fitness: Tensor, num: int, share: float, rng: torch.Generator) -> Tensor:
-    """Parents ``[num]``, drawn evenly from the best ``share`` of ``fitness [P]``."""
+    """Draw parents ``[num]`` uniformly from the best ``share`` of ``fitness [P]``."""
     kept = fitness.argsort(descending=True, stable=True)[: max(1, round(share * len(fitness)))]
     return kept[torch.randint(len(kept), (num,), generator=rng, device=fitness.device)]
 
 
 def uniform(a: Tensor, b: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two children of each pair ``[K, G]``: each gene of one from either parent, the other's from the other."""
-    straight = _rand(a, rng) < 0.5
-    return torch.where(straight, a, b), torch.where(straight, b, a)
+    """Create two children of each pair ``[K, G]``: one takes each gene from a random parent, the other from the other."""
+    from_a = _rand(a, rng) < 0.5
+    return torch.where(from_a, a, b), torch.where(from_a, b, a)
 
 
 def averaging(a: Tensor, b: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two children of each pair ``[K, G]``, on the line between their parents and as far from its middle."""
+    """Create two children of each pair ``[K, G]``, on the line between the parents and symmetric about its middle."""
     weight = _rand(a[:, :1], rng)
     return weight * a + (1 - weight) * b, weight * b + (1 - weight) * a
 
 
 def simulated_binary(a: Tensor, b: Tensor, eta: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two children of each pair ``[K, G]``, about the parents' middle, spread as those of binary strings would be.
+    """Create two children of each pair ``[K, G]``, symmetric about the middle, with the spread of binary crossover.
 
-    Each gene is crossed with probability 1/2, and exchanged with 1/2, as the authors' program does.
+    As in the authors' program, each gene is crossed with probability 1/2 and exchanged with probability 1/2.
     """
     u = _rand(a, rng)
     beta = torch.where(u < 0.5, 2 * u, 0.5 / (1 - u)) ** (1 / (eta + 1))
@@ -182,13 +186,14 @@ def simulated_binary(a: Tensor, b: Tensor, eta: float, rng: torch.Generator) -> 
 
 
 def mutate(genomes: Tensor, rate: float, size: Tensor, rng: torch.Generator) -> Tensor:
-    """``genomes [K, G]`` with noise of deviation ``size [G]`` on each gene with probability ``rate``."""
+    """Add noise of standard deviation ``size [G]`` to each gene of ``genomes [K, G]`` with probability ``rate``."""
     noise = torch.randn(genomes.shape, generator=rng, dtype=genomes.dtype, device=genomes.device)
     return torch.where(_rand(genomes, rng) < rate, genomes + size * noise, genomes)
 
 
-def _rand(like: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+def _rand(genomes: Tensor, rng: torch.Generator) -> Tensor:
+    """Draw uniform numbers of the shape, dtype and device of ``genomes``."""
+    return torch.rand(genomes.shape, generator=rng, dtype=genomes.dtype, device=genomes.device)
 
 
 Search = Genetic

@@ -2,9 +2,9 @@
 
     x± = mean ± sigma scale eps        grad = 1 / (2 K sigma) sum over K pairs of (F(x+) - F(x-)) eps
 
-Fitness is shaped to centred ranks, from 1/2 for the best to -1/2 for the worst; the gradient is ascended by Adam (Kingma
-2015, arXiv:1412.6980). Steps are in units of each gene's scale. Differs from the paper: weight decay is decoupled from Adam
-(Loshchilov 2019, arXiv:1711.05101), so that it does not depend on fitness's size; equal fitness has equal rank.
+Fitness shaping replaces fitness by centred ranks, from 1/2 for the best to -1/2 for the worst. Adam (Kingma 2015,
+arXiv:1412.6980) ascends the gradient, with steps in units of each gene's scale. Differs from the paper: weight decay is
+decoupled from Adam (Loshchilov 2019, arXiv:1711.05101), so that it does not depend on the scale of fitness; ties share ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.evolution.searches.population import check, metrics, preserve_rng, sanitize, shape_by_rank
@@ -22,21 +23,21 @@ from metarl_cli.interfaces import State
 
 
 class Config(StrictModel):
-    """How the mean follows the gradient."""
+    """The noise, the shaping of fitness and the optimiser of the mean."""
 
     population: int = Field(ge=2, multiple_of=2, description="genomes of a generation, in antithetic pairs")
-    sigma: float = Field(gt=0, description="deviation of the noise, in units of each gene's scale")
+    sigma: float = Field(gt=0, description="standard deviation of the noise, in units of each gene's scale")
     sigma_decay: float = Field(gt=0, le=1, description="factor on sigma after each generation")
-    shaping: Literal["centred_ranks", "none"] = Field(description="what of fitness counts: its rank alone, or its value")
-    lr: float = Field(gt=0, description="Adam's step, in units of each gene's scale")
-    beta1: float = Field(ge=0, lt=1, description="Adam's memory of the gradient")
-    beta2: float = Field(ge=0, lt=1, description="Adam's memory of its square")
-    epsilon: float = Field(gt=0, description="Adam's guard against small gradients")
-    weight_decay: float = Field(ge=0, description="the mean shrinks towards zero by lr times this share in a generation")
+    shaping: Literal["centred_ranks", "none"] = Field(description="fitness shaping: centred ranks, or the value itself")
+    lr: float = Field(gt=0, description="Adam's learning rate, in units of each gene's scale")
+    beta1: float = Field(ge=0, lt=1, description="Adam's decay rate of the mean gradient")
+    beta2: float = Field(ge=0, lt=1, description="Adam's decay rate of the mean squared gradient")
+    epsilon: float = Field(gt=0, description="Adam's constant in the denominator")
+    weight_decay: float = Field(ge=0, description="share, times lr, by which the mean shrinks towards zero in a generation")
 
 
 class OpenAIES(Base):
-    """The mean of a Gaussian of given size, climbing."""
+    """OpenAI-ES: gradient ascent of the mean of a Gaussian of given size."""
 
     def __init__(self, config: Config, start: Tensor, scale: Tensor, rng: torch.Generator):
         check(start, scale)
@@ -46,20 +47,20 @@ class OpenAIES(Base):
 
     @property
     def sigma(self) -> float:
-        """The deviation of the noise now, in units of ``scale``."""
+        """Return the current standard deviation of the noise, in units of ``scale``."""
         return self.config.sigma * self.config.sigma_decay**self.generation
 
     def ask(self) -> Tensor:
-        """The genomes ``[P, G]``: mean + noise in the first half, mean - noise in the second; the same until :meth:`tell`."""
+        """Draw the genomes ``[P, G]``: mean + noise, then mean - noise; they stay the same until :meth:`tell`."""
         with preserve_rng(self.rng):
             return self._genomes(self._noise())
 
     def tell(self, fitness: Tensor) -> dict[str, float]:
-        """Move the mean by the fitness ``[P]``."""
+        """Update the mean from the fitness ``[P]``; returns metrics."""
         config, noise = self.config, self._noise()
         genomes = self._genomes(noise)
         fitness = sanitize(fitness, genomes)
-        found = metrics(fitness, genomes, self.scale, self.sigma)
+        measured = metrics(fitness, genomes, self.scale, self.sigma)
         if config.shaping == "centred_ranks":
             fitness = shape_by_rank(fitness, torch.linspace(0.5, -0.5, len(fitness), dtype=fitness.dtype))
         grad = gradient(noise, fitness.to(noise.dtype), self.sigma)
@@ -71,7 +72,7 @@ class OpenAIES(Base):
         second = self.second / (1 - config.beta2**self.generation)
         step = first / (second.sqrt() + config.epsilon)
         self.mean = (1 - config.lr * config.weight_decay) * self.mean + config.lr * self.scale * step
-        return found | {"search/gradient": float(grad.norm())}
+        return measured | {"search/gradient": float(grad.norm())}
 
     def _noise(self) -> Tensor:
         shape = (self.config.population // 2, len(self.mean))
@@ -81,9 +82,10 @@ class OpenAIES(Base):
         return self.mean + self.sigma * self.scale * torch.cat([noise, -noise])
 
     def best(self) -> Tensor:
-        """The mean ``[G]``."""
+        """Return the mean ``[G]``."""
         return self.mean
 
+    @override
     def state_dict(self) -> State:
         return {
             "mean": self.mean,
@@ -93,6 +95,7 @@ class OpenAIES(Base):
             "rng": self.rng.get_state(),
         }
 
+    @override
     def load_state_dict(self, state: State) -> None:
         self.mean, self.first, self.second = (state[name].to(self.scale) for name in ("mean", "first", "second"))
         self.generation = state["generation"]
@@ -100,7 +103,7 @@ class OpenAIES(Base):
 
 
 def gradient(noise: Tensor, fitness: Tensor, sigma: float) -> Tensor:
-    """The gradient ``[G]`` of smoothed fitness, from ``noise [K, G]`` and the ``fitness [2K]`` of mean + noise and - noise."""
+    """Estimate the gradient ``[G]`` of smoothed fitness from ``noise [K, G]`` and ``fitness [2K]`` of mean ± noise."""
     above, below = fitness.chunk(2)
     return (above - below) @ noise / (len(fitness) * sigma)
 

@@ -1,4 +1,4 @@
-"""What searches share: usable fitness, utilities by rank, a look at the next draw, and metrics."""
+"""Shared parts of searches: sanitised fitness, rank shaping, repeatable draws and metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check(start: Tensor, scale: Tensor) -> None:
-    """See that ``start`` and ``scale`` are two vectors ``[G]`` of one size, kind and place.
+    """Check that ``start`` and ``scale`` are two vectors ``[G]`` of the same size, dtype and device.
 
     Raises:
         ValueError: if they are not, or a scale is not positive.
@@ -22,29 +22,29 @@ def check(start: Tensor, scale: Tensor) -> None:
 
 
 def sanitize(fitness: Tensor, genomes: Tensor) -> Tensor:
-    """Fitness ``[P]`` in float64, beside ``genomes [P, G]``; what is not finite (a lifetime that diverged) counts as the least.
+    """Return the fitness ``[P]`` of ``genomes [P, G]`` in float64; a non-finite one (a diverged lifetime) is the worst.
 
     Raises:
-        ValueError: if it is not one number per genome, or none is finite.
+        ValueError: if there is not one number per genome, or none is finite.
     """
     if fitness.shape != genomes.shape[:1]:
         raise ValueError(f"fitness must be one number for each of {len(genomes)} genomes, not {tuple(fitness.shape)}")
-    good = fitness.isfinite()
-    if not good.any():
+    finite = fitness.isfinite()
+    if not finite.any():
         raise ValueError("no fitness is finite")
-    return torch.where(good, fitness, fitness[good].min()).to(genomes.device, torch.float64)
+    return torch.where(finite, fitness, fitness[finite].min()).to(genomes.device, torch.float64)
 
 
 def shape_by_rank(fitness: Tensor, utilities: Tensor) -> Tensor:
-    """The utility ``[P]`` of each fitness ``[P]``, from those of the ranks, best first; equals share the mean of theirs."""
-    _, group, sizes = torch.unique(fitness.cpu(), return_inverse=True, return_counts=True)  # on the CPU sums keep their order
+    """Return the utility ``[P]`` of each fitness ``[P]`` by its rank; ``utilities`` are best first, ties share theirs."""
+    _, group, sizes = torch.unique(fitness.cpu(), return_inverse=True, return_counts=True)  # sums on the CPU have a fixed order
     total = torch.zeros(len(sizes), dtype=utilities.dtype).index_add(0, group.sort(descending=True).values, utilities.cpu())
     shared: Tensor = (total / sizes)[group]
     return shared.to(fitness.device)
 
 
 def metrics(fitness: Tensor, genomes: Tensor, scale: Tensor, step: float) -> dict[str, float]:
-    """What a generation was: ``fitness [P]`` of ``genomes [P, G]``; diversity and ``step`` are in units of ``scale [G]``."""
+    """Return the metrics of ``genomes [P, G]`` with ``fitness [P]``; diversity and ``step`` are in units of ``scale [G]``."""
     return {
         "search/best": float(fitness.max()),
         "search/mean": float(fitness.mean()),
@@ -55,7 +55,7 @@ def metrics(fitness: Tensor, genomes: Tensor, scale: Tensor, step: float) -> dic
 
 @contextmanager
 def preserve_rng(rng: torch.Generator) -> Iterator[torch.Generator]:
-    """Draw from ``rng`` and leave it where it was: the next draw is the same."""
+    """Draw from ``rng`` and restore its state, so that the next draw repeats."""
     state = rng.get_state()
     try:
         yield rng

@@ -1,0 +1,35 @@
+"""Any Gymnasium environment as a family of tasks, by configuration alone (Towers and others 2024, arXiv:2407.17032).
+
+A task parameter reaches the simulator in one of four ways, its address ``set``:
+
+| address | sets |
+|---|---|
+| ``constructor.KEYWORD`` | an argument of the environment, e.g. ``constructor.wind_power`` |
+| ``attribute.PATH`` | a number of the unwrapped environment, e.g. ``attribute.gravity`` or ``attribute.model.opt.gravity.2`` |
+| ``scale.PATH`` | the same, multiplied by the parameter; whole arrays too, e.g. ``scale.model.body_mass`` |
+| ``wrapper.NAME.ARGUMENT`` | an argument of one of ``wrappers``, e.g. ``wrapper.Direction.angle`` |
+
+Parameters vary within ``ranges``, or over a few ``choices``; where all are choices, the splits share the tasks.
+
+Action and observation space, reward and ends: the environment's own, as its wrappers leave them; discrete actions or bounded
+vectors; observations are tensors, images ``[C, H, W]`` in bytes. Start: the environment's, each episode from a seed of its own.
+
+An episode is its seed and its actions, so a checkpoint holds these and loading plays them again: deterministic simulators
+continue with the same bits. No name in a configuration is ever imported: environments are looked up in Gymnasium's registry,
+wrappers in a list, and attributes must exist, be numbers and be public.
+
+The rewards of the literature's locomotion tasks are wrappers of this package:
+
+* :class:`~wrappers.Direction`: forward or backward (Finn, Abbeel and Levine 2017, arXiv:1703.03400), or any direction of the
+  plane.
+* :class:`~wrappers.Velocity`: a hidden speed (the same; range and horizon as in Rakelly and others 2019, arXiv:1903.08254).
+
+Differs from the papers: the bodies are Gymnasium's v5, with its observations and, for the ant, its contact forces.
+"""
+
+from metarl_cli.envs.gymnasium.config import Config
+from metarl_cli.envs.gymnasium.family import GymnasiumFamily
+
+Family = GymnasiumFamily
+
+__all__ = ["Config", "Family", "GymnasiumFamily"]

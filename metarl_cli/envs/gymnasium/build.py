@@ -1,0 +1,162 @@
+"""Build one Gymnasium environment of one task: constructor, attributes, derived attributes, wrappers, time limit."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from metarl_cli.config.messages import did_you_mean, one_line
+from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.envs.gymnasium.wrappers import OWN, WRAPPERS
+
+# extra -> what it installs, its name, and how the ids or entry points of its environments begin
+EXTRAS = {
+    "mujoco": ("mujoco", "MuJoCo", ("gymnasium.envs.mujoco",)),
+    "box2d": ("Box2D", "Box2D", ("gymnasium.envs.box2d",)),
+    "minigrid": ("minigrid", "MiniGrid", ("MiniGrid-", "BabyAI-", "minigrid")),
+    "atari": ("ale_py", "the Arcade Learning Environment", ("ALE/", "ale_py")),
+}
+
+
+def missing(config: Config) -> str | None:
+    """Return the extra of this package that the environment needs and that is not installed; None where none is missing."""
+    registered = gymnasium.registry.get(config.id)
+    names = (config.id, str(registered.entry_point) if registered else "")
+    for extra, (package, _, beginnings) in EXTRAS.items():
+        if any(name.startswith(beginnings) for name in names) and find_spec(package) is None:
+            return extra
+    if any(w.name in ("AtariPreprocessing", "ResizeObservation") for w in config.wrappers) and find_spec("cv2") is None:
+        return "atari"
+    return None
+
+
+def register(config: Config) -> None:
+    """Register the environment with Gymnasium.
+
+    Raises:
+        ValueError: if there is no such environment, or the package it needs is not installed.
+    """
+    if extra := missing(config):
+        needed = EXTRAS[extra][1]
+        raise ValueError(f'{config.id} needs {needed}: pip install "metarl-cli[{extra}]"')
+    if config.id not in gymnasium.registry:
+        for package in ("minigrid", "ale_py"):
+            if find_spec(package) is not None:
+                importlib.import_module(package)
+    if config.id not in gymnasium.registry:
+        raise ValueError(f"no such Gymnasium environment: {config.id}{did_you_mean(config.id, gymnasium.registry)}")
+    if config.id.startswith("ALE/"):  # it prints a banner for every environment
+        ale = importlib.import_module("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
+    if find_spec("mujoco") is not None:  # by default it writes warnings to a file in the current folder
+        importlib.import_module("mujoco").set_mju_user_warning(_warn)
+
+
+def _warn(text: str) -> None:
+    """Turn a warning of MuJoCo into one of Python."""
+    if "deprecated" not in text:  # in the simulator's own models
+        warnings.warn(f"MuJoCo: {one_line(text)}", RuntimeWarning, stacklevel=2)
+
+
+def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, Any]:
+    """Build one environment of one task, with its wrappers.
+
+    Args:
+        config: the environment.
+        row: the parameters of the task.
+        render: whether it will be drawn.
+
+    Raises:
+        ValueError: if the simulator, a wrapper or an attribute rejects a value.
+    """
+    if config.id.startswith("GymV"):
+        raise ValueError(f"{config.id} is refused: it imports the code that its arguments name")
+    register(config)
+    constructor: dict[str, Any] = dict(config.constructor)
+    wrappers = [(w.name, dict(w.arguments)) for w in config.wrappers]
+    for name, parameter in config.parameters.items():
+        how, target = parameter.set.split(".", 1)
+        if how == "constructor":
+            constructor[target] = row[name]
+        elif how == "wrapper":
+            wrapped, argument = target.split(".")
+            next(arguments for other, arguments in wrappers if other == wrapped)[argument] = row[name]
+    if render:
+        constructor["render_mode"] = "rgb_array"
+    try:
+        # the time limit comes last, as it counts the steps of the outermost wrapper
+        env = gymnasium.make(config.id, max_episode_steps=-1, disable_env_checker=True, **constructor)
+    except Exception as error:  # a simulator may raise anything for a wrong configuration
+        raise ValueError(f"{config.id} cannot be built from {constructor}: {one_line(error)}") from error
+    _set_attributes(env.unwrapped, config, row)
+    for name, arguments in wrappers:
+        library = WRAPPERS[name]
+        try:
+            env = (getattr(importlib.import_module(library), name) if library else OWN[name])(env, **arguments)
+        except Exception as error:
+            raise ValueError(f"wrapper {name} cannot be built from {arguments}: {one_line(error)}") from error
+    return gymnasium.wrappers.TimeLimit(env, config.horizon)
+
+
+def _set_attributes(env: Any, config: Config, row: Row) -> None:
+    """Write the parameters into the attributes they address, then the derived attributes."""
+    for name, parameter in config.parameters.items():
+        how, path = parameter.set.split(".", 1)
+        if how == "attribute":
+            write(env, path, row[name])
+        elif how == "scale":
+            write(env, path, read(env, path) * row[name])
+    for path, derived in config.derived.items():
+        values = [read(env, other) for other in derived.of]
+        read(env, path)
+        write(env, path, sum(values) if derived.operation == "sum" else math.prod(values))
+    mujoco = sys.modules.get("mujoco")
+    if mujoco and isinstance(getattr(env, "model", None), mujoco.MjModel):
+        mujoco.mj_setConst(env.model, env.data)  # recomputes what MuJoCo derives from masses and lengths
+
+
+def read(env: Any, path: str) -> Any:
+    """Return a copy of the number, or the array of numbers, at ``path`` of an environment; digits in the path are indices.
+
+    Raises:
+        ValueError: if the path does not exist, is not public or is not a number.
+    """
+    value = _follow(env, path.split("."), path)
+    is_array = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.number)
+    if not is_array and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
+        raise ValueError(f"attribute {path} is not a number: {type(value).__name__}")
+    return value.copy() if is_array else value
+
+
+def write(env: Any, path: str, value: Any) -> None:
+    """Set the number, or the array of numbers, at ``path`` to a value of the same shape."""
+    if np.shape(read(env, path)) != np.shape(value):
+        raise ValueError(f"attribute {path} is an array: name one entry, as in {path}.0")
+    *parts, last = path.split(".")
+    holder = _follow(env, parts, path)
+    if last.isdigit():
+        holder[int(last)] = value
+    elif np.shape(value):
+        getattr(holder, last)[:] = value
+    else:
+        setattr(holder, last, value)
+
+
+def _follow(env: Any, parts: list[str], path: str) -> Any:
+    """Return the object at the end of ``parts``."""
+    for part in parts:
+        if part.startswith("_"):
+            raise ValueError(f"attribute {path} is not public")
+        try:
+            env = env[int(part)] if part.isdigit() else getattr(env, part)
+        except (AttributeError, IndexError, TypeError) as error:
+            hint = did_you_mean(part, [name for name in dir(env) if not name.startswith("_")])
+            raise ValueError(f"the environment has no attribute {path}{hint}") from error
+    return env

@@ -1,0 +1,211 @@
+"""Families of Gymnasium environments and the environments that run their tasks."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from PIL import Image
+from torch import Tensor
+
+from metarl_cli.config.messages import one_line
+from metarl_cli.envs.gymnasium.build import build
+from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.envs.gymnasium.workers import LocalWorker, RemoteWorker, Worker, WorkerPool, close_all
+from metarl_cli.envs.tasks import ParametricFamily
+from metarl_cli.interfaces import Env, State, Step, Task
+from metarl_cli.spaces import Continuous, Discrete, Spec
+
+
+class GymnasiumEnv(Env):
+    """M x N environments in one or more processes; once it is garbage, its workers wait in the pool for the same tasks.
+
+    Args:
+        family: the family.
+        task: M tasks.
+        num_envs: N.
+        rng: the generator of the episodes' seeds.
+        render: whether the first environment of the first task will be drawn.
+    """
+
+    def __init__(self, family: GymnasiumFamily, task: Task, num_envs: int, rng: torch.Generator, render: bool):
+        config, rows = family.config, family.rows(task)
+        self.family, self.shape = family, (len(rows), num_envs)
+        total = len(rows) * num_envs
+        copies = [row for row in rows for _ in range(num_envs)]
+        self.parts = np.array_split(np.arange(total), min(config.processes, total))
+        if render:  # drawing may fail so badly that its process ends, as MuJoCo without OpenGL does
+            self.workers: list[Worker] = []
+            weakref.finalize(self, close_all, self.workers)
+        else:
+            key = (num_envs, *(tuple(row.items()) for row in rows))
+            self.workers = family.pool.acquire(key)
+            weakref.finalize(self, family.pool.release, key, total, self.workers)
+        kind = RemoteWorker if render or len(self.parts) > 1 else LocalWorker
+        for part in [] if self.workers else self.parts:
+            self.workers.append(kind(config, [copies[i] for i in part], render and not self.workers))
+        self.seeds = torch.randint(2**62, self.shape, generator=rng, device=rng.device).cpu()
+        self.episodes = torch.zeros(self.shape, dtype=torch.long)
+        self.clock = torch.zeros(self.shape, dtype=torch.long)  # [steps] since the episode began
+        action = family.action
+        self.history = np.zeros((config.horizon, total, *action.shape), action.dtype)  # the actions of each episode so far
+        self._begin()
+
+    def _call(self, method: str, *values: list[Any]) -> list[Any]:
+        """Run a method in all workers at once and return their results; ``values`` has one entry per worker."""
+        try:
+            for worker, *arguments in zip(self.workers, *values, strict=True):
+                worker.send(method, *arguments)
+            return [worker.receive() for worker in self.workers]
+        except BaseException:
+            close_all(self.workers)  # the results of some may still be in their pipes
+            raise
+
+    def _begin(self) -> None:
+        numbers = [x.flatten().numpy() for x in (self.seeds, self.episodes, self.clock)]
+        split = [[x[part].tolist() for part in self.parts] for x in numbers]
+        actions = [self.history[: numbers[2].max(), part] for part in self.parts]
+        self.obs = self._tensor(np.concatenate(self._call("begin", *split, actions)))
+
+    def _tensor(self, x: np.ndarray) -> Tensor:
+        """Return an array of all environments as ``[M, N, ...]``: images in bytes, booleans, or numbers of the default type."""
+        pixels = x.dtype == np.uint8 and len(self.family.spec.obs_shape) == 3
+        kind = None if pixels or x.dtype == bool else torch.get_default_dtype()
+        return torch.as_tensor(x, dtype=kind, device=self.family.device).reshape(*self.shape, *x.shape[1:])
+
+    def step(self, action: Tensor) -> Step:
+        actions = action.detach().flatten(0, 1).cpu().numpy().astype(self.history.dtype)
+        clock = self.clock.flatten().numpy()
+        self.history[clock, np.arange(len(clock))] = actions
+        results = self._call("step", [actions[part] for part in self.parts])
+        step = Step(*(self._tensor(np.concatenate(field)) for field in zip(*results, strict=True)))
+        ended = step.ended.cpu()
+        self.clock = torch.where(ended, 0, self.clock + 1)
+        self.episodes = self.episodes + ended
+        self.obs = step.obs
+        return step
+
+    def render(self) -> Image.Image:
+        try:
+            self.workers[0].send("render")
+            return Image.fromarray(self.workers[0].receive())
+        except Exception as error:
+            raise ValueError(f"{self.family.config.id} cannot be drawn: {one_line(error)}") from error
+
+    def state_dict(self) -> State:
+        """Return the seed, the number and the actions ``[T, M, N, ...]`` of every episode, and ``obs`` to verify a replay."""
+        played = np.arange(int(self.clock.max()))[:, None] < self.clock.flatten().numpy()  # [T, M * N]
+        history = self.history[: len(played)]
+        played = played.reshape(*played.shape, *[1] * (history.ndim - 2))
+        actions = torch.as_tensor(np.where(played, history, np.zeros_like(history)))
+        actions = actions.reshape(-1, *self.shape, *actions.shape[2:])
+        numbers = {"seeds": self.seeds, "episodes": self.episodes, "clock": self.clock}
+        return {**numbers, "actions": actions, "obs": self.obs}
+
+    def load_state_dict(self, state: State) -> None:
+        """Play the saved episodes again; where that leads elsewhere, warn and begin new episodes.
+
+        Raises:
+            ValueError: if the saved environments have another shape.
+        """
+        actions = state["actions"]
+        fits = actions.shape[3:] == self.history.shape[2:] and len(actions) <= len(self.history)
+        clock = state["clock"]
+        if state["seeds"].shape != self.shape or not fits or int(clock.min()) < 0 or int(clock.max()) > len(actions):
+            raise ValueError("the saved environments have another shape")
+        self.seeds, self.episodes, self.clock = (state[name].cpu() for name in ("seeds", "episodes", "clock"))
+        self.history[: len(actions)] = actions.flatten(1, 2).cpu().numpy()
+        self._begin()
+        if not torch.equal(self.obs, state["obs"].to(self.obs.device)):
+            warnings.warn(f"{self.family.config.id} is not deterministic: new episodes replace the saved ones", stacklevel=2)
+            self.episodes, self.clock = self.episodes + 1, torch.zeros_like(self.clock)
+            self._begin()
+
+
+class GymnasiumFamily(ParametricFamily):
+    """A distribution of tasks over a Gymnasium environment; see the package's docstring.
+
+    Raises:
+        ValueError: if the environment is unknown, not installed, rejects a value, or has spaces that no learner here takes.
+    """
+
+    def __init__(self, config: Config, device: torch.device | str = "cpu"):
+        self.parameters = {name: float(p.nominal) for name, p in config.parameters.items()}
+        self.positive = frozenset(name for name, p in config.parameters.items() if p.set.startswith("scale."))
+        super().__init__(config, device)
+        self.config, self.pool = config, WorkerPool()
+        env = build(config, self._row(self.parameters))
+        self.spec, self.action = _spec(env, config.horizon), _action(env)
+        self._try(env)
+        env.close()
+        for row in self._extremes():
+            build(config, row).close()
+
+    def _try(self, env: gymnasium.Env[Any, Any]) -> None:
+        """Take one step, to find a wrapper that needs what the environment does not report.
+
+        Raises:
+            ValueError: if the step fails for that reason.
+        """
+        env.action_space.seed(0)
+        env.reset(seed=0)
+        try:
+            env.step(env.action_space.sample())
+        except KeyError as error:
+            names = ", ".join(wrapper.name for wrapper in self.config.wrappers)
+            raise ValueError(f"{self.config.id} does not report {error}, which a wrapper needs (of {names})") from error
+
+    def _extremes(self) -> Iterator[Row]:
+        """Tasks with the extreme values of every parameter: what the simulator rejects, it rejects before training."""
+        distributions = self.ood_distributions or self.distributions
+        values = {name: distribution.extremes for name, distribution in distributions.items()}
+        for number in range(max(map(len, values.values()), default=0)):
+            yield self._row({**self.parameters, **{name: float(v[min(number, len(v) - 1)]) for name, v in values.items()}})
+
+    def named_task(self, values: dict[str, float]) -> Task:
+        task = super().named_task(values)
+        build(self.config, self.rows(task)[0]).close()  # the simulator may reject a value
+        return task
+
+    def rows(self, task: Task) -> list[Row]:
+        """Return the parameters of each task."""
+        columns = [value.tolist() for value in task.values()]
+        return [self._row(dict(zip(task, row, strict=True))) for row in zip(*columns, strict=True)]
+
+    def _row(self, values: Mapping[str, float]) -> Row:
+        """Round the parameters whose choices are all whole numbers."""
+        whole = {name for name, choices in self.config.choices.items() if all(isinstance(c, int) for c in choices)}
+        return {name: round(value) if name in whole else value for name, value in values.items()}
+
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> GymnasiumEnv:
+        """Start ``num_envs`` environments of each task.
+
+        Raises:
+            ValueError: if the simulator rejects a value of a task.
+        """
+        return GymnasiumEnv(self, task, num_envs, rng, render)
+
+
+def _action(env: gymnasium.Env[Any, Any]) -> np.ndarray:
+    """Return an array with an action's shape and type."""
+    return np.zeros(env.action_space.shape or (), env.action_space.dtype)
+
+
+def _spec(env: gymnasium.Env[Any, Any], horizon: int) -> Spec:
+    observations, actions = env.observation_space, env.action_space
+    if not isinstance(observations, spaces.Box):
+        raise ValueError(f"observations are {observations}: choose a wrapper that makes them numbers, e.g. FlattenObservation")
+    shape = observations.shape
+    if len(shape) == 3 and shape[-1] < min(shape[:2]):
+        raise ValueError(f"images of {list(shape)} have their channels last: add the wrapper ChannelsFirst")
+    if isinstance(actions, spaces.Discrete):
+        return Spec(shape, Discrete(int(actions.n)), horizon)
+    if not isinstance(actions, spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
+        raise ValueError(f"actions are {actions}: only discrete ones and bounded vectors can be learned here")
+    return Spec(shape, Continuous(tuple(actions.low.tolist()), tuple(actions.high.tolist())), horizon)

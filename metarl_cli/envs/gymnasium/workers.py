@@ -1,0 +1,216 @@
+"""Processes that step Gymnasium environments, and the cache of idle ones."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import sys
+import weakref
+from abc import ABC, abstractmethod
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from metarl_cli.envs.gymnasium.build import build
+from metarl_cli.envs.gymnasium.config import Config, Row
+
+MOST_IDLE = 256  # environments kept for later
+
+
+class Simulators:
+    """K environments of one process, each with a seed; an episode depends on the seed and the episode's number alone.
+
+    Args:
+        config: the environment.
+        rows: the parameters of each environment's task.
+        render: whether the first environment will be drawn.
+    """
+
+    def __init__(self, config: Config, rows: list[Row], render: bool):
+        self.envs = [build(config, row, render and i == 0) for i, row in enumerate(rows)]
+        self.first_action = int(getattr(self.envs[0].action_space, "start", 0))
+        self.seeds, self.episodes = [0] * len(rows), [0] * len(rows)
+
+    def _reset(self, i: int) -> Any:
+        seed = np.random.SeedSequence([self.seeds[i], self.episodes[i]]).generate_state(1)[0]
+        return self.envs[i].reset(seed=int(seed) // 2)[0]  # some simulators hold a seed in 31 bits
+
+    def _act(self, i: int, action: Any) -> Any:
+        return self.envs[i].step(action if action.ndim else int(action) + self.first_action)
+
+    def begin(self, seeds: list[int], episodes: list[int], clocks: list[int], actions: np.ndarray) -> np.ndarray:
+        """Play ``actions [T, K, ...]`` up to step ``clocks`` of the ``episodes``; return the last observations ``[K, ...]``."""
+        self.seeds, self.episodes = list(seeds), list(episodes)
+        observations = []
+        for i, clock in enumerate(clocks):
+            obs = self._reset(i)
+            for t in range(clock):
+                obs = self._act(i, actions[t, i])[0]
+            observations.append(np.asarray(obs))
+        return np.stack(observations)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Take ``actions [K, ...]`` and reset what ends; return the fields of a :class:`Step`, ``[K, ...]`` each."""
+        steps = []
+        for i, action in enumerate(actions):
+            next_obs, reward, terminated, truncated, _ = self._act(i, action)
+            next_obs = obs = np.asarray(next_obs)
+            if terminated or truncated:
+                self.episodes[i] += 1
+                next_obs, obs = next_obs.copy(), np.asarray(self._reset(i))
+            steps.append((next_obs, float(reward), bool(terminated), bool(truncated), obs))
+        return tuple(np.stack(field) for field in zip(*steps, strict=True))
+
+    def render(self) -> np.ndarray:
+        """Draw the first environment, ``[H, W, 3]``."""
+        return np.asarray(self.envs[0].render())
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+
+class Worker(ABC):
+    """Runs methods of :class:`Simulators`, in this process or in another; each ``send`` is followed by one ``receive``."""
+
+    @abstractmethod
+    def send(self, method: str, *arguments: Any) -> None:
+        """Start a method."""
+
+    @abstractmethod
+    def receive(self) -> Any:
+        """Wait for the method and return its result; raises what the method raised."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the environments and end the process, if it is another."""
+
+
+class LocalWorker(Worker):
+    """Worker in this process; takes the arguments of :class:`Simulators`."""
+
+    def __init__(self, *arguments: Any):
+        self.simulators = Simulators(*arguments)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        self.result = getattr(self.simulators, method)(*arguments)
+
+    def receive(self) -> Any:
+        return self.result
+
+    def close(self) -> None:
+        self.simulators.close()
+
+
+class RemoteWorker(Worker):
+    """Worker in a process of its own, which ends with this one; takes the arguments of :class:`Simulators`."""
+
+    def __init__(self, *arguments: Any):
+        self.owner = os.getpid()
+        self.pipe, remote_end = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=_work, args=(remote_end, self.pipe, arguments), daemon=True)
+        self.process.start()
+        remote_end.close()
+        # before multiprocessing terminates its children at exit, by a signal that the process ignores
+        self.dismiss = multiprocessing.util.Finalize(self, _dismiss, (self.pipe, self.owner), exitpriority=10)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # ``receive`` raises the reason
+            self.pipe.send((method, arguments))
+
+    def receive(self) -> Any:
+        """Wait for the method and return its result; raises what the method raised.
+
+        Raises:
+            RuntimeError: if the process has ended.
+        """
+        try:
+            result = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise RuntimeError("the simulator ended its process") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def close(self) -> None:
+        self.dismiss()
+        if os.getpid() == self.owner:
+            self.process.join()
+
+
+def _dismiss(pipe: Connection, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked process drops its copy of the worker, too
+    with contextlib.suppress(OSError):
+        pipe.send(None)
+    pipe.close()
+
+
+def _work(pipe: Connection, other_end: Connection, arguments: tuple[Any, ...]) -> None:
+    """Run the methods that arrive through the pipe, until it closes or None arrives."""
+    other_end.close()  # a copy of it here would keep this process waiting after the other has gone
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # they are for the main process, which may save first
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # it draws without a screen
+    try:
+        simulators = Simulators(*arguments)
+    except Exception as error:
+        pipe.send(error)
+        return
+    while True:
+        try:
+            message = pipe.recv()
+        except EOFError:
+            break
+        if message is None:
+            break
+        method, values = message
+        try:
+            pipe.send(getattr(simulators, method)(*values))
+        except Exception as error:
+            pipe.send(error)
+    simulators.close()
+
+
+def close_all(workers: list[Worker]) -> None:
+    """Close the workers and empty the list."""
+    for worker in workers:
+        worker.close()
+    workers.clear()
+
+
+class WorkerPool:
+    """Cache of idle workers, keyed by task: building simulators takes longer than the short episodes of a support set.
+
+    Reuse changes no result, as every episode starts from its own seed.
+    """
+
+    def __init__(self) -> None:
+        self.workers: dict[Any, list[Worker]] = {}
+        self.copies: dict[Any, int] = {}  # environments of each key
+        weakref.finalize(self, WorkerPool._close, self.workers)
+
+    @staticmethod
+    def _close(workers: dict[Any, list[Worker]]) -> None:
+        for idle in workers.values():
+            close_all(idle)
+
+    def acquire(self, key: Any) -> list[Worker]:
+        """Remove the workers of this key from the pool and return them; none where there are none."""
+        self.copies.pop(key, None)
+        return self.workers.pop(key, [])
+
+    def release(self, key: Any, copies: int, workers: list[Worker]) -> None:
+        """Put workers with ``copies`` environments into the pool; close the longest idle ones beyond ``MOST_IDLE``."""
+        if not workers:
+            return
+        close_all(self.acquire(key))
+        self.workers[key], self.copies[key] = workers, copies
+        while sum(self.copies.values()) > MOST_IDLE:
+            close_all(self.acquire(next(iter(self.workers))))

@@ -1,0 +1,81 @@
+"""Replay keeps the latest transitions of each task and mixes no tasks."""
+
+import pytest
+import torch
+
+from metarl_cli.experience.replay import Replay
+from metarl_cli.interfaces import Transitions
+
+
+def batch(first: int, steps: int, tasks: int = 2, envs: int = 2) -> Transitions:
+    """Transitions whose reward tells task and number: 1000 * task + count."""
+    count = first + torch.arange(steps * envs, dtype=torch.float32).reshape(1, steps, envs)
+    reward = 1000.0 * torch.arange(tasks)[:, None, None] + count
+    flags = torch.zeros(tasks, steps, envs, dtype=torch.bool)
+    return Transitions(reward[..., None], flags.long(), reward, reward[..., None], flags, flags, torch.ones_like(reward))
+
+
+def test_keeps_the_latest_of_each_task():
+    replay = Replay(num_tasks=2, capacity=6)
+    replay.add(batch(0, steps=2))
+    assert len(replay) == 4
+    replay.add(batch(4, steps=2))  # two of the first four must go
+    sample = replay.sample(torch.tensor([1, 0]), 500, torch.Generator().manual_seed(0))
+    assert sample.reward.shape == (2, 1, 500)
+    assert sorted(set(sample.reward[0].flatten().tolist())) == [1002, 1003, 1004, 1005, 1006, 1007]
+    assert sorted(set(sample.reward[1].flatten().tolist())) == [2, 3, 4, 5, 6, 7]
+    assert torch.equal(sample.obs[..., 0], sample.reward)
+
+
+def test_refuses_a_batch_it_cannot_hold():
+    with pytest.raises(ValueError, match="does not fit"):
+        Replay(2, capacity=3).add(batch(0, steps=2))
+
+
+def test_round_trip():
+    replay, other = Replay(2, 6), Replay(2, 6)
+    replay.add(batch(0, steps=3))
+    other.load_state_dict(replay.state_dict())
+    rows = torch.arange(2)
+    a, b = (r.sample(rows, 20, torch.Generator().manual_seed(1)).reward for r in (replay, other))
+    assert torch.equal(a, b)
+
+
+def test_saved_and_loaded_on_the_way_nothing_is_lost():
+    """At every fill level, and as versions before saved it: with all the room there is."""
+    replay, rows = Replay(2, 50), torch.arange(2)
+    for first in range(0, 160, 4):
+        replay.add(batch(first, steps=2))
+        state = replay.state_dict()
+        assert state["data"]["reward"].untyped_storage().nbytes() == 4 * 2 * len(replay), "what is held, and no more, is saved"
+        if first % 8:
+            empty = [2, 50 - len(replay)]
+            state["data"] = {k: torch.cat([x, x.new_zeros(*empty, *x.shape[2:])], 1) for k, x in state["data"].items()}
+        replay = Replay(2, 50)
+        replay.load_state_dict(state)
+        found = replay.sample(rows, 1000, torch.Generator().manual_seed(first)).reward
+        latest = range(max(0, first + 4 - 50), first + 4)
+        assert sorted(set(found[0].flatten().tolist())) == list(latest)
+        assert sorted(set(found[1].flatten().tolist())) == [1000 + x for x in latest]
+
+
+def test_another_task_takes_the_place_of_one():
+    replay = Replay(2, 6)
+    replay.add(batch(0, steps=2))
+    replay.select_rows(torch.tensor([1, 1]))
+    replay.add(batch(4, steps=1))
+    found = replay.sample(torch.arange(2), 500, torch.Generator().manual_seed(0)).reward
+    assert sorted(set(found[0].flatten().tolist())) == [4, 5, 1000, 1001, 1002, 1003]
+    assert sorted(set(found[1].flatten().tolist())) == [1000, 1001, 1002, 1003, 1004, 1005]
+
+
+@pytest.mark.parametrize("tasks", [3, 2])
+def test_refuses_a_state_that_does_not_fit(tasks):
+    """Another number of tasks, or fewer transitions than it counts in one field."""
+    replay = Replay(2, 6)
+    replay.add(batch(0, steps=2))
+    state = replay.state_dict()
+    if tasks == 2:
+        state["data"]["obs"] = state["data"]["obs"][:, :3]
+    with pytest.raises(ValueError, match="another size"):
+        Replay(tasks, 6).load_state_dict(state)

@@ -1,0 +1,118 @@
+"""Distributions of task parameters by hand, and the tasks that a family draws from them."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose_values
+
+from metarl_cli.config.registry import load
+from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.envs.tasks import Choice, Uniform
+from metarl_cli.interfaces import Env, Family, device_of, num_tasks
+from metarl_cli.seeding import torch_rng
+
+UNIT = np.array([0.0, 0.25, 0.5, 0.75])
+
+
+def test_uniform_by_hand():
+    distribution = Uniform(2.0, 6.0)
+    assert distribution.sample(UNIT).tolist() == [2, 3, 4, 5]
+    assert distribution.contains(np.array([1.9, 2.0, 6.0, 6.1, -3.0])).tolist() == [False, True, True, False, False]
+    assert not distribution.finite
+    assert Uniform(2.0, 2.0).finite
+
+
+def test_signed_uniform_by_hand():
+    """The lower half of the unit interval is negative, and its middle the smallest size."""
+    distribution = Uniform(2.0, 6.0, signed=True)
+    assert distribution.sample(UNIT).tolist() == [-6, -4, 2, 4]
+    assert distribution.contains(np.array([-6.0, -1.9, 1.9, 6.0])).tolist() == [True, False, False, True]
+
+
+def test_choice_by_hand():
+    distribution = Choice((5, 10, 20))
+    assert distribution.sample(UNIT).tolist() == [5, 5, 10, 20]
+    assert distribution.contains(np.array([10.0, 10.1])).tolist() == [True, False]
+    assert distribution.finite
+
+
+class Slope(NativeFamily):
+    """Two parameters and no physics."""
+
+    parameters = {"force": 1.0, "mass": 2.0}
+    positive = ("mass",)
+
+
+def slope(ranges, ood_ranges=None, signed=()):
+    return Slope(NativeConfig(horizon=1, ranges=ranges, ood_ranges=ood_ranges or {}), signed=signed)
+
+
+def test_a_parameter_without_a_range_keeps_its_nominal_value():
+    family = slope({"mass": [1.0, 3.0]})
+    tasks = family.sample_tasks(50, "train", np.random.default_rng(0))
+    assert list(tasks) == ["force", "mass"]
+    assert set(tasks["force"].tolist()) == {1.0}
+    assert not family.finite
+    signed = slope({}, signed=["force"])
+    assert set(signed.sample_tasks(50, "train", np.random.default_rng(0))["force"].tolist()) == {-1.0, 1.0}
+    assert signed.finite
+    assert (slope({}).finite, slope({}).splits) == (True, ("train", "validation", "test"))
+
+
+def test_ood_tasks_lie_outside_in_at_least_one_parameter():
+    family = slope({"force": [1.0, 2.0], "mass": [1.0, 3.0]}, {"force": [0.5, 4.0]}, signed=["force"])
+    assert family.splits == ("train", "validation", "test", "ood")
+    tasks = family.sample_tasks(100, "ood", np.random.default_rng(0))
+    size = tasks["force"].abs()
+    assert bool(((size < 1) | (size > 2)).all())
+    assert float(tasks["force"].min()) < 0 < float(tasks["force"].max())
+    assert 1 <= float(tasks["mass"].min()) <= float(tasks["mass"].max()) <= 3
+
+
+def test_ranges_with_values_that_make_no_sense_are_refused():
+    for ranges, message in (
+        ({"mass": [0.0, 1.0]}, "mass must be above 0"),
+        ({"mas": [1.0, 2.0]}, "no such task parameter: mas"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            slope(ranges)
+
+
+def test_helpers_of_a_task():
+    task = {"mean": torch.zeros(3, 5), "other": torch.zeros(3)}
+    assert (num_tasks(task), device_of(task)) == (3, torch.device("cpu"))
+
+
+def test_what_a_family_need_not_give_has_a_default():
+    class Still(Env):
+        def step(self, action): ...
+        def render(self): ...
+        def state_dict(self): ...
+        def load_state_dict(self, state): ...
+
+    class Least(Family):
+        def sample_tasks(self, num, split, rng): ...
+        def named_task(self, values): ...
+        def make(self, task, num_envs, rng, render=False): ...
+
+    family, env = Least(), Still()
+    assert (family.splits, family.finite, family.max_envs) == (("train", "validation", "test"), False, None)
+    assert (family.optimum({}), family.groups({}), family.describe(torch.zeros(1))) == (None, {}, None)
+    assert not env.can_select_rows
+    with pytest.raises(NotImplementedError, match="Still cannot drop the environments of single tasks"):
+        env.select_rows(torch.tensor([True]))
+
+
+def test_selected_rows_continue_their_episodes():
+    module, config = load("env", compose_values("train", ["env=cartpole_family"])["env"])
+    family = module.Family(config)
+    tasks = family.sample_tasks(4, "train", np.random.default_rng(0))
+    envs = [family.make(tasks, 3, torch_rng(0, "env")) for _ in range(2)]
+    rows = torch.tensor([True, False, False, True])
+    assert envs[0].can_select_rows
+    envs[0].select_rows(rows)
+    assert torch.equal(envs[0].obs, envs[1].obs[rows])
+    for t in range(5):
+        few, all_ = envs[0].step(torch.full((2, 3), t % 2)), envs[1].step(torch.full((4, 3), t % 2))
+        assert not all_.ended.any()
+        assert torch.equal(few.next_obs, all_.next_obs[rows])
