@@ -24,7 +24,6 @@ which takes more where episodes last longer, and which the defaults are judged b
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import multiprocessing
 import os
@@ -38,6 +37,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.cli.compose import conf_dir, plain
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import validate
@@ -107,9 +107,11 @@ def by_default(parts: Components, task: Task, num: int, steps: int, episodes: in
         life.learn()
 
     def measured(episodes: int, name: str) -> tuple[Tensor, int]:
-        act = functools.partial(algorithm.act, life.params)
+        policy = NetworkPolicy(algorithm.learner, life.params)
         with CommonRandomNumbers(num):
-            returns, lengths = run_episodes(parts.family, rows, act, episodes, torch_rng(seed, name))
+            (returns,), lengths = run_episodes(
+                parts.family, rows, policy, episodes, torch_rng(seed, name), torch_rng(seed, "policy")
+            )
         return returns.double().mean(1).view(num, -1), int(lengths.sum())
 
     with torch.no_grad():

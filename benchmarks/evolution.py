@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from metarl_cli.cli.compose import conf_dir
 from metarl_cli.cli.process import keep_memory
 from metarl_cli.config.registry import load
-from metarl_cli.interfaces import Task
+from metarl_cli.interfaces import Context, Task
 from metarl_cli.seeding import torch_rng
 
 OURS, NATIVE, DROPPING = "metarl", "EvoTorch, native", "EvoTorch, dropping"
@@ -92,7 +92,7 @@ def build(options: list[str], population: int, seed: int) -> Any:
     values: dict[str, Any] = {k: OmegaConf.to_container(composed[k], resolve=True) for k in ("env", "learner", "algo")}
     env, learner, algo = (load(kind, group) for kind, group in values.items())
     family = env.module.Family(env.config, CPU)
-    return algo.module.Algo(algo.config, learner.module.Learner(learner.config, family.spec), family, 1, seed, CPU)
+    return algo.module.Algo(algo.config, Context(family, learner.module.Learner(learner.config, family.spec), 1, seed, CPU))
 
 
 def ours(algorithm: Any, sweeps: Callable[[], int] = int) -> Contender:
@@ -167,7 +167,7 @@ def rivals(algorithm: Any, seed: int, sweeps: Callable[[], int], all_of_them: bo
                 if drop and 2 * num <= len(alive):
                     returns[alive] = total
                     alive, total, running = alive[left], total[left], running[left]
-                    env.take(left.repeat_interleave(TASKS))
+                    env.select_rows(left.repeat_interleave(TASKS))
                     policy.set_parameters(genomes[alive])
             returns[alive] = total
             spent += int(returns.sum())  # a reward of 1 for each step
@@ -217,7 +217,7 @@ def check_same(algorithm: Any, policy: Any) -> None:
     rng = torch_rng(0, "check")
     genomes, obs = torch.randn(8, len(algorithm.search.mean), generator=rng), torch.randn(8, 64, 4, generator=rng)
     policy.set_parameters(genomes)
-    mine = algorithm.learner.act(algorithm.genome.decode(genomes)["init"], obs, 0.0)
+    mine = algorithm.learner.policy(algorithm.genome.decode(genomes)["init"], obs).mode()
     assert torch.equal(policy(obs).argmax(-1), mine)
 
 

@@ -22,7 +22,7 @@ from metarl_cli.config.registry import load
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.statistics import iqm, iqm_interval
 from metarl_cli.experience.rollout import run_episodes
-from metarl_cli.interfaces import Task
+from metarl_cli.interfaces import Budget, Task
 from metarl_cli.runs.build import Components, build
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.results import load_weights
@@ -36,11 +36,10 @@ def lives(parts: Components, task: Task, steps: list[int], seed: int, scratch: b
     algorithm: Any = parts.algorithm
     begin = algorithm.adapt_from_scratch if scratch else algorithm.adapt
     found = []
-    for adaptation in begin(task, max(steps), torch_rng(seed, "support")):
+    for adaptation in begin(task, Budget(max(steps)), torch_rng(seed, "support")):
         if adaptation.step in steps:
-            params = adaptation.params
-            rng = torch_rng(seed, "episodes")
-            returns, _ = run_episodes(parts.family, task, lambda obs, p=params: algorithm.act(p, obs), 5, rng)  # type: ignore[misc]
+            rngs = torch_rng(seed, "episodes"), torch_rng(seed, "policy")
+            (returns,), _ = run_episodes(parts.family, task, adaptation.policy, 5, *rngs)
             found.append(returns.double().mean(1).numpy())
     return np.stack(found)
 
@@ -63,7 +62,7 @@ def main() -> None:
     length = config.algo.config.lifetime.config.steps
     steps = [length, args.longer * length]
     family = build(config).family
-    validation, test = (held_out_tasks(family, config, split, args.tasks) for split in ("validation", "test"))
+    validation, test = (held_out_tasks(family, split, args.tasks, config.tasks_seed) for split in ("validation", "test"))
     found: dict[str, list[np.ndarray]] = {}
     for rule, rates in RATES.items():
         for goal, k in (("one lifetime", 0), (f"{args.longer} lifetimes", 1)):
@@ -78,7 +77,7 @@ def main() -> None:
             ]
     for number, path in enumerate(args.runs):
         parts = build(RunFolder(path).config())
-        load_weights(RunFolder(path), parts, "best")
+        load_weights(RunFolder(path), parts.algorithm, "best")
         found.setdefault("learned, trained on one lifetime", []).append(lives(parts, test, steps, number, False))
     lifetime = config.algo.config.lifetime.config
     updates = length * lifetime.iterations * lifetime.updates

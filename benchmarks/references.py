@@ -27,7 +27,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metarl_cli.config.registry import load
-from metarl_cli.evaluation.evaluator import trial
+from metarl_cli.experience.rollout import run_episodes
+from metarl_cli.interfaces import Budget, Context
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -130,9 +131,11 @@ def measure(table: str, column: Column, n: int, k: int, tasks: int) -> tuple[flo
         values = {group: OmegaConf.to_container(composed[group], resolve=True) for group in ("env", "algo")}
     group, algo = (load(kind, group) for kind, group in values.items())
     family = group.module.Family(group.config, CPU)
-    algorithm = algo.module.Algo(algo.config, None, family, 1, 0, CPU)
+    algorithm = algo.module.Algo(algo.config, Context(family, None, 1, 0, CPU))
     task = family.sample_tasks(tasks, "test", numpy_rng(0, "tasks", "test"))
-    returns, _ = trial(family, task, algorithm, 1, torch_rng(0, "env"), torch_rng(0, "agent"))
+    adapted = next(algorithm.adapt(task, Budget(), torch_rng(0, "support")))
+    rngs = torch_rng(0, "env"), torch_rng(0, "agent")
+    returns, _ = run_episodes(family, task, adapted.policy, 1, *rngs, adapted.episodes)
     total = returns.sum(0).double()
     return float(total.mean()), float(total.std()) / tasks**0.5
 

@@ -30,14 +30,18 @@ from collections.abc import Callable
 from itertools import product
 from statistics import median
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from metarl_cli.adaptation.memory import collect_trials
+from metarl_cli.algos import rl2
 from metarl_cli.cli.compose import conf_dir
 from metarl_cli.config.registry import load
+from metarl_cli.interfaces import Context
 
 STEPS = 100  # of a trial
 ENVS = {"bandit": ["env.arms=5", "algo.episodes=100"], "tabular_mdp": ["algo.episodes=10"]}
@@ -60,7 +64,7 @@ class Contender:
         self.algorithm, self.device = algorithm, device
         self.seconds: dict[str, list[float]] = {}  # by part, of each iteration
         self.parts: dict[str, float] = {}  # of this iteration
-        family, agent = algorithm.family, algorithm.agent
+        family = algorithm.family
         make, sample_tasks = family.make, family.sample_tasks
 
         def made(*args: Any) -> Any:
@@ -70,7 +74,7 @@ class Contender:
 
         family.make = self.timed("steps", made)
         family.sample_tasks = self.timed("tasks", sample_tasks)
-        agent.collect = self.timed("trials", agent.collect)
+        self.collect = self.timed("trials", collect_trials)
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, whose time adds to a part."""
@@ -87,7 +91,8 @@ class Contender:
         """One iteration."""
         self.parts = {}
         began = clock(self.device)
-        self.algorithm.train_step()
+        with mock.patch.object(rl2, "collect_trials", self.collect):
+            self.algorithm.train_step()
         total, parts = clock(self.device) - began, self.parts
         found = {
             "iteration": total,
@@ -109,7 +114,7 @@ def build(env: str, cell: str, size: int, trials: int, device: torch.device) -> 
     composed = compose("train", ["algo=rl2", f"env={env}", *ENVS[env], *shape])
     values: dict[str, Any] = {group: OmegaConf.to_container(composed[group], resolve=True) for group in ("env", "algo")}
     env, algo = (load(kind, group) for kind, group in values.items())
-    algorithm = algo.module.Algo(algo.config, None, env.module.Family(env.config, device), ITERATIONS, 0, device)
+    algorithm = algo.module.Algo(algo.config, Context(env.module.Family(env.config, device), None, ITERATIONS, 0, device))
     algorithm.train_step()
     return algorithm
 

@@ -1,7 +1,8 @@
-"""Several processes, on one machine or many, that evaluate one population together: started by ``torchrun``.
+"""Distributed evaluation of one population by several processes, on one machine or many, started by ``torchrun``.
 
-Each evaluates its own individuals, from seeds; what travels are numbers of fitness. Every rank adds its numbers to zeros, so
-the sum is the same to the bit however many there are. Rank 0 alone has a run folder, and tells the others what it starts from.
+Each process evaluates its own share of the individuals, from seeds; only fitness values are exchanged. A process holds zeros
+for the individuals of the others, so that the sum is the same to the bit for any number of processes. Only rank 0 has a run
+folder; it broadcasts the state that training starts from.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import os
 import torch
 from torch import Tensor, distributed
 
-PATIENCE = datetime.timedelta(days=1)  # the others wait while rank 0 validates and tests
+PATIENCE = datetime.timedelta(days=1)  # the other ranks wait while rank 0 validates and tests
 
 
 def join() -> None:
-    """Join the processes that ``torchrun`` started, if it did; a command does this, and nothing else."""
+    """Join the process group, if ``torchrun`` started this process. Only commands call this: importing has no effects."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -24,7 +25,7 @@ def join() -> None:
 
 
 class Processes:
-    """The processes of this run; one, where none were joined."""
+    """The process group of this run; a group of one where :func:`join` joined none."""
 
     def __init__(self) -> None:
         joined = distributed.is_available() and distributed.is_initialized()
@@ -35,7 +36,7 @@ class Processes:
         return torch.arange(num).tensor_split(self.size)[self.rank]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum ``values`` over all processes; each holds zeros where another has evaluated."""
+        """Return the sum of ``values`` over all processes; each holds zeros for the individuals of the others."""
         if self.size > 1:
             shared = values.cpu()
             distributed.all_reduce(shared)

@@ -1,4 +1,4 @@
-"""Progress reporting: long loops announce how far they are; the active display shows it."""
+"""Progress reporting: long loops announce their progress; the active display shows it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda text: None)
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Iterate over items, reporting "``what`` 3/``total``" before each."""
+def track(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    """Iterate over items, reporting ``label 3/total`` before each."""
     for number, item in enumerate(items, 1):
-        _listener.get()(f"{what} {number}/{total}")
+        _listener.get()(f"{label} {number}/{total}")
         yield item
 
 
 @contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """Have ``listener`` receive what is reported within the block."""
+    """Send the progress reported within the block to ``listener``."""
     token = _listener.set(listener)
     try:
         yield
@@ -34,10 +34,10 @@ def listening(listener: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def status(console: Console, what: str) -> Iterator[None]:
-    """Show ``what`` is running and its progress: beside a spinner on a terminal, as a plain line now and then elsewhere."""
+def status(console: Console, label: str) -> Iterator[None]:
+    """Show ``label`` and its progress: a spinner on a terminal, elsewhere a line at most every ``PLAIN_EVERY`` seconds."""
     if console.is_terminal:
-        with console.status(what) as spinner, listening(lambda text: spinner.update(f"{what}: {text}")):
+        with console.status(label) as spinner, listening(lambda text: spinner.update(f"{label}: {text}")):
             yield
         return
     printed = time.monotonic()
@@ -45,17 +45,17 @@ def status(console: Console, what: str) -> Iterator[None]:
     def plain(text: str) -> None:
         nonlocal printed
         if time.monotonic() - printed >= PLAIN_EVERY:
-            console.print(f"{what}: {text}", soft_wrap=True)
+            console.print(f"{label}: {text}", soft_wrap=True)
             printed = time.monotonic()
 
     with listening(plain):
         yield
 
 
-PLAIN_WIDTH = 120  # [characters] of what is printed where there is no terminal to fit
+PLAIN_WIDTH = 120  # [characters] of output where there is no terminal
 
 
 def wide_console() -> Console:
-    """Where a command prints; wide enough for every table also in a file or a pipe."""
+    """Return the console of a command; its width fits every table, in a file or a pipe too."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)

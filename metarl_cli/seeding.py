@@ -1,4 +1,7 @@
-"""One seed makes every random stream, each derived by name: adding a stream, or drawing more from one, moves no other."""
+"""Random streams: each is derived from the seed by name.
+
+A new stream, or more draws from one stream, changes no other stream.
+"""
 
 from __future__ import annotations
 
@@ -20,47 +23,50 @@ def _sequence(seed: int, *names: str) -> np.random.SeedSequence:
 
 
 def numpy_rng(seed: int, *names: str) -> np.random.Generator:
-    """The numpy stream of this name (task parameters, resampling)."""
+    """Return the numpy stream of this name (task parameters, resampling)."""
     return np.random.default_rng(_sequence(seed, *names))
 
 
 def torch_rng(seed: int, *names: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """The torch stream of this name on ``device`` (environments, exploration, initialisation, minibatches)."""
+    """Return the torch stream of this name on ``device`` (environments, exploration, initialisation, minibatches)."""
     word = int(_sequence(seed, *names).generate_state(1, np.uint64)[0]) >> 1  # manual_seed takes 63 bits
     return torch.Generator(device=device).manual_seed(word)
 
 
 class Streams(dict[str, torch.Generator]):
-    """The named torch streams one algorithm draws from; saved and restored with it."""
+    """The named torch streams of one algorithm; saved and restored with it."""
 
     def __init__(self, seed: int, *names: str, device: torch.device | str = "cpu"):
         super().__init__({name: torch_rng(seed, name, device=device) for name in names})
 
     def state_dict(self) -> State:
+        """Return the state of every stream."""
         return {name: rng.get_state() for name, rng in self.items()}
 
     def load_state_dict(self, state: State) -> None:
+        """Restore the streams from :meth:`state_dict`."""
         for name, rng in self.items():
             rng.set_state(state[name].cpu())
 
 
 class CommonRandomNumbers(TorchFunctionMode):
-    """Within it, P copies of the same rows are dealt the same random numbers: what differs between copies is not chance.
+    """Context in which P copies of the same rows draw the same random numbers, so that chance does not differ between copies.
 
-    Every draw is for rows, P x M of them or a part of each copy's, copies first. It is made for one copy and repeated. So P
-    moves neither the numbers nor the state of a generator: copies can be parted and evaluated anywhere, to the same bits.
+    Every draw has P x M rows, or P times a subset of the M rows, copies first. The numbers are drawn for one copy and repeated.
+    P therefore changes neither the numbers nor the state of a generator: copies can be split over batches and processes, and
+    the results are the same to the bit.
 
-    Common random numbers compare better than independent ones (Glasserman & Yao 1992).
+    Common random numbers reduce the variance of comparisons (Glasserman & Yao 1992).
 
     Args:
         copies: P.
 
     Raises:
-        ValueError: within it, at a draw that cannot be for P copies.
-        NotImplementedError: within it, at a draw of a kind that is not known here.
+        ValueError: in the context, if the rows of a draw are not a multiple of P.
+        NotImplementedError: in the context, for a random function that is not supported.
     """
 
-    within = 0  # how many there are around what runs now
+    within = 0  # number of active contexts, as they nest
 
     def __init__(self, copies: int):
         super().__init__()
@@ -84,36 +90,37 @@ class CommonRandomNumbers(TorchFunctionMode):
         if func in (torch.rand, torch.randn, torch.randint):
             *bounds, size = args if func is torch.randint or not isinstance(args[0], int) else (args,)
             draw: Callable[..., Tensor] = func
-            return self._deal(draw(*bounds, self._one(size), **kwargs))
+            return self._repeat(draw(*bounds, self._one(size), **kwargs))
         if func in (torch.bernoulli, torch.multinomial):
-            chance, rng = args[0], kwargs["generator"]
-            size = self._one(chance.shape)
+            probabilities, rng = args[0], kwargs["generator"]
+            size = self._one(probabilities.shape)
             if func is torch.bernoulli:
-                return (self._deal(torch.rand(size, generator=rng, device=rng.device)) < chance).to(chance)
-            if args[1:] == (1,):  # the race of exponential clocks
-                clock = chance.new_empty(size).exponential_(generator=rng)
-                return (chance / self._deal(clock)).argmax(-1, keepdim=True)
+                return (self._repeat(torch.rand(size, generator=rng, device=rng.device)) < probabilities).to(probabilities)
+            if args[1:] == (1,):  # one category each: the smallest of Exp(1) / p is category a with probability p_a
+                clock = probabilities.new_empty(size).exponential_(generator=rng)
+                return (probabilities / self._repeat(clock)).argmax(-1, keepdim=True)
         if func is Tensor.exponential_:
             drawn = args[0].new_empty(self._one(args[0].shape)).exponential_(generator=kwargs["generator"])
-            return args[0].copy_(self._deal(drawn))
-        raise NotImplementedError(f"{func} draws numbers that cannot be common")
+            return args[0].copy_(self._repeat(drawn))
+        raise NotImplementedError(f"random numbers of {func} cannot be common to several copies: it is not supported")
 
     def _one(self, size: Any) -> tuple[int, ...]:
-        """The size of one copy's part."""
+        """Return the size of one copy's part of a draw."""
         if not len(size) or size[0] % self.copies:
-            raise ValueError(f"a draw of size {tuple(size)} is not one for {self.copies} copies")
+            raise ValueError(f"the rows of a draw of size {tuple(size)} are not a multiple of the {self.copies} copies")
         return (size[0] // self.copies, *size[1:])
 
-    def _deal(self, drawn: Tensor) -> Tensor:
+    def _repeat(self, drawn: Tensor) -> Tensor:
         return drawn.repeat(self.copies, *[1] * (drawn.dim() - 1))
 
 
 @contextmanager
-def drawing_nothing(rng: torch.Generator, otherwise: str) -> Iterator[None]:
-    """Bypass :class:`CommonRandomNumbers` for code that draws no random numbers: its overhead per operation equals a small one.
+def without_draws(rng: torch.Generator, otherwise: str) -> Iterator[None]:
+    """Bypass :class:`CommonRandomNumbers` for code that draws no random numbers: its overhead equals that of a small operation.
 
     Raises:
-        RuntimeError: ``otherwise``, if ``rng`` was drawn from after all within :class:`CommonRandomNumbers`.
+        RuntimeError: with the message ``otherwise``, if the code in the context draws from ``rng`` nevertheless; checked only
+            within :class:`CommonRandomNumbers`.
     """
     if not CommonRandomNumbers.within:
         yield

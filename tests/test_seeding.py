@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metarl_cli.seeding import CommonRandomNumbers, Streams, drawing_nothing, numpy_rng, torch_rng
+from metarl_cli.seeding import CommonRandomNumbers, Streams, numpy_rng, torch_rng, without_draws
 
 ROWS = 3
 DRAWS = {  # what it draws for the rows of one or many copies
@@ -80,7 +80,7 @@ def test_draws_that_cannot_be_common_are_refused():
     rng = torch_rng(0)
     with CommonRandomNumbers(4):
         for draw in (lambda: torch.rand(6, generator=rng), lambda: torch.rand((), generator=rng)):
-            with pytest.raises(ValueError, match="not one for 4 copies"):
+            with pytest.raises(ValueError, match="not a multiple of the 4 copies"):
                 draw()
         for draw in (
             lambda: torch.randperm(8, generator=rng),
@@ -101,7 +101,7 @@ def test_where_nothing_is_drawn_nothing_is_looked_at():
 
     seen, rng, x = [], torch_rng(0), torch.ones(4)
     with Watch(2):
-        with drawing_nothing(rng, "drawn"):
+        with without_draws(rng, "drawn"):
             y = x * 2 + x
         assert not seen
         assert torch.equal(y * 2, x * 6)
@@ -110,7 +110,7 @@ def test_where_nothing_is_drawn_nothing_is_looked_at():
 
 def test_a_draw_where_there_should_be_none_is_an_error():
     rng = torch_rng(0)
-    with CommonRandomNumbers(2), pytest.raises(RuntimeError, match="say so"), drawing_nothing(rng, "say so"):
+    with CommonRandomNumbers(2), pytest.raises(RuntimeError, match="say so"), without_draws(rng, "say so"):
         torch.rand(4, generator=rng)
-    with drawing_nothing(rng, "say so"):  # no one minds
+    with without_draws(rng, "say so"):  # outside CommonRandomNumbers a draw is no error
         torch.rand(4, generator=rng)

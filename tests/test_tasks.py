@@ -36,6 +36,24 @@ def test_choice_by_hand():
     assert distribution.finite
 
 
+def test_a_range_of_one_value_beside_choices():
+    parameters = {"g": {"nominal": 9.8, "set": "attribute.gravity"}, "l": {"nominal": 0.5, "set": "attribute.length"}}
+    values = compose_values("train", ["env=lunar_lander_family"])["env"] | {
+        "id": "CartPole-v1",
+        "constructor": {},
+        "parameters": parameters,
+        "ranges": {"g": [5.0, 5.0]},
+        "ood_ranges": {},
+        "choices": {"l": [0.25, 1.0]},
+    }
+    module, config = load("env", values)
+    family = module.Family(config)
+    tasks = family.sample_tasks(20, "train", np.random.default_rng(0))
+    assert family.finite
+    assert set(tasks["g"].tolist()) == {5.0}
+    assert set(tasks["l"].tolist()) == {0.25, 1.0}
+
+
 class Slope(NativeFamily):
     """Two parameters and no physics."""
 

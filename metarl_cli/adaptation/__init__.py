@@ -1,1 +1,1 @@
-"""The two ways to adapt: by gradient, by memory."""
+"""The two ways to adapt to a task: by gradient steps, and by a memory."""

@@ -1,9 +1,9 @@
-"""Adaptation by gradient: collect experience on M tasks, then learn each task by a few gradient steps.
+"""Adaptation by gradient: collect experience on M tasks, then adapt to each task by a few gradient steps.
 
     theta_{k+1} = theta_k - alpha * grad L_support(theta_k)          (MAML, Finn 2017, arXiv:1703.03400, equation 1)
 
-Experience is collected outside torch.func on batched tensors; gradients are computed inside, one ``vmap(grad(loss))`` over
-the tasks, from functions that any learner has: ``prepare`` and ``loss`` of one task.
+Experience is collected on batched tensors, outside torch.func. Gradients are one ``vmap(grad(loss))`` over the tasks, of the
+functions ``prepare`` and ``loss`` of the learner, which are written for one task.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.func import grad, vmap
+from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
@@ -27,44 +28,45 @@ from metarl_cli.networks.stacked import first
 
 
 class SupportConfig(StrictModel):
-    """The experience a task is adapted on."""
+    """The support: the experience that adaptation to a task learns from."""
 
-    rollouts: int = Field(gt=0, description="episodes collected")
-    steps: int = Field(gt=0, description="longest part of an episode that is used [steps]")
+    rollouts: int = Field(gt=0, description="episodes per task")
+    steps: int = Field(gt=0, description="longest part of an episode that is used, from its start [steps]")
     epsilon: float = Field(ge=0, le=1, description="share of random actions")
-    repeat: int = Field(gt=0, description="steps a random action lasts; more reach further (temporally extended exploration)")
-    fresh: bool = Field(description="collect again, with the adapted policy, before every adaptation step")
+    repeat: int = Field(gt=0, description="duration of a random action [steps]; above 1: temporally extended exploration")
+    fresh: bool = Field(description="collect new experience with the adapted policy before every adaptation step")
 
 
 class InnerConfig(StrictModel):
-    """How the inner loop adapts to a task."""
+    """The inner loop: adaptation to a task by gradient steps."""
 
     steps: int = Field(ge=0, description="K, inner steps in meta-training; 0 is plain multi-task training")
-    rule: Literal["sgd", "adam"] = Field(description="the inner update; adam is for fine-tuning, not meta-training")
-    lr: float = Field(gt=0, description="inner learning rate, the first value where rates are learned")
+    rule: Literal["sgd", "adam"] = Field(description="rule of the inner update; adam is for fine-tuning, not for meta-training")
+    lr: float = Field(gt=0, description="inner learning rate; the initial value where rates are learned")
     rates: Literal["fixed", "tensor", "parameter"] = Field(
-        description="what has a learned rate: nothing, each tensor (MAML++), each parameter (Meta-SGD)"
+        description="learned rates: none, one per tensor (MAML++), one per parameter (Meta-SGD)"
     )
     order: Literal[1, 2] = Field(description="order of the meta-gradient; 1 ignores second derivatives (FOMAML)")
     scope: Literal["all", "head", "context"] = Field(
-        description="what the inner loop moves: all weights, the head (ANIL), the context inputs (CAVIA)"
+        description="weights that the inner loop adapts: all, the head (ANIL), the context inputs (CAVIA)"
     )
-    returns: ReturnsConfig = Field(description="how the support's returns are estimated")
-    scratch_lr: float = Field(gt=0, description="Adam's rate for the reference that starts from fresh weights")
+    returns: ReturnsConfig = Field(description="estimate of the returns of the support")
+    scratch_lr: float = Field(gt=0, description="learning rate of Adam for the reference that adapts from fresh weights")
     support: SupportConfig
 
 
 class NetworkPolicy(Policy):
-    """The policies of R networks, without memory.
+    """The policies of R networks without memory.
 
     Args:
-        learner: whose networks they are.
-        params: ``[R, ...]``; or ``[P, ...]`` of P individuals, each of which acts in R / P tasks.
+        learner: the learner that defines the networks.
+        params: weights ``[R, ...]``; or ``[P, ...]`` of P individuals, each of which acts in R / P tasks.
     """
 
     def __init__(self, learner: Learner, params: Params):
         self.learner, self.params = learner, params
 
+    @override
     @torch.no_grad()
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         num = len(first(self.params))
@@ -72,15 +74,16 @@ class NetworkPolicy(Policy):
         action = policy.mode() if state["rng"] is None else policy.sample(state["rng"])
         return action.reshape(*obs.shape[:2], *action.shape[2:]), state
 
+    @override
     def state_dict(self) -> State:
         return {"params": {name: value.detach() for name, value in self.params.items()}}
 
 
 def adapted_names(params: Params, scope: str) -> list[str]:
-    """Return the names of the weights that the inner loop moves.
+    """Return the names of the weights that the inner loop adapts.
 
     Raises:
-        ValueError: if the network has none in this scope.
+        ValueError: if the network has no weights in this scope.
     """
     params = {name: value for name, value in params.items() if not in_structure(name)}
     chosen = {"all": list(params), "head": [name for name in params if in_head(name)], "context": ["context"]}
@@ -91,17 +94,17 @@ def adapted_names(params: Params, scope: str) -> list[str]:
 
 
 def initial_rates(params: Params, config: InnerConfig) -> Params:
-    """Return a learning rate for each adapted weight: a scalar, or one of the weight's shape (rates=parameter)."""
+    """Return a learning rate for each adapted tensor: a scalar, or a tensor of the same shape (rates=parameter)."""
     names = adapted_names(params, config.scope)
     full = config.rates == "parameter"
     return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
 
 
 def loss_gradients(learner: Learner, params: Params, names: list[str], batch: Batch) -> Params:
-    """Compute the gradient of each task's loss in the weights ``names``; everything leads with [M]."""
+    """Compute the gradient of each task's loss in the weights ``names``; the first axis of all tensors is M."""
 
-    def loss(moving: Params, fixed: Params, batch: Batch) -> Tensor:
-        return learner.loss({**fixed, **moving}, batch)
+    def loss(adapted: Params, fixed: Params, batch: Batch) -> Tensor:
+        return learner.loss({**fixed, **adapted}, batch)
 
     fixed = {name: value for name, value in params.items() if name not in names}
     gradients: Params = vmap(grad(loss))({name: params[name] for name in names}, fixed, batch)
@@ -111,10 +114,10 @@ def loss_gradients(learner: Learner, params: Params, names: list[str], batch: Ba
 def support_gradients(
     learner: Learner, params: Params, names: list[str], support: Transitions, returns: ReturnsConfig
 ) -> Params:
-    """Compute the gradient of each task's support loss in the weights ``names``; everything leads with [M].
+    """Compute the gradient of each task's support loss in the weights ``names``; the first axis of all tensors is M.
 
-    Targets come from the network that adapts. The inner gradient holds them fixed, the semi-gradient of DQN; an outer gradient
-    goes through them, as they too depend on the initialisation.
+    Targets are computed by the network that adapts. The inner gradient holds them fixed (the semi-gradient of DQN); an outer
+    gradient flows through them, as they depend on the initialisation too.
     """
     prepare = vmap(lambda p, experience: learner.prepare(p, p, experience, returns.gamma, returns.lambda_))
     return loss_gradients(learner, params, names, prepare(params, support))
@@ -133,7 +136,7 @@ def inner_step(
 def collect_support(
     learner: Learner, params: Params, family: Family, task: Task, config: SupportConfig, rng: torch.Generator
 ) -> Transitions:
-    """Collect an episode in each of ``rollouts`` fresh environments per task, cut at ``steps`` -> ``[M, T, N, ...]``."""
+    """Collect ``rollouts`` episodes per task, each in a fresh environment, truncated at ``steps`` -> ``[M, T, N, ...]``."""
     policy = EpsilonGreedy(NetworkPolicy(learner, params), learner.actions, config.epsilon, config.repeat)
     most = min(config.rollouts, family.max_envs or config.rollouts)
     parts = []
@@ -156,7 +159,7 @@ def adapt(
     rng: torch.Generator,
     adam: Adam | None = None,
 ) -> Iterator[Adapted]:
-    """Adapt ``params [M, ...]`` to M tasks, by plain gradient steps or by ``adam``; yields before the first and after each."""
+    """Adapt ``params [M, ...]`` to M tasks by gradient steps, or by ``adam``; yield before the first step and after each."""
     if budget.episodes is not None:
         support = support.model_copy(update={"rollouts": budget.episodes})
     env_steps, batch = 0, None
@@ -183,6 +186,6 @@ def fine_tune(
     returns: ReturnsConfig,
     rng: torch.Generator,
 ) -> Iterator[Adapted]:
-    """Adapt all of ``params [M, ...]`` by Adam at one rate; from fresh weights, the reference without meta-training."""
+    """Adapt all of ``params [M, ...]`` by Adam at rate ``lr``: the reference without meta-training, if weights are fresh."""
     rates = {name: torch.tensor(lr, device=value.device) for name, value in params.items()}
     return adapt(learner, params, rates, family, task, budget, support, returns, rng, Adam())

@@ -1,8 +1,8 @@
-"""Adaptation by memory: a recurrent network lives through a trial, several episodes on one task.
+"""Adaptation by memory: a recurrent network acts in a trial, several episodes on one task.
 
-An agent with memory (RL², Duan 2016, arXiv:1611.02779, section 2.2) sees at every step the observation and what came of the
-step before: its action, its reward, whether the episode ended. Its memory lasts across the episodes of a trial and begins anew
-with the next one.
+At every step the input of an agent with memory (RL², Duan 2016, arXiv:1611.02779, section 2.2) is the observation with the
+action, the reward and the end of the episode of the previous step. The memory lasts over the episodes of a trial and is reset
+before the next trial.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
@@ -22,18 +23,18 @@ from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, S
 from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.memory import build_memory
 from metarl_cli.networks.memory_config import MemoryConfig
-from metarl_cli.spaces import Continuous, Spec, constant
+from metarl_cli.spaces import Spec, constant
 
-MOST_PIXELS = 4096  # of an image that is fed to a memory as it is
-LARGEST_REWARD = 5  # in units of the deviation: rarer ones would drown the usual ones
+MOST_PIXELS = 4096  # of an image that is an input of a memory without convolutions
+LARGEST_REWARD = 5  # of a normalised reward [standard deviations]: a rare large reward must not dominate the inputs
 
 
 class InputsConfig(StrictModel):
-    """Inputs of the memory beside the observation and the previous action, reward and end."""
+    """Optional inputs of the memory, beside the observation and the previous action, reward and end of an episode."""
 
-    product: bool = Field(description="the previous action times its reward")
-    previous_obs: bool = Field(description="the observation before")
-    clock: bool = Field(description="how much of the episode and of the trial has passed")
+    product: bool = Field(description="the product of the previous action and its reward")
+    previous_obs: bool = Field(description="the previous observation")
+    clock: bool = Field(description="shares of the episode and of the trial that have passed")
 
 
 class Inputs:
@@ -41,7 +42,7 @@ class Inputs:
 
     Args:
         config: see :class:`InputsConfig`.
-        spec: the family's.
+        spec: the family's spec.
     """
 
     def __init__(self, config: InputsConfig, spec: Spec):
@@ -51,9 +52,9 @@ class Inputs:
         self.size = self.obs_size * (1 + config.previous_obs) + self.action_size * (1 + config.product) + 2 + 2 * config.clock
 
     def start(self, rows: int, device: torch.device) -> State:
-        """Return what came before the first step of R trials: nothing. Everything leads with [R].
+        """Return the record of the previous step at the start of R trials: zeros ``[R, ...]``.
 
-        ``step`` counts the steps of the episode, ``episode`` the episodes of the trial.
+        ``step`` is the number of steps in the episode so far, ``episode`` the number of episodes in the trial so far.
         """
         zeros = torch.zeros(rows, device=device)
         return {
@@ -66,7 +67,15 @@ class Inputs:
         }
 
     def after(self, before: State, obs: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> State:
-        """What came before the next step; ``obs [R, ...]``, ``action [R]`` or ``[R, D]``, ``reward`` and ``ended [R]``."""
+        """Return the record of this step for the next one.
+
+        Args:
+            before: the record of the previous step.
+            obs: ``[R, ...]``.
+            action: ``[R]`` or ``[R, D]``.
+            reward: ``[R]``.
+            ended: whether the episode ended, ``[R]``.
+        """
         return {
             "obs": self.flat(obs),
             "action": self.vector(action),
@@ -77,7 +86,7 @@ class Inputs:
         }
 
     def flat(self, obs: Tensor) -> Tensor:
-        """Observations ``[..., O]``, about 1 in size."""
+        """Return flat observations ``[..., O]``, scaled to a size of about 1."""
         x = obs.flatten(-len(self.spec.obs_shape))
         x = x / 255 if obs.dtype == torch.uint8 else x.to(torch.get_default_dtype())
         if self.spec.obs_scale:
@@ -85,16 +94,15 @@ class Inputs:
         return x
 
     def vector(self, action: Tensor) -> Tensor:
-        """Encode actions ``[..., A]``: one-hot, or with the bounds at -1 and 1."""
-        actions = self.spec.actions
-        return actions.encode(actions.clip(action) if isinstance(actions, Continuous) else action)
+        """Encode actions ``[..., A]``: one-hot, or scaled so that the bounds are -1 and 1."""
+        return self.spec.actions.encode(self.spec.actions.clip(action))
 
     def clock(self, before: State, episodes: int) -> Tensor:
-        """The shares ``[R, 2]`` of the episode and of the trial that have passed."""
+        """Return the shares ``[R, 2]`` of the episode and of the trial that have passed."""
         return torch.stack([before["step"] / self.spec.horizon, before["episode"] / episodes], -1)
 
     def __call__(self, obs: Tensor, before: State, reward: Tensor, clock: Tensor) -> Tensor:
-        """The inputs ``[R, I]``: the observation first; ``reward [R]`` as the memory is to see it."""
+        """Return the inputs ``[R, I]`` of the memory, the observation first; ``reward [R]`` is normalised already."""
         parts = [self.flat(obs), before["action"], reward[:, None], before["ended"][:, None]]
         if self.config.product:
             parts.append(before["action"] * reward[:, None])
@@ -105,21 +113,21 @@ class Inputs:
         return torch.cat(parts, -1)
 
     def legal(self, inputs: Tensor) -> Tensor | None:
-        """Return which actions ``[..., A]`` can be taken, as the observations within ``inputs`` say; None if all."""
+        """Return a mask of legal actions ``[..., A]`` from the observations within ``inputs``; None if all are legal."""
         return self.spec.actions.legal(inputs[..., : self.obs_size])
 
 
 class Agent:
-    """A memory with its inputs.
+    """A memory network with its inputs.
 
     Args:
-        memory: the recurrent network.
+        memory: see :class:`MemoryConfig`.
         inputs: see :class:`InputsConfig`.
-        spec: the family's.
-        device: where it lives.
+        spec: the family's spec.
+        device: device of the weights and the state.
 
     Raises:
-        UserError: for large images.
+        UserError: if observations are images of more than ``MOST_PIXELS`` entries.
     """
 
     def __init__(self, memory: MemoryConfig, inputs: InputsConfig, spec: Spec, device: torch.device):
@@ -131,40 +139,40 @@ class Agent:
             )
         self.memory = build_memory(memory, self.inputs.size)
         self.context = memory.context if memory.cell == "transformer" else None  # longest trial [steps]
-        # of the first trials: rewards are fed centred and about 1 in size, observations predicted in units of their variance
+        # normalisation of rewards, and the unit of the error of predicted observations; measured on the first trials
         start = {"reward_mean": 0.0, "reward_scale": 1.0, "obs_variance": 1.0}
         self.measured: Params = {name: torch.tensor(value, device=device) for name, value in start.items()}
         self.device = device
 
     def measure(self, trials: Trials) -> None:
-        """Take the size of rewards and observations from ``trials``; the largest is fed as at most ``LARGEST_REWARD``."""
+        """Measure the normalisation on ``trials``; their largest normalised reward is at most ``LARGEST_REWARD``."""
         inside = trials.weight > 0
         reward, obs = trials.reward[inside], trials.inputs[inside][:, : self.inputs.obs_size]
         scale = torch.maximum(reward.std(), (reward - reward.mean()).abs().max() / LARGEST_REWARD)
         self.measured = {
             "reward_mean": reward.mean(),
             "reward_scale": torch.where(scale > 1e-6, scale, 1.0),
-            "obs_variance": obs.var(0).sum().clamp(min=1),  # what is small already stays as it is
+            "obs_variance": obs.var(0).sum().clamp(min=1),  # small observations are not scaled up
         }
 
     def begin(self, rows: int) -> State:
-        """The start of R trials: ``hidden`` is the memory itself, ``before`` what came before."""
+        """Return the state at the start of R trials: ``hidden`` of the memory network, and the record ``before``."""
         return {"hidden": self.memory.start(rows, self.device), "before": self.inputs.start(rows, self.device)}
 
     def see(self, state: State, obs: Tensor, episodes: int) -> tuple[Tensor, Tensor]:
-        """The inputs ``[R, I]`` and the clock ``[R, 2]`` of R trials with ``obs [R, ...]``."""
+        """Return the inputs ``[R, I]`` and the clock ``[R, 2]`` of R trials for ``obs [R, ...]``."""
         before = state["before"]
         clock = self.inputs.clock(before, episodes)
-        begun = (before["step"] + before["episode"]) > 0
-        reward = (before["reward"] - self.measured["reward_mean"]) / self.measured["reward_scale"] * begun
+        started = (before["step"] + before["episode"]) > 0
+        reward = (before["reward"] - self.measured["reward_mean"]) / self.measured["reward_scale"] * started
         return self.inputs(obs, before, reward, clock), clock
 
     def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
-        """The state after seeing where the actions ``[R, ...]`` led; ``step`` is flattened to [R] too."""
+        """Return the state after a step with actions ``[R, ...]``; the fields of ``step`` are ``[R, ...]`` too."""
         return {**state, "before": self.inputs.after(state["before"], obs, action, step.reward, step.ended)}
 
     def recall(self, params: Params, trials: Trials, segment: int) -> Tensor:
-        """The features ``[T, R, H]`` of trials, differentiable; gradients reach back to the start of each segment."""
+        """Return the differentiable features ``[T, R, H]`` of trials; back-propagation stops at the start of each segment."""
         steps, rows = trials.reward.shape
         if steps <= segment:
             return self.memory.scan(params, trials.inputs, {k: v[0] for k, v in trials.starts.items()})
@@ -175,32 +183,34 @@ class Agent:
         return features.view(segment, segments, rows, -1).transpose(0, 1).flatten(0, 1)[:steps]
 
 
-Head = Callable[[Tensor, Tensor], Distribution]  # features [R, H], inputs [R, I] -> what R policies may do
+Head = Callable[[Tensor, Tensor], Distribution]  # features [R, H], inputs [R, I] -> distribution over actions [R]
 
 
 class MemoryPolicy(Policy):
     """The policy of an agent with memory in trials on M tasks.
 
     Args:
-        agent: the memory and its inputs.
+        agent: the memory network and its inputs.
         params: the agent's weights.
-        head: the distribution over actions, from features and inputs.
+        head: maps features and inputs to the distribution over actions.
         num_tasks: M.
-        episodes: of a trial.
-        stochastic: whether sampling differs from the likeliest action.
+        episodes: episodes of a trial.
+        stochastic: whether the policy can sample actions; False: it is deterministic.
     """
 
     def __init__(self, agent: Agent, params: Params, head: Head, num_tasks: int, episodes: int, stochastic: bool):
         self.agent, self.params, self.head, self.num_tasks, self.episodes = agent, params, head, num_tasks, episodes
         self.stochastic = stochastic
 
+    @override
     def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
-        """Return the memory of M x N trials at their start; its tensors lead with [M * N]."""
+        """Return the state at the start of M x N trials, with tensors ``[M * N, ...]``."""
         return self.agent.begin(self.num_tasks * num_envs) | {"rng": None if greedy else rng}
 
+    @override
     @torch.no_grad()
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
-        """Return the actions, and the state with ``seen``: the inputs, the clock and the features of this step."""
+        """Return the actions and the next state; ``seen`` in it holds the inputs, the clock and the features of this step."""
         inputs, clock = self.agent.see(state, obs.flatten(0, 1), self.episodes)
         features, hidden = self.agent.memory.step(self.params, inputs, state["hidden"])
         policy = self.head(features, inputs)
@@ -208,10 +218,12 @@ class MemoryPolicy(Policy):
         seen = {"inputs": inputs, "clock": clock, "features": features}
         return action.reshape(*obs.shape[:2], *action.shape[1:]), {**state, "hidden": hidden, "seen": seen}
 
+    @override
     def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
         rows = Step(*(x.flatten(0, 1) for x in step))
         return self.agent.observe(state, obs.flatten(0, 1), action.flatten(0, 1), rows)
 
+    @override
     def state_dict(self) -> State:
         return {"params": {name: value.detach() for name, value in self.params.items()}, "episodes": self.episodes}
 
@@ -227,11 +239,17 @@ def collect_trials(
     rng: torch.Generator,
     segment: int,
 ) -> Trials:
-    """Collect one trial of ``episodes`` in each of M x N environments, until the last one ends.
+    """Collect one trial of ``episodes`` episodes in each of M x N environments, until the last trial ends.
 
     Args:
-        policy: a :class:`MemoryPolicy`, or one that explores around it.
-        segment: the length [steps] of back-propagation: the memory is kept at the start of each.
+        family: the family of the tasks.
+        task: M tasks.
+        policy: a :class:`MemoryPolicy`, or an exploration policy around one.
+        num_envs: N.
+        episodes: episodes of a trial.
+        env_rng: generator of the environments.
+        rng: generator of the policy.
+        segment: length of truncated back-propagation [steps]; the memory's state is kept at the start of each segment.
     """
     env = family.make(task, num_envs, env_rng)
     state, steps, starts = policy.start(num_envs, rng, greedy=False), [], []
@@ -260,36 +278,35 @@ def collect_trials(
 
 
 def _memory(state: State) -> State:
-    """Return the state of the policy with memory, be it within one that explores."""
+    """Return the state of the :class:`MemoryPolicy`, also from the state of an exploration policy around it."""
     memory: State = state.get("policy", state)
     return memory
 
 
 class Prediction:
-    """Prediction of the memory's next inputs, given the action: an auxiliary task as in UNREAL (Jaderberg 2017,
-    arXiv:1611.05397).
+    """Prediction of the next observation and reward: an auxiliary task as in UNREAL (Jaderberg 2017, arXiv:1611.05397).
 
-    To predict what a new task pays and where it leads, the memory must hold what the trial has revealed, long before an agent
-    knows what to do with it. One hidden layer on memory and action; weights are named ``prediction.*``.
+    To predict the rewards and dynamics of a new task, the memory must represent the information that the trial has given,
+    before the policy can use it. The head has one hidden layer on features and action; weights are named ``prediction.*``.
 
     Args:
-        agent: whose memory it is.
-        hidden: units.
+        agent: the agent whose features are used.
+        hidden: units of the hidden layer.
     """
 
     def __init__(self, agent: Agent, hidden: int):
         self.agent, self.hidden = agent, hidden
 
     def init(self, rng: torch.Generator) -> Params:
-        """Draw fresh weights, with a small output."""
+        """Draw the initial weights; the output layer is small."""
         inputs, size = self.agent.inputs, self.agent.memory.size
         return head("prediction", inputs.obs_size + 1, self.hidden, size + inputs.action_size, 0.1, rng)
 
     def loss(self, params: Params, features: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
         """Return the squared error on the next observation and reward, scalar, from features and inputs ``[T, R, ...]``.
 
-        It is a mean over the steps of ``weight [T, R]``. The first observation of an episode follows from nothing and is left
-        out; the error of the others is in units of their total variance, where that is above 1.
+        The loss is the mean over steps, weighted by ``weight [T, R]``. The first observation of an episode cannot be predicted
+        and is left out. The error of an observation is divided by the total variance of observations, where that is above 1.
         """
         obs_size = self.agent.inputs.obs_size
         end = obs_size + self.agent.inputs.action_size

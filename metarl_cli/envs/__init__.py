@@ -1,1 +1,1 @@
-"""Environment families; each module is one family, named by ``module:`` in ``conf/env``."""
+"""Families of tasks; each module is one family, named by ``module:`` in ``conf/env``."""

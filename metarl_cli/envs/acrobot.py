@@ -119,7 +119,7 @@ class Acrobot(NativeFamily):
         return torch.stack([cos[..., 0], sin[..., 0], cos[..., 1], sin[..., 1], state[..., 2], state[..., 3]], -1)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """One frame of one environment, ``obs [6]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""
+        """Draw one environment, ``obs [6]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""
         cos1, sin1, cos2, sin2, _, _ = obs.tolist()
         size, scale = 200, 40  # [pixels], [pixels/m]
         image = Image.new("RGB", (size, size), "white")

@@ -1,6 +1,6 @@
-"""Multi-armed bandits (Duan et al. 2016, arXiv:1611.02779, section 3.1): which of k arms pays best?
+"""Multi-armed bandits (Duan et al. 2016, arXiv:1611.02779, section 3.1): find the best of k arms.
 
-One pull is one episode, so that a trial of n pulls is n episodes on one task; memory across them is all there is to learn.
+One pull is one episode, so a trial of n pulls is n episodes on one task; an agent can only learn from memory across them.
 
 Action space: the arm, 0 to k - 1. Observation, ``[..., 1]``: always 1, there is one state. Reward: 1 with the arm's own
 probability, else 0 (bernoulli), or the arm's mean plus normal noise (gaussian). Start: the one state. Ends: at the horizon
@@ -30,10 +30,10 @@ from metarl_cli.spaces import Discrete, Spec
 
 
 class Config(TabularConfig):
-    """Arms, what they pay, and the prior of their means."""
+    """The arms, their rewards, and the prior of their means."""
 
     arms: int = Field(gt=0, description="k, the number of arms")
-    rewards: Literal["bernoulli", "gaussian"] = Field(description="what a pull pays, given the arm's mean")
+    rewards: Literal["bernoulli", "gaussian"] = Field(description="distribution of a reward, given the arm's mean")
     noise: float = Field(ge=0, description="standard deviation of a gaussian reward; 0 for bernoulli, which has its own")
     prior: Literal["uniform", "normal"] = Field(description="distribution of an arm's mean")
     location: float = Field(description="the least mean of a uniform prior, the average of a normal one")
@@ -88,7 +88,7 @@ class Bandit(TabularFamily):
         return torch.ones_like(reward)[..., None], reward
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """The arms' means as bars, 300 x 100 pixels, the best one green; the line is zero."""
+        """Draw the arms' means as bars, 300 x 100 pixels, the best one green; the line is zero."""
         mean, width, height = task["mean"].flatten().tolist(), 300, 100
         image = Image.new("RGB", (width, height), "white")
         draw = ImageDraw.Draw(image)

@@ -74,7 +74,7 @@ class CartPole(NativeFamily):
         return state, torch.ones_like(x), terminated
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """One frame of one environment, ``obs [4]``, 300 x 200 pixels; a reversed actuator is drawn red."""
+        """Draw one environment, ``obs [4]``, 300 x 200 pixels; a reversed actuator is drawn red."""
         x, _, theta, _ = obs.tolist()
         width, height, ground = 300, 200, 150
         scale = width / (2 * X_LIMIT)

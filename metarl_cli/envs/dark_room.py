@@ -1,4 +1,4 @@
-"""The dark room (Laskin et al. 2022, arXiv:2210.14215): a 9x9 grid in which nothing shows where the goal is.
+"""The dark room (Laskin et al. 2022, arXiv:2210.14215): a 9x9 grid with a goal that is not observed.
 
 Action space: 0 stays, 1 up, 2 right, 3 down, 4 left. Observation, ``[..., 81]``: the cell, one-hot. Reward: 1 for every step
 that ends on the goal, else 0. Start: the centre. Ends: at the horizon only (truncated).
@@ -6,7 +6,7 @@ that ends on the goal, else 0. Start: the centre. Ends: at the horizon only (tru
 Task parameters: goal_x, goal_y [cells], uniform over all 81 cells, the start included; all splits share them. Best possible:
 ``H + 1 - max(d, 1)`` for a goal d moves away; 16.54 on average.
 
-Differs from the paper: cells are one-hot, which is all that coordinates tell; tasks are drawn with replacement, so that
+Differs from the paper: cells are one-hot, with the same information as coordinates; tasks are drawn with replacement, so that
 training and test share goals where the paper holds some out.
 """
 
@@ -46,7 +46,7 @@ class DarkRoom(GridFamily):
         return cell[..., None], there.to(task["goal_x"].dtype), torch.zeros_like(there)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """The room from above, lit: the goal green, the agent blue."""
+        """Draw the room from above: the goal green, the agent blue."""
         goal, agent = int(self.cell(task, "goal")), int(obs.argmax())
         return draw_cells(self.size, self.size, {"seagreen": goal, "royalblue": agent})
 

@@ -1,7 +1,7 @@
 """A 5x5 grid with a hidden goal (VariBAD: Zintgraf et al. 2020, arXiv:1910.08348, section 5.1).
 
-Search the grid, remember where the goal was, and in the next episode walk straight to it; a trial is four episodes. The best
-behaviour under uncertainty is known, so that exploration can be compared with it.
+The agent searches the grid, remembers the goal, and walks straight to it in the next episode; a trial is four episodes. The
+best behaviour under uncertainty is known, so that exploration can be compared with it.
 
 Action space: 0 stays, 1 up, 2 right, 3 down, 4 left. Observation, ``[..., 25]``: the cell, one-hot. Reward: 1 for a step that
 ends on the goal, -0.1 for any other. Start: the bottom left cell. Ends: at the horizon only (truncated).
@@ -32,7 +32,7 @@ class Config(GridConfig):
 
     at_goal: float = Field(description="reward of a step that ends on the goal")
     elsewhere: float = Field(description="reward of any other step")
-    clear: int = Field(ge=0, description="no goal is drawn within so many cells of the start, diagonals included")
+    clear: int = Field(ge=0, description="no goal is drawn within this many cells of the start, diagonals included")
 
 
 class Gridworld(GridFamily):
@@ -61,7 +61,7 @@ class Gridworld(GridFamily):
         return cell[..., None], rewards[there.long()], torch.zeros_like(there)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """The grid from above: the goal green, the agent blue."""
+        """Draw the grid from above: the goal green, the agent blue."""
         goal, agent = int(self.cell(task, "goal")), int(obs.argmax())
         return draw_cells(self.size, self.size, {"seagreen": goal, "royalblue": agent})
 

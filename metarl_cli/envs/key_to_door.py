@@ -1,13 +1,13 @@
-"""Dark key-to-door (Laskin et al. 2022, arXiv:2210.14215): find a key in the dark, then the door that it opens.
+"""Dark key-to-door (Laskin et al. 2022, arXiv:2210.14215): find a hidden key, then the hidden door that it opens.
 
 Action space: 0 stays, 1 up, 2 right, 3 down, 4 left. Observation, one-hot: the state, ``[..., 162]``, which is the cell,
 plus 81 once the key is held; or the cell alone, ``[..., 81]``. Reward: 1 for the step that reaches the key, 1 for the one that
 reaches the door with the key; key and door may share a cell, whose step then brings 2. Start: the centre, without the key.
 Ends: at the door with the key (terminated) or at the horizon (truncated).
 
-Task parameters: key_x, key_y, door_x, door_y [cells]. The 9^4 pairs of key and door are dealt to the splits once, in an order
-drawn with a fixed seed, so that splits share no pair. Best possible: 2, if the horizon leaves the steps: max(1, moves to the
-key) and from there the moves to the door.
+Task parameters: key_x, key_y, door_x, door_y [cells]. The 9^4 pairs of key and door are assigned to the splits in a
+permutation with a fixed seed, so that splits share no pair. Best possible: 2, where the horizon is long enough for max(1,
+moves to the key) plus the moves from there to the door.
 
 Differs from the paper: the key held is observed by default, so that observations are states; ``observe: cell`` hides it. The
 start is always the centre; public versions of the room begin there, in a corner or anywhere.
@@ -33,8 +33,12 @@ from metarl_cli.spaces import Discrete, Spec
 class Config(GridConfig):
     """The room."""
 
-    observe: Literal["state", "cell"] = Field(description="whether the agent sees that it holds the key (state) or not (cell)")
-    held_out: float = Field(gt=0, lt=0.5, description="share of all pairs in validation, and as many in test")
+    observe: Literal["state", "cell"] = Field(
+        description="whether observations include that the agent holds the key (state) or not (cell)"
+    )
+    held_out: float = Field(
+        gt=0, lt=0.5, description="share of all pairs in the validation split, and the same in the test split"
+    )
 
 
 class KeyToDoor(GridFamily):
@@ -45,9 +49,9 @@ class KeyToDoor(GridFamily):
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.cells = config.size**2
         super().__init__(config, 2 * self.cells, device)
-        self.shown = self.num_states if config.observe == "state" else self.cells
-        self.spec = Spec(obs_shape=(self.shown,), actions=Discrete(len(MOVES)), horizon=config.horizon)
-        pairs = np.random.default_rng(0).permutation(self.cells**2)  # one deal for every run, whatever its seeds
+        self.observed = self.num_states if config.observe == "state" else self.cells
+        self.spec = Spec(obs_shape=(self.observed,), actions=Discrete(len(MOVES)), horizon=config.horizon)
+        pairs = np.random.default_rng(0).permutation(self.cells**2)  # the same splits for every seed of a run
         test, validation = (round(len(pairs) * share) for share in (config.held_out, 2 * config.held_out))
         if not 0 < test < validation < len(pairs):
             raise ValueError(f"held_out={config.held_out:g} leaves a split without any of {len(pairs)} pairs")
@@ -60,29 +64,29 @@ class KeyToDoor(GridFamily):
 
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         before, held = state[..., 0] % self.cells, state[..., 0] >= self.cells
-        done = held & (before == self.cell(task, "door"))  # absorbing, for the model: an episode never acts there
+        done = held & (before == self.cell(task, "door"))  # the absorbing state of the model; no episode acts there
         cell = torch.where(done, before, self.walk(before, action))
-        found = ~held & (cell == self.cell(task, "key"))
-        opened = (held | found) & (cell == self.cell(task, "door"))
-        reward = found.to(task["key_x"].dtype) + (opened & ~done)
-        return (cell + self.cells * (held | found))[..., None], reward, opened
+        fetched = ~held & (cell == self.cell(task, "key"))
+        opened = (held | fetched) & (cell == self.cell(task, "door"))
+        reward = fetched.to(task["key_x"].dtype) + (opened & ~done)
+        return (cell + self.cells * (held | fetched))[..., None], reward, opened
 
     def observe(self, state: Tensor) -> Tensor:
-        return one_hot(state[..., 0] % self.shown, self.shown).to(torch.get_default_dtype())
+        return one_hot(state[..., 0] % self.observed, self.observed).to(torch.get_default_dtype())
 
     def optimum(self, task: Task) -> Tensor:
-        """By distances; value iteration gives the same from a hundred times the memory."""
+        """Compute the optimum from distances; value iteration gives the same with a hundred times the memory."""
         key, door = self.cell(task, "key"), self.cell(task, "door")
         steps = self.distance(key, torch.full_like(key, self.first_state)).clamp(min=1)
         reached = steps <= self.spec.horizon
         return reached.to(task["key_x"].dtype) + (steps + self.distance(key, door) <= self.spec.horizon)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """The room from above, lit: key golden, door brown, agent blue; the key turns the agent red, where that is observed."""
+        """Draw the room from above: key golden, door brown, agent blue, and red with the key where that is observed."""
         state = int(obs.argmax())
         held = state >= self.cells
-        things = {"peru": int(self.cell(task, "door"))} | ({} if held else {"gold": int(self.cell(task, "key"))})
-        return draw_cells(self.size, self.size, things | {"firebrick" if held else "royalblue": state % self.cells})
+        objects = {"peru": int(self.cell(task, "door"))} | ({} if held else {"gold": int(self.cell(task, "key"))})
+        return draw_cells(self.size, self.size, objects | {"firebrick" if held else "royalblue": state % self.cells})
 
 
 Family = KeyToDoor

@@ -1,18 +1,18 @@
-"""Several families in one: tasks of different state sizes, actions and horizons side by side in every meta-batch.
+"""Several families in one: tasks with different observations, actions and horizons in every meta-batch.
 
 Row i of a set of tasks belongs to family i modulo F, so that each family has its equal share in any number of tasks.
 
-Action space: the whole numbers below the largest number of actions of any family. Vectors are offered as a grid of ``bins``
-values per dimension, all dimensions together.
+Action space: the whole numbers below the largest number of actions of any family. A continuous action space becomes the grid
+of ``bins`` values per dimension.
 
 Observation, ``[..., O + A]``:
 
 | index | meaning |
 |---|---|
 | 0 ... O-1 | the family's own observation, divided by its usual size, then zeros up to the longest family's O |
-| O ... O+A-1 | 1 for each action the family has, 0 for the others, which must not be taken |
+| O ... O+A-1 | the action mask: 1 for each legal action of the family, 0 for the others |
 
-Reward, start and ends: the family's own; each row has its own family's time limit.
+Reward, start and ends: the family's own, its time limit included.
 
 Task parameters: ``family`` (its number), and ``<family>.<parameter>`` for every parameter of every family; a task holds the
 nominal values of the families it does not belong to.
@@ -34,16 +34,16 @@ from metarl_cli.config.base import Group, Part, StrictModel
 from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import ActionSpace, Bins, Continuous, Discrete, Spec
 
-MOST_CHOICES = 64  # of one vector action
+MOST_CHOICES = 64  # of one continuous action space
 
 
 class Config(StrictModel):
-    """Which families are mixed."""
+    """The families of the mix."""
 
     families: Annotated[dict[str, Group], Part("env", many=True)] = Field(
         min_length=1, description="name -> an env group, as in conf/env"
     )
-    bins: int = Field(ge=2, description="values of each action dimension, for families whose actions are vectors")
+    bins: int = Field(ge=2, description="values of each action dimension, for families with continuous actions")
 
 
 class FlatActions:

@@ -76,7 +76,7 @@ class MountainCar(NativeFamily):
         return torch.stack([position, velocity], -1), torch.full_like(position, -1), terminated
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """One frame of one environment, ``obs [2]``, 300 x 200 pixels; a car with a reversed actuator is drawn red."""
+        """Draw one environment, ``obs [2]``, 300 x 200 pixels; a car with a reversed actuator is drawn red."""
         width, height = 300, 200
 
         def pixel(position: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
 from metarl_cli.interfaces import Env, State, Step, Task, device_of, dtype_of, num_tasks
-from metarl_cli.seeding import drawing_nothing
+from metarl_cli.seeding import without_draws
 
 
 class NativeConfig(TasksConfig):
@@ -76,7 +76,7 @@ class NativeEnv(Env):
 
     def step(self, action: Tensor) -> Step:
         drew = f"the dynamics of {type(self.family).__name__} draw random numbers: set stochastic = True in the class"
-        with nullcontext() if self.family.stochastic else drawing_nothing(self.rng, drew):
+        with nullcontext() if self.family.stochastic else without_draws(self.rng, drew):
             state, reward, terminated = self.family.dynamics(self.state, action, self.task, self.rng)
         self.clock = self.clock + 1
         truncated = self.clock >= self.family.spec.horizon
@@ -91,8 +91,6 @@ class NativeEnv(Env):
         self.task = {name: value[rows] for name, value in self.task.items()}
         self.state, self.clock, self.obs = self.state[rows], self.clock[rows], self.obs[rows]
         self.shape = (len(self.state), self.shape[1])
-
-    take = select_rows  # its old name, which goes with the merge that moves the evolution to ``select_rows``
 
     def render(self) -> Image:
         return self.family.render(self.obs[0, 0], {name: value[0] for name, value in self.task.items()})

@@ -1,7 +1,7 @@
 """2D navigation to a hidden goal (Finn, Abbeel and Levine 2017, arXiv:1703.03400, section 5.3).
 
-A point robot starts at the origin; the goal is somewhere in the unit square around it and is not observed: only the
-rewards tell the task.
+A point robot starts at the origin; the goal is in the unit square around it and is not observed, so that only the
+rewards reveal the task.
 
 Action space, discrete: 0 stays; 1, 2, 3, 4 move 0.1 along +x, -x, +y, -y. Continuous: a vector ``[2]``, the move along x
 and y [m], clipped to ±0.1 each. Observation, ``[..., 2]``: the position [m]. Reward: minus the Euclidean distance to the goal
@@ -40,7 +40,7 @@ class Config(NativeConfig):
 
 
 class Navigation2D(NativeFamily):
-    """Reach a goal that only the rewards reveal; see the module's docstring."""
+    """Reach a hidden goal; see the module's docstring."""
 
     parameters = {"goal_x": 0.25, "goal_y": 0.25}
 
@@ -65,7 +65,7 @@ class Navigation2D(NativeFamily):
         return state, -(state - goal).norm(dim=-1), terminated
 
     def optimum(self, task: Task) -> Tensor | None:
-        """With continuous moves, the return of going straight in x and in y, at which every step is as near as can be."""
+        """Compute the return of moving straight in x and in y with continuous moves; None with discrete moves."""
         if not self.continuous:
             return None
         goal = torch.stack([task["goal_x"], task["goal_y"]], -1).abs()  # [M, 2]
@@ -76,7 +76,7 @@ class Navigation2D(NativeFamily):
         return -distance.where(~over, 0).sum(0)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """One frame of one environment, ``obs [2]``, 200 x 200 pixels: the robot blue, the goal green."""
+        """Draw one environment, ``obs [2]``, 200 x 200 pixels: the robot blue, the goal green."""
         size, half = 200, 1.0  # [pixels], [m] shown on each side of the origin
         image = Image.new("RGB", (size, size), "white")
         draw = ImageDraw.Draw(image)

@@ -81,7 +81,7 @@ class Pendulum(NativeFamily):
         return torch.stack([torch.cos(theta), torch.sin(theta), omega], -1)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """One frame of one environment, ``obs [3]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""
+        """Draw one environment, ``obs [3]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""
         cos, sin, _ = obs.tolist()
         size, scale = 200, 55  # [pixels], [pixels/m]
         image = Image.new("RGB", (size, size), "white")

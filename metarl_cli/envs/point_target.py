@@ -1,7 +1,7 @@
-"""A point and a hidden target: state plus action, in as many dimensions as one likes, every answer known by hand.
+"""A point and a hidden target in any number of dimensions: the next state is the state plus the action.
 
-The smallest task family with vectors for actions: no physics, no chance, only the target to infer from the rewards. For
-testing that a learner adapts at all.
+The smallest family with continuous actions: deterministic, without physics, with an optimum known in closed form. It tests
+that a learner adapts at all.
 
 Action space: a vector ``[d]``, the move along each axis, clipped to ±1. Observation, ``[..., d]``: the position. Reward: minus
 the L1 distance to the target after the move. Start: the origin. Ends: where any coordinate is beyond ±5 (terminated) or at the
@@ -30,7 +30,7 @@ LIMIT = 5.0  # on each side of the origin
 
 
 class Config(StrictModel):
-    """Dimensions, and one range for every coordinate of the target."""
+    """The number of dimensions, and one range for every coordinate of the target."""
 
     horizon: int = Field(gt=0, description="time limit of an episode [steps]")
     dimensions: int = Field(gt=0, description="d, of positions and moves")
@@ -45,13 +45,13 @@ class Config(StrictModel):
         return self
 
     def tasks(self) -> TasksConfig:
-        """The ranges of target_0 to target_{d-1}."""
+        """Return the ranges of target_0 to target_{d-1}."""
         names = [f"target_{i}" for i in range(self.dimensions)]
         return TasksConfig(ranges=dict.fromkeys(names, self.target), ood_ranges=dict.fromkeys(names, self.ood_target))
 
 
 class PointTarget(NativeFamily):
-    """Go where the rewards are; see the module's docstring."""
+    """Reach a hidden target; see the module's docstring."""
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.parameters = {f"target_{i}": 1.0 for i in range(config.dimensions)}
@@ -65,7 +65,7 @@ class PointTarget(NativeFamily):
             raise ValueError(f"{name} must be within ±{LIMIT:g}, where episodes end, got {value:g}")
 
     def target(self, task: Task) -> Tensor:
-        """The target, its coordinates last."""
+        """Return the target ``[..., d]``."""
         return torch.stack([task[name] for name in self.parameters], -1)
 
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
@@ -82,7 +82,7 @@ class PointTarget(NativeFamily):
         return -left.sum((0, 2))
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """The first two coordinates, 200 x 200 pixels: the point blue, the target green; beyond the edge episodes end."""
+        """Draw the first two coordinates, 200 x 200 pixels: the point blue, the target green; episodes end beyond the edge."""
         size = 200
         image = Image.new("RGB", (size, size), "white")
         draw = ImageDraw.Draw(image)

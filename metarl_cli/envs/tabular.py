@@ -1,8 +1,8 @@
-"""What every family with few states and few actions shares: a model of each task, and its exact value; and what grids share.
+"""Shared parts of families with few states and few actions: the model of each task, its exact value, and grids.
 
-A state is a whole number below S, an action one below A. A task is a Markov decision process of S states and A actions;
-where its episodes terminate, they do so into an absorbing state without reward, so that the transition probabilities and the
-expected rewards say everything.
+A state is a whole number below S, an action one below A. A task is a Markov decision process of S states and A actions.
+Episodes terminate into an absorbing state without reward, so that the transition probabilities and the expected rewards
+define the task.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class GridConfig(TabularConfig):
     """Values every grid has."""
 
     size: int = Field(gt=1, description="cells along each side")
-    start: list[int] = Field(min_length=2, max_length=2, description="[x, y] of the cell where every episode begins")
+    start: list[int] = Field(min_length=2, max_length=2, description="[x, y] of the cell in which every episode begins")
 
     @model_validator(mode="after")
     def _start_is_on_the_grid(self) -> GridConfig:
@@ -46,7 +46,7 @@ class TabularFamily(NativeFamily):
 
     Args:
         num_states: S.
-        first_state: where every episode begins.
+        first_state: the state in which every episode begins.
         device: where the tasks live.
     """
 
@@ -62,14 +62,14 @@ class TabularFamily(NativeFamily):
         return one_hot(state[..., 0], self.num_states).to(torch.get_default_dtype())
 
     def start(self, task: Task) -> Tensor:
-        """The distribution ``[M, S]`` of an episode's first state."""
+        """Return the distribution ``[M, S]`` of an episode's first state."""
         state = torch.full((num_tasks(task),), self.first_state, device=device_of(task))
         return one_hot(state, self.num_states).to(dtype_of(task))
 
     def model(self, task: Task) -> tuple[Tensor, Tensor]:
-        """The transition probabilities ``[M, S, A, S]`` and the expected rewards ``[M, S, A]`` of tasks.
+        """Return the transition probabilities ``[M, S, A, S]`` and the expected rewards ``[M, S, A]`` of tasks.
 
-        Here those of a family without chance, read off its own ``dynamics``.
+        This default is for deterministic families; it evaluates ``dynamics`` in every state and action.
         """
         num, actions, device = num_tasks(task), self.spec.actions.size, device_of(task)
         pairs = torch.arange(self.num_states * actions, device=device).expand(num, -1)
@@ -80,19 +80,19 @@ class TabularFamily(NativeFamily):
         return one_hot(after.reshape(table), self.num_states).to(reward.dtype), reward.reshape(table)
 
     def optimum(self, task: Task) -> Tensor:
-        """The expected return ``[M]`` of an episode under the best policy that knows the task, by value iteration."""
+        """Compute the expected return ``[M]`` of an episode under the best policy that knows the task, by value iteration."""
         values, _ = value_iteration(*self.model(task), self.spec.horizon)
         return (self.start(task) * values[0]).sum(-1)
 
 
 class GridFamily(TabularFamily):
-    """A square grid to walk on; cell ``x + size * y`` lies x to the right of and y above the bottom left one.
+    """A square grid; cell ``x + size * y`` lies x cells right of and y cells above the bottom left cell.
 
-    A task says where hidden things are, ``{thing_x: [M], thing_y: [M], ...}`` in cells. Walking against an edge is staying.
+    A task holds the cells of hidden objects, ``{object_x: [M], object_y: [M], ...}``. A move against an edge has no effect.
 
     Args:
         config: the grid.
-        num_states: S, where a state says more than a cell.
+        num_states: S; by default the number of cells.
         device: where the tasks live.
     """
 
@@ -102,26 +102,26 @@ class GridFamily(TabularFamily):
         self.size = config.size
 
     def walk(self, cell: Tensor, action: Tensor) -> Tensor:
-        """The cells ``[...]`` after one move each."""
+        """Return the cells ``[...]`` after one move each."""
         moves = torch.tensor(MOVES, device=cell.device)[action]
         x = (cell % self.size + moves[..., 0]).clamp(0, self.size - 1)
         y = (cell // self.size + moves[..., 1]).clamp(0, self.size - 1)
         return x + self.size * y
 
-    def cell(self, task: Task, thing: str) -> Tensor:
-        """The cell where a hidden thing is, in the shape of the task's parameters."""
-        return (task[f"{thing}_x"] + self.size * task[f"{thing}_y"]).long()
+    def cell(self, task: Task, name: str) -> Tensor:
+        """Return the cell of a hidden object, in the shape of the task's parameters."""
+        return (task[f"{name}_x"] + self.size * task[f"{name}_y"]).long()
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """The fewest moves between cells: Manhattan's distance."""
+        """Return the fewest moves between cells, the Manhattan distance."""
         return (a % self.size - b % self.size).abs() + (a // self.size - b // self.size).abs()
 
-    def coordinates(self, thing: str, cells: np.ndarray) -> Columns:
-        """The task parameters that put a thing into ``cells [num]``."""
-        return {f"{thing}_x": cells % self.size, f"{thing}_y": cells // self.size}
+    def coordinates(self, name: str, cells: np.ndarray) -> Columns:
+        """Return the task parameters that put an object into ``cells [num]``."""
+        return {f"{name}_x": cells % self.size, f"{name}_y": cells // self.size}
 
     def describe(self, obs: Tensor) -> str:
-        """The cell that one observation shows, as ``(x,y)``."""
+        """Describe one observation by its cell, as ``(x,y)``."""
         cell = int(obs.argmax()) % self.size**2
         return f"({cell % self.size},{cell // self.size})"
 
@@ -132,7 +132,7 @@ class GridFamily(TabularFamily):
 
 
 def value_iteration(transition: Tensor, reward: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
-    """The best undiscounted values and actions of an episode, backwards from its last step (Bellman 1957).
+    """Compute the optimal undiscounted values and actions of an episode, backwards from its last step (Bellman 1957).
 
     ``V[H](s) = 0`` and ``V[t](s) = max_a R(s, a) + Σ_s' P(s' | s, a) V[t+1](s')``; the index is the step, not the steps to go.
 
@@ -142,7 +142,7 @@ def value_iteration(transition: Tensor, reward: Tensor, horizon: int) -> tuple[T
         horizon: H, the steps of an episode.
 
     Returns:
-        The values ``V [H+1, M, S]`` and the actions ``[H, M, S]`` that reach them; the first of equally good ones.
+        The values ``V [H+1, M, S]`` and the optimal actions ``[H, M, S]``, the first of equally good ones.
     """
     values, actions = [reward.new_zeros(reward.shape[:2])], []
     for _ in range(horizon):
@@ -153,7 +153,7 @@ def value_iteration(transition: Tensor, reward: Tensor, horizon: int) -> tuple[T
 
 
 def draw_cells(columns: int, rows: int, cells: dict[str, int]) -> Image.Image:
-    """A board of squares, 20 pixels each, some in the colours that ``cells`` names; the later lies on top, smaller.
+    """Draw a board of squares of 20 pixels, with markers in ``cells``, ``{colour: square}``; later markers are smaller, on top.
 
     Square 0 is at the bottom left, square 1 to its right.
     """

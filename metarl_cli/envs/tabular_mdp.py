@@ -1,6 +1,6 @@
 """Random Markov decision processes (Osband, Russo and Van Roy 2013, arXiv:1306.0940; Duan et al. 2016, arXiv:1611.02779).
 
-Ten states, five actions, everything else unknown: explore a table, then exploit it, over the episodes of a trial.
+Ten states and five actions with unknown transitions and rewards: the agent explores and exploits them within a trial.
 
 Action space: 0 to A - 1. Observation, ``[..., S]``: the state, one-hot. Reward: the mean of state and action plus normal noise.
 Start: state 0. Ends: at the horizon only (truncated).
@@ -47,8 +47,8 @@ class TabularMDP(TabularFamily):
 
     def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         states, actions = self.config.states, self.config.actions
-        unit = rng.random((num, states, actions, states + 2))  # row by row: what one task takes never depends on num
-        exponential = -np.log1p(-unit)  # S of them in proportion are Dirichlet(1, ..., 1)
+        unit = rng.random((num, states, actions, states + 2))  # row by row, so that a task does not depend on num
+        exponential = -np.log1p(-unit)  # S of them divided by their sum are Dirichlet(1, ..., 1)
         transition = exponential[..., :states] / exponential[..., :states].sum(-1, keepdims=True)
         normal = np.sqrt(2 * exponential[..., -2]) * np.cos(2 * np.pi * unit[..., -1])  # Box and Muller 1958
         return {"transition": transition, "reward": self.config.reward_mean + self.config.reward_std * normal}
@@ -76,7 +76,7 @@ class TabularMDP(TabularFamily):
         return task["transition"], task["reward"]
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
-        """The states as a row of squares, the present one blue."""
+        """Draw the states as a row of squares, the current one blue."""
         return draw_cells(self.num_states, 1, {"royalblue": int(obs.argmax())})
 
 

@@ -166,7 +166,7 @@ class ParametricFamily(Family):
             for name, distribution in distributions.items():
                 for value in distribution.extremes:
                     self.check(name, value)
-        self.finite = all(distribution.finite for distribution in self.distributions.values())
+        self.finite = self.finite or all(distribution.finite for distribution in self.distributions.values())
         if self.ood_distributions:
             self.splits = (*self.splits, "ood")
 
@@ -199,7 +199,7 @@ class ParametricFamily(Family):
     def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         """Draw the parameters of ``num`` tasks of a split, row by row, so that the first n do not depend on ``num``.
 
-        Where only a few tasks exist, each of them is drawn once before any is drawn again.
+        Where all that varies are choices, each task is drawn once before any is drawn again.
         """
         if split == "ood":
             rows = [self._independent(0, self.ood_distributions, rng)]
@@ -209,7 +209,7 @@ class ParametricFamily(Family):
                     rows.append(row)
             return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         choices = {name: d.values for name, d in self.distributions.items() if isinstance(d, Choice)}
-        if not self.finite or not choices:
+        if not choices or len(choices) < len(self.distributions):
             return self._independent(num, self.distributions, rng)
         every = list(itertools.product(*choices.values()))
         order = np.concatenate([rng.permutation(len(every)) for _ in range(-(-num // len(every)))])[:num]

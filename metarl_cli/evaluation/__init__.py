@@ -1,1 +1,1 @@
-"""Adaptation curves, intervals, references, tables and figures."""
+"""Evaluation on held-out tasks: adaptation curves, intervals, references, tables and figures."""

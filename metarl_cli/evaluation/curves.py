@@ -1,4 +1,4 @@
-"""Adaptation curves: what an evaluation finds, and its numbers under the tags that all algorithms share."""
+"""Adaptation curves: the results of an evaluation, and their metrics under the tags that all algorithms share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from metarl_cli.evaluation.statistics import Interval, Scores
 
 
 class Total(NamedTuple):
-    """The return of whole trials, all their episodes together: mean over tasks and trials, standard error over tasks.
+    """The return of whole trials, summed over their episodes: mean over tasks and trials, standard error over tasks.
 
-    On a single task the standard error is over its trials.
+    For a single task the standard error is over its trials.
     """
 
     episodes: int
     mean: float
-    standard_error: float | None  # none with a single trial
+    standard_error: float | None  # None for a single trial
     each: list[float]  # [episodes] mean return of every episode
 
     def __str__(self) -> str:
@@ -25,21 +25,21 @@ class Total(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Returns along adaptation on M tasks, E repeats each, at P points: adaptation steps, or episodes of a trial."""
+    """Returns along adaptation to M tasks, with E repeats, at P points: adaptation steps, or episodes of a trial."""
 
     steps: list[int]  # [P] adaptation steps, or episodes of a trial before this one
     returns: Scores  # [P, E, M]
-    points: list[Interval]  # [P] IQM over tasks and repeats with its interval over both; of a trial's episodes the mean
-    gradient_steps: list[int]  # [P] spent per task
-    env_steps: list[int]  # [P] spent per task
-    groups: dict[str, list[Interval]]  # the same of tasks whose returns do not compare; ``points`` are then their averages
+    points: list[Interval]  # [P] IQM over tasks and repeats, with its interval over both; the mean for episodes of a trial
+    gradient_steps: list[int]  # [P] per task
+    env_steps: list[int]  # [P] per task
+    groups: dict[str, list[Interval]]  # [P] per group of tasks with comparable returns; ``points`` are then their averages
     total: Total | None = None  # of whole trials
 
     @property
     def score(self) -> float:
-        """What algorithms are compared by: the return after the last adaptation step; of trials the mean of an episode.
+        """Return the score that ranks algorithms: the return after the last adaptation step, or per episode of a trial.
 
-        Of a trial all episodes count: exploring well is a part of it, and the last may be a single pull of a bandit.
+        All episodes of a trial count: exploration is part of the task, and the last episode may be a single pull of a bandit.
         """
         return self.total.mean / self.total.episodes if self.total else self.points[-1].value
 
@@ -48,28 +48,28 @@ class Report(NamedTuple):
     """The curve of an algorithm, and its references on the same tasks at the same budget."""
 
     curve: Curve
-    sampled: Curve | None  # the same trials with sampled actions; none for a policy that is not stochastic
-    scratch: Curve | None  # the same learner from fresh weights; none for an algorithm without gradient steps
+    sampled: Curve | None  # the same trials with sampled actions; None for a deterministic policy
+    scratch: Curve | None  # the same learner from fresh weights; None for an algorithm without gradient steps
     random: Curve
-    own_tasks: Interval | None  # the training tasks, where each is learned on its own
-    optimum: Scores | None  # [M] of the best policy that knows the task, where the family can tell
-    best: Interval | None  # the same over the tasks
+    own_tasks: Interval | None  # on the training tasks, if each is learned independently
+    optimum: Scores | None  # [M] returns of the oracle, the optimal policy that knows the task; None if unknown
+    best: Interval | None  # the return of the oracle over the tasks
 
     @property
     def total(self) -> Total | None:
-        """Of an algorithm that adapts within a trial."""
+        """Return the total of whole trials; None for an algorithm that adapts by gradient steps."""
         return self.curve.total
 
     @property
     def regret(self) -> float | None:
-        """What knowing the task would have earned beyond a whole trial, on average over tasks; None where unknown."""
+        """Return the regret of a trial: the oracle's return minus the return, mean over tasks; None if unknown."""
         if self.total is None or self.optimum is None:
             return None
         return self.total.episodes * float(self.optimum.mean()) - self.total.mean
 
 
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:
-    """A curve as scalars, under the tags every algorithm shares."""
+    """Return the metrics of a curve, under the tags that all algorithms share."""
     points, values = curve.points, [point.value for point in curve.points]
     scalars = {f"return_step_{k}": value for k, value in zip(curve.steps, values, strict=True)}
     scalars |= {
@@ -88,7 +88,7 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
 
 
 def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
-    """What stands beside the curve, as scalars: the references, and sampled actions."""
+    """Return the metrics of the references and of sampled actions."""
     scalars = {"return_random": report.random.points[0].value}
     if report.scratch:
         scalars["return_scratch"] = report.scratch.points[-1].value

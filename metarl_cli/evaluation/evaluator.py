@@ -1,10 +1,10 @@
-"""The one evaluator: adaptation curves of any algorithm on tasks it never trained on.
+"""Evaluation: adaptation curves of any algorithm on held-out tasks.
 
-A curve is the return of full greedy episodes before adaptation and after each adaptation step, per task, against the
-gradient steps and environment steps spent (Beck 2023, arXiv:2301.08028, section 2.3). For an algorithm that adapts within a
-trial it is the return of each of the trial's episodes; where such a policy is stochastic, its actions sampled instead of greedy
-make a second curve, in the same environments. Evaluation owns its environments and random streams: how often and on how many
-tasks it runs moves nothing else.
+A curve is the return of whole greedy episodes before adaptation and after each adaptation step, per task, against the number
+of gradient steps and environment steps (Beck 2023, arXiv:2301.08028, section 2.3). For an algorithm that adapts within a trial
+it is the return of each episode of the trial; if the policy is stochastic, a second curve is measured with sampled actions in
+the same environments. Evaluation has its own environments and random streams: its frequency and its number of tasks do not
+change training.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from metarl_cli.interfaces import Adapted, Algorithm, Budget, Family, Policy, Ta
 from metarl_cli.progress import track
 from metarl_cli.seeding import torch_rng
 
-Aggregate = Callable[[Scores], Interval]  # returns [E, M] -> what is reported of them
+Aggregate = Callable[[Scores], Interval]  # returns [E, M] -> reported estimate
 
 
 def iqm_over_tasks(scores: Scores) -> Interval:
-    """IQM over tasks and repeats, with its interval over both."""
+    """Return the IQM over tasks and repeats, with its interval over both."""
     return iqm_interval(scores, over_tasks=True)
 
 
 def mean_over_tasks(scores: Scores) -> Interval:
-    """Mean over tasks and repeats, with its interval over tasks; of a single task over its repeats."""
+    """Return the mean over tasks and repeats, with its interval over tasks; for a single task over its repeats."""
     return mean_interval(scores if scores.shape[1] > 1 else scores.T)
 
 
 class Evaluator:
-    """Measures on a fixed set of tasks.
+    """Measures adaptation on a fixed set of tasks.
 
     Args:
-        family: where the tasks live.
+        family: the family of the tasks.
         task: the held-out tasks.
-        episodes: full episodes per task and adaptation step; trials per task, for an algorithm that adapts within them.
-        seed: of the support and evaluation episodes, with the split: a stream of their own for each.
+        episodes: whole episodes per task and adaptation step, or trials per task for an algorithm that adapts within a trial.
+        seed: seed of the random streams of support and evaluation, which also depend on the split.
         split: the tasks' split.
     """
 
@@ -54,14 +54,14 @@ class Evaluator:
         return torch_rng(self.seed, self.split, name, device=self.device)
 
     def _returns(self, task: Task, policy: Policy, rng: torch.Generator) -> Scores:
-        """Return ``[E, M]`` of episodes that start the same for every policy; ``rng`` is of the policy's own chance."""
+        """Return the returns ``[E, M]`` of episodes with the same start for every policy; the policy draws from ``rng``."""
         returns, _ = run_episodes(self.family, task, policy, self.episodes, self._rng("episodes"), rng)
         return returns[0].T.double().cpu().numpy()
 
-    def _curve(self, adaptations: Iterator[Adapted], most: int, what: str, greedy: bool = True) -> Curve:
+    def _curve(self, adaptations: Iterator[Adapted], most: int, label: str, greedy: bool = True) -> Curve:
         """Measure each policy of an adaptation, or each episode of the one policy whose state adapts."""
         steps, returns, gradient_steps, env_steps = [], [], [], []
-        for adapted in track(adaptations, most + 1, what):
+        for adapted in track(adaptations, most + 1, label):
             if adapted.episodes is not None:
                 return self._trial(adapted.policy, adapted.episodes, greedy)
             steps.append(adapted.step)
@@ -97,11 +97,11 @@ class Evaluator:
         return Curve(steps, np.stack(returns), points, gradient_steps, env_steps, per_group)
 
     def curve(self, algorithm: Algorithm, budget: Budget, greedy: bool = True) -> Curve:
-        """Measure the algorithm's adaptation: before and after each gradient step, or along the episodes of a trial."""
+        """Measure adaptation before and after each gradient step, or along the episodes of a trial."""
         return self._curve(algorithm.adapt(self.task, budget, self._rng("support")), budget.steps, "adaptation, point", greedy)
 
     def report(self, algorithm: Algorithm, budget: Budget) -> Report:
-        """Measure the algorithm's adaptation beside the references."""
+        """Measure the algorithm's adaptation and the references."""
         sampled = scratch = None
         curve = self.curve(algorithm, budget)
         if curve.total and next(algorithm.adapt(self.task, budget, self._rng("support"))).policy.stochastic:
@@ -113,7 +113,7 @@ class Evaluator:
         return Report(curve, sampled, scratch, self.random(aggregate), self.own_tasks(algorithm), optimum, best)
 
     def _optimum(self, aggregate: Aggregate) -> tuple[Scores | None, Interval | None]:
-        """The best return of each task ``[M]`` and over all, where the family can tell."""
+        """Return the oracle's return of each task ``[M]`` and over all tasks; None if the family does not know it."""
         known = self.family.optimum(self.task)
         if known is None:
             return None, None
@@ -121,12 +121,12 @@ class Evaluator:
         return optimum, self._points([0], [optimum[None]], [0], [0], aggregate).points[0]
 
     def random(self, aggregate: Aggregate = iqm_over_tasks) -> Curve:
-        """Measure a policy that acts uniformly at random."""
+        """Measure the uniformly random policy."""
         returns = self._returns(self.task, RandomPolicy(self.family.spec.actions), self._rng("random"))
         return self._points([0], [returns], [0], [0], aggregate)
 
     def own_tasks(self, algorithm: Algorithm) -> Interval | None:
-        """Measure the networks of an algorithm that learns each training task on its own, on these tasks; else None."""
+        """Measure an algorithm that learns each training task independently, on its training tasks; None for all others."""
         if not algorithm.own_tasks:
             return None
         task = algorithm.task
@@ -137,9 +137,9 @@ class Evaluator:
 
 
 def standard_error(groups: list[Scores]) -> float | None:
-    """Return the standard error of the average of the groups' means; None where there is nothing to compare with.
+    """Return the standard error of the average of the groups' means; None if a group has a single score.
 
-    It is over a group's tasks ``[M, E]``, and of a single task over its repeats.
+    The standard error is over the tasks of a group ``[M, E]``, or over the repeats of a single task.
     """
     errors = []
     for scores in groups:

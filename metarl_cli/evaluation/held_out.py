@@ -1,4 +1,4 @@
-"""Held-out tasks: the same for every algorithm and seed, and never shared between splits."""
+"""Held-out tasks: equal for all algorithms and seeds, and disjoint between splits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metarl_cli.seeding import numpy_rng
 
 
 def held_out_tasks(family: Family, split: str, num: int, seed: int) -> Task:
-    """Draw the first ``num`` tasks of a held-out split: the same for every algorithm, run's seed and number of tasks."""
+    """Draw the first ``num`` tasks of a held-out split; they do not depend on the algorithm, the run's seed or ``num``."""
     return family.sample_tasks(num, split, numpy_rng(seed, "tasks", split))
 
 
@@ -25,12 +25,16 @@ def task_hash(task: Task) -> str:
 
 
 def check_disjoint(splits: dict[str, Task]) -> None:
-    """Raise UserError if two splits share a task."""
+    """Check that no two splits share a task.
+
+    Raises:
+        UserError: if two splits share a task.
+    """
     seen: dict[tuple[float, ...], str] = {}
     for split, task in splits.items():
         columns = [value.reshape(len(value), -1) for value in task.values()]
         for number, row in enumerate(torch.cat(columns, 1).tolist()):
             other = seen.setdefault(tuple(row), split)
             if other != split:
-                found = {name: value[number].tolist() for name, value in task.items()}
-                raise UserError(f"a task stands in both the {other} and the {split} split: {found}")
+                values = {name: value[number].tolist() for name, value in task.items()}
+                raise UserError(f"the {other} and the {split} split share a task: {values}")

@@ -1,4 +1,4 @@
-"""Figures and frames as files."""
+"""Encoding of figures as PNG and of frames as GIF."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def png(figure: Figure) -> bytes:
-    """A matplotlib figure as a PNG of 150 dots an inch."""
+    """Encode a matplotlib figure as a PNG at 150 dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

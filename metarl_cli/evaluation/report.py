@@ -14,23 +14,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+ORACLE = "oracle (knows the task)"  # the optimal policy
+
+
 def empty_table(title: str, trial: bool) -> Table:
-    """The columns of an adaptation table; no number is ever cut off."""
-    shown = Table(title=title, title_justify="left", title_style="bold")
-    shown.add_column("", overflow="fold")
+    """Return an adaptation table without rows; a narrow terminal never truncates its numbers."""
+    empty = Table(title=title, title_justify="left", title_style="bold")
+    empty.add_column("", overflow="fold")
     for heading in ("gradient steps", "env steps"):
-        shown.add_column(heading, justify="right", overflow="fold")
-    shown.add_column(f"return: {'mean' if trial else 'IQM'} [95 %]", justify="right", no_wrap=True)
-    return shown
+        empty.add_column(heading, justify="right", overflow="fold")
+    empty.add_column(f"return: {'mean' if trial else 'IQM'} [95 %]", justify="right", no_wrap=True)
+    return empty
 
 
 def table(report: Report, title: str) -> Table:
-    """The adaptation table people read."""
-    shown = empty_table(title, trial=report.total is not None)
+    """Return the adaptation table that the commands print."""
+    rows = empty_table(title, trial=report.total is not None)
 
     def row(name: str, curve: Curve, k: int, style: str = "") -> None:
         value = str(curve.points[k])
-        shown.add_row(name, str(curve.gradient_steps[k]), str(curve.env_steps[k]), value, style=style)
+        rows.add_row(name, str(curve.gradient_steps[k]), str(curve.env_steps[k]), value, style=style)
 
     row("random policy", report.random, 0, "dim")
     if report.scratch:
@@ -40,69 +43,69 @@ def table(report: Report, title: str) -> Table:
         name = label(step, trial=report.total is not None)
         row(name, report.curve, k, "bold" if k in (0, last) else "")
     for group in report.curve.groups:
-        shown.add_section()
-        shown.add_row(f"{group}: random policy", "", "", str(report.random.groups[group][0]), style="dim")
+        rows.add_section()
+        rows.add_row(f"{group}: random policy", "", "", str(report.random.groups[group][0]), style="dim")
         for k in (0, last):
             name = f"{group}: {label(report.curve.steps[k], trial=report.total is not None)}"
-            shown.add_row(name, "", "", str(report.curve.groups[group][k]), style="bold")
+            rows.add_row(name, "", "", str(report.curve.groups[group][k]), style="bold")
         if report.scratch:
-            shown.add_row(f"{group}: from scratch", "", "", str(report.scratch.groups[group][-1]), style="dim")
+            rows.add_row(f"{group}: from scratch", "", "", str(report.scratch.groups[group][-1]), style="dim")
     if report.best:
-        shown.add_row("optimum, told the task", "", "", f"{report.best.value:.2f}", style="dim")
+        rows.add_row(ORACLE, "", "", f"{report.best.value:.2f}", style="dim")
     if report.total:
-        shown.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
+        rows.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
     if report.regret is not None:
-        shown.add_row("regret, the optimum minus that", "", "", f"{report.regret:.2f}", style="dim")
+        rows.add_row("regret (oracle minus return)", "", "", f"{report.regret:.2f}", style="dim")
     if report.sampled and report.sampled.total:
-        shown.add_section()
+        rows.add_section()
         for k in sorted({0, last}):
             row(f"sampled: {label(report.sampled.steps[k], trial=True)}", report.sampled, k)
-        shown.add_row(f"sampled: sum of {report.sampled.total.episodes} episodes", "", "", str(report.sampled.total))
-    return shown
+        rows.add_row(f"sampled: sum of {report.sampled.total.episodes} episodes", "", "", str(report.sampled.total))
+    return rows
 
 
 def label(step: int, trial: bool) -> str:
-    """What a point of a curve is called."""
+    """Return the name of a point of a curve."""
     if trial:
         return f"episode {step + 1}"
     return "before adaptation" if step == 0 else f"after step {step}"
 
 
 def figure(report: Report, title: str) -> Figure:
-    """Return against gradient steps (or episodes of the trial) and against environment steps, with the references."""
+    """Plot the return over gradient steps (or episodes of the trial) and over environment steps, with the references."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(shown)
-    left, right = shown.subplots(1, 2, sharey=True)
+    drawing = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(drawing)
+    left, right = drawing.subplots(1, 2, sharey=True)
     lines = [("greedy" if report.sampled else "adapted", report.curve, "tab:blue")]
     if report.sampled:
         lines.append(("sampled", report.sampled, "tab:green"))
     if report.scratch:
         lines.append(("from scratch", report.scratch, "tab:orange"))
-    first = "episodes of the trial before" if report.total else "gradient steps of adaptation, per task"
+    first = "previous episodes of the trial" if report.total else "gradient steps of adaptation, per task"
     for axes, name in ((left, "steps"), (right, "env_steps")):
         for text, curve, colour in lines:
             x, points = getattr(curve, name), curve.points
             axes.plot(x, [p.value for p in points], marker="o", color=colour, label=text)
             axes.fill_between(x, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.2)
             if curve.total and name == "steps":
-                axes.plot(curve.total.each, color=colour, linewidth=0.6)  # between the points too
+                axes.plot(curve.total.each, color=colour, linewidth=0.6)  # every episode, between the points too
         axes.axhline(report.random.points[0].value, color="grey", linestyle=":", label="random policy")
         if report.best:
-            axes.axhline(report.best.value, color="black", linestyle="--", label="optimum, told the task")
+            axes.axhline(report.best.value, color="black", linestyle="--", label=ORACLE)
         axes.set_xlabel(first if name == "steps" else "environment steps of adaptation, per task")
         axes.grid(alpha=0.3)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_ylabel(f"return ({'mean' if report.total else 'IQM'}, 95 % interval)")
     left.legend()
-    shown.suptitle(title)
-    return shown
+    drawing.suptitle(title)
+    return drawing
 
 
 def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any]:
-    """A report as plain values: aggregates, and the mean return of every task at every point."""
+    """Convert a report to plain values: aggregates, and the mean return of every task at every point."""
 
     def entry(curve: Curve) -> dict[str, Any]:
         return {
@@ -110,11 +113,11 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
             "gradient_steps": curve.gradient_steps,
             "env_steps": curve.env_steps,
             "mean" if report.total else "iqm": [point._asdict() for point in curve.points],
-            "groups": {group: [point._asdict() for point in apart] for group, apart in curve.groups.items()},
+            "groups": {group: [point._asdict() for point in points] for group, points in curve.groups.items()},
             "task_returns": curve.returns.mean(axis=1).tolist(),  # [P, M]
         }
 
-    parameters = {name: value.tolist() for name, value in tasks.items() if value.dim() == 1}  # tables stand in tasks.json
+    parameters = {name: value.tolist() for name, value in tasks.items() if value.dim() == 1}  # larger ones are in tasks.json
     return {
         **extra,
         "tasks": {"hash": task_hash(tasks), "parameters": parameters},

@@ -1,4 +1,4 @@
-"""Aggregates and intervals that are reliable with few runs (Agarwal 2021, arXiv:2108.13264)."""
+"""Aggregates and confidence intervals that are reliable for few runs (Agarwal 2021, arXiv:2108.13264)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Scores = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % interval."""
+    """An estimate with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def iqm(scores: ArrayLike, axis: int = -1) -> Scores:
-    """Interquartile mean: the mean of the middle half along ``axis`` (scipy's ``trim_mean`` at 0.25)."""
+    """Compute the interquartile mean: the mean of the middle half along ``axis`` (scipy's ``trim_mean`` at 0.25)."""
     ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=axis)
     size = ordered.shape[axis]
     cut = size // 4
@@ -31,33 +31,34 @@ def iqm(scores: ArrayLike, axis: int = -1) -> Scores:
 
 
 def iqm_interval(scores: ArrayLike, over_tasks: bool = False, resamples: int = 2000, seed: int = 0) -> Interval:
-    """IQM of ``scores [R, M]`` (R repeats of M tasks) with its 95 % percentile bootstrap interval.
+    """Compute the IQM of ``scores [R, M]`` (R repeats of M tasks) with its 95 % percentile bootstrap interval.
 
-    Stratified: repeats (runs with different seeds) are resampled within each task, and the interval tells how sure one is of
-    the score on these tasks. ``over_tasks`` resamples the tasks too: how sure one is of the score on the family, which is what
-    a single run can tell (its repeats are episodes, and may all be the same).
+    The bootstrap is stratified: repeats (runs with different seeds) are resampled within each task, so that the interval is for
+    the score on these tasks. With ``over_tasks`` the tasks are resampled too, so that the interval is for the score on the
+    family: the right one for a single run, whose repeats are episodes and may be identical.
     """
     scores = np.asarray(scores, dtype=np.float64)
     repeats, tasks = scores.shape
     rng = np.random.default_rng(seed)
 
     def resample(num: int) -> Scores:
-        """The IQMs of ``num`` resamples, one after the other of the generator's numbers."""
+        """Return the IQMs of ``num`` resamples; the numbers drawn do not depend on the size of a call."""
         bounds = np.repeat([tasks, repeats], [tasks if over_tasks else 0, scores.size])
         drawn = rng.integers(np.broadcast_to(bounds, (num, len(bounds))))
         columns = drawn[:, None, :tasks] if over_tasks else np.arange(tasks)  # [num, 1, M] | [M]
         rows = drawn[:, -scores.size :].reshape(num, repeats, tasks)
         return iqm(scores[rows, columns].reshape(num, scores.size))
 
-    values = np.concatenate([resample(min(100, resamples - i)) for i in range(0, resamples, 100)])  # never all in memory
+    parts = (min(100, resamples - i) for i in range(0, resamples, 100))  # a bound of the memory
+    values = np.concatenate([resample(num) for num in parts])
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(iqm(scores.ravel())), float(low), float(high))
 
 
 def mean_interval(scores: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of ``scores [R, M]`` with its 95 % percentile bootstrap interval over tasks.
+    """Compute the mean of ``scores [R, M]`` with its 95 % percentile bootstrap interval over tasks.
 
-    For returns that are mostly chance (a bandit pays 0 or 1): the middle half says nothing of their expectation.
+    It is for noisy returns (a bandit pays 0 or 1), whose middle half is no estimate of the expectation.
     """
     tasks = np.asarray(scores, dtype=np.float64).mean(axis=0)  # [M]
     rows = np.random.default_rng(seed).integers(len(tasks), size=(resamples, len(tasks)))
@@ -66,5 +67,5 @@ def mean_interval(scores: ArrayLike, resamples: int = 2000, seed: int = 0) -> In
 
 
 def average_intervals(intervals: Sequence[Interval]) -> Interval:
-    """Average estimates and bounds over groups whose scores do not compare; the interval is conservative."""
+    """Average estimates and bounds over groups whose scores are not comparable; the interval is conservative."""
     return Interval(*(float(np.mean(column)) for column in zip(*intervals, strict=True)))

@@ -1,39 +1,42 @@
-"""Exploration: epsilon-greedy, with random actions that may last.
+"""Epsilon-greedy exploration; a random action may last for several steps.
 
-Temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration.
+This is temporally extended exploration (Dabney 2021, arXiv:2006.01782) with a fixed duration.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.interfaces import Policy, State, Step
 from metarl_cli.spaces import ActionSpace
 
 
 class EpsilonGreedy(Policy):
-    """A policy of whose steps a share epsilon is random; a random action lasts ``repeat`` steps.
+    """A policy in which a share epsilon of all steps is random; a random action lasts ``repeat`` steps.
 
     Args:
-        policy: what acts otherwise; sampled where it is stochastic.
-        actions: what a random action is drawn from.
-        epsilon: the share of random steps: of all, or ``[M]`` of each task, or ``[M, N]``.
-        repeat: steps a random action lasts.
+        policy: the policy of all other steps; its actions are sampled if it is stochastic.
+        actions: the action space of random actions.
+        epsilon: the share of random steps: one number, one per task ``[M]``, or one per environment ``[M, N]``.
+        repeat: duration of a random action [steps].
     """
 
     stochastic = True
 
     def __init__(self, policy: Policy, actions: ActionSpace, epsilon: float | Tensor, repeat: int = 1):
         self.policy, self.actions, self.repeat = policy, actions, repeat
-        self.always = not isinstance(epsilon, Tensor) and epsilon >= 1  # then the policy itself is never asked
+        self.always = not isinstance(epsilon, Tensor) and epsilon >= 1  # the inner policy is then not evaluated
         self.never = not isinstance(epsilon, Tensor) and epsilon == 0
         self.share = epsilon[:, None] if isinstance(epsilon, Tensor) and epsilon.dim() == 1 else epsilon
 
+    @override
     def start(self, num_envs: int, rng: torch.Generator, greedy: bool = False) -> State:
         inner = self.policy.start(num_envs, rng, greedy=not self.policy.stochastic)
         return {"policy": inner, "rng": rng, "held": None, "left": None}
 
+    @override
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         if self.repeat > 1:
             return self._act_and_hold(state, obs)
@@ -43,36 +46,37 @@ class EpsilonGreedy(Policy):
         if self.never:
             return action, {**state, "policy": inner}
         explore = torch.rand(obs.shape[:2], generator=state["rng"], device=obs.device) < self.share
-        anything = self.actions.random(obs, state["rng"])
-        return torch.where(_align(explore, action), anything, action), {**state, "policy": inner}
+        random = self.actions.random(obs, state["rng"])
+        return torch.where(_align(explore, action), random, action), {**state, "policy": inner}
 
     def _act_and_hold(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         rng, repeat, held, left = state["rng"], self.repeat, state["held"], state["left"]
-        anything = self.actions.random(obs, rng)
+        random = self.actions.random(obs, rng)
         if held is None:
-            held, left = anything, torch.zeros(obs.shape[:2], dtype=torch.long, device=obs.device)
-            # a start in the middle of random actions, of which 0 to repeat - 1 steps are left, has the same share of them
+            held, left = random, torch.zeros(obs.shape[:2], dtype=torch.long, device=obs.device)
+            # the first step may be in the middle of a random action with 0 to repeat - 1 steps left, so that the share of
+            # random steps is epsilon from the start
             part = torch.randint(repeat, left.shape, generator=rng, device=obs.device)
             left = torch.where(torch.rand(left.shape, generator=rng, device=obs.device) < self.share, part, left)
-        starts = self.share / (
-            self.share + repeat * (1 - self.share)
-        )  # of idle steps, so that a share epsilon of all is random
+        # probability that a random action starts at a step outside of one, so that a share epsilon of all steps is random
+        starts = self.share / (self.share + repeat * (1 - self.share))
         begin = (left == 0) & (torch.rand(left.shape, generator=rng, device=obs.device) < starts)
         left = torch.where(begin, repeat, left)
-        held = torch.where(_align(begin, anything), anything, held)
+        held = torch.where(_align(begin, random), random, held)
         legal = self.actions.legal(obs)
-        if legal is not None:  # the held action may no longer be one of them
-            held = torch.where(legal.gather(-1, held[..., None])[..., 0], held, anything)
+        if legal is not None:  # the held action may have become illegal
+            held = torch.where(legal.gather(-1, held[..., None])[..., 0], held, random)
         state = {**state, "held": held, "left": (left - 1).clamp(min=0)}
         if self.always:
             return held, state
         action, inner = self.policy.act(state["policy"], obs)
         return torch.where(_align(left > 0, action), held, action), {**state, "policy": inner}
 
+    @override
     def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
         return state if self.always else {**state, "policy": self.policy.observe(state["policy"], obs, action, step)}
 
 
 def _align(mask: Tensor, action: Tensor) -> Tensor:
-    """Reshape ``[M, N]`` so that it broadcasts against ``action``."""
+    """Reshape ``mask [M, N]`` so that it broadcasts against ``action``."""
     return mask[(...,) + (None,) * (action.dim() - mask.dim())]

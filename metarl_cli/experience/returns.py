@@ -1,4 +1,4 @@
-"""Returns along trajectories, written for one task."""
+"""Returns and advantages along trajectories, written for one task."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from metarl_cli.config.base import StrictModel
 
 
 class ReturnsConfig(StrictModel):
-    """The estimate of returns: discount and lambda."""
+    """The estimator of returns: discount and lambda of Q(lambda)."""
 
-    gamma: float | None = Field(ge=0, lt=1, description="discount; none: the learner's; 0 regresses on the reward alone")
-    lambda_: float = Field(ge=0, le=1, alias="lambda", description="share of longer returns; 0 is one-step DQN")
+    gamma: float | None = Field(
+        ge=0, lt=1, description="discount; none: that of the learner; 0: the target is the reward alone"
+    )
+    lambda_: float = Field(ge=0, le=1, alias="lambda", description="weight of longer returns; 0: one-step DQN, 1: Monte Carlo")
 
 
 def lambda_returns(
     reward: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float | Tensor, lambda_: float
 ) -> Tensor:
-    """Q(lambda) targets, ``[T, N]`` each, with next_value the bootstrap value of the true successor.
+    """Compute Q(lambda) targets ``[T, N]``; ``next_value [T, N]`` is the bootstrap value of the true successor.
 
     ``G_t = r_t + gamma * (1 - terminated_t) * ((1 - lambda) * V_{t+1} + lambda * G_{t+1})``, where ``G_{t+1}`` is ``V_{t+1}``
     itself at the end of a trajectory or of the data (Peng and Williams 1996; Sutton and Barto 2018, section 12.8).
-    lambda=0 is the one-step target of DQN, lambda=1 the Monte-Carlo return. Computed as one product instead of a
-    loop over time: G = W u with W[t, j] = (gamma*lambda)^(j-t) for j >= t in the same trajectory.
+    lambda=0 is the one-step target of DQN, lambda=1 the Monte-Carlo return. The sum is one product instead of a loop over
+    time: G = W u with W[t, j] = (gamma*lambda)^(j-t) for j >= t in the same trajectory.
     """
     steps = reward.shape[0]
     discount = gamma * (~terminated).to(reward.dtype)
@@ -32,24 +34,28 @@ def lambda_returns(
         return reward + discount * next_value
     last = ended.clone()
     last[-1] = True
-    carry = torch.where(last, 1.0, 1.0 - lambda_)
-    u = reward + discount * carry * next_value  # [T, N]
+    share = torch.where(last, 1.0, 1.0 - lambda_)  # weight of the bootstrap value
+    u = reward + discount * share * next_value  # [T, N]
     index = torch.arange(steps, device=reward.device)
     distance = (index[None, :] - index[:, None]).to(reward.dtype)  # [T, T]
     power = torch.where(distance >= 0, (gamma * lambda_) ** distance.clamp(min=0), 0.0)
-    trajectory = ended.long().cumsum(0) - ended.long()  # [T, N] how many trajectories ended before
+    trajectory = ended.long().cumsum(0) - ended.long()  # [T, N] number of trajectories that ended before
     same = trajectory[:, None] == trajectory[None, :]  # [T, T, N]
     return torch.einsum("tj,tjn,jn->tn", power, same.to(reward.dtype), u)
 
 
 def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma: float, lambda_: float) -> Tensor:
-    """Generalised advantage estimates ``[T, ...]`` (Schulman 2016, arXiv:1506.02438, equation 16).
+    """Compute generalised advantage estimates ``[T, ...]`` (Schulman 2016, arXiv:1506.02438, equation 16).
 
-    ``A_t = delta_t + gamma * lambda * A_{t+1}`` with ``delta_t = r_t + gamma * V_{t+1} - V_t``; nothing follows the last step
-    whose ``weight`` is 1, and padding (weight 0) has no advantage. With lambda=1 the Monte-Carlo return minus the value.
+    ``A_t = delta_t + gamma * lambda * A_{t+1}`` with ``delta_t = r_t + gamma * V_{t+1} - V_t``. V and A are 0 after the last
+    step of ``weight`` 1; A is 0 at padding (weight 0). With lambda=1, A is the Monte-Carlo return minus the value.
 
     Args:
-        reward, value, weight: ``[T, ...]`` each; ``value`` that of the state acted in.
+        reward: ``[T, ...]``.
+        value: value of the state before the action, ``[T, ...]``.
+        weight: 1 within a trial, 0 for padding, ``[T, ...]``.
+        gamma: discount per step.
+        lambda_: decay of the sum of temporal differences.
     """
     advantages = torch.zeros_like(reward)
     following = advantage = torch.zeros_like(reward[0])
@@ -62,9 +68,10 @@ def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma:
 
 
 def trial_returns(reward: Tensor, discount: Tensor, value: Tensor, lambda_: float) -> Tensor:
-    """Q(lambda) returns ``[T, R]`` along trials (the module's equation), where ``value [T, R]`` is that of each step's state.
+    """Compute Q(lambda) returns ``[T, R]`` along trials (equation of :func:`lambda_returns`).
 
-    ``discount`` is 0 at a trial's last step. A last row that is not one only bootstraps: its return is its value.
+    ``value [T, R]`` is the value of each step's state. ``discount`` is 0 at the last step of a trial. If the last row is not
+    the last step of a trial, it only bootstraps: its return is its value.
     """
     returns = torch.where(discount > 0, value, reward)
     if lambda_ == 0:

@@ -1,4 +1,4 @@
-"""Rollouts: a policy acts in M x N environments. Everything that acts goes through :func:`rollout`."""
+"""Rollouts: a policy acts in M x N environments. All acting in the package goes through :func:`rollout`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.interfaces import Env, Family, Policy, State, Step, Task, Transitions
 from metarl_cli.progress import track
@@ -17,15 +18,15 @@ from metarl_cli.spaces import ActionSpace
 class Moment(NamedTuple):
     """One step of a rollout."""
 
-    obs: Tensor  # [M, N, ...] what was acted on
+    obs: Tensor  # [M, N, ...] before the action
     action: Tensor  # [M, N] or [M, N, D]
     step: Step
     chosen: State  # the policy's state after choosing the action
-    state: State  # and after observing where it led
+    state: State  # the policy's state after observing the step
 
 
 class Stepped(Protocol):
-    """What can be acted in: an environment, or one that something surrounds."""
+    """The part of an environment that a rollout uses; :class:`Env` has it."""
 
     obs: Tensor
 
@@ -35,7 +36,7 @@ class Stepped(Protocol):
 
 
 def rollout(env: Stepped, policy: Policy, state: State) -> Iterator[Moment]:
-    """Act without end, from the policy's ``state`` on; the caller stops."""
+    """Act from the policy's ``state`` on, without end: the caller stops the iteration."""
     while True:
         obs = env.obs
         action, chosen = policy.act(state, obs)
@@ -45,24 +46,26 @@ def rollout(env: Stepped, policy: Policy, state: State) -> Iterator[Moment]:
 
 
 class RandomPolicy(Policy):
-    """Uniformly random actions."""
+    """A policy that draws actions uniformly at random."""
 
     stochastic = True
 
     def __init__(self, actions: ActionSpace):
         self.actions = actions
 
+    @override
     def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
         return {"rng": rng}
 
+    @override
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         return self.actions.random(obs, state["rng"]), state
 
 
 def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: bool = False) -> Transitions:
-    """Act ``steps`` times in every environment -> ``[M, T, N, ...]``.
+    """Collect ``steps`` steps of every environment -> ``[M, T, N, ...]``.
 
-    ``one_episode`` gives no weight to what follows the first end of each environment's episode.
+    With ``one_episode``, steps after the end of each environment's first episode have weight 0.
     """
     rows = []
     weight = torch.ones(env.obs.shape[:2], device=env.obs.device)
@@ -85,14 +88,15 @@ def run_episodes(
     episodes: int = 1,
     greedy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Run a trial of whole ``episodes`` in each of ``num_envs`` environments per task, with one state of the policy.
+    """Run a trial of ``episodes`` whole episodes in each of ``num_envs`` environments per task; the policy keeps its state.
 
-    Greedy or sampled, the environments draw the same numbers from ``env_rng``; the policy's chance comes from ``rng``.
-    Returns the undiscounted return and the length [steps] of every episode, ``[episodes, M, num_envs]`` both.
+    The environments draw from ``env_rng`` and the policy from ``rng``, so that greedy and sampled actions are compared in the
+    same environments. Return the undiscounted return and the length [steps] of every episode, both ``[episodes, M, num_envs]``.
     """
     env = family.make(task, num_envs, env_rng)
     shape, device = env.obs.shape[:2], env.obs.device
-    returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)  # the last row takes what follows a trial's end
+    # the last row receives the steps after a trial's end
+    returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)
     current = torch.zeros(1, *shape, dtype=torch.long, device=device)  # the episode of each environment
     longest = episodes * family.spec.horizon
     steps = range(longest) if episodes == 1 else track(range(longest), longest, "step of the trials")
@@ -110,22 +114,22 @@ class Played(NamedTuple):
     """A trial in one environment."""
 
     returns: list[float]  # of each episode
-    places: list[list[str]]  # of each episode, its start and where each step led; empty where a family cannot say
+    places: list[list[str]]  # of each episode, its start and the successor of each step; empty if a family has no names
     frames: list[Image]
     state: State  # of the policy after the last episode
 
 
 @torch.no_grad()
 def play(family: Family, env: Env, policy: Policy, state: State, episodes: int = 1, frames: int = 0) -> Played:
-    """Run whole episodes in one environment of one task (M = N = 1), from the policy's ``state`` on.
+    """Run whole episodes in one environment of one task (M = N = 1), from the policy's ``state`` on; record them.
 
     Args:
-        family: of the environment; it may describe observations.
-        env: at the start of an episode; can be drawn where ``frames`` is above 0.
-        policy: what acts.
-        state: its state.
-        episodes: how many.
-        frames: the most frames to draw, one before each step.
+        family: the family of the environment; it may describe observations.
+        env: the environment, at the start of an episode; it must support rendering if ``frames`` is above 0.
+        policy: the policy.
+        state: the policy's state.
+        episodes: number of episodes.
+        frames: largest number of frames to render, one before each step.
     """
     returns: list[float] = [0.0]
     places, drawn = [[family.describe(env.obs[0, 0])]], [env.render()] if frames else []

@@ -1,4 +1,4 @@
-"""Schedules of learning rates and exploration; ``progress`` is the share of the schedule that has passed."""
+"""Schedules of learning rates and exploration; ``progress`` is the elapsed share of the schedule, 0 to 1."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def linear(span: Sequence[float], progress: float) -> float:
-    """Go from the first to the second number of ``span`` on a straight line, and stay."""
+    """Interpolate linearly from the first to the second number of ``span``; constant after progress 1."""
     start, end = span
     return start + (end - start) * min(progress, 1.0)
 
 
 def cosine(end: float, progress: float) -> float:
-    """Go from 1 to ``end`` on half a cosine wave, and stay (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """Anneal from 1 to ``end`` on half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983); constant after progress 1."""
     wave = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
     return end + (1 - end) * wave

@@ -1,4 +1,4 @@
-"""Trials as tensors."""
+"""Whole trials as tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Trials(NamedTuple):
     terminated: Tensor
     weight: Tensor
     clock: Tensor  # [T, R, 2]
-    features: Tensor  # [T, R, H] what the memory said when it acted
-    starts: State  # memory at the start of each segment of back-propagation, [S, R, ...]
+    features: Tensor  # [T, R, H] of the memory, when it acted
+    starts: State  # the memory's state at the start of each segment of back-propagation, [S, R, ...]
 
     def rows(self, rows: Tensor) -> Trials:
-        """Some of the trials."""
+        """Return the trials that an index selects."""
         steps = {k: v.index_select(1, rows) for k, v in self._asdict().items() if k != "starts"}
         return Trials(**steps, starts={k: v.index_select(1, rows) for k, v in self.starts.items()})
 

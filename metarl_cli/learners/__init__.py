@@ -1,1 +1,1 @@
-"""Learners: how one task is learned; each module is one learner, named by ``module:`` in ``conf/learner``."""
+"""Learners: learning methods for one task. Each module is one learner, named by ``module:`` in ``conf/learner``."""

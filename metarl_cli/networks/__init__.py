@@ -1,1 +1,1 @@
-"""Functions of their weights: Q-networks, memories, distributions, optimisers."""
+"""Networks as pure functions of their weights: Q-networks, memories, distributions, optimisers."""

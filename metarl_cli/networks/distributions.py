@@ -1,4 +1,4 @@
-"""Distributions over a family's actions, made of a network's outputs."""
+"""Distributions over a family's actions, parametrised by the outputs of a network."""
 
 from __future__ import annotations
 
@@ -6,108 +6,121 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.interfaces import Distribution, Params
-from metarl_cli.spaces import ActionSpace, Choices, Continuous, Discrete
+from metarl_cli.spaces import ActionSpace, Choices, Continuous
 
-STD = 0.6  # of a fresh Gaussian policy, where the bounds are -1 and 1
+STD = 0.6  # initial standard deviation of a Gaussian policy, in units in which the bounds are -1 and 1
 
 
-class Greedy:
-    """The action of the greatest value, with certainty.
+class Greedy(Distribution):
+    """The action with the greatest value, with probability 1.
 
     Args:
-        values: ``[..., A]`` of each action, or ``[..., D, bins]`` of each bin of D dimensions; -inf where it cannot be taken.
-        actions: the actions that the values belong to.
+        values: one per action ``[..., A]``, or one per bin of D dimensions ``[..., D, bins]``; -inf for illegal actions.
+        actions: the action space of the values.
     """
 
     def __init__(self, values: Tensor, actions: Choices):
         self.values, self.actions = values, actions
 
+    @override
     def sample(self, rng: torch.Generator) -> Tensor:
         return self.mode()
 
+    @override
     def mode(self) -> Tensor:
         return self.actions.decode(self.values.argmax(-1))
 
+    @override
     def log_prob(self, action: Tensor) -> Tensor:
         hit = self.actions.index(action) == self.values.argmax(-1)
-        hit = hit if isinstance(self.actions, Discrete) else hit.all(-1)
+        hit = hit.all(-1) if len(self.actions.value_shape) > 1 else hit
         return torch.where(hit, 0.0, -torch.inf)
 
+    @override
     def entropy(self) -> Tensor:
-        return self.values.new_zeros(self.values.shape[: self.values.dim() - 1 - (not isinstance(self.actions, Discrete))])
+        return self.values.new_zeros(self.values.shape[: -len(self.actions.value_shape)])
 
 
-class Categorical:
-    """One of A actions.
+class Categorical(Distribution):
+    """A categorical distribution over A actions.
 
     Args:
-        logits: ``[..., A]``, -inf for an action that cannot be taken.
+        logits: ``[..., A]``, -inf for illegal actions.
     """
 
     def __init__(self, logits: Tensor):
         self.logits = logits
 
+    @override
     def sample(self, rng: torch.Generator) -> Tensor:
         """Draw by an exponential race: the smallest of Exp(1) / p is action a with probability p_a."""
         noise = torch.empty_like(self.logits).exponential_(generator=rng)
         return (self.logits - noise.log()).argmax(-1)
 
+    @override
     def mode(self) -> Tensor:
         return self.logits.argmax(-1)
 
+    @override
     def log_prob(self, action: Tensor) -> Tensor:
         return self.logits.log_softmax(-1).gather(-1, action[..., None])[..., 0]
 
+    @override
     def entropy(self) -> Tensor:
         log_p = self.logits.log_softmax(-1)
         return -(log_p.exp() * log_p.clamp(min=-1e9)).sum(-1)  # 0 log 0 = 0
 
 
-class Gaussian:
-    """A vector of D entries, each normal around an output, with a deviation that is the same everywhere.
+class Gaussian(Distribution):
+    """A diagonal Gaussian over action vectors; its standard deviation does not depend on the observation.
 
-    An action beyond the bounds is cut off by the environment, not in the likelihood.
+    The environment clips actions to the bounds; the likelihood is that of the action before clipping.
 
     Args:
         mean: ``[..., D]``, in units in which the bounds are -1 and 1.
-        log_std: ``[D]``, the logarithm of the deviation in these units.
-        actions: the bounds.
+        log_std: ``[D]``, the logarithm of the standard deviation, in the same units.
+        actions: the action space, with the bounds.
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, actions: Continuous):
         self.mean, self.log_std, self.actions = mean, log_std, actions
 
+    @override
     def sample(self, rng: torch.Generator) -> Tensor:
         noise = torch.randn(self.mean.shape, generator=rng, dtype=self.mean.dtype, device=self.mean.device)
         return self.actions.decode(self.mean + self.log_std.exp() * noise)
 
+    @override
     def mode(self) -> Tensor:
         return self.actions.decode(self.mean)
 
+    @override
     def log_prob(self, action: Tensor) -> Tensor:
         z = (self.actions.encode(action) - self.mean) * (-self.log_std).exp()
         return -(z.square() / 2 + self.log_std + math.log(2 * math.pi) / 2).sum(-1)
 
+    @override
     def entropy(self) -> Tensor:
         return (self.log_std + (1 + math.log(2 * math.pi)) / 2).sum().expand(self.mean.shape[:-1])
 
 
 class PolicyHead:
-    """From a network's outputs ``[..., outputs]`` to the distribution that fits the family's actions."""
+    """Map from the outputs of a network, ``[..., outputs]``, to a distribution over the family's actions."""
 
     def __init__(self, actions: ActionSpace):
         self.actions, self.outputs = actions, actions.size
 
     def init(self, device: torch.device) -> Params:
-        """Return weights of its own, beside the network's: the deviation of a Gaussian."""
+        """Return the weights of the head itself: the standard deviation of a Gaussian, else none."""
         if isinstance(self.actions, Continuous):
             return {"log_std": torch.full((self.outputs,), math.log(STD), device=device)}
         return {}
 
     def __call__(self, params: Params, outputs: Tensor, legal: Tensor | None = None) -> Distribution:
-        """Return a categorical distribution over the ``legal`` actions, or a Gaussian one."""
+        """Return a categorical distribution over the ``legal`` actions, or a Gaussian where actions are continuous."""
         if isinstance(self.actions, Continuous):
             return Gaussian(outputs, params["log_std"], self.actions)
         return Categorical(outputs if legal is None else outputs.masked_fill(~legal, -torch.inf))

@@ -1,6 +1,6 @@
 """Memory networks of RL² (Duan 2016, arXiv:1611.02779), as functions of their weights, behind one interface.
 
-``step`` acts, ``scan`` learns from a whole trial or a segment of one; both give the same features.
+``step`` is for acting, ``scan`` for learning from a whole trial or a segment of one; both compute the same features.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from metarl_cli.networks.transformer import Transformer
 
 
 class Memory(Protocol):
-    """Inputs and state -> features, step by step or over a sequence; rows R never meet."""
+    """Map from inputs and state to features, for one step or a sequence; the rows R are independent."""
 
-    size: int  # H, features out
+    size: int  # H, number of features
 
     def init(self, rng: torch.Generator) -> Params:
-        """Fresh weights, named ``memory.*``."""
+        """Draw the initial weights, named ``memory.*``."""
         ...
 
     def start(self, rows: int, device: torch.device | str) -> State:
-        """The state before the first step of ``rows`` trials; every tensor leads with [R]."""
+        """Return the state before the first step of ``rows`` trials; the first axis of every tensor is R."""
         ...
 
     def step(self, params: Params, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Features ``[R, H]`` of inputs ``[R, I]``, and the state after them."""
+        """Return the features ``[R, H]`` of inputs ``[R, I]``, and the next state."""
         ...
 
     def scan(self, params: Params, x: Tensor, state: State) -> Tensor:
-        """Features ``[T, R, H]`` of inputs ``[T, R, I]`` from ``state`` on; differentiable once in all three."""
+        """Return the features ``[T, R, H]`` of inputs ``[T, R, I]``; once differentiable in ``params``, ``x`` and ``state``."""
         ...
 
 
 def build_memory(config: MemoryConfig, inputs: int) -> Memory:
-    """The memory of ``config`` for inputs of ``inputs`` entries."""
+    """Build the memory that ``config`` selects, for inputs of ``inputs`` entries."""
     cells: dict[str, type[GRU] | type[LSTM] | type[Transformer]] = {"gru": GRU, "lstm": LSTM, "transformer": Transformer}
     return cells[config.cell](config, inputs)

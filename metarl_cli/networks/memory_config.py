@@ -1,4 +1,4 @@
-"""The shape of a memory."""
+"""Configuration of memory networks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from metarl_cli.config.base import StrictModel
 
 
 class MemoryConfig(StrictModel):
-    """The shape of a memory."""
+    """The architecture of a memory network."""
 
-    cell: Literal["gru", "lstm", "transformer"] = Field(description="what remembers")
-    size: int = Field(gt=0, description="H, units of each layer and features out")
-    layers: int = Field(gt=0, description="recurrent layers or transformer blocks, one on another")
-    timescale: float = Field(ge=2, description="fresh units remember for 2 to this many steps (gru, lstm); 2: zero biases")
+    cell: Literal["gru", "lstm", "transformer"] = Field(description="type of the memory network")
+    size: int = Field(gt=0, description="H, units of each layer, and the number of features")
+    layers: int = Field(gt=0, description="stacked recurrent layers or transformer blocks")
+    timescale: float = Field(
+        ge=2, description="initial time scales are drawn from 2 to this [steps] (gru, lstm); 2: zero biases"
+    )
     heads: int = Field(gt=0, description="attention heads of a block (transformer only); divides size")
-    context: int = Field(gt=0, description="longest trial that can be remembered [steps] (transformer only)")
+    context: int = Field(gt=0, description="longest trial [steps] (transformer only)")
 
     @model_validator(mode="after")
     def _heads_divide_size(self) -> MemoryConfig:

@@ -1,6 +1,7 @@
 """Fast matrix products on CPU, for sequences of many rows and steps.
 
-oneDNN's product of float32 matrices is twice as fast as MKL's behind torch.mm on AMD's AVX-512; torch.compile uses it too.
+oneDNN's product of float32 matrices is twice as fast as that of MKL, which torch.mm uses, on AMD's AVX-512; torch.compile uses
+oneDNN too.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
+from typing_extensions import override
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-SEGMENT = 4096  # rows x steps whose gradients are in memory at once: few enough for the cache, enough for a fast product
+SEGMENT = 4096  # rows x steps per block of gradients: few enough for the cache, enough for a fast product
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.t() + bias``; [..., I], [O, I], [O] -> [..., O]; without a gradient."""
+    """Return ``x @ weight.t() + bias``, [..., I], [O, I], [O] -> [..., O]; not differentiable."""
     if _ONEDNN and x.dtype == torch.float32 and not x.is_cuda:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
@@ -29,9 +31,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def outer_products(a: Tensor, b: Tensor) -> Tensor:
-    """The sum over T and R of the outer products of [T, R, A] and [T, R, B]: [A, B].
+    """Sum the outer products of [T, R, A] and [T, R, B] over T and R -> [A, B].
 
-    For oneDNN it is the weight gradient of a 1 x 1 convolution, over batches of at least 16: below, torch takes MKL.
+    For oneDNN the sum is the weight gradient of a 1 x 1 convolution with a batch of 16; for smaller batches torch uses MKL.
     """
     if _ONEDNN and a.dtype == torch.float32 and a[..., 0].numel() % 16 == 0:
         images = [x.view(16, -1, 1, x.shape[-1]).permute(0, 3, 1, 2) for x in (a, b)]
@@ -41,14 +43,16 @@ def outer_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Linear(torch.autograd.Function):
-    """``F.linear`` of [R, T, I] by the faster products."""
+    """``F.linear`` of [R, T, I] with the products of this module."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
+    @override
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
@@ -58,5 +62,5 @@ class Linear(torch.autograd.Function):
 
 
 def tanh_(x: Tensor) -> Tensor:
-    """tanh(x) = 2 sigmoid(2 x) - 1 in place: on CPU a fifth of torch.tanh's time, and as exact for what is near 1 in size."""
+    """Compute tanh(x) = 2 sigmoid(2 x) - 1 in place: a fifth of torch.tanh's time on CPU, as exact for values near +-1."""
     return x.mul_(2).sigmoid_().mul_(2).sub_(1)

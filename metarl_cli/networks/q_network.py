@@ -1,7 +1,7 @@
-"""Q-networks as pure functions of their weights, of one network or of many stacked ones.
+"""Q-networks as pure functions of their weights, for one network or for many stacked networks.
 
 Dueling heads: Wang 2016, arXiv:1511.06581. Layer norm before the activation, as in PQN (Gallici 2024, arXiv:2407.04811).
-Context parameters, an input the inner loop can move: CAVIA (Zintgraf 2019, arXiv:1810.03642).
+Context parameters, inputs that the inner loop adapts: CAVIA (Zintgraf 2019, arXiv:1810.03642).
 """
 
 from __future__ import annotations
@@ -20,40 +20,41 @@ from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Params
 from metarl_cli.spaces import constant
 
+SMALL = 0.1  # gain of the output layers: initial values near 0, so that no action is preferred by chance
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh, "silu": F.silu}
 
 
 class ConvolutionConfig(StrictModel):
-    """One convolutional layer over an image."""
+    """A convolutional layer over an image."""
 
     channels: int = Field(gt=0, description="filters")
     kernel: int = Field(gt=0, description="width and height of a filter [pixels]")
-    stride: int = Field(gt=0, description="step between neighbours [pixels]")
+    stride: int = Field(gt=0, description="distance between neighbouring filter positions [pixels]")
 
 
 class NetworkConfig(StrictModel):
-    """The shape of a Q-network."""
+    """The architecture of a Q-network."""
 
-    convolutions: list[ConvolutionConfig] = Field(description="layers over observations [channels, height, width]; may be none")
+    convolutions: list[ConvolutionConfig] = Field(description="layers over images [channels, height, width]; may be empty")
     hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each hidden layer")
     activation: Literal["relu", "tanh", "silu"] = Field(description="nonlinearity of the hidden layers")
     layer_norm: bool = Field(description="normalise each hidden layer before its activation")
     dueling: bool = Field(description="separate heads for the value and the advantages")
-    context: int = Field(ge=0, description="learned inputs beside the observation, for the inner loop to move (CAVIA)")
+    context: int = Field(ge=0, description="learned inputs beside the observation, adapted by the inner loop (CAVIA); 0: none")
 
 
 class QNetwork:
-    """Observation -> values of ``outputs``: one per action, or one per bin of each action dimension.
+    """Map from observations to values of shape ``outputs``: one per action, or one per bin of each action dimension.
 
     Weights are named ``convolution.<i>.{weight,bias}``, ``hidden.<i>.{weight,bias,scale,shift}``, ``head.{weight,bias}``,
     ``value.{weight,bias}`` (dueling) and ``context``.
 
-    Where the weights come with a structure, the network is a part of itself: ``structure.width.<i>`` ``[units]`` is 1 for each
-    unit of a hidden layer that there is, ``structure.depth`` ``[layers]`` for each layer, ``structure.activation`` for one of
-    ``ACTIVATIONS``; all else 0. No gradient moves them.
+    The weights may include a structure, masks that select a sub-network: ``structure.width.<i>`` ``[units]`` is 1 for each
+    active unit of hidden layer i, ``structure.depth`` ``[layers]`` is 1 for each active layer, ``structure.activation`` is
+    one-hot over ``ACTIVATIONS``; all other entries are 0. No gradient changes the masks.
 
     Raises:
-        ValueError: if there are convolutions, and observations are no images or too small for them.
+        ValueError: if there are convolutions and the observations are not images, or are too small for the convolutions.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class QNetwork:
             self.features = channels * height * width
 
     def init(self, rng: torch.Generator) -> Params:
-        """Fresh weights: He-uniform hidden layers, small heads, zero biases and context."""
+        """Draw the initial weights: He-uniform hidden layers, small heads, zero biases and context."""
         params: Params = {}
         fan_in = self.features + self.config.context
         if self.config.context:
@@ -96,16 +97,16 @@ class QNetwork:
                 params[f"hidden.{i}.scale"] = torch.ones(units, device=rng.device)
                 params[f"hidden.{i}.shift"] = torch.zeros(units, device=rng.device)
             fan_in = units
-        layer("head", (math.prod(self.outputs), fan_in), 0.1)
+        layer("head", (math.prod(self.outputs), fan_in), SMALL)
         if self.config.dueling:
-            layer("value", (1, fan_in), 0.1)
+            layer("value", (1, fan_in), SMALL)
         return params
 
     def __call__(self, params: Params, obs: Tensor) -> Tensor:
         """Return the values ``[..., *outputs]`` of observations ``[..., *obs_shape]``; bytes are pixels, 0 to 255.
 
-        Of R networks ``[R, ...]`` at once, each with observations of its own ``[R, N, *obs_shape]``, a layer is one batched
-        product: several times as fast as vmap where networks are small.
+        For R stacked networks ``[R, ...]``, each with its own observations ``[R, N, *obs_shape]``, a layer is one batched
+        product: several times as fast as vmap for small networks.
         """
         if params["head.weight"].dim() == 2:
             return self._forward(params, obs)
@@ -114,7 +115,7 @@ class QNetwork:
         return self._forward({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, obs)
 
     def _forward(self, params: Params, obs: Tensor) -> Tensor:
-        """Return the values of one network; or of R networks whose vectors lead with ``[R, 1]``."""
+        """Return the values of one network, or of R networks whose biases have the leading axes ``[R, 1]``."""
         x = obs / 255 if obs.dtype == torch.uint8 else obs
         if self.obs_scale:
             x = x / constant(self.obs_scale, x.dtype, x.device)
@@ -132,7 +133,7 @@ class QNetwork:
             x = _linear(x, params[f"hidden.{i}.weight"], params[f"hidden.{i}.bias"])
             if self.config.layer_norm:
                 # scale and shift stay outside F.layer_norm: within vmap(grad(...)) the second derivative of its own
-                # affine form is wrong (torch 2.13; by a third in a small case), and so the meta-gradient would be
+                # affine form is wrong (torch 2.13; by a third in a small case), which would make the meta-gradient wrong
                 x = F.layer_norm(x, (units,)) * params[f"hidden.{i}.scale"] + params[f"hidden.{i}.shift"]
             x = self._activate(params, i, x, below)
         q = _linear(x, params["head.weight"], params["head.bias"]).reshape(*leading, *self.outputs)
@@ -143,7 +144,7 @@ class QNetwork:
         return q
 
     def _activate(self, params: Params, layer: int, x: Tensor, below: Tensor) -> Tensor:
-        """The output of a hidden layer, from its sums ``x`` and what it was given: that itself where the layer is left out."""
+        """Apply the activation to the pre-activations ``x``; an absent layer is the identity on its inputs ``below``."""
         if STRUCTURE[0] not in params:
             return self.activation(x)
         depth, activation = (params[name] for name in STRUCTURE)
@@ -153,7 +154,7 @@ class QNetwork:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x [..., I]`` through weights ``[O, I]``; or ``x [R, N, I]`` through ``[R, O, I]``, biases ``[R, 1, O]``."""
+    """Apply weights ``[O, I]`` to ``x [..., I]``; or ``[R, O, I]``, with biases ``[R, 1, O]``, to ``x [R, N, I]``."""
     return F.linear(x, weight, bias) if weight.dim() == 2 else torch.baddbmm(bias, x, weight.mT)
 
 
@@ -162,17 +163,17 @@ HEADS = ("head", "value")
 
 
 def in_structure(name: str) -> bool:
-    """Whether an entry says what the network is, and not what it has learned."""
+    """Return whether an entry of the weights is a mask of the structure, which is not learned."""
     return name.startswith("structure.")
 
 
 def in_head(name: str) -> bool:
-    """Whether a weight belongs to the network's last layer (what ANIL adapts)."""
+    """Return whether a weight belongs to the network's last layer, which ANIL adapts."""
     return name.split(".")[0] in HEADS
 
 
 def structured(params: Params, structure: Params) -> Params:
-    """Fresh networks ``[R, ...]`` as parts of themselves; the weights are larger where a layer has fewer inputs."""
+    """Restrict fresh networks ``[R, ...]`` to a structure; weights are scaled up where a layer has fewer inputs."""
     fitted = params | structure
     for i, units in _widths(structure):
         if (above := f"hidden.{i + 1}.weight") in fitted:
@@ -181,20 +182,20 @@ def structured(params: Params, structure: Params) -> Params:
 
 
 def grow(params: Params, structure: Params) -> Params:
-    """Networks ``[R, ...]`` with another structure, that compute what they did where they grow (Chen 2016, arXiv:1511.05641).
+    """Change the structure of networks ``[R, ...]``; growth preserves their function (Net2Net: Chen 2016, arXiv:1511.05641).
 
-    Nothing listens to a new unit yet, and a new layer passes on what it is given (up to its activation).
+    New units get zero outgoing weights; new layers are the identity, up to their activation.
     """
     grown = params | structure
     depth, before = structure[STRUCTURE[0]], params[STRUCTURE[0]]
-    heard = None  # [R, units] what the layer passed on before: where there was none, what it was given
+    active = None  # [R, units] units whose output layer i passed on before; an absent layer passed on those below
     for i, units in _widths(structure):
         own = params[f"{STRUCTURE_WIDTH}{i}"]
-        heard = own if heard is None else torch.where(before[:, i, None] > 0, own, heard)
-        new = units * (1 - heard)
+        active = own if active is None else torch.where(before[:, i, None] > 0, own, active)
+        new = units * (1 - active)
         if (above := f"hidden.{i + 1}.weight") in grown:
             grown[above] = grown[above] * (1 - new[:, None])
-        last = depth[:, i] * (1 - depth[:, i + 1] if i + 1 < depth.shape[1] else 1)  # [R] whether the heads listen to it
+        last = depth[:, i] * (1 - depth[:, i + 1] if i + 1 < depth.shape[1] else 1)  # [R] 1 where the heads read layer i
         for name in (f"{head}.weight" for head in HEADS if f"{head}.weight" in grown):
             grown[name] = grown[name] * (1 - new * last[:, None])[:, None]
         if i > 0:
@@ -206,5 +207,5 @@ def grow(params: Params, structure: Params) -> Params:
 
 
 def _widths(structure: Params) -> list[tuple[int, Tensor]]:
-    """Which units ``[R, units]`` each hidden layer has, by its number."""
+    """Return the number of each hidden layer, with its mask of active units ``[R, units]``."""
     return [(i, structure[f"{STRUCTURE_WIDTH}{i}"]) for i in range(structure[STRUCTURE[0]].shape[1])]

@@ -1,10 +1,10 @@
-"""Recurrent memories as functions of their weights: GRU and LSTM.
+"""Recurrent memory networks as functions of their weights: GRU and LSTM.
 
-GRU: Cho 2014, arXiv:1406.1078, in the form of cuDNN, whose reset gate works on the product. LSTM: Gers 2000, without peepholes.
+GRU: Cho 2014, arXiv:1406.1078, in the form of cuDNN, whose reset gate multiplies the recurrent product. LSTM: Gers 2000,
+without peepholes.
 
-On CPU the cells are autograd functions of the whole sequence: back through time a step is one matrix product and a few
-element-wise operations, and the weights' gradients are products over thousands of rows and steps at once. On a GPU they are
-cuDNN's.
+On CPU a layer is an autograd function of the whole sequence: a backward step is one matrix product and a few element-wise
+operations, and the gradients of the weights are products over thousands of rows and steps. On a GPU the layers are cuDNN's.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def _layer(params: Params, index: int) -> list[Tensor]:
 def _init_recurrent(
     config: MemoryConfig, inputs: int, gates: int, keep: int, write: int | None, rng: torch.Generator
 ) -> Params:
-    """Orthogonal recurrent weights, gate by gate, Glorot-uniform input weights, zero biases but for the time scale.
+    """Draw orthogonal recurrent weights, gate by gate, Glorot-uniform input weights, and biases for the time scales, else zero.
 
-    Each unit keeps its memory for T steps, uniform from 2 to ``timescale``: its gate ``keep`` has the bias log(T - 1), the gate
-    ``write`` the opposite (chrono initialisation, Tallec and Ollivier 2018, arXiv:1804.11188).
+    Each unit has a time scale of T steps, uniform from 2 to ``timescale``: its gate ``keep`` has the bias log(T - 1), its gate
+    ``write`` the negative of it (chrono initialisation, Tallec and Ollivier 2018, arXiv:1804.11188).
     """
     params: Params = {}
     size = config.size
@@ -54,18 +54,18 @@ def _init_recurrent(
 
 
 class _WeightGrads:
-    """Sums the gradients of a layer's weights, and keeps those of its inputs, segment by segment from the end."""
+    """Accumulates the gradients of a layer's weights and inputs, segment by segment from the end."""
 
-    def __init__(self, x: Tensor, w_ih: Tensor, w_hh: Tensor, x_too: bool):
+    def __init__(self, x: Tensor, w_ih: Tensor, w_hh: Tensor, needs_x: bool):
         self.x, self.across = x.contiguous(), w_ih.t().contiguous()
         self.w_ih, self.w_hh = torch.zeros_like(w_ih), torch.zeros_like(w_hh)
         self.b_ih, self.b_hh = w_ih.new_zeros(len(w_ih)), w_hh.new_zeros(len(w_hh))
-        self.d_x = torch.empty_like(self.x) if x_too else None
+        self.d_x = torch.empty_like(self.x) if needs_x else None
         length = max(1, SEGMENT // x.shape[1])
         self.segments = [slice(max(0, end - length), end) for end in range(len(x), 0, -length)]
 
     def add(self, segment: slice, before: Tensor, d_driven: Tensor, d_gates: Tensor) -> None:
-        """Add what ``d_driven`` (of W x + b) and ``d_gates`` (of U h + c), [T', R, gates * H], teach; before is [T', R, H]."""
+        """Add the gradients from ``d_driven`` (W x + b) and ``d_gates`` (U h + c), [T', R, gates * H]; before is [T', R, H]."""
         self.w_ih += outer_products(d_driven, self.x[segment])
         self.w_hh += outer_products(d_gates, before)
         self.b_hh += d_gates.sum((0, 1))
@@ -75,7 +75,7 @@ class _WeightGrads:
 
 
 def _gru(driven: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """h' [R, H] from W x + b [R, 3 H] and h; with it r, z and m side by side [R, 3 H], and n [R, H].
+    """Return h' [R, H] for W x + b [R, 3 H] and h; also r, z and m concatenated [R, 3 H], and n [R, H].
 
     r = sigmoid(W_r x + U_r h + b_r), z likewise, n = tanh(W_n x + b_n + r * m) with m = U_n h + c_n, h' = n + z * (h - n).
     """
@@ -88,7 +88,7 @@ def _gru(driven: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor, out: Tensor | No
 
 
 def _lstm(driven: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, b_hh: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h' and c' [R, H] from W x + b [R, 4 H], h and c; with them i, f, g, o side by side [R, 4 H], and tanh(c') [R, H].
+    """Return h' and c' [R, H] for W x + b [R, 4 H], h and c; also i, f, g, o concatenated [R, 4 H], and tanh(c') [R, H].
 
     i, f, o = sigmoid(W x + U h + b), g = tanh(W_g x + U_g h + b_g), c' = f * c + i * g, h' = o * tanh(c').
     """
@@ -110,7 +110,7 @@ class _GRUSequence(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
         states = x.new_empty(len(x) + 1, *h.shape)
         states[0] = h
-        ctx.gates = []  # [R, 3 H] and [R, H] a step: in one piece for all steps the system would map fresh memory every time
+        ctx.gates = []  # per step [R, 3 H] and [R, H]; for one large tensor the system would map fresh memory at every call
         for t, x_t in enumerate(x):
             _, gates, n = _gru(product(x_t, w_ih, b_ih), states[t], w_hh, b_hh, out=states[t + 1])
             ctx.gates.append((gates, n))
@@ -156,15 +156,15 @@ class GRU:
         self.config, self.inputs, self.size = config, inputs, config.size
 
     def init(self, rng: torch.Generator) -> Params:
-        """Orthogonal recurrent weights, Glorot-uniform input weights, the update gate's biases by ``timescale``."""
+        """Draw the initial weights; ``timescale`` sets the biases of the update gate."""
         return _init_recurrent(self.config, self.inputs, 3, 1, None, rng)
 
     def start(self, rows: int, device: torch.device | str) -> State:
-        """Zeros."""
+        """Return a state of zeros for ``rows`` trials."""
         return {"h": torch.zeros(rows, self.config.layers, self.size, device=device)}
 
     def step(self, params: Params, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Features ``[R, H]`` of inputs ``[R, I]``, and the state after them."""
+        """Return the features ``[R, H]`` of inputs ``[R, I]``, and the next state."""
         after = []
         for i in range(self.config.layers):
             h, (w_ih, w_hh, b_ih, b_hh) = state["h"][:, i], _layer(params, i)
@@ -176,7 +176,7 @@ class GRU:
         return x, {"h": torch.stack(after, 1)}
 
     def scan(self, params: Params, x: Tensor, state: State) -> Tensor:
-        """Features ``[T, R, H]`` of inputs ``[T, R, I]`` from ``state`` on; differentiable once in all three."""
+        """Return the features ``[T, R, H]`` of inputs ``[T, R, I]``; once differentiable in ``params``, ``x`` and ``state``."""
         layers = range(self.config.layers)
         if x.is_cuda:
             flat = [weight for i in layers for weight in _layer(params, i)]
@@ -241,15 +241,15 @@ class LSTM:
         self.config, self.inputs, self.size = config, inputs, config.size
 
     def init(self, rng: torch.Generator) -> Params:
-        """As the GRU's, with the forget and input gates' biases by ``timescale``."""
+        """Draw the initial weights; ``timescale`` sets the biases of the forget and the input gate."""
         return _init_recurrent(self.config, self.inputs, 4, 1, 0, rng)
 
     def start(self, rows: int, device: torch.device | str) -> State:
-        """Zeros."""
+        """Return a state of zeros for ``rows`` trials."""
         return {name: torch.zeros(rows, self.config.layers, self.size, device=device) for name in ("h", "c")}
 
     def step(self, params: Params, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Features ``[R, H]`` of inputs ``[R, I]``, and the state after them."""
+        """Return the features ``[R, H]`` of inputs ``[R, I]``, and the next state."""
         after = []
         for i in range(self.config.layers):
             h, c, (w_ih, w_hh, b_ih, b_hh) = state["h"][:, i], state["c"][:, i], _layer(params, i)
@@ -262,7 +262,7 @@ class LSTM:
         return x, {"h": h, "c": c}
 
     def scan(self, params: Params, x: Tensor, state: State) -> Tensor:
-        """Features ``[T, R, H]`` of inputs ``[T, R, I]`` from ``state`` on; differentiable once in all three."""
+        """Return the features ``[T, R, H]`` of inputs ``[T, R, I]``; once differentiable in ``params``, ``x`` and ``state``."""
         layers = range(self.config.layers)
         if x.is_cuda:
             flat = [weight for i in layers for weight in _layer(params, i)]

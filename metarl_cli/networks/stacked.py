@@ -1,4 +1,4 @@
-"""Weights of many networks as one: every tensor leads with an axis of networks, ``[M, ...]``."""
+"""Stacked weights of many networks: the first axis of every tensor is the network, ``[M, ...]``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from metarl_cli.interfaces import Learner, Params
 
 
 def stack(networks: Sequence[Params]) -> Params:
-    """Stack the weights of networks of one shape, ``[M, ...]``."""
+    """Stack the weights of networks of the same shapes, ``[M, ...]``."""
     return {name: torch.stack([network[name] for network in networks]) for name in networks[0]}
 
 
 def fresh(learner: Learner, num: int, rng: torch.Generator) -> Params:
-    """Draw ``num`` networks, each with weights of its own."""
+    """Draw the initial weights of ``num`` networks, ``[num, ...]``."""
     return stack([learner.init(rng) for _ in range(num)])
 
 
 def first(rows: dict[str, Tensor]) -> Tensor:
-    """Return one of the tensors, for what all have in common."""
+    """Return one of the tensors: all have the same rows and device."""
     return next(iter(rows.values()))
 
 
 def expand(params: Params, num: int) -> Params:
-    """Repeat one network's weights for each of ``num`` tasks: a view, so that gradients sum back."""
+    """Repeat one network's weights for each of ``num`` tasks, as a view: gradients are summed over the tasks."""
     return {name: value.expand(num, *value.shape) for name, value in params.items()}
 
 
@@ -37,17 +37,17 @@ def repeat_per_task(params: Params, rows: int) -> Params:
 
 
 def select_rows(params: Params, rows: Tensor) -> Params:
-    """Return the weights of some rows, by number or mask."""
+    """Return the weights of the rows that an index or a mask selects."""
     return {name: value[rows] for name, value in params.items()}
 
 
-def broadcast_rows(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape one value per row ``[R]`` so that it broadcasts against ``like [R, ...]``."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+def broadcast_rows(values: Tensor, target: Tensor) -> Tensor:
+    """Reshape one value per row ``[R]`` so that it broadcasts against ``target [R, ...]``."""
+    return values.reshape(-1, *[1] * (target.dim() - 1))
 
 
 def detached(params: Params) -> Params:
-    """Return the weights without their gradients."""
+    """Return the weights detached from the graph of their gradients."""
     return {name: value.detach() for name, value in params.items()}
 
 
@@ -56,7 +56,7 @@ def load_params(params: Params, saved: Params) -> None:
     """Copy ``saved`` weights into ``params`` in place.
 
     Raises:
-        ValueError: if the names or shapes are not the same.
+        ValueError: if the names or shapes differ.
     """
     expected, given = ({k: tuple(v.shape) for k, v in p.items()} for p in (params, saved))
     if expected != given:

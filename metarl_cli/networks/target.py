@@ -1,4 +1,4 @@
-"""Target networks: a slow copy of the weights that targets come from (Mnih 2015; Polyak averaging: Lillicrap 2016)."""
+"""Target networks: a slowly updated copy of the weights, which targets are computed from (Mnih 2015; Lillicrap 2016)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from metarl_cli.interfaces import Params
 
 
 class TargetConfig(StrictModel):
-    """How the target network follows: w^- <- w^- + polyak * (w - w^-), every so many updates."""
+    """The update of the target network: w^- <- w^- + polyak * (w - w^-), every ``every`` gradient updates."""
 
-    every: int = Field(gt=0, description="gradient updates between moves of the target network")
-    polyak: float = Field(gt=0, le=1, description="size of the move; 1 copies the weights (Mnih 2015)")
+    every: int = Field(gt=0, description="gradient updates between updates of the target network")
+    polyak: float = Field(gt=0, le=1, description="step size of its update; 1 copies the weights (Mnih 2015)")
 
 
 @torch.no_grad()

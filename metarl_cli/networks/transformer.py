@@ -1,6 +1,6 @@
-"""A causal transformer as a memory (Vaswani 2017, arXiv:1706.03762).
+"""A causal transformer as a memory network (Vaswani 2017, arXiv:1706.03762).
 
-Layer norm comes before each part (Xiong 2020, arXiv:2002.04745), positions are fixed sinusoids.
+Layer norm precedes attention and MLP (pre-norm: Xiong 2020, arXiv:2002.04745); position embeddings are fixed sinusoids.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from metarl_cli.networks.products import SEGMENT, Linear
 
 
 class Transformer:
-    """Causal self-attention over the trial so far; blocks of attention and of a GELU layer of 4 H units.
+    """Causal self-attention over the trial so far; a block is attention and an MLP of 4 H GELU units.
 
-    The state is ``{"keys", "values": [R, layers, heads, context, H / heads], "position": [R]}``. ``step`` writes into its
-    state's keys and values, at the positions it moves past, instead of copying them: of two states, only go on with the later.
+    The state is ``{"keys", "values": [R, layers, heads, context, H / heads], "position": [R]}``. ``step`` writes the new keys
+    and values into the tensors of its state instead of copying them: only the latest state may be used.
 
     Weights are named ``memory.embed.{weight,bias}``, ``memory.norm.{weight,bias}`` (after the last block) and
     ``memory.<block>.{norm_attention,attention,merge,norm_mlp,widen,narrow}.{weight,bias}``.
@@ -31,7 +31,7 @@ class Transformer:
         self.config, self.inputs, self.size = config, inputs, config.size
 
     def init(self, rng: torch.Generator) -> Params:
-        """Orthogonal weights; those that add to the residual stream scaled by 1 / sqrt(2 layers), as in GPT-2."""
+        """Draw orthogonal weights; layers that add to the residual stream are scaled by 1 / sqrt(2 layers), as in GPT-2."""
         params: Params = {}
         size = self.size
 
@@ -57,14 +57,14 @@ class Transformer:
         return params
 
     def start(self, rows: int, device: torch.device | str) -> State:
-        """Nothing remembered."""
+        """Return an empty state for ``rows`` trials."""
         c = self.config
         shape = (rows, c.layers, c.heads, c.context, c.size // c.heads)
         state: State = {name: torch.zeros(shape, device=device) for name in ("keys", "values")}
         return {**state, "position": torch.zeros(rows, dtype=torch.long, device=device)}
 
     def step(self, params: Params, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Features ``[R, H]`` of inputs ``[R, I]``, and the state after them.
+        """Return the features ``[R, H]`` of inputs ``[R, I]``, and the next state.
 
         Raises:
             ValueError: if a trial is longer than ``context``.
@@ -86,15 +86,15 @@ class Transformer:
         return out, {**state, "position": position + 1}
 
     def scan(self, params: Params, x: Tensor, state: State) -> Tensor:
-        """Features ``[T, R, H]`` of inputs ``[T, R, I]`` from the start of the trials; differentiable in params and x.
+        """Return the features ``[T, R, H]`` of whole trials ``[T, R, I]``; once differentiable in ``params`` and ``x``.
 
         Raises:
-            ValueError: if ``state`` is not that of a start, or there are more steps than ``context``.
+            ValueError: if ``state`` is not that of a trial's start, or there are more steps than ``context``.
         """
         if len(x) > self.config.context:
             raise ValueError(f"{len(x)} steps are more than the memory's context of {self.config.context}")
         if state["position"].any():
-            raise ValueError("a transformer learns from whole trials, not from segments that go on from a state")
+            raise ValueError("a transformer learns from whole trials only: the state must be that of a trial's start")
 
         def attend(block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -105,7 +105,10 @@ class Transformer:
         return torch.cat([self._blocks(params, part, position, attend) for part in parts]).transpose(0, 1)
 
     def _blocks(self, params: Params, x: Tensor, position: Tensor, attend: Any) -> Tensor:
-        """[R, T, I] at positions [..., T] -> [R, T, H]; ``attend(block, query, key, value)``, [R, heads, T, H / heads] each."""
+        """Apply the blocks to [R, T, I] at positions [..., T] -> [R, T, H].
+
+        ``attend(block, query, key, value)`` computes attention; its tensors are [R, heads, T, H / heads].
+        """
         heads = self.config.heads
 
         def linear(name: str, x: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ class Transformer:
 
 
 def _sinusoids(position: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """[...] -> [..., size]: sines and cosines whose wavelengths grow from 2 pi to 10,000 * 2 pi [steps]."""
+    """Return position embeddings, [...] -> [..., size]: sinusoids with wavelengths from 2 pi to 10,000 * 2 pi [steps]."""
     index = torch.arange(size, device=position.device)
     angle = position[..., None] * 10000.0 ** -((index // 2 * 2).to(dtype) / size)
     return torch.where(index % 2 == 0, angle.sin(), angle.cos())

@@ -1,7 +1,7 @@
-"""Checkpoints: tensors and plain values, written whole or not at all, read without running anything.
+"""Checkpoints: tensors and plain values, written atomically, read without executing code.
 
-Written to a temporary file, flushed to disk, renamed. Read with ``weights_only=True``: pickled code is refused, and so is a
-text that could name code, an interpolation or a place outside the run folder.
+A checkpoint is written to a temporary file, flushed to disk and renamed. It is read with ``weights_only=True``, which refuses
+pickled code. Strings that could name code, an interpolation or a path outside the run folder are refused too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ UNSAFE = re.compile(r"_target_|\$\{|^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``: a crash leaves the old file or the new one, never a part.
+    """Replace the file ``path`` atomically by ``content``: a crash leaves the old file or the new one.
 
     Raises:
-        UserError: if the content cannot be written (disk full, no permission); the old file stays.
+        UserError: if the content cannot be written (disk full, no permission); the old file is kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -39,13 +39,13 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the rename itself
+            os.fsync(folder)  # makes the rename durable
         finally:
             os.close(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        kept = f"; the last good one is still there: {path}" if path.exists() else ""
+        kept = f"; the previous version is intact: {path}" if path.exists() else ""
         raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
 
 
@@ -61,10 +61,10 @@ def save(path: Path, state: State) -> None:
 
 
 def load(path: Path) -> State:
-    """Read a checkpoint; its tensors are on the CPU.
+    """Read a checkpoint, with its tensors on the CPU.
 
     Raises:
-        UserError: if it is missing, damaged, of another format, or holds anything but tensors and plain values.
+        UserError: if the file is missing, damaged, of another format, or holds anything but tensors and plain values.
     """
     try:
         content = path.read_bytes()
@@ -74,14 +74,22 @@ def load(path: Path) -> State:
 
 
 def decode(content: bytes, where: str) -> State:
-    """What :func:`save` wrote, from the bytes found ``where``; raises as :func:`load` does."""
+    """Decode a checkpoint from the bytes that :func:`save` wrote.
+
+    Args:
+        content: the bytes.
+        where: their source, for messages.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load itself checks no sums
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load itself does not verify the CRC
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
-        reason = "it holds pickled code" if "weights_only" in str(error).lower() else "it is damaged or cut short"
+    except Exception as error:  # a damaged or hostile file can make the reader raise any error
+        reason = "it holds pickled code" if "weights_only" in str(error).lower() else "it is damaged or truncated"
         raise UserError(f"refused {where}: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"refused {where}: not a metarl checkpoint of format {FORMAT}")
@@ -90,20 +98,21 @@ def decode(content: bytes, where: str) -> State:
 
 
 def refuse_unsafe(value: Any, where: str) -> None:
-    """Check every text in ``value``, keys included.
+    """Check every string in ``value``, keys included.
 
     Raises:
-        UserError: for ``_target_``, an interpolation, an absolute path or one with ``..``.
+        UserError: if a string holds ``_target_``, an interpolation, an absolute path or a path with ``..``.
     """
     for text in _texts(value, set()):
         if UNSAFE.search(text):
-            raise UserError(f"refused {where}: it names something it must not: {text[:80]!r}")
+            reason = "it holds a string that could name code or a path outside the run folder"
+            raise UserError(f"refused {where}: {reason}: {text[:80]!r}")
 
 
 def _texts(value: Any, seen: set[int]) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list | tuple | set | frozenset) and id(value) not in seen:
-        seen.add(id(value))  # once each: YAML's aliases can refer to themselves
+        seen.add(id(value))  # each container once, as a YAML alias can refer to itself
         for item in [*value, *value.values()] if isinstance(value, dict) else value:
             yield from _texts(item, seen)

@@ -24,15 +24,15 @@ class Measured(NamedTuple):
 def measure(
     folder: RunFolder, evaluator: Evaluator, algorithm: Algorithm, budget: Budget, env_steps: int, name: str
 ) -> Measured:
-    """Test on the evaluator's tasks and keep the result as ``results/<name>.json`` and ``.png``.
+    """Test on the evaluator's tasks and write the result to ``results/<name>.json`` and ``.png``.
 
     Args:
-        folder: the run's.
-        evaluator: the tasks, and how they are measured.
-        algorithm: with the weights to test.
-        budget: what adaptation may spend.
-        env_steps: of meta-training that made the weights.
-        name: of the files.
+        folder: the run folder.
+        evaluator: evaluates on its tasks.
+        algorithm: the algorithm, with the weights to test loaded.
+        budget: the budget of adaptation.
+        env_steps: environment steps of meta-training up to these weights.
+        name: file name without its ending.
     """
     report = evaluator.report(algorithm, budget)
     task, split = evaluator.task, evaluator.split
@@ -44,10 +44,10 @@ def measure(
 
 
 def load_weights(folder: RunFolder, algorithm: Algorithm, checkpoint: str) -> int:
-    """Load the weights of the ``best`` or ``last`` checkpoint; returns the environment steps that made them.
+    """Load the weights of the ``best`` or ``last`` checkpoint; return their environment steps of meta-training.
 
     Raises:
-        UserError: if there is no such checkpoint yet, or it is damaged or does not fit the run's configuration.
+        UserError: if the checkpoint does not exist, is damaged or does not fit the run's configuration.
     """
     path = folder.checkpoint(checkpoint)
     if not path.exists():

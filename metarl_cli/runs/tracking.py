@@ -1,6 +1,6 @@
 """Metrics, figures and hyper-parameters of a run: TensorBoard events, and the same numbers in ``metrics.jsonl``.
 
-The step of every point is the meta-training environment steps, for every algorithm, so that runs compare.
+The x-axis of every algorithm is the environment steps of meta-training, so that runs are comparable.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -21,9 +21,6 @@ from torch.utils.tensorboard.summary import hparams
 from metarl_cli.evaluation.pictures import gif, png
 from metarl_cli.interfaces import Diagnostics
 from metarl_cli.runs.checkpoint import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 LAYOUT = {  # tags are regular expressions
     "Adaptation": {
@@ -46,12 +43,12 @@ LAYOUT = {  # tags are regular expressions
 
 
 class Tracker:
-    """Writes what a run measures.
+    """Writes the metrics and diagnostics of a run.
 
     Args:
-        folder: the run folder; the events lie directly in it, so that its name is the run's name in TensorBoard.
+        folder: the run folder; it holds the events directly, so that its name is the run's name in TensorBoard.
         config: nested values for the HParams tab.
-        resume_step: drop what was logged after this step, where a run goes on from a checkpoint; None: a new run.
+        resume_step: the step of the checkpoint that a run resumes from; later rows are dropped. None: a new run.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resume_step: int | None):
@@ -77,13 +74,13 @@ class Tracker:
         self.lines.write(json.dumps({"step": step, **finite}) + "\n")
         self.flush()
 
-    def diagnostics(self, shown: Diagnostics, step: int) -> None:
+    def diagnostics(self, diagnostics: Diagnostics, step: int) -> None:
         """Show an algorithm's diagnostics in the Histograms, Text and Images tabs."""
-        for tag, values in shown.histograms.items():
+        for tag, values in diagnostics.histograms.items():
             self.writer.add_histogram(tag, values.detach().double().cpu().numpy(), step)
-        for tag, text in shown.texts.items():
+        for tag, text in diagnostics.texts.items():
             self.writer.add_text(tag, text, step)
-        for tag, figure in shown.figures.items():
+        for tag, figure in diagnostics.figures.items():
             self.image(tag, png(figure), step)
 
     def animation(self, tag: str, frames: Sequence[Image.Image], step: int, fps: int = 25) -> None:
@@ -98,29 +95,30 @@ class Tracker:
         self.writer.flush()
 
     def flush(self) -> None:
+        """Write pending lines and events to disk."""
         self.lines.flush()
         self.writer.flush()
 
     def close(self, finished: bool) -> None:
-        """Write what is pending; a finished run is marked as a success in HParams."""
+        """Write pending lines and events and close the files; a finished run is marked as a success in HParams."""
         if finished:
             self.events.add_summary(self.end)
-        with contextlib.suppress(OSError):  # the reason why nothing can be written was told before
+        with contextlib.suppress(OSError):  # an earlier write has already reported the reason
             self.lines.close()
             self.writer.close()
 
 
 def _kept(line: str, purge: int) -> bool:
-    """Whether a logged line is from before the step to go on from; what testing logged is measured again."""
+    """Return whether a line was logged before step ``purge``; results of tests are dropped, as a resumed run tests again."""
     try:
         row = json.loads(line)
         return row["step"] < purge and not any(tag.startswith(("test/", "ood/")) for tag in row)
-    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
+    except (ValueError, KeyError, TypeError):  # a line that a crash truncated
         return False
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | bool | int | float]:
-    """``{"algo": {"lr": 1}}`` -> ``{"algo.lr": 1}``, lists and None as text."""
+    """Flatten nested values, ``{"algo": {"lr": 1}}`` -> ``{"algo.lr": 1}``, with lists and None as text."""
     flat: dict[str, str | bool | int | float] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

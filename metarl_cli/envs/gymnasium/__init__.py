@@ -20,9 +20,8 @@ wrappers in a list, and attributes must exist, be numbers and be public.
 
 The rewards of the literature's locomotion tasks are wrappers of this package:
 
-* :class:`~wrappers.Direction`: forward or backward (Finn, Abbeel and Levine 2017, arXiv:1703.03400), or any direction of the
-  plane.
-* :class:`~wrappers.Velocity`: a hidden speed (the same; range and horizon as in Rakelly and others 2019, arXiv:1903.08254).
+* ``Direction``: forward or backward (Finn, Abbeel and Levine 2017, arXiv:1703.03400), or any direction of the plane.
+* ``Velocity``: a hidden speed (the same; range and horizon as in Rakelly and others 2019, arXiv:1903.08254).
 
 Differs from the papers: the bodies are Gymnasium's v5, with its observations and, for the ant, its contact forces.
 """
