@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+from typing_extensions import override
 
 
 class ActionSpace:
@@ -35,9 +36,34 @@ class ActionSpace:
         """Return which actions can be taken, ``[..., size]``; None where all can."""
         return None
 
+    def clip(self, action: Tensor) -> Tensor:
+        """Move actions into the bounds, where there are some."""
+        return action
+
+    def choices(self, bins: int) -> Choices:
+        """Return the actions that a learner of action values chooses among: all, or a grid of ``bins`` per dimension."""
+        raise NotImplementedError
+
 
 class Choices(ActionSpace):
     """Actions that are numbered, as a whole or in each dimension."""
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """The shape of the values of all choices: ``(A,)``, or ``(D, bins)``."""
+        raise NotImplementedError
+
+    def value(self, values: Tensor, choice: Tensor) -> Tensor:
+        """Return the value ``[...]`` of each choice, from ``values [..., *value_shape]``.
+
+        A vector's value is the mean over its dimensions (decoupled Q, Seyde 2022, arXiv:2210.12566).
+        """
+        chosen = values.gather(-1, choice[..., None])[..., 0]
+        return chosen.mean(-1) if len(self.value_shape) > 1 else chosen
+
+    @override
+    def choices(self, bins: int) -> Choices:
+        return self
 
     def decode(self, index: Tensor) -> Tensor:
         """Return the actions of the choices ``index``."""
@@ -59,20 +85,29 @@ class Discrete(Choices):
     masked: bool = False
 
     @property
+    @override
     def size(self) -> int:
         return self.n
 
+    @override
     def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
         if self.masked:
             chance = obs[..., -self.n :].flatten(0, 1).float()
             return torch.multinomial(chance, 1, generator=rng).reshape(obs.shape[:2])
         return torch.randint(self.n, obs.shape[:2], generator=rng, device=obs.device)
 
+    @override
     def encode(self, action: Tensor) -> Tensor:
         return one_hot(action, self.n).to(torch.get_default_dtype())
 
+    @override
     def legal(self, obs: Tensor) -> Tensor | None:
         return obs[..., -self.n :] > 0 if self.masked else None
+
+    @property
+    @override
+    def value_shape(self) -> tuple[int, ...]:
+        return (self.n,)
 
     def decode(self, index: Tensor) -> Tensor:
         """Return the actions of choices: themselves."""
@@ -91,6 +126,7 @@ class Continuous(ActionSpace):
     high: tuple[float, ...]
 
     @property
+    @override
     def size(self) -> int:
         return len(self.low)
 
@@ -99,10 +135,12 @@ class Continuous(ActionSpace):
         low, high = (constant(edge, torch.get_default_dtype(), device) for edge in (self.low, self.high))
         return low, high
 
+    @override
     def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
         low, high = self.bounds(obs.device)
         return low + (high - low) * torch.rand(*obs.shape[:2], len(low), generator=rng, device=obs.device, dtype=low.dtype)
 
+    @override
     def encode(self, action: Tensor) -> Tensor:
         low, high = self.bounds(action.device)
         return 2 * (action - low) / (high - low) - 1
@@ -112,9 +150,13 @@ class Continuous(ActionSpace):
         low, high = self.bounds(x.device)
         return low + (high - low) * (x + 1) / 2
 
+    @override
     def clip(self, action: Tensor) -> Tensor:
-        """Move actions into the bounds."""
         return action.clamp(*self.bounds(action.device))
+
+    @override
+    def choices(self, bins: int) -> Bins:
+        return Bins(self, bins)
 
 
 @dataclass(frozen=True)
@@ -125,12 +167,20 @@ class Bins(Choices):
     num: int  # at least 2
 
     @property
+    @override
+    def value_shape(self) -> tuple[int, ...]:
+        return (self.actions.size, self.num)
+
+    @property
+    @override
     def size(self) -> int:
         return self.actions.size
 
+    @override
     def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
         return self.decode(torch.randint(self.num, (*obs.shape[:2], self.size), generator=rng, device=obs.device))
 
+    @override
     def encode(self, action: Tensor) -> Tensor:
         return self.actions.encode(action)
 

@@ -74,6 +74,12 @@ def test_imports_point_down():
     assert not (found := faults()), "\n".join(found)
 
 
+def test_the_readme_shows_the_list():
+    lines = [line.split() for line in (ROOT / "README.md").read_text().splitlines()]
+    names = [words[0] for words in lines if words and words[0] in {*(f"{r}/" for r in ROOMS), *(f"{m}.py" for m in MODULES)}]
+    assert names == [*(f"{room}/" for room in ROOMS), *(f"{module}.py" for module in MODULES)]
+
+
 def test_the_listing_is_the_architecture():
     folders = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
     files = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__", "__main__"}

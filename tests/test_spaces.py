@@ -17,7 +17,9 @@ def test_discrete_actions_are_encoded_one_hot():
 def test_continuous_actions_are_encoded_with_bounds_at_one():
     assert BOX.size == 2
     assert BOX.encode(torch.tensor([[-1.0, 1.0], [1.0, 0.25]])).tolist() == [[-1, 1], [0, -0.5]]
-    assert BOX.decode(torch.tensor([[-1.0, 1.0], [0.0, -0.5], [-7.0, 9.0]])).tolist() == [[-1, 1], [1, 0.25], [-1, 1]]
+    beyond = BOX.decode(torch.tensor([[-1.0, 1.0], [0.0, -0.5], [-7.0, 9.0]]))
+    assert BOX.clip(beyond).tolist() == [[-1, 1], [1, 0.25], [-1, 1]]
+    assert BOX.encode(beyond).tolist() == [[-1, 1], [0, -0.5], [-7, 9]], "what a Gaussian samples keeps its likelihood"
     action = BOX.random(torch.zeros(3, 4, 5), torch_rng(0, "act"))
     torch.testing.assert_close(BOX.decode(BOX.encode(action)), action)
 
@@ -47,6 +49,17 @@ def test_random_actions_are_uniform(space):
 def test_bins_are_equidistant_from_bound_to_bound():
     bins = Bins(BOX, 5)
     index = torch.tensor([[0, 4], [1, 2]])
-    assert bins.values(index).tolist() == [[-1, 1], [0, 0.5]]
-    assert torch.equal(bins.index(bins.values(index)), index)
+    assert bins.decode(index).tolist() == [[-1, 1], [0, 0.5]]
+    assert torch.equal(bins.index(bins.decode(index)), index)
     assert bins.index(torch.tensor([0.4, 0.4])).tolist() == [1, 2]
+    assert BOX.choices(5) == bins
+    assert Discrete(3).choices(5) == Discrete(3)
+
+
+def test_the_value_of_a_choice():
+    assert Discrete(3).value_shape == (3,)
+    assert float(Discrete(3).value(torch.tensor([1.0, 2.0, 3.0]), torch.tensor(1))) == 2.0
+    bins = Bins(BOX, 2)
+    assert bins.value_shape == (2, 2)
+    values = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    assert float(bins.value(values, torch.tensor([1, 0]))) == 2.5, "the mean over dimensions"

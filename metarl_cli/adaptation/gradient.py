@@ -64,7 +64,7 @@ class NetworkPolicy(Policy):
     """
 
     def __init__(self, learner: Learner, params: Params):
-        self.learner, self.params = learner, params
+        self.learner, self.params, self.stochastic = learner, params, learner.stochastic
 
     @override
     @torch.no_grad()

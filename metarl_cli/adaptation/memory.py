@@ -23,7 +23,7 @@ from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, S
 from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.memory import build_memory
 from metarl_cli.networks.memory_config import MemoryConfig
-from metarl_cli.spaces import Continuous, Spec, constant
+from metarl_cli.spaces import Spec, constant
 
 MOST_PIXELS = 4096  # of an image that is an input of a memory without convolutions
 LARGEST_REWARD = 5  # of a normalised reward [standard deviations]: a rare large reward must not dominate the inputs
@@ -95,8 +95,7 @@ class Inputs:
 
     def vector(self, action: Tensor) -> Tensor:
         """Encode actions ``[..., A]``: one-hot, or scaled so that the bounds are -1 and 1."""
-        actions = self.spec.actions
-        return actions.encode(actions.clip(action) if isinstance(actions, Continuous) else action)
+        return self.spec.actions.encode(self.spec.actions.clip(action))
 
     def clock(self, before: State, episodes: int) -> Tensor:
         """Return the shares ``[R, 2]`` of the episode and of the trial that have passed."""

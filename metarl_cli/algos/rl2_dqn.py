@@ -42,7 +42,6 @@ from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.networks.target import TargetConfig, follow
-from metarl_cli.spaces import Bins, Continuous
 
 
 class HeadConfig(StrictModel):
@@ -110,10 +109,11 @@ class RL2DQN(MemoryAlgorithm):
     def __init__(self, config: Config, context: Context):
         super().__init__(config, context)
         spec, actions = self.family.spec, self.family.spec.actions
-        self.actions = Bins(actions, config.bins) if isinstance(actions, Continuous) else actions
-        outputs = (actions.size, config.bins) if isinstance(self.actions, Bins) else (actions.size,)
+        self.actions = actions.choices(config.bins)
         size = self.agent.memory.size + self.agent.inputs.size
-        self.q_head = QNetwork(NetworkConfig(convolutions=[], context=0, **config.head.model_dump()), (size,), outputs)
+        self.q_head = QNetwork(
+            NetworkConfig(convolutions=[], context=0, **config.head.model_dump()), (size,), self.actions.value_shape
+        )
         self.prediction = Prediction(self.agent, config.head.hidden[-1])
         init = self.agent.memory.init(self.rng["init"]) | self.q_head.init(self.rng["init"])
         if config.dqn.predict_weight:
@@ -146,11 +146,6 @@ class RL2DQN(MemoryAlgorithm):
     def q(self, params: Params, batch: Batch) -> Tensor:
         """Return Q along segments of trials, ``[T, B, A]`` or ``[T, B, D, bins]``; differentiable."""
         return self.values(params, self.features(params, batch), batch.inputs)
-
-    def value(self, q: Tensor, choice: Tensor) -> Tensor:
-        """Return Q ``[...]`` of chosen actions; for bins, the mean over dimensions (Seyde 2022, arXiv:2210.12566)."""
-        value = q.gather(-1, choice[..., None])[..., 0]
-        return value.mean(-1) if isinstance(self.actions, Bins) else value
 
     @override
     def tested(self) -> Params:
@@ -219,8 +214,8 @@ class RL2DQN(MemoryAlgorithm):
             q_slow = self.q(slow, batch)
             best = (q if dqn.double else q_slow).argmax(-1)
             reward = batch.reward * dqn.reward_scale
-            target = trial_returns(reward, batch.discount, self.value(q_slow, best), dqn.lambda_)
-        value = self.value(q, self.actions.index(batch.action))
+            target = trial_returns(reward, batch.discount, self.actions.value(q_slow, best), dqn.lambda_)
+        value = self.actions.value(q, self.actions.index(batch.action))
         error = F.huber_loss(value, target, reduction="none") if dqn.loss == "huber" else (value - target).square()
         loss = (error * weight).sum()
         if dqn.predict_weight:

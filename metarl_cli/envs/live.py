@@ -86,11 +86,8 @@ class LiveEnv(Env):
     def step(self, action: Tensor) -> Step:
         """Act; ``action [1, 1]`` or ``[1, 1, D]``."""
         family = self.family
-        actions = family.spec.actions
-        if isinstance(actions, Continuous):
-            raw: Any = actions.clip(action)[0, 0].cpu().numpy().astype(family.env.action_space.dtype)
-        else:
-            raw = int(action) + family.first_action
+        chosen = family.spec.actions.clip(action)[0, 0].cpu().numpy()
+        raw = chosen.astype(family.env.action_space.dtype) if chosen.ndim else int(chosen) + family.first_action
         seen, reward, terminated, truncated, _ = family.env.step(raw)
         self.clock += 1
         truncated = bool(truncated) or self.clock >= family.spec.horizon

@@ -92,8 +92,6 @@ class NativeEnv(Env):
         self.state, self.clock, self.obs = self.state[rows], self.clock[rows], self.obs[rows]
         self.shape = (len(self.state), self.shape[1])
 
-    take = select_rows  # its old name, which goes with the merge that moves the evolution to ``select_rows``
-
     def render(self) -> Image:
         return self.family.render(self.obs[0, 0], {name: value[0] for name, value in self.task.items()})
 

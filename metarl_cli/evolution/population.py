@@ -18,6 +18,7 @@ from typing_extensions import override
 from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.config.base import Group, Part, StrictModel
 from metarl_cli.config.registry import ConfigError, load
+from metarl_cli.evolution.interfaces import Life, Search, Traits
 from metarl_cli.evolution.lineage import markdown
 from metarl_cli.evolution.searches.population import shape_by_rank
 from metarl_cli.experience.rollout import Moment, rollout
@@ -30,13 +31,10 @@ from metarl_cli.interfaces import (
     Env,
     Family,
     Learner,
-    Life,
     Params,
-    Search,
     State,
     Step,
     Task,
-    Traits,
     num_tasks,
 )
 from metarl_cli.networks.q_network import structured

@@ -26,7 +26,7 @@ from metarl_cli.interfaces import Batch, Layers, Params, Transitions
 from metarl_cli.interfaces import Learner as Base
 from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
-from metarl_cli.spaces import Bins, Choices, Continuous, Spec
+from metarl_cli.spaces import Choices, Spec
 
 
 class Config(StrictModel):
@@ -52,9 +52,8 @@ class DQN(Base):
 
     def __init__(self, config: Config, spec: Spec):
         self.config, self.spec = config, spec
-        self.actions = Bins(spec.actions, config.bins) if isinstance(spec.actions, Continuous) else spec.actions
-        shape = (spec.actions.size, config.bins) if isinstance(self.actions, Bins) else (spec.actions.size,)
-        self.network = QNetwork(config.network, spec.obs_shape, shape, spec.obs_scale)
+        self.actions = spec.actions.choices(config.bins)
+        self.network = QNetwork(config.network, spec.obs_shape, self.actions.value_shape, spec.obs_scale)
         network = config.network
         self.layers = Layers(tuple(network.hidden), network.activation, network.layer_norm)
 
@@ -72,11 +71,6 @@ class DQN(Base):
         legal = self.spec.actions.legal(obs)
         return q if legal is None else q.masked_fill(~legal, -torch.inf)
 
-    def _value(self, q: Tensor, choice: Tensor) -> Tensor:
-        """Return Q ``[...]`` of the chosen actions, from ``q [..., A]`` or ``[..., D, bins]``."""
-        value = q.gather(-1, choice[..., None])[..., 0]
-        return value.mean(-1) if isinstance(self.actions, Bins) else value
-
     @override
     def prepare(
         self, params: Params, slow: Params, batch: Transitions, gamma: float | Tensor | None = None, lambda_: float = 0.0
@@ -88,7 +82,7 @@ class DQN(Base):
         """
         q = self.network(slow, batch.next_obs)
         chooser = self.network(params, batch.next_obs) if self.config.double and params is not slow else q
-        value = self._value(q, self._allowed(chooser, batch.next_obs).argmax(-1))
+        value = self.actions.value(q, self._allowed(chooser, batch.next_obs).argmax(-1))
         reward, discount = batch.reward * self.config.reward_scale, self.config.gamma if gamma is None else gamma
         return Batch(batch, {"target": lambda_returns(reward, value, batch.terminated, batch.ended, discount, lambda_)})
 
@@ -96,7 +90,7 @@ class DQN(Base):
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Return the mean loss over the experience of one task."""
         experience, target = batch.experience, batch.signal["target"]
-        q = self._value(self.network(params, experience.obs), self.actions.index(experience.action))
+        q = self.actions.value(self.network(params, experience.obs), self.actions.index(experience.action))
         error = F.huber_loss(q, target, reduction="none") if self.config.loss == "huber" else (q - target).square()
         return (error * experience.weight).sum() / experience.weight.sum()
 

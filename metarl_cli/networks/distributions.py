@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.interfaces import Distribution, Params
-from metarl_cli.spaces import ActionSpace, Choices, Continuous, Discrete
+from metarl_cli.spaces import ActionSpace, Choices, Continuous
 
 STD = 0.6  # initial standard deviation of a Gaussian policy, in units in which the bounds are -1 and 1
 
@@ -36,12 +36,12 @@ class Greedy(Distribution):
     @override
     def log_prob(self, action: Tensor) -> Tensor:
         hit = self.actions.index(action) == self.values.argmax(-1)
-        hit = hit if isinstance(self.actions, Discrete) else hit.all(-1)
+        hit = hit.all(-1) if len(self.actions.value_shape) > 1 else hit
         return torch.where(hit, 0.0, -torch.inf)
 
     @override
     def entropy(self) -> Tensor:
-        return self.values.new_zeros(self.values.shape[: self.values.dim() - 1 - (not isinstance(self.actions, Discrete))])
+        return self.values.new_zeros(self.values.shape[: -len(self.actions.value_shape)])
 
 
 class Categorical(Distribution):

@@ -10,7 +10,7 @@ import torch
 
 from metarl_cli.interfaces import Algorithm, Policy, State, Step, Task
 from metarl_cli.runs import checkpoint
-from metarl_cli.spaces import Continuous, Spec
+from metarl_cli.spaces import Spec
 
 
 class AdaptedPolicy:
@@ -58,9 +58,8 @@ class AdaptedPolicy:
             self.state = self.policy.observe(self.state, *self.last, step)
         action, self.state = self.policy.act(self.state, now)
         self.last = now, action
-        if isinstance(self.spec.actions, Continuous):
-            return self.spec.actions.clip(action)[0, 0].cpu().numpy()
-        return int(action) + self.first_action
+        taken = self.spec.actions.clip(action)[0, 0].cpu().numpy()
+        return taken if taken.ndim else int(taken) + self.first_action
 
     def save(self, path: str | Path) -> None:
         """Write the policy as a file that ``metarl.load`` reads.

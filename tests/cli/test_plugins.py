@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import metarl_cli as metarl
@@ -76,6 +77,8 @@ class Config(StrictModel):
 
 class Reinforce(Base):
     """A policy-gradient learner for one task."""
+
+    stochastic = True
 
     def __init__(self, config, spec):
         self.config, self.spec, self.actions = config, spec, spec.actions
@@ -193,7 +196,7 @@ import torch
 from pydantic import Field
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Search as Base
+from metarl_cli.evolution.interfaces import Search as Base
 
 
 class Config(StrictModel):
@@ -290,8 +293,9 @@ def test_an_algorithm_a_learner_a_family_and_a_metric_learn_to_adapt(plug, capsy
     chosen = ["algo=first_order", "learner=reinforce", "env=levers", "train.iterations=30", "train.eval_every=10"]
     run = metarl.train(*chosen, *SMALL, f"outputs={plug}")
     assert any("train/reward_after_one_step" in row for row in metrics(run.path)), "the metric is logged"
-    curve = run.test()["adapted"]["iqm"]
-    assert curve[1]["value"] > curve[0]["value"] + 1, "five pulls pay up to 2.5 on average, and adapting finds the lever"
+    before, after = (np.mean(returns) for returns in run.test(tasks=64)["adapted"]["task_returns"])
+    assert abs(before) < 1, "without adaptation one lever is pulled, which pays as often as it costs"
+    assert after > 2, "the better lever pays 2.5 on average"
     assert cli.main(["test", f"run={run.path}", "split=validation", "tasks=4"]) == 0
     assert cli.main(["adapt", f"run={run.path}", "task.payment=-1", "steps=1"]) == 0
     assert run.adapt(payment=1.0, steps=1)([1.0]) == 1

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import ENVS, compose_values, inherited, load
+from conftest import ENVS, compose_values, inherited, load, short
 from launching import PATIENCE
 from pydantic import ValidationError
 
@@ -506,3 +506,14 @@ def test_a_wrapper_that_misses_something_says_so():
     values = config({"id": "Pendulum-v1", "horizon": 20, "parameters": place, "wrappers": wrappers})
     with pytest.raises(ValueError, match="Pendulum-v1 does not report 'x_velocity'"):
         simulated.Family(values)
+
+
+def test_actions_beyond_the_bounds_are_clipped():
+    """A Gaussian policy samples any number; the simulator, its control cost included, sees the bound."""
+    pytest.importorskip("mujoco")
+    ours = short("half_cheetah_dir")
+    beyond, at_the_bound = (ours.make(ours.named_task({}), 1, torch_rng(0, "env")) for _ in range(2))
+    action = torch.full((1, 1, ours.spec.actions.size), 3.0)
+    one, other = beyond.step(action), at_the_bound.step(action.clamp(max=1.0))
+    assert torch.equal(one.reward, other.reward)
+    assert torch.equal(one.next_obs, other.next_obs)

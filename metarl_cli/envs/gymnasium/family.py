@@ -80,7 +80,8 @@ class GymnasiumEnv(Env):
         return torch.as_tensor(x, dtype=kind, device=self.family.device).reshape(*self.shape, *x.shape[1:])
 
     def step(self, action: Tensor) -> Step:
-        actions = action.detach().flatten(0, 1).cpu().numpy().astype(self.history.dtype)
+        inside = self.family.spec.actions.clip(action)
+        actions = inside.detach().flatten(0, 1).cpu().numpy().astype(self.history.dtype)
         clock = self.clock.flatten().numpy()
         self.history[clock, np.arange(len(clock))] = actions
         results = self._call("step", [actions[part] for part in self.parts])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.evolution.genomes.genes import fold
-from metarl_cli.interfaces import Learner, Traits
+from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.interfaces import Learner
 from metarl_cli.networks.q_network import ACTIVATIONS, STRUCTURE, STRUCTURE_WIDTH
 
 

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Learner, Params, Traits
+from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.interfaces import Learner, Params
 
 
 class Config(StrictModel):

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Learner, Traits
+from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.interfaces import Learner
 from metarl_cli.networks.optimizers import Learned
 
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Learner, Traits
+from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.interfaces import Learner
 
 
 class Config(StrictModel):

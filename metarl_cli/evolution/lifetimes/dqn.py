@@ -25,11 +25,12 @@ from torch.func import vmap
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, adapted_names, loss_gradients
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.evolution.interfaces import Traits
 from metarl_cli.evolution.lifetimes.traits import rates
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
-from metarl_cli.interfaces import Family, Learner, Params, State, Task, Traits, Transitions, device_of, num_tasks
+from metarl_cli.interfaces import Family, Learner, Params, State, Task, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned, clip_rows
 from metarl_cli.networks.q_network import grow, in_structure
 from metarl_cli.networks.stacked import broadcast_rows, repeat_per_task, select_rows

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, support_gradients
 from metarl_cli.config.base import StrictModel
+from metarl_cli.evolution.interfaces import Traits
 from metarl_cli.evolution.lifetimes.traits import rates
 from metarl_cli.experience.returns import ReturnsConfig
-from metarl_cli.interfaces import Family, Learner, Params, Task, Traits, Transitions, device_of, num_tasks
+from metarl_cli.interfaces import Family, Learner, Params, Task, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
 from metarl_cli.networks.stacked import repeat_per_task
 

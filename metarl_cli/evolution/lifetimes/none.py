@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Family, Learner, Params, Task, Traits, device_of, num_tasks
+from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.interfaces import Family, Learner, Params, Task, device_of, num_tasks
 
 
 class Config(StrictModel):

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import compose_values
+from conftest import compose_values, load
 
-from metarl_cli.config.registry import load
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.envs.tasks import Choice, Uniform
 from metarl_cli.interfaces import Env, Family, device_of, num_tasks

@@ -31,13 +31,13 @@ def acted(policy: Policy, obs: torch.Tensor, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("repeat", [1, 4, 10])
 @pytest.mark.parametrize("epsilon", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("space", [Discrete(5), Continuous((-1.0, 0.0), (1.0, 2.0))])
-def test_a_share_of_epsilon_is_random_and_lasts(space, epsilon, repeat):
-    dqn, params = learner(Spec(obs_shape=(1,), actions=space, horizon=10))
+@pytest.mark.parametrize("actions", [Discrete(5), Continuous((-1.0, 0.0), (1.0, 2.0))])
+def test_a_share_of_epsilon_is_random_and_lasts(actions, epsilon, repeat):
+    vectors = isinstance(actions, Continuous)
+    dqn, params = learner(Spec(obs_shape=(1,), actions=actions, horizon=10))
     policy, obs = EpsilonGreedy(NetworkPolicy(dqn, params), dqn.actions, epsilon, repeat), torch.zeros(2, 500, 1)
     action = acted(policy, obs, 80)  # [T, M, N] or [T, M, N, D]
-    vectors = isinstance(space, Continuous)
-    first = torch.tensor(space.low if vectors else 0)
+    first = torch.tensor(actions.low) if vectors else torch.tensor(0)
     other = action != first
     moved = other.any(-1) if vectors else other
     chance = 1 - (1 / 25 if vectors else 1 / 5)  # that a random action is not the greedy one

@@ -1,0 +1,96 @@
+"""The interfaces of evolution: genomes, lifetimes and searches."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from metarl_cli.interfaces import Params, State, Task
+
+Traits = dict[str, Params]  # kind of trait -> its values, leading with [P], or [R] once each is a row of its own
+
+
+class Genome(Protocol):
+    """What a vector of genes means: one part of what an individual is, with genes of its own.
+
+    Built by ``Genome(config, learner, rng)``.
+    """
+
+    start: Tensor  # [G] to begin a search at
+    scale: Tensor  # [G] the natural size of a change of each gene
+
+    def decode(self, genes: Tensor) -> Traits:
+        """The traits of the genes ``[P, G]``: ``init``, ``structure``, ``rates``, ``hyper`` or ``optimizer``."""
+        ...
+
+    def describe(self, genes: Tensor) -> dict[str, Tensor]:
+        """The genes in numbers people understand, ``{name: [P]}``."""
+        ...
+
+
+class Life(Protocol):
+    """R learners in their lifetimes, each on its own task."""
+
+    params: Params  # [R, ...], or [P, ...] as long as P individuals are the same on each of their R / P tasks
+    gradient_steps: int  # so far
+    env_steps: Tensor  # [R] so far
+
+    def learn(self) -> None:
+        """Go through one adaptation step."""
+        ...
+
+
+class Lifetime(Protocol):
+    """How an individual learns a task; built by ``Lifetime(config, learner, family, device)``."""
+
+    steps: int  # adaptation steps of a whole lifetime, after which fitness is measured
+    traits: frozenset[str]  # the kinds of traits it reads, in addition to ``init`` and ``structure``
+    default: Traits  # of a learner without a genome, of each kind in ``traits`` it has; leading with [1]
+
+    def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
+        """Put learners with these weights and ``traits [R]`` to the tasks ``[R]``."""
+        ...
+
+
+class Search:
+    """The way a population of P genomes, vectors of G genes, moves towards greater fitness.
+
+    Built by ``Search(config, start, scale, rng)``: the genome ``[G]`` to start at, the natural size ``[G]`` of each gene's
+    change, and the generator that it owns; the state goes into one built with the same ``config`` and ``scale``.
+    """
+
+    warmup: int = 0  # generations before the first selection
+    descends: ClassVar[bool] = False  # whether individuals descend from one another, as ``parents`` says
+
+    def ask(self) -> Tensor:
+        """The genomes ``[P, G]`` to evaluate now; the same ones until :meth:`tell`."""
+        raise NotImplementedError
+
+    def tell(self, fitness: Tensor) -> dict[str, float]:
+        """Update the search from the fitness ``[P]`` of the last population: higher is better, not finite is worst.
+
+        Returns metrics ``{"search/name": value}``.
+
+        Raises:
+            ValueError: if there is not one number per genome, or none is finite.
+        """
+        raise NotImplementedError
+
+    def best(self) -> Tensor:
+        """The genome ``[G]`` to use now."""
+        raise NotImplementedError
+
+    @property
+    def parents(self) -> Tensor:
+        """The number ``[P]`` that the parent of each individual had in the generation before."""
+        raise NotImplementedError(f"individuals of {type(self).__name__} do not descend from one another")
+
+    def state_dict(self) -> State:
+        """Everything the search goes on from, its generator included; between ``ask`` and ``tell`` too."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        raise NotImplementedError
