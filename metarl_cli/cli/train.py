@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
+from typing_extensions import override
 
 from metarl_cli import processes
 from metarl_cli.cli.process import tune_process
@@ -55,28 +56,35 @@ class Terminal(Listener):
     def __init__(self, console: Console):
         self.console = console
 
+    @override
     def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
         self.bar = Bar(self.console, iterations, iteration)
         text = f"going on from iteration {iteration} of {iterations}: {folder}" if iteration else f"new run folder: {folder}"
         self.console.print(text, soft_wrap=True)
 
     @contextmanager
+    @override
     def training(self) -> Iterator[None]:
         with self.bar, listening(self.bar.report):
             yield
 
+    @override
     def progress(self, progress: Progress) -> None:
         self.bar.update(progress)
 
+    @override
     def testing(self, split: str, tasks: int) -> AbstractContextManager[None]:
         return status(self.console, f"testing on {tasks} {split} tasks")
 
+    @override
     def interrupted(self, folder: RunFolder) -> None:
         self.console.print(f"saved; go on with: metarl train run={folder}", soft_wrap=True)
 
+    @override
     def failed(self, folder: RunFolder) -> None:
         self.console.print(f"the last checkpoint is {folder.last}; go on with: metarl train run={folder}", soft_wrap=True)
 
+    @override
     def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
         if reports is None:
             self.console.print(f"{folder} is finished already; test it again with: metarl test run={folder}", soft_wrap=True)

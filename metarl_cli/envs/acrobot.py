@@ -34,6 +34,7 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
@@ -71,9 +72,11 @@ class Acrobot(NativeFamily):
         # the velocities that a swing up passes through
         self.spec = Spec(obs_shape=(6,), actions=Discrete(3), horizon=config.horizon, obs_scale=(1.0, 1.0, 1.0, 1.0, 2.5, 5.0))
 
+    @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.1
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         torque = (action - 1) * task["torque"]
         m1, m2, moi = task["link_mass_1"], task["link_mass_2"], task["link_moi"]
@@ -113,6 +116,7 @@ class Acrobot(NativeFamily):
         terminated = -torch.cos(theta1) - torch.cos(theta1 + theta2) > 1
         return torch.stack([theta1, theta2, omega1, omega2], -1), terminated.to(state.dtype) - 1, terminated
 
+    @override
     def observe(self, state: Tensor) -> Tensor:
         angle = state[..., :2]
         cos, sin = torch.cos(angle), torch.sin(angle)

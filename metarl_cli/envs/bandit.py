@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.tabular import TabularConfig, TabularFamily
 from metarl_cli.envs.tasks import Columns
@@ -61,19 +62,23 @@ class Bandit(TabularFamily):
         average = config.location + config.scale / 2 if config.prior == "uniform" else config.location
         self.parameters = {f"arm_{i}": average for i in range(config.arms)}
 
+    @override
     def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         shape = (num, self.config.arms)
         unit = rng.random(shape) if self.config.prior == "uniform" else rng.standard_normal(shape)
         return {"mean": self.config.location + self.config.scale * unit}
 
+    @override
     def check(self, name: str, value: float) -> None:
         super().check(name, value)
         if self.config.rewards == "bernoulli" and not 0 <= value <= 1:
             raise ValueError(f"{name} is a probability, got {value:g}")
 
+    @override
     def named_task(self, values: dict[str, float]) -> Task:
         return {"mean": torch.stack(list(super().named_task(values).values()), -1)}
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         mean = task["mean"].expand(*action.shape, -1).gather(-1, action[..., None])[..., 0]
         if self.config.rewards == "bernoulli":
@@ -83,6 +88,7 @@ class Bandit(TabularFamily):
             reward = mean + self.config.noise * noise
         return state, reward, torch.zeros_like(action, dtype=torch.bool)
 
+    @override
     def model(self, task: Task) -> tuple[Tensor, Tensor]:
         reward = task["mean"][:, None]
         return torch.ones_like(reward)[..., None], reward

@@ -28,6 +28,7 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
@@ -55,9 +56,11 @@ class CartPole(NativeFamily):
         super().__init__(config, device, signed=["force_mag"] if config.reversible else [])
         self.spec = Spec(obs_shape=(4,), actions=Discrete(2), horizon=config.horizon)
 
+    @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.1 - 0.05
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         x, x_dot, theta, theta_dot = state.unbind(-1)
         force = torch.where(action == 1, task["force_mag"], -task["force_mag"])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
 from metarl_cli.envs.tasks import Columns
@@ -37,9 +38,11 @@ class DarkRoom(GridFamily):
         self.finite = True
         self.spec = Spec(obs_shape=(self.num_states,), actions=Discrete(len(MOVES)), horizon=config.horizon)
 
+    @override
     def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         return self.coordinates("goal", (self.num_states * rng.random(num)).astype(int))
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         cell = self.walk(state[..., 0], action)
         there = cell == self.cell(task, "goal")

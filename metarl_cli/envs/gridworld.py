@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
 from metarl_cli.envs.tasks import Columns
@@ -51,9 +52,11 @@ class Gridworld(GridFamily):
         if not len(self.goals):
             raise ValueError(f"no cell is left for a goal: clear={config.clear} on a grid of size {self.size}")
 
+    @override
     def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         return self.coordinates("goal", self.goals[(len(self.goals) * rng.random(num)).astype(int)])
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         cell = self.walk(state[..., 0], action)
         there = cell == self.cell(task, "goal")

@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
+from typing_extensions import override
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
 from metarl_cli.envs.tasks import Columns
@@ -57,11 +58,13 @@ class KeyToDoor(GridFamily):
             raise ValueError(f"held_out={config.held_out:g} leaves a split without any of {len(pairs)} pairs")
         self.pairs = {"train": pairs[validation:], "validation": pairs[test:validation], "test": pairs[:test]}
 
+    @override
     def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         own = self.pairs[split]
         key, door = np.divmod(own[(len(own) * rng.random(num)).astype(int)], self.cells)
         return self.coordinates("key", key) | self.coordinates("door", door)
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         before, held = state[..., 0] % self.cells, state[..., 0] >= self.cells
         done = held & (before == self.cell(task, "door"))  # the absorbing state of the model; no episode acts there
@@ -71,6 +74,7 @@ class KeyToDoor(GridFamily):
         reward = fetched.to(task["key_x"].dtype) + (opened & ~done)
         return (cell + self.cells * (held | fetched))[..., None], reward, opened
 
+    @override
     def observe(self, state: Tensor) -> Tensor:
         return one_hot(state[..., 0] % self.observed, self.observed).to(torch.get_default_dtype())
 

@@ -28,6 +28,7 @@ import torch
 from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli import interfaces
 from metarl_cli.config.base import Group, Part, StrictModel
@@ -173,6 +174,7 @@ class Mix(interfaces.Family):
             optimum[rows] = best
         return optimum
 
+    @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> MixEnv:
         return MixEnv(self, task, num_envs, rng, render)
 
@@ -221,12 +223,15 @@ class MixEnv(Env):
         self.obs = self._merge([step.obs for step in steps])
         return Step(self._merge([step.next_obs for step in steps]), reward, terminated, truncated, self.obs)
 
+    @override
     def render(self) -> Image:
         return self.envs[self.members.index(self.first)].render()
 
+    @override
     def state_dict(self) -> State:
         return {"envs": [env.state_dict() for env in self.envs]}
 
+    @override
     def load_state_dict(self, state: State) -> None:
         if len(state["envs"]) != len(self.envs):
             raise ValueError("the saved environments are of other families")

@@ -31,6 +31,7 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
@@ -57,15 +58,18 @@ class MountainCar(NativeFamily):
         # the car swings about a valley at -0.52, up to the speed limit
         self.spec = Spec(obs_shape=(2,), actions=Discrete(3), horizon=config.horizon, obs_scale=(0.6, MAX_SPEED))
 
+    @override
     def check(self, name: str, value: float) -> None:
         super().check(name, value)
         if name == "goal_position" and value > MAX_POSITION:
             raise ValueError(f"goal_position must not be beyond the end of the track, {MAX_POSITION}, got {value:g}")
 
+    @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         position = torch.rand(shape, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.6
         return torch.stack([position, torch.zeros_like(position)], -1)
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         position, velocity = state.unbind(-1)
         velocity = velocity + ((action - 1) * task["force"] - torch.cos(3 * position) * task["gravity"])

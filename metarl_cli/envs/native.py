@@ -11,6 +11,7 @@ import torch
 from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
 from metarl_cli.interfaces import Env, State, Step, Task, device_of, dtype_of, num_tasks
@@ -56,6 +57,7 @@ class NativeFamily(ParametricFamily):
         """Draw one observation of one task (M=1)."""
         raise NotImplementedError
 
+    @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:
         return NativeEnv(self, task, num_envs, rng)
 
@@ -74,6 +76,7 @@ class NativeEnv(Env):
         self.clock = torch.zeros(self.shape, dtype=torch.long, device=self.like.device)  # [steps] since the episode began
         self.obs = family.observe(self.state)
 
+    @override
     def step(self, action: Tensor) -> Step:
         drew = f"the dynamics of {type(self.family).__name__} draw random numbers: set stochastic = True in the class"
         with nullcontext() if self.family.stochastic else without_draws(self.rng, drew):
@@ -87,17 +90,21 @@ class NativeEnv(Env):
         self.obs = self.family.observe(self.state)
         return Step(self.family.observe(state), reward, terminated, truncated, self.obs)
 
+    @override
     def select_rows(self, rows: Tensor) -> None:
         self.task = {name: value[rows] for name, value in self.task.items()}
         self.state, self.clock, self.obs = self.state[rows], self.clock[rows], self.obs[rows]
         self.shape = (len(self.state), self.shape[1])
 
+    @override
     def render(self) -> Image:
         return self.family.render(self.obs[0, 0], {name: value[0] for name, value in self.task.items()})
 
+    @override
     def state_dict(self) -> State:
         return {"state": self.state, "clock": self.clock, "rng": self.rng.get_state()}
 
+    @override
     def load_state_dict(self, state: State) -> None:
         if state["state"].shape != self.state.shape or state["clock"].shape != self.shape:
             raise ValueError("the saved environments have another shape")

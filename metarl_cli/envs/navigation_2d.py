@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
@@ -50,9 +51,11 @@ class Navigation2D(NativeFamily):
         actions = Continuous((-STRIDE, -STRIDE), (STRIDE, STRIDE)) if self.continuous else Discrete(len(MOVES))
         self.spec = Spec(obs_shape=(2,), actions=actions, horizon=config.horizon)
 
+    @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros(*shape, 2, dtype=like.dtype, device=like.device)
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         goal = torch.stack([task["goal_x"], task["goal_y"]], -1)
         if self.continuous:

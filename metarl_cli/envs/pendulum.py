@@ -29,6 +29,7 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.interfaces import Task
@@ -62,10 +63,12 @@ class Pendulum(NativeFamily):
             obs_scale=(1.0, 1.0, MAX_SPEED),
         )
 
+    @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         centred = 2 * torch.rand(*shape, 2, generator=rng, dtype=like.dtype, device=like.device) - 1
         return centred * torch.tensor([math.pi, 1.0], dtype=like.dtype, device=like.device)
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         theta, omega = state.unbind(-1)
         torque = task["gain"] * action[..., 0].clamp(-MAX_TORQUE, MAX_TORQUE)
@@ -76,6 +79,7 @@ class Pendulum(NativeFamily):
         omega = omega.clamp(-MAX_SPEED, MAX_SPEED)
         return torch.stack([theta + omega * TAU, omega], -1), -cost, torch.zeros_like(omega, dtype=torch.bool)
 
+    @override
     def observe(self, state: Tensor) -> Tensor:
         theta, omega = state.unbind(-1)
         return torch.stack([torch.cos(theta), torch.sin(theta), omega], -1)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.envs.native import NativeFamily
@@ -59,6 +60,7 @@ class PointTarget(NativeFamily):
         actions = Continuous((-STRIDE,) * config.dimensions, (STRIDE,) * config.dimensions)
         self.spec = Spec(obs_shape=(config.dimensions,), actions=actions, horizon=config.horizon)
 
+    @override
     def check(self, name: str, value: float) -> None:
         super().check(name, value)
         if abs(value) > LIMIT:
@@ -68,14 +70,17 @@ class PointTarget(NativeFamily):
         """Return the target ``[..., d]``."""
         return torch.stack([task[name] for name in self.parameters], -1)
 
+    @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros(*shape, len(self.parameters), dtype=like.dtype, device=like.device)
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         state = state + action.clamp(-STRIDE, STRIDE)
         reward = -(state - self.target(task)).abs().sum(-1)
         return state, reward, (state.abs() > LIMIT).any(-1)
 
+    @override
     def optimum(self, task: Task) -> Tensor:
         walked = STRIDE * torch.arange(1, self.spec.horizon + 1, device=self.device)
         left = (self.target(task).abs() - walked[:, None, None]).clamp(min=0)  # [T, M, d]

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import one_hot
+from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.envs.native import NativeFamily
@@ -55,9 +56,11 @@ class TabularFamily(NativeFamily):
         self.finite = False
         self.num_states, self.first_state = num_states, first_state
 
+    @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         return torch.full((*shape, 1), self.first_state, device=like.device)
 
+    @override
     def observe(self, state: Tensor) -> Tensor:
         return one_hot(state[..., 0], self.num_states).to(torch.get_default_dtype())
 
@@ -125,6 +128,7 @@ class GridFamily(TabularFamily):
         cell = int(obs.argmax()) % self.size**2
         return f"({cell % self.size},{cell // self.size})"
 
+    @override
     def check(self, name: str, value: float) -> None:
         super().check(name, value)
         if value not in range(self.size):

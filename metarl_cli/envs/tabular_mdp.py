@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.envs.tabular import TabularConfig, TabularFamily, draw_cells
 from metarl_cli.envs.tasks import Columns
@@ -45,6 +46,7 @@ class TabularMDP(TabularFamily):
         self.config = config
         self.spec = Spec(obs_shape=(config.states,), actions=Discrete(config.actions), horizon=config.horizon)
 
+    @override
     def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         states, actions = self.config.states, self.config.actions
         unit = rng.random((num, states, actions, states + 2))  # row by row, so that a task does not depend on num
@@ -53,15 +55,18 @@ class TabularMDP(TabularFamily):
         normal = np.sqrt(2 * exponential[..., -2]) * np.cos(2 * np.pi * unit[..., -1])  # Box and Muller 1958
         return {"transition": transition, "reward": self.config.reward_mean + self.config.reward_std * normal}
 
+    @override
     def check(self, name: str, value: float) -> None:
         super().check(name, value)
         if value < 0 or value % 1:
             raise ValueError(f"seed must be a whole number, not below 0, got {value:g}")
 
+    @override
     def named_task(self, values: dict[str, float]) -> Task:
         seed = float(super().named_task(values)["seed"])
         return self.sample_tasks(1, "train", np.random.default_rng(int(seed)))
 
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         row = torch.arange(len(action), device=action.device)[:, None]
         now = (row, 0, state[..., 0], action)
@@ -72,6 +77,7 @@ class TabularMDP(TabularFamily):
         after = below.clamp(max=self.num_states - 1)  # rounded probabilities may add up to less than 1
         return after, mean + self.config.noise * noise, torch.zeros_like(action, dtype=torch.bool)
 
+    @override
     def model(self, task: Task) -> tuple[Tensor, Tensor]:
         return task["transition"], task["reward"]
 

@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Family, Task
@@ -61,13 +62,16 @@ class Uniform(Distribution):
     signed: bool = False
 
     @property
+    @override
     def extremes(self) -> tuple[float, ...]:
         return (self.low, self.high)
 
     @property
+    @override
     def finite(self) -> bool:
         return self.low == self.high
 
+    @override
     def sample(self, unit: np.ndarray) -> np.ndarray:
         if not self.signed:
             return self.low + (self.high - self.low) * unit
@@ -75,6 +79,7 @@ class Uniform(Distribution):
         size: np.ndarray = self.low + (self.high - self.low) * np.abs(centred)
         return np.where(centred < 0, -size, size)
 
+    @override
     def contains(self, values: np.ndarray) -> np.ndarray:
         size = np.abs(values) if self.signed else values
         return np.asarray((self.low <= size) & (size <= self.high))
@@ -87,16 +92,20 @@ class Choice(Distribution):
     values: tuple[float, ...]
 
     @property
+    @override
     def extremes(self) -> tuple[float, ...]:
         return self.values
 
     @property
+    @override
     def finite(self) -> bool:
         return True
 
+    @override
     def sample(self, unit: np.ndarray) -> np.ndarray:
         return np.take(np.asarray(self.values, float), (unit * len(self.values)).astype(int))
 
+    @override
     def contains(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(np.isclose(np.asarray(values)[..., None], self.values).any(-1))
 
@@ -227,6 +236,7 @@ class ParametricFamily(Family):
         within = [distribution.contains(columns[name]) for name, distribution in self.distributions.items()]
         return np.asarray(~np.all(within, axis=0))
 
+    @override
     def named_task(self, values: dict[str, float]) -> Task:
         for name, value in values.items():
             if name not in self.parameters:

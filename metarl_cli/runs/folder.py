@@ -104,6 +104,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
+        """Whether the folder holds a run."""
         return (self.path / "run.json").is_file()
 
     def create(self, config: TrainConfig, job: Job, components: Components) -> None:
@@ -224,6 +225,7 @@ class RunFolder:
         self.write_json("run.json", {**self.manifest(), **changes})
 
     def write_json(self, name: str, value: Any, indent: int | None = 1) -> None:
+        """Write a value as a JSON file of the folder, whole or not at all."""
         write_whole(self.path / name, (json.dumps(value, indent=indent) + "\n").encode())
 
     def lock(self) -> None:

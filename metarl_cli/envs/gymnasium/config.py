@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from metarl_cli.config.base import Operational, StrictModel
 from metarl_cli.config.messages import known_options
@@ -84,6 +85,7 @@ class Config(TasksConfig):
                 raise ValueError(f"attribute {path} is not public")
         return self
 
+    @override
     def distributions(self, signed: Collection[str] = ()) -> tuple[Distributions, Distributions]:
         inside, outside = super().distributions(signed)
         choices = {name: Choice(tuple(values)) for name, values in self.choices.items()}

@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from metarl_cli.config.messages import one_line
 from metarl_cli.envs.gymnasium.build import build
@@ -79,6 +80,7 @@ class GymnasiumEnv(Env):
         kind = None if pixels or x.dtype == bool else torch.get_default_dtype()
         return torch.as_tensor(x, dtype=kind, device=self.family.device).reshape(*self.shape, *x.shape[1:])
 
+    @override
     def step(self, action: Tensor) -> Step:
         inside = self.family.spec.actions.clip(action)
         actions = inside.detach().flatten(0, 1).cpu().numpy().astype(self.history.dtype)
@@ -92,6 +94,7 @@ class GymnasiumEnv(Env):
         self.obs = step.obs
         return step
 
+    @override
     def render(self) -> Image.Image:
         try:
             self.workers[0].send("render")
@@ -169,6 +172,7 @@ class GymnasiumFamily(ParametricFamily):
         for number in range(max(map(len, values.values()), default=0)):
             yield self._row({**self.parameters, **{name: float(v[min(number, len(v) - 1)]) for name, v in values.items()}})
 
+    @override
     def named_task(self, values: dict[str, float]) -> Task:
         task = super().named_task(values)
         build(self.config, self.rows(task)[0]).close()  # the simulator may reject a value

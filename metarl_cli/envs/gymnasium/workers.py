@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from metarl_cli.envs.gymnasium.build import build
 from metarl_cli.envs.gymnasium.config import Config, Row
@@ -97,12 +98,15 @@ class LocalWorker(Worker):
     def __init__(self, *arguments: Any):
         self.simulators = Simulators(*arguments)
 
+    @override
     def send(self, method: str, *arguments: Any) -> None:
         self.result = getattr(self.simulators, method)(*arguments)
 
+    @override
     def receive(self) -> Any:
         return self.result
 
+    @override
     def close(self) -> None:
         self.simulators.close()
 
@@ -119,6 +123,7 @@ class RemoteWorker(Worker):
         # before multiprocessing terminates its children at exit, by a signal that the process ignores
         self.dismiss = multiprocessing.util.Finalize(self, _dismiss, (self.pipe, self.owner), exitpriority=10)
 
+    @override
     def send(self, method: str, *arguments: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # ``receive`` raises the reason
             self.pipe.send((method, arguments))
@@ -137,6 +142,7 @@ class RemoteWorker(Worker):
             raise result
         return result
 
+    @override
     def close(self) -> None:
         self.dismiss()
         if os.getpid() == self.owner:

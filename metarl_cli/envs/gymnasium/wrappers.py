@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from typing_extensions import override
 
 
 class Direction(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -22,6 +23,7 @@ class Direction(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.x, self.y = math.cos(angle), math.sin(angle)
 
+    @override
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         along = self.x * info["x_velocity"] + self.y * info.get("y_velocity", 0.0)
@@ -35,6 +37,7 @@ class Velocity(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.velocity = velocity
 
+    @override
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         off = abs(info["x_velocity"] - self.velocity)
@@ -51,6 +54,7 @@ class PermutedActions(gymnasium.ActionWrapper[Any, Any, Any]):
             raise ValueError(f"order must be from 0 to {math.factorial(actions) - 1}, got {order}")
         self.permutation = next(itertools.islice(itertools.permutations(range(actions)), order, None))
 
+    @override
     def action(self, action: int) -> int:
         return self.permutation[action]
 
@@ -64,6 +68,7 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
         low, high = np.moveaxis(space.low, -1, 0), np.moveaxis(space.high, -1, 0)
         self.observation_space = spaces.Box(low, high, dtype=space.dtype)
 
+    @override
     def observation(self, observation: np.ndarray) -> np.ndarray:
         return np.moveaxis(observation, -1, 0)
 
@@ -80,6 +85,7 @@ class OneHotView(gymnasium.ObservationWrapper[Any, Any, Any]):
         shape = (sum(map(len, tables)), *space["image"].shape[:2])
         self.observation_space = spaces.Box(0, 1, shape, np.float32)
 
+    @override
     def observation(self, observation: dict[str, Any]) -> np.ndarray:
         view = observation["image"]
         hot = [plane[view[..., i]] for i, plane in enumerate(self.planes)]
