@@ -31,7 +31,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from typing_extensions import override
 
 from metarl_cli.cli.commands import Command
 from metarl_cli.config.messages import closest, did_you_mean, flatten, known_options, no_such_key, one_line
@@ -83,8 +82,8 @@ def installed_folders() -> Iterator[tuple[str, str]]:
 class InstalledConfigurations(SearchPathPlugin):
     """Adds ``installed_folders`` to Hydra's search path: after the configurations of this package."""
 
-    @override
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add the folders after those of this package."""
         for name, folder in installed_folders():
             search_path.append(name, f"file://{folder}")
 
