@@ -48,10 +48,15 @@ class AdaptedPolicy:
             obs: one observation.
             reward: of the action before; a policy without memory needs none.
             ended: whether an episode ended with it, so that ``obs`` begins the next one.
+
+        Raises:
+            ValueError: for an observation of another shape.
         """
         array = np.asarray(obs)
+        if array.shape != self.spec.obs_shape:
+            raise ValueError(f"an observation must have the shape {self.spec.obs_shape}, not {array.shape}")
         kind = None if array.dtype == np.uint8 else torch.get_default_dtype()
-        now = torch.as_tensor(array, dtype=kind, device=self.saved["device"]).reshape(1, 1, *self.spec.obs_shape)
+        now = torch.as_tensor(array, dtype=kind, device=self.saved["device"])[None, None]
         if self.last is not None:
             never = torch.tensor([[False]], device=now.device)
             step = Step(now, torch.tensor([[float(reward)]], device=now.device), never | ended, never, now)

@@ -98,7 +98,8 @@ class Run:
         tasks, episodes = tasks or default.tasks, episodes or default.episodes
         self.folder.check_tasks(self.config, self.family)
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
-        spent = f"trial{budget.episodes or 'default'}" if self.algorithm.adapts_by == "memory" else f"steps{budget.steps}"
+        adapted = next(self.algorithm.adapt(held_out, budget, torch.Generator(self.device)))
+        spent = f"steps{budget.steps}" if adapted.episodes is None else f"trial{adapted.episodes}"
         name = f"{split}-{self.checkpoint.stem}-tasks{tasks}-episodes{episodes}-{spent}"
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
         return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name).report
