@@ -50,7 +50,7 @@ TINY_MAML = [
     "algo.query.capacity=60",
 ]
 TINY_MEMORY = [o for o in TINY if not o.startswith(("learner.", "eval.steps", "test.steps"))]  # no learner, no gradient steps
-TINY_REFERENCE = [override for override in TINY_MEMORY if not override.startswith("env.")]
+TINY_REFERENCE = [o for o in TINY_MEMORY if not o.startswith(("env.", "train."))]  # nothing to train
 TINY_DQN = ["algo.tasks=3", "algo.envs=2", "algo.steps=5", "algo.updates=2", "algo.batch=8", "algo.warmup=1"]
 TINY_RL2 = [
     "algo.episodes=2",

@@ -29,6 +29,7 @@ def check_run(
     name = f"algo={choices['algo']}" if choices.get("algo") else f"algo.module={algo.name}" if isinstance(algo, Group) else ""
     if isinstance(algo, Group):
         problems += _check_steps(values, algo, name)
+        problems += _check_training(values, algo, name)
         if not algo.module.Algo.uses_learner:
             if learner is not None:
                 problems = [p for p in problems if p.key.split(".")[0] != "learner"]
@@ -62,6 +63,16 @@ def _check_steps(values: Mapping[str, Any], algo: Group, name: str) -> Iterator[
         elif not by_gradient and steps is not None:
             text = f"{key}={show(steps)}: {name} adapts within trials of algo.episodes, not by gradient steps"
             yield Problem(key, text)
+
+
+def _check_training(values: Mapping[str, Any], algo: Group, name: str) -> Iterator[Problem]:
+    """Yield a problem for each iteration number of training that is given to an algorithm with nothing to train."""
+    loop = values.get("train")
+    if algo.module.Algo.learns or not isinstance(loop, Mapping):
+        return
+    for key in ("iterations", "eval_every", "log_every"):
+        if loop.get(key, 1) != 1:
+            yield Problem(f"train.{key}", f"train.{key}={show(loop[key])}: {name} has nothing to train; leave it at 1")
 
 
 def _unused_learner(learner: Any, choice: str | None, name: str) -> Iterator[Problem]:

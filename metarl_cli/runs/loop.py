@@ -191,7 +191,7 @@ class Training:
         self.config, self.folder, self.components, self.listener = config, folder, components, listener
         self.algorithm = components.algorithm
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
-        self.iterations = config.train.iterations if self.algorithm.learns else 1
+        self.iterations = config.train.iterations
         resume_step = None
         if folder.last.exists():
             self._restore()

@@ -329,6 +329,10 @@ def test_every_bad_override_is_told_at_once(runs, capsys, elsewhere):
         (["algo=rl2", "learner.gamma=0.1"], "learner.gamma=0.1: algo=rl2 has no learner"),
         (["algo=rl2", "learner=dqn_atari"], "learner=dqn_atari: algo=rl2 has no learner"),
         (["algo=ucb1", "env=bandit", "learner.gamma=0.1"], "learner.gamma=0.1: algo=ucb1 has no learner"),
+        (
+            ["algo=ucb1", "env=bandit", "train.iterations=50"],
+            "train.iterations=50: algo=ucb1 has nothing to train; leave it at 1",
+        ),
         (["experiment=rl2_cartpole", "+learner.gamma=0.1"], "learner.gamma=0.1: algo=rl2 has no learner"),
         (
             ["algo=rl2", "eval.steps=7"],

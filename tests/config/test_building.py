@@ -18,6 +18,7 @@ from metarl_cli.config.base import StrictModel, operational_keys, result_values
 from metarl_cli.config.messages import closest, did_you_mean, flatten
 from metarl_cli.config.registry import ConfigError, load, validate
 from metarl_cli.errors import Problem, UserError
+from metarl_cli.interfaces import Algorithm
 from metarl_cli.runs.build import build
 from metarl_cli.runs.folder import default_name
 
@@ -197,7 +198,7 @@ def test_installed_packages_add_modules_but_do_not_replace(monkeypatch):
         size: int = Field(gt=0, description="how big")
 
     plugin = ModuleType("somebodys_algorithm")
-    plugin.Config, plugin.Algo = Config, type("Algo", (), {"uses_learner": True, "adapts_by": "gradient"})
+    plugin.Config, plugin.Algo = Config, type("Algo", (Algorithm,), {"adapts_by": "gradient"})
     monkeypatch.setitem(sys.modules, "somebodys_algorithm", plugin)
     points = [
         metadata.EntryPoint("theirs", "somebodys_algorithm", "metarl.algos"),

@@ -218,7 +218,7 @@ def test_models_are_selected_by_the_whole_trial(tmp_path, monkeypatch, capsys):
         tmp_path / "run",
         monkeypatch,
         lambda family: Improving(family, 3),
-        *("algo=greedy", "env=bandit_gaussian", "env.noise=0.0", "train.iterations=3", "train.eval_every=1"),
+        *("algo=rl2", "env=bandit_gaussian", "env.noise=0.0", "train.iterations=3", "train.eval_every=1"),
     )
     folder = RunFolder(tmp_path / "run")
     rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
@@ -238,7 +238,7 @@ def test_adapt_keeps_one_trial_its_path_and_its_memory(tmp_path, monkeypatch, ca
         tmp_path / "run",
         monkeypatch,
         lambda family: Walker(family, 2),
-        *("algo=oracle", "env=gridworld", "train.iterations=1", "test.tasks=2"),
+        *("algo=oracle", "env=gridworld", "test.tasks=2"),
     )
     capsys.readouterr()
     values = [f"run={tmp_path / 'run'}", "+task.goal_x=3", "+task.goal_y=0", "trial=2", "gif=true", "hardware=cpu"]
