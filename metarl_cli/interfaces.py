@@ -30,11 +30,6 @@ def num_tasks(task: Task) -> int:
     return len(next(iter(task.values())))
 
 
-def same_tasks(one: Task, other: Task) -> bool:
-    """Return whether two sets of tasks are the same, row by row."""
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
 def device_of(task: Task) -> torch.device:
     """Return the device on which the tasks live."""
     return next(iter(task.values())).device
@@ -135,6 +130,7 @@ class Family(ABC):
     spec: Spec
     splits: tuple[str, ...] = ("train", "validation", "test")  # which of train, validation, test and ood the family has
     finite: bool = False  # whether the tasks are so few that the splits share them
+    first_action: int = 0  # the number that the environment itself gives its first action, where actions are discrete
     max_envs: int | None = None  # the most environments of one task that can run at once; None: any number
 
     @abstractmethod
@@ -221,6 +217,7 @@ class Learner:
     spec: Spec
     actions: ActionSpace  # the actions it can take: the family's, or a grid of them
     stochastic: ClassVar[bool] = False  # whether sampling from its policy differs from the likeliest actions
+    off_policy: ClassVar[bool] = True  # whether it learns from single transitions that any policy collected
     layers: Layers | None = None  # of its network; None where a genome cannot vary its structure
 
     def init(self, rng: torch.Generator) -> Params:
@@ -322,6 +319,7 @@ class Algorithm:
     """What is learned across tasks; built by ``Algo(config, context)``."""
 
     learns: ClassVar[bool] = True  # False for a reference, which has nothing to train
+    replays: ClassVar[bool] = False  # whether its learner gets single transitions from a replay
     uses_learner: ClassVar[bool] = True  # whether the configuration's learner is a part of it
     adapts_by: ClassVar[Literal["gradient", "memory"]]
     distributed: ClassVar[bool] = False  # whether several processes can share a ``train_step``
@@ -355,8 +353,12 @@ class Algorithm:
         """Adapt fresh weights at the same budget: the reference; None where there are no gradient steps."""
         return None
 
-    def load_policy(self, state: State, task: Task) -> tuple[Policy, int | None]:
-        """The policy that :meth:`Policy.state_dict` describes, and the episodes of its trial as in :class:`Adapted`."""
+    def load_policy(self, state: State, task: Task) -> Policy:
+        """Return the policy that :meth:`Policy.state_dict` describes.
+
+        Raises:
+            ValueError: if it is of another algorithm.
+        """
         raise NotImplementedError
 
     def diagnostics(self) -> Diagnostics:

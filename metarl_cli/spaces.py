@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -208,3 +209,8 @@ class Spec(NamedTuple):
     actions: Discrete | Continuous
     horizon: int  # [steps] of an episode, the longest where tasks differ
     obs_scale: tuple[float, ...] = ()  # [O] the usual size of each entry, for a network to divide by; none: about 1 already
+
+    def observation(self, array: np.ndarray, device: torch.device) -> Tensor:
+        """Return observations as a tensor: images in bytes, booleans as they are, numbers in the default type."""
+        keep = array.dtype == bool or (array.dtype == np.uint8 and len(self.obs_shape) == 3)
+        return torch.as_tensor(array, dtype=None if keep else torch.get_default_dtype(), device=device)

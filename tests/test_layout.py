@@ -45,10 +45,26 @@ def faults() -> list[str]:
         if len(inside) == 1 and inside[0].startswith("__"):
             continue  # the entry points see everything
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("metarl_cli"):
-                modules = [node.module.split(".")[1:]] if node.module != "metarl_cli" else [[a.name] for a in node.names]
-                found += [f for parts in modules if (f := fault(inside, parts))]
+            if isinstance(node, ast.ImportFrom) and node.level:
+                found.append(f"{'/'.join(inside)}.py imports by a relative path: name the package")
+            found += [f for parts in imported(node) if (f := fault(inside, parts))]
     return found
+
+
+def imported(node: ast.AST) -> list[list[str]]:
+    """The modules of this package that an import names, without its own name: ``[["envs", "tasks"]]``."""
+    names = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        whole = [f"{node.module}.{alias.name}" for alias in node.names]
+        names = [name if is_module(name) else node.module for name in whole]
+    return [parts[1:] for name in dict.fromkeys(names) if (parts := name.split("."))[0] == "metarl_cli" and len(parts) > 1]
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def fault(inside: tuple[str, ...], parts: list[str]) -> str | None:

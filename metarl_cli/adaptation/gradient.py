@@ -79,6 +79,19 @@ class NetworkPolicy(Policy):
         return {"params": {name: value.detach() for name, value in self.params.items()}}
 
 
+def load_network_policy(learner: Learner, state: State) -> NetworkPolicy:
+    """Return the policy of saved networks.
+
+    Raises:
+        ValueError: if the weights are not those of the learner's network.
+    """
+    params = state["params"]
+    for name, value in learner.init(torch.Generator(first(params).device)).items():
+        if name not in params or params[name].shape[1:] != value.shape:
+            raise ValueError(f"the saved weights do not fit this network: {name}")
+    return NetworkPolicy(learner, params)
+
+
 def adapted_names(params: Params, scope: str) -> list[str]:
     """Return the names of the weights that the inner loop adapts.
 
@@ -142,7 +155,8 @@ def collect_support(
     parts = []
     for _ in range(0, config.rollouts, most):
         env = family.make(task, most, rng)
-        parts.append(collect(env, policy, policy.start(most, rng), config.steps, one_episode=True))
+        state, live = policy.start(most, rng), family.max_envs is not None
+        parts.append(collect(env, policy, state, config.steps, one_episode=True, stop=live))
     return parts[0] if len(parts) == 1 else Transitions(*(torch.cat(field, 2) for field in zip(*parts, strict=True)))
 
 

@@ -13,14 +13,14 @@ from pydantic import Field, model_validator
 from torch.func import grad_and_value, vmap
 from typing_extensions import override
 
-from metarl_cli.adaptation.gradient import NetworkPolicy, SupportConfig, fine_tune
+from metarl_cli.adaptation.gradient import NetworkPolicy, SupportConfig, fine_tune, load_network_policy
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import linear
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, num_tasks, same_tasks
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, num_tasks
 from metarl_cli.networks.optimizers import clip_rows
 from metarl_cli.networks.stacked import detached, fresh, load_params
 from metarl_cli.networks.target import TargetConfig, follow
@@ -64,6 +64,7 @@ class IndependentDQN(Algorithm):
     """
 
     adapts_by = "gradient"
+    replays = True
     own_tasks = True
     saved = ("optimizer", "rng", "env", "replay")
     counters = ("iteration", "updates", "env_steps")
@@ -118,7 +119,7 @@ class IndependentDQN(Algorithm):
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Fine-tune the trained networks on the training tasks, and fresh networks on any other tasks."""
-        if same_tasks(task, self.task):
+        if task is self.task:
             return self._fine_tune(detached(self.params), task, budget, rng, family)
         return self._fine_tune(fresh(self.learner, num_tasks(task), rng), task, budget, rng, family)
 
@@ -133,8 +134,8 @@ class IndependentDQN(Algorithm):
         return fine_tune(self.learner, params, config.scratch_lr, family, task, budget, config.support, config.returns, rng)
 
     @override
-    def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
-        return NetworkPolicy(self.learner, state["params"]), None
+    def load_policy(self, state: State, task: Task) -> NetworkPolicy:
+        return load_network_policy(self.learner, state)
 
     @override
     def weights(self) -> State:

@@ -44,6 +44,7 @@ from metarl_cli.adaptation.gradient import (
     fine_tune,
     initial_rates,
     inner_step,
+    load_network_policy,
 )
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
@@ -119,6 +120,7 @@ class MAML(Algorithm):
     """
 
     adapts_by = "gradient"
+    replays = True
     saved = ("optimizer", "rng", "env", "replay")
 
     def __init__(self, config: Config, context: Context):
@@ -254,8 +256,8 @@ class MAML(Algorithm):
         return fine_tune(self.learner, params, inner.scratch_lr, self.family, task, budget, inner.support, inner.returns, rng)
 
     @override
-    def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
-        return NetworkPolicy(self.learner, state["params"]), None
+    def load_policy(self, state: State, task: Task) -> NetworkPolicy:
+        return load_network_policy(self.learner, state)
 
     # -- saving
 

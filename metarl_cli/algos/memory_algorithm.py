@@ -15,7 +15,7 @@ from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Distribution, Family, Params, State, Task, num_tasks
 from metarl_cli.networks.memory_config import MemoryConfig
-from metarl_cli.networks.stacked import detached
+from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.seeding import Streams, numpy_rng
 
 
@@ -94,12 +94,12 @@ class MemoryAlgorithm(Algorithm):
         Raises:
             UserError: if a transformer cannot attend to a whole trial.
         """
-        episodes = budget.episodes or self.config.episodes
+        episodes = self.config.episodes if budget.episodes is None else budget.episodes
         self._check_length(episodes)
         yield Adapted(0, 0, 0, self.policy(detached(self.tested()), num_tasks(task), episodes), episodes)
 
     @override
-    def load_policy(self, state: State, task: Task) -> tuple[MemoryPolicy, int]:
-        params, episodes = self.tested(), int(state["episodes"])
-        saved = {name: state["params"][name].to(value) for name, value in params.items()}
-        return self.policy(saved, num_tasks(task), episodes), episodes
+    def load_policy(self, state: State, task: Task) -> MemoryPolicy:
+        params = {name: torch.empty_like(value) for name, value in detached(self.tested()).items()}
+        load_params(params, state["params"])
+        return self.policy(params, num_tasks(task), int(state["episodes"]))

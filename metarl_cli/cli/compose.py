@@ -328,8 +328,11 @@ def compose_train(overrides: list[str]) -> tuple[TrainConfig, Job]:
     from metarl_cli.config.registry import validate
 
     register_installed()
-    composer = Composer("train", os.environ.get("METARL_CONFIG_DIR") or None)
-    config = composer.settle(overrides)
+    args = parse_flags(overrides)
+    if args.multirun or args.cfg or args.info or args.help or args.hydra_help:
+        raise UsageError("one run is composed here: give overrides, and --config-dir if you like")
+    composer = Composer("train", args.config_dir)
+    config = composer.settle(args.overrides)
     if composer.problems or config is None:
         raise UsageError(*composer.problems.values())
     with open_dict(config):

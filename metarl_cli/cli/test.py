@@ -12,7 +12,7 @@ Config = TestConfig
 
 
 def run(config: TestConfig, job: Job) -> float:
-    """Repeat the evaluation of a saved run; returns the curve's ``score``."""
+    """Repeat the evaluation of a saved run; returns its ``score``."""
     tune_process(config.hardware)
     saved = Run(config.run, config.hardware, config.checkpoint)
     console = wide_console()
@@ -21,4 +21,4 @@ def run(config: TestConfig, job: Job) -> float:
     tasks = report.curve.returns.shape[-1]
     console.print(table(report, f"{saved.folder.path.name}: {tasks} {config.split} tasks, {saved.checkpoint.name}"))
     console.print(f"written: {saved.folder.results / name}.json and .png", soft_wrap=True)
-    return report.curve.score
+    return report.score

@@ -35,6 +35,9 @@ def check_run(
                 problems = [p for p in problems if p.key.split(".")[0] != "learner"]
                 problems += _unused_learner(learner, choices.get("learner"), name)
                 learner = values["learner"] = None
+        elif isinstance(learner, Group) and algo.module.Algo.replays and not learner.module.Learner.off_policy:
+            text = f"{name} replays single transitions, and this learner needs its own trajectories"
+            problems.append(Problem("learner", f"learner.module={learner.name}: {text}"))
         elif learner is None:
             problems.append(Problem("learner", f"learner: missing; {name} needs one, say learner=dqn"))
     if isinstance(env, Group):

@@ -1,7 +1,7 @@
 """The registry of modules, and validation: from plain values to a checked configuration, with every problem at once.
 
 A group says ``module: maml`` and means ``metarl_cli.algos.maml``; the rest of the group is that module's ``Config``. Installed
-packages add modules through the entry points ``metarl.algos``, ``metarl.learners`` and ``metarl.envs``. No path, no
+packages add modules through entry points named for the folders, such as ``metarl.algos`` and ``metarl.searches``. No path, no
 ``_target_``, nothing instantiated from a file. A ``Config`` may hold groups of its own, marked by :class:`Part`.
 """
 

@@ -38,7 +38,11 @@ class LiveFamily(Family):
         if not isinstance(seen, spaces.Box) or seen.shape != spec.obs_shape:
             raise UserError(f"the policy was made for observations {list(spec.obs_shape)}, the environment has {seen}")
         if isinstance(spec.actions, Continuous):
-            fits = isinstance(actions, spaces.Box) and actions.shape == (spec.actions.size,)
+            fits = (
+                isinstance(actions, spaces.Box)
+                and actions.shape == (spec.actions.size,)
+                and np.allclose([actions.low, actions.high], [spec.actions.low, spec.actions.high])
+            )
         else:
             fits = isinstance(actions, spaces.Discrete) and int(actions.n) == spec.actions.size
         if not fits:
@@ -79,9 +83,7 @@ class LiveEnv(Env):
         self.obs = self._tensor(family.env.reset(seed=seed)[0])
 
     def _tensor(self, obs: Any) -> Tensor:
-        array = np.asarray(obs)
-        kind = None if array.dtype == np.uint8 else torch.get_default_dtype()
-        return torch.as_tensor(array, dtype=kind, device=self.family.device)[None, None]
+        return self.family.spec.observation(np.asarray(obs), self.family.device)[None, None]
 
     def step(self, action: Tensor) -> Step:
         """Act; ``action [1, 1]`` or ``[1, 1, D]``."""

@@ -56,6 +56,11 @@ class Report(NamedTuple):
     best: Interval | None  # the return of the oracle over the tasks
 
     @property
+    def score(self) -> float:
+        """The number that runs are compared by: of the training tasks where each is learned on its own, else the curve's."""
+        return self.own_tasks.value if self.own_tasks else self.curve.score
+
+    @property
     def total(self) -> Total | None:
         """Return the total of whole trials; None for an algorithm that adapts by gradient steps."""
         return self.curve.total

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from metarl_cli.interfaces import Params, State, Task
+from metarl_cli.interfaces import Family, Params, State, Task
 
 Traits = dict[str, Params]  # kind of trait -> its values, leading with [P], or [R] once each is a row of its own
 
@@ -51,6 +51,14 @@ class Lifetime(Protocol):
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
         """Put learners with these weights and ``traits [R]`` to the tasks ``[R]``."""
+        ...
+
+    def at(self, family: Family, episodes: int | None) -> Lifetime:
+        """The same lifetime in the environments of another family, with so many episodes of support if given.
+
+        Raises:
+            UserError: if the lifetime cannot take place there.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.gradient import NetworkPolicy
+from metarl_cli.adaptation.gradient import NetworkPolicy, load_network_policy
 from metarl_cli.config.base import Group, Part, StrictModel
 from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.evolution.interfaces import Life, Search, Traits
@@ -91,7 +91,7 @@ class Evolution(Algorithm):
         self.config, self.context = config, context
         learner, family, seed, device = context.learner, context.family, context.seed, context.device
         self.learner, self.family, self.seed, self.device = learner, family, seed, device
-        self.lifetime = self._lifetime(family)
+        self.lifetime = config.lifetime.module.Lifetime(config.lifetime.config, learner, family, device)
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
         self.search: Search = config.search.module.Search(
@@ -106,11 +106,6 @@ class Evolution(Algorithm):
         self.held_out = family.sample_tasks(config.validation.tasks, "validation", numpy_rng(seed, "tasks", "candidates"))
         self.champion = self.genome.start[None]  # [S, G] one genome for each adaptation step, or for all
         self.iteration = self.env_steps = 0
-
-    def _lifetime(self, family: Family) -> Any:
-        """Return the lifetime of individuals in the environments of ``family``."""
-        lifetime = self.config.lifetime
-        return lifetime.module.Lifetime(lifetime.config, self.learner, family, self.device)
 
     def _check_traits(self) -> None:
         """Raise ValueError for traits that the lifetime does not read, and for values outside its limits."""
@@ -235,28 +230,30 @@ class Evolution(Algorithm):
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Run the champion's lifetime on M tasks; after its end, the last settings stay in force."""
-        yield from self._adapt(task, budget.steps, rng, self.champion, family)
+        yield from self._adapt(task, budget, rng, self.champion, family)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Run a lifetime without a genome: fresh weights and the settings of ``algo.lifetime``."""
-        yield from self._adapt(task, budget.steps, rng, None)
+        yield from self._adapt(task, budget, rng, None)
 
     @override
-    def load_policy(self, state: State, task: Task) -> tuple[NetworkPolicy, None]:
-        return NetworkPolicy(self.learner, state["params"]), None
+    def load_policy(self, state: State, task: Task) -> NetworkPolicy:
+        return load_network_policy(self.learner, state)
 
     @torch.no_grad()
     def _adapt(
-        self, task: Task, steps: int, rng: torch.Generator, schedule: Tensor | None, family: Family | None = None
+        self, task: Task, budget: Budget, rng: torch.Generator, schedule: Tensor | None, family: Family | None = None
     ) -> Iterator[Adapted]:
-        num, lifetime = num_tasks(task), self._lifetime(family) if family else self.lifetime
+        num, lifetime = num_tasks(task), self.lifetime
+        if family is not None or budget.episodes is not None:
+            lifetime = lifetime.at(family or self.family, budget.episodes)
         life: Any
         if schedule is None:
             life = lifetime.begin(fresh(self.learner, num, rng), lifetime.default, task, rng)
         else:
             life = self._begin(schedule[:1], task, rng, lifetime=lifetime)
             schedule = schedule[:, None]
-        for step in range(steps + 1 if self.lifetime.steps else 1):
+        for step in range(budget.steps + 1 if self.lifetime.steps else 1):
             if step > 0:
                 self._learn(life, step, schedule)
             params = {k: v.expand(num, *v.shape[1:]) if len(v) == 1 else v for k, v in life.params.items()}

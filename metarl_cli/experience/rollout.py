@@ -62,10 +62,11 @@ class RandomPolicy(Policy):
         return self.actions.random(obs, state["rng"]), state
 
 
-def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: bool = False) -> Transitions:
+def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: bool = False, stop: bool = False) -> Transitions:
     """Collect ``steps`` steps of every environment -> ``[M, T, N, ...]``.
 
-    With ``one_episode``, steps after the end of each environment's first episode have weight 0.
+    With ``one_episode``, steps after the end of each environment's first episode have weight 0. With ``stop``, none is taken
+    once all have ended: the last step, with weight 0, fills the rest.
     """
     rows = []
     weight = torch.ones(env.obs.shape[:2], device=env.obs.device)
@@ -74,6 +75,9 @@ def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: boo
         rows.append(Transitions(moment.obs, moment.action, step.reward, step.next_obs, step.terminated, step.ended, weight))
         if one_episode:
             weight = weight * ~step.ended
+            if stop and not weight.any():
+                rows += [rows[-1]._replace(weight=weight)] * (steps - len(rows))
+                break
     return Transitions(*(torch.stack(field, 1) for field in zip(*rows, strict=True)))
 
 

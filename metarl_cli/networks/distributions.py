@@ -104,7 +104,7 @@ class Gaussian(Distribution):
 
     @override
     def entropy(self) -> Tensor:
-        return (self.log_std + (1 + math.log(2 * math.pi)) / 2).sum().expand(self.mean.shape[:-1])
+        return (self.log_std + (1 + math.log(2 * math.pi)) / 2).sum(-1).expand(self.mean.shape[:-1])
 
 
 class PolicyHead:
@@ -122,5 +122,6 @@ class PolicyHead:
     def __call__(self, params: Params, outputs: Tensor, legal: Tensor | None = None) -> Distribution:
         """Return a categorical distribution over the ``legal`` actions, or a Gaussian where actions are continuous."""
         if isinstance(self.actions, Continuous):
-            return Gaussian(outputs, params["log_std"], self.actions)
+            log_std = params["log_std"]  # [D], or [M, D] of stacked networks with outputs [M, N, D]
+            return Gaussian(outputs, log_std if log_std.dim() == 1 else log_std[:, None], self.actions)
         return Categorical(outputs if legal is None else outputs.masked_fill(~legal, -torch.inf))

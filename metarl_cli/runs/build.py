@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -56,3 +58,14 @@ def build(config: TrainConfig) -> Components:
 
 def _learner(group: Group, family: Family) -> Any:
     return group.module.Learner(group.config, family.spec) if group.instance is None else group.instance
+
+
+@contextlib.contextmanager
+def threads(hardware: Hardware) -> Iterator[None]:
+    """Compute with the configured number of threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(hardware.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

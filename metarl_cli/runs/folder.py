@@ -228,6 +228,10 @@ class RunFolder:
         """Write a value as a JSON file of the folder, whole or not at all."""
         write_whole(self.path / name, (json.dumps(value, indent=indent) + "\n").encode())
 
+    def unlock(self) -> None:
+        """Let other processes use the folder."""
+        self._lock.close()
+
     def lock(self) -> None:
         """Make the folder if need be, and keep it to this process until it ends.
 

@@ -18,8 +18,6 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
 
-import torch
-
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
@@ -30,7 +28,7 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import Processes
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Components, build
+from metarl_cli.runs.build import Components, build, threads
 from metarl_cli.runs.folder import RunFolder, default_name
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
@@ -103,7 +101,7 @@ def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder,
         training = Training(config, folder, components, listener)
         processes.broadcast(json.dumps(config.model_dump()).encode())
         processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
-        with threads(config.hardware.threads):
+        with threads(config.hardware):
             return folder, training.run(processes)
     except BaseException as error:
         with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
@@ -115,20 +113,11 @@ def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder,
         if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
             listener.failed(folder)
         raise
+    finally:
+        folder.unlock()
 
 
 LONGEST_ERROR = 500  # [characters] of an error that the manifest keeps
-
-
-@contextlib.contextmanager
-def threads(num: int) -> Iterator[None]:
-    """Compute with ``num`` threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def follow(processes: Processes) -> None:
@@ -225,7 +214,7 @@ class Training:
             raise
         self.tracker.close(finished=True)
         tested = reports["test"]
-        score = tested.own_tasks.value if tested.own_tasks else tested.curve.score
+        score = tested.score
         self.folder.note(status="finished", ended=now(), score=score)
         self.listener.finished(self.folder, reports)
         return score

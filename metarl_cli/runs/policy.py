@@ -55,11 +55,10 @@ class AdaptedPolicy:
         array = np.asarray(obs)
         if array.shape != self.spec.obs_shape:
             raise ValueError(f"an observation must have the shape {self.spec.obs_shape}, not {array.shape}")
-        kind = None if array.dtype == np.uint8 else torch.get_default_dtype()
-        now = torch.as_tensor(array, dtype=kind, device=self.saved["device"])[None, None]
+        now = self.spec.observation(array, self.saved["device"])[None, None]
         if self.last is not None:
-            never = torch.tensor([[False]], device=now.device)
-            step = Step(now, torch.tensor([[float(reward)]], device=now.device), never | ended, never, now)
+            terminated, truncated = (torch.tensor([[flag]], device=now.device) for flag in (bool(ended), False))
+            step = Step(now, torch.tensor([[float(reward)]], device=now.device), terminated, truncated, now)
             self.state = self.policy.observe(self.state, *self.last, step)
         action, self.state = self.policy.act(self.state, now)
         self.last = now, action
@@ -80,7 +79,7 @@ class AdaptedPolicy:
 def restore(algorithm: Algorithm, task: Task, content: State, spec: Spec, device: torch.device) -> AdaptedPolicy:
     """Return the policy that :meth:`AdaptedPolicy.save` wrote."""
     algorithm.load_weights(content["weights"])
-    policy, _ = algorithm.load_policy(content["policy"], task)
+    policy = algorithm.load_policy(to_device(content["policy"], device), task)
     state = to_device(content["state"], device) | {"rng": None}
     saved = {name: content[name] for name in ("config", "weights", "task")} | {"device": device}
     return AdaptedPolicy(policy, state, spec, saved, int(content["first_action"]))

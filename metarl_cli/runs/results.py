@@ -36,7 +36,10 @@ def measure(
     """
     report = evaluator.report(algorithm, budget)
     task, split = evaluator.task, evaluator.split
-    folder.results.mkdir(exist_ok=True)
+    try:
+        folder.results.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     folder.write_json(f"results/{name}.json", as_json(report, task, {"split": split, "env_steps": env_steps}))
     picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
     write_whole(folder.results / f"{name}.png", picture)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import gymnasium
 import torch
@@ -19,7 +21,7 @@ from metarl_cli.evaluation.report import as_json
 from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Task
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import build
+from metarl_cli.runs.build import build, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
 from metarl_cli.runs.results import load_weights, measure
@@ -34,6 +36,23 @@ class Adaptation(NamedTuple):
     steps: list[Adapted]
     policy: AdaptedPolicy
     played: Played | None  # the trial that a policy with memory has lived through
+
+
+def number(name: str, value: SupportsIndex | None, least: int) -> int | None:
+    """Return a whole number that a user gave, or None.
+
+    Raises:
+        UserError: if it is no whole number, or below ``least``.
+    """
+    if value is None:
+        return None
+    try:
+        checked = operator.index(value)
+    except TypeError:
+        raise UserError(f"{name}={value!r}: must be an integer >= {least}") from None
+    if checked < least:
+        raise UserError(f"{name}={checked}: must be an integer >= {least}")
+    return checked
 
 
 class Run:
@@ -76,6 +95,7 @@ class Run:
             UserError: for gradient steps of an algorithm that adapts within a trial, or the other way round.
         """
         check_budget(self.config.algo, steps, trial)
+        steps, trial = number("steps", steps, 0), number("trial", trial, 1)
         if self.algorithm.adapts_by == "memory":
             return Budget(0, trial)
         return Budget(steps if steps is not None else default or self.config.test.steps or 0)
@@ -94,15 +114,16 @@ class Run:
             known = " or ".join(self.family.splits[1:])
             raise UserError(f"the family of {self.folder} has no {split} tasks; choose split={known}")
         default = self.config.test if split != "validation" else self.config.eval
+        tasks, episodes = number("tasks", tasks, 1) or default.tasks, number("episodes", episodes, 1) or default.episodes
         budget = self.budget(steps, trial, default.steps)
-        tasks, episodes = tasks or default.tasks, episodes or default.episodes
         self.folder.check_tasks(self.config, self.family)
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
         adapted = next(self.algorithm.adapt(held_out, budget, torch.Generator(self.device)))
         spent = f"steps{budget.steps}" if adapted.episodes is None else f"trial{adapted.episodes}"
         name = f"{split}-{self.checkpoint.stem}-tasks{tasks}-episodes{episodes}-{spent}"
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
-        return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name).report
+        with threads(self.config.hardware):
+            return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name).report
 
     def test(
         self,
@@ -137,8 +158,12 @@ class Run:
             UserError: for a parameter the family does not have, or a value that makes no sense.
         """
         try:
-            return self.family.named_task(parameters)
-        except ValueError as error:
+            values = {name: float(value) for name, value in parameters.items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise ValueError(f"{name} must be a finite number, got {value:g}")
+            return self.family.named_task(values)
+        except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
 
     def adapt(
@@ -178,13 +203,16 @@ class Run:
         Raises:
             UserError: if the spaces differ, or the algorithm needs several environments at once.
         """
+        if not self.algorithm.learns:
+            raise UserError("a reference adapts to tasks of its own family alone")
         live = LiveFamily(env, self.family.spec, self.device)
-        budget = self.budget(steps, None)._replace(episodes=episodes)
+        budget = self.budget(steps, None)._replace(episodes=number("episodes", episodes, 1))
         return self.adaptation(live.task, budget, seed, live).policy
 
     @torch.no_grad()
     def adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None = None, frames: int = 0) -> Adaptation:
         """Adapt to one task, in the environments of ``family`` or of the run's own; a policy with memory plays a trial."""
+        seed = number("seed", seed, 0) or 0
         rng = torch_rng(seed, "adapt", "support", device=self.device)
         steps = list(self.algorithm.adapt(task, budget, rng, family))
         last, live = steps[-1], family or self.family
@@ -200,8 +228,7 @@ class Run:
             "weights": plain(self.algorithm.weights()),
             "task": named,
         }
-        first_action = live.first_action if isinstance(live, LiveFamily) else 0
-        policy = AdaptedPolicy(last.policy, state, self.family.spec, {**saved, "device": self.device}, first_action)
+        policy = AdaptedPolicy(last.policy, state, self.family.spec, {**saved, "device": self.device}, live.first_action)
         return Adaptation(steps, policy, played)
 
     def film(self, task: Task, adapted: Adapted, seed: int) -> Played:
@@ -211,7 +238,7 @@ class Run:
         return play(self.family, env, adapted.policy, state, frames=FRAMES)
 
 
-def load_policy(path: Path) -> AdaptedPolicy:
+def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
     """Load what :meth:`AdaptedPolicy.save` wrote.
 
     Raises:
@@ -219,7 +246,8 @@ def load_policy(path: Path) -> AdaptedPolicy:
     """
     saved = checkpoint.load(path)
     try:
-        family, algorithm, device = build(read_config(saved["config"], {"run": None, "outputs": "outputs"}, str(path)))
+        changes = {"run": None, "outputs": "outputs", **({"hardware": hardware.model_dump()} if hardware else {})}
+        family, algorithm, device = build(read_config(saved["config"], changes, str(path)))
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
         return restore(algorithm, task, saved, family.spec, device)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -12,6 +12,7 @@ import pytest
 import metarl_cli as metarl
 from metarl_cli.cli import main as cli
 from metarl_cli.cli.commands import commands
+from metarl_cli.errors import UserError
 
 FILES = {
     "metarl_plug/__init__.py": "",
@@ -79,6 +80,7 @@ class Reinforce(Base):
     """A policy-gradient learner for one task."""
 
     stochastic = True
+    off_policy = False
 
     def __init__(self, config, spec):
         self.config, self.spec, self.actions = config, spec, spec.actions
@@ -173,7 +175,7 @@ class FirstOrder(Algorithm):
         return adapt(self.learner, params, self.rates(), place, task, budget, config.support, config.returns, rng)
 
     def load_policy(self, state, task):
-        return NetworkPolicy(self.learner, state["params"]), None
+        return NetworkPolicy(self.learner, state["params"])
 
     def weights(self):
         return {"params": detached(self.params)}
@@ -306,9 +308,15 @@ def test_an_algorithm_a_learner_a_family_and_a_metric_learn_to_adapt(plug, capsy
 
 
 def test_the_learner_and_the_family_fit_the_algorithms_there_are(plug):
-    small = ["algo.tasks=4", "algo.outer.tasks=2", "algo.outer.updates=2", "algo.outer.batch=8", "algo.query.steps=5"]
-    chosen = ["algo=maml_dqn", "learner=reinforce", "env=levers", "train.iterations=2", "train.eval_every=1"]
-    assert metarl.train(*chosen, *small, *SMALL, f"outputs={plug}").score is not None
+    """Evolution adapts REINFORCE by gradient steps on its own episodes; MAML over replayed transitions refuses it."""
+    small = ["algo.tasks=8", "algo.fitness.tasks=8", "algo.search.population=16", "algo.validation.candidates=0"]
+    own = ["algo.lifetime.lr=5.0", "algo.lifetime.support.epsilon=0.0", "algo.lifetime.support.steps=5"]
+    chosen = ["learner=reinforce", "env=levers", "train.iterations=8", "train.eval_every=8"]
+    run = metarl.train("algo=es_dqn", *chosen, *small, *own, *SMALL, f"outputs={plug}")
+    before, after = (np.mean(returns) for returns in run.test(tasks=64)["adapted"]["task_returns"])
+    assert after > before + 1
+    with pytest.raises(UserError, match="replays single transitions"):
+        metarl.train("algo=maml_dqn", *chosen, *SMALL, f"outputs={plug}")
 
 
 def test_a_search_moves_an_evolution(plug):

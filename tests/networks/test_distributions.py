@@ -185,3 +185,16 @@ def test_greedy_takes_the_greatest_bin_of_each_dimension():
     assert torch.equal(policy.log_prob(policy.mode()), torch.zeros(2, 5))
     assert (policy.log_prob(torch.tensor([2.0, 0.5, 5.0]).expand(2, 5, 3)) == -math.inf).all()
     assert torch.equal(policy.entropy(), torch.zeros(2, 5))
+
+
+def test_the_head_of_stacked_networks_is_each_head_alone():
+    """Also where there are as many environments as networks."""
+    head, num = PolicyHead(VECTORS.actions), 4
+    log_std = torch.randn(num, 3, generator=rng())
+    outputs = torch.randn(num, num, 3, generator=rng(1))
+    together = head({"log_std": log_std}, outputs)
+    action = together.sample(rng(2))
+    for i in range(num):
+        alone = head({"log_std": log_std[i]}, outputs[i])
+        torch.testing.assert_close(together.log_prob(action)[i], alone.log_prob(action[i]))
+        torch.testing.assert_close(together.entropy()[i], alone.entropy())

@@ -271,3 +271,87 @@ def test_a_run_is_loaded_from_its_folder(runs):
     assert isinstance(run, Run)
     assert acted(run.adapt(seed=2)) == acted(runs["rl2"].adapt(seed=2))
     assert (run.score, run.env_steps) == (runs["rl2"].score, runs["rl2"].env_steps)
+
+
+def test_a_live_episode_ends_where_it_ends(runs):
+    """However long the support may be, an environment of one's own is stepped for its episodes alone."""
+    env, run = Counted(), runs["maml_dqn"]
+    live = LiveFamily(env, run.family.spec, run.device)
+    state = RandomPolicy(run.family.spec.actions).start(1, torch_rng(0, "policy"))
+    policy = RandomPolicy(run.family.spec.actions)
+    batch = collect(live.make(live.task, 1, torch_rng(0, "env")), policy, state, 500, one_episode=True, stop=True)
+    assert env.episodes[0] == int(batch.weight.sum()) < 500
+    assert env.episodes[1:] == [0], "the next one is reset, and not stepped"
+    assert batch.reward.shape == (1, 500, 1)
+
+
+def test_evolution_adapts_on_the_episodes_it_is_given(tmp_path):
+    run = metarl.train("algo=es_dqn", *tiny("es_dqn"), f"run={tmp_path / 'run'}")
+    env = Counted()
+    run.adapt_on(env, episodes=3, steps=1)
+    assert sum(length > 0 for length in env.episodes) == 3
+    run = metarl.train("algo=evo_hyper", *tiny("evo_hyper"), f"run={tmp_path / 'hyper'}")
+    with pytest.raises(UserError, match="environments at a time"):
+        run.adapt_on(Counted(), steps=1)
+
+
+@both
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (lambda run: run.adapt_on(Counted(), episodes=0), "episodes=0"),
+        (lambda run: run.adapt_on(Counted(), episodes=-2), "episodes=-2"),
+        (lambda run: run.adapt_on(Counted(), episodes=1.5), "episodes=1.5"),
+        (lambda run: run.test(tasks=0), "tasks=0"),
+        (lambda run: run.adapt(seed=-1), "seed=-1"),
+        (lambda run: run.adapt(gravity=float("nan")), "gravity must be a finite number"),
+        (lambda run: run.adapt(gravity="heavy"), "heavy"),
+    ],
+)
+def test_a_wrong_number_is_one_clear_error(runs, algo, call, problem):
+    with pytest.raises(UserError, match=problem):
+        call(runs[algo])
+
+
+@both
+def test_numbers_of_numpy_are_numbers(runs, algo, tmp_path):
+    """An environment may return them, and a user may count with them; what is saved is plain."""
+    policy = runs[algo].adapt_on(Counted(), episodes=np.int64(2))
+    policy([0.0, 0.0, 0.0, 0.0])
+    assert policy([0.0, 0.0, 0.0, 0.0], reward=np.float32(1), ended=np.bool_(True)) in (0, 1)
+    policy.save(tmp_path / "policy.pt")
+    assert isinstance(metarl.load(tmp_path / "policy.pt"), AdaptedPolicy)
+
+
+@both
+def test_a_policy_file_of_another_network_is_refused(runs, algo, tmp_path):
+    from metarl_cli.runs import checkpoint
+
+    runs[algo].adapt().save(tmp_path / "policy.pt")
+    content = checkpoint.load(tmp_path / "policy.pt")
+    content["policy"]["params"] = {name: value[..., :1] for name, value in content["policy"]["params"].items()}
+    checkpoint.save(tmp_path / "policy.pt", content)
+    with pytest.raises(UserError, match="no adapted policy"):
+        metarl.load(tmp_path / "policy.pt")
+
+
+def test_a_run_that_failed_can_go_on_in_the_same_process(tmp_path):
+    overrides = ["algo=maml_dqn", *tiny("maml_dqn"), f"run={tmp_path / 'run'}"]
+
+    def fail(progress: object) -> None:
+        raise RuntimeError("the user's own")
+
+    with pytest.raises(RuntimeError, match="the user's own") as kept:
+        metarl.train(*overrides, progress=fail)
+    assert metarl.train(*overrides).score is not None
+    assert kept.value is not None, "the exception was alive meanwhile, with the frames that held the folder"
+
+
+def test_a_task_that_was_not_learned_starts_from_fresh_weights(tmp_path):
+    """Of one task the held-out ones equal the training ones, number by number; they are adapted to all the same."""
+    run = metarl.train("algo=dqn", "env=cartpole_v1", *tiny("dqn"), f"run={tmp_path / 'run'}")
+    algorithm, task = run.algorithm, run.family.sample_tasks(3, "test", np.random.default_rng(0))
+    own, new = (next(algorithm.adapt(t, Budget(), torch_rng(0, "t"))).policy for t in (algorithm.task, task))
+    weights = algorithm.weights()["params"]
+    assert all(torch.equal(own.state_dict()["params"][name], weights[name]) for name in weights)
+    assert not any(torch.equal(new.state_dict()["params"][name], weights[name]) for name in weights if "weight" in name)

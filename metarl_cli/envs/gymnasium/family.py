@@ -76,9 +76,7 @@ class GymnasiumEnv(Env):
 
     def _tensor(self, x: np.ndarray) -> Tensor:
         """Return an array of all environments as ``[M, N, ...]``: images in bytes, booleans, or numbers of the default type."""
-        pixels = x.dtype == np.uint8 and len(self.family.spec.obs_shape) == 3
-        kind = None if pixels or x.dtype == bool else torch.get_default_dtype()
-        return torch.as_tensor(x, dtype=kind, device=self.family.device).reshape(*self.shape, *x.shape[1:])
+        return self.family.spec.observation(x, self.family.device).reshape(*self.shape, *x.shape[1:])
 
     @override
     def step(self, action: Tensor) -> Step:
@@ -146,6 +144,7 @@ class GymnasiumFamily(ParametricFamily):
         self.config, self.pool = config, WorkerPool()
         env = build(config, self._row(self.parameters))
         self.spec, self.action = _spec(env, config.horizon), _action(env)
+        self.first_action = int(getattr(env.action_space, "start", 0))
         self._try(env)
         env.close()
         for row in self._extremes():

@@ -25,6 +25,7 @@ from torch.func import vmap
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, adapted_names, loss_gradients
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.errors import UserError
 from metarl_cli.evolution.interfaces import Traits
 from metarl_cli.evolution.lifetimes.traits import rates
 from metarl_cli.experience.exploration import EpsilonGreedy
@@ -79,8 +80,22 @@ class DQNLife:
     traits = frozenset({"rates", "hyper", "optimizer"})
 
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
-        self.config, self.learner, self.family, self.steps = config, learner, family, config.steps
+        self.config, self.learner, self.family, self.steps, self.device = config, learner, family, config.steps, device
         self.default: Traits = {"hyper": {k: torch.tensor([v], device=device) for k, v in config.hyper.model_dump().items()}}
+
+    def at(self, family: Family, episodes: int | None) -> DQNLife:
+        """Return the same lifetime in the environments of another family.
+
+        Raises:
+            UserError: if the family cannot run as many environments at a time, or a number of support episodes is given.
+        """
+        if family.max_envs is not None and family.max_envs < self.config.envs:
+            raise UserError(
+                f"this algorithm learns in {self.config.envs} environments at a time (algo.lifetime.envs), and there is one"
+            )
+        if episodes is not None:
+            raise UserError(f"episodes={episodes}: this algorithm learns from its own exploration, not from support episodes")
+        return DQNLife(self.config, self.learner, family, self.device)
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator, copies: int = 1) -> Life:
         """Begin R lifetimes on the tasks ``[R]``; see :class:`Life` for the arguments."""

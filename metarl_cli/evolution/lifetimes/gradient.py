@@ -47,9 +47,16 @@ class Gradient:
     traits = frozenset({"rates", "hyper", "optimizer"})
 
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
-        self.config, self.learner, self.family, self.steps = config, learner, family, config.steps
+        self.config, self.learner, self.family, self.steps, self.device = config, learner, family, config.steps, device
         adapted_names(learner.init(torch.Generator(device)), config.scope)
         self.default: Traits = {"hyper": {"lr": torch.tensor([config.lr], device=device)}}
+
+    def at(self, family: Family, episodes: int | None) -> Gradient:
+        """Return the same lifetime in the environments of another family, with so many support episodes if given."""
+        support = self.config.support
+        if episodes is not None:
+            support = support.model_copy(update={"rollouts": episodes})
+        return Gradient(self.config.model_copy(update={"support": support}), self.learner, family, self.device)
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
         """Begin R lifetimes on the tasks ``[R]``."""

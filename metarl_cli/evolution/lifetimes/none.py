@@ -22,6 +22,10 @@ class NoLearning:
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
         self.default: Traits = {}
 
+    def at(self, family: Family, episodes: int | None) -> NoLearning:
+        """Return itself: nothing is collected."""
+        return self
+
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
         """Return the lifetimes of these weights on the tasks ``[R]``."""
         return Life(params, task)
