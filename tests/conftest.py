@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,8 @@ from metarl_cli.config.models import TrainConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 torch.set_num_threads(1)
+# A shell starts background commands with Ctrl-C ignored, and the commands under test inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The smallest run that still goes through every part of a command.
 TINY = [
