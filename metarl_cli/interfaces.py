@@ -208,7 +208,7 @@ class Layers(NamedTuple):
     normalised: bool  # whether they have layer norm
 
 
-class Learner:
+class Learner(ABC):
     """How one task is learned: functions of its weights, written for ONE task and batched over tasks by the caller.
 
     Built by ``Learner(config, spec)``. The words fit Q-learning, policy gradients and reward learning alike.
@@ -220,14 +220,15 @@ class Learner:
     off_policy: ClassVar[bool] = True  # whether it learns from single transitions that any policy collected
     layers: Layers | None = None  # of its network; None where a genome cannot vary its structure
 
+    @abstractmethod
     def init(self, rng: torch.Generator) -> Params:
         """Return fresh weights of one network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def policy(self, params: Params, obs: Tensor) -> Distribution:
         """Return the policy in ``obs [..., O]`` of one network, or in ``obs [M, N, O]`` of M networks ``[M, ...]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(
         self, params: Params, slow: Params, batch: Transitions, gamma: float | Tensor | None = None, lambda_: float = 0.0
     ) -> Batch:
@@ -242,14 +243,13 @@ class Learner:
             gamma: the discount, ``[]``; None: the learner's own.
             lambda_: the share of longer returns; above 0, T must be time.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Return the scalar loss of one task, deterministic."""
-        raise NotImplementedError
 
 
-class Policy:
+class Policy(ABC):
     """What acts in N environments of each of M tasks, however it came about.
 
     Its state lasts over the episodes of a trial: nothing for a network, a memory for a recurrent one.
@@ -267,9 +267,9 @@ class Policy:
         """
         return {"rng": None if greedy else rng}
 
+    @abstractmethod
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         """Return the actions for ``obs [M, N, ...]``, and the state after choosing them."""
-        raise NotImplementedError
 
     def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
         """Return the state after seeing where the actions led."""
@@ -315,7 +315,7 @@ class Context(NamedTuple):
     device: torch.device
 
 
-class Algorithm:
+class Algorithm(ABC):
     """What is learned across tasks; built by ``Algo(config, context)``."""
 
     learns: ClassVar[bool] = True  # False for a reference, which has nothing to train
@@ -331,10 +331,11 @@ class Algorithm:
     iteration: int = 0
     env_steps: int = 0  # environment steps of meta-training so far, the x-axis of every curve
 
+    @abstractmethod
     def train_step(self) -> dict[str, float]:
         """Run one meta-iteration; returns metrics ``{"group/name": value}``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Adapt to M tasks, leaving the algorithm unchanged.
 
@@ -347,28 +348,28 @@ class Algorithm:
             rng: of the experience.
             family: where the tasks run; None: the family of the training tasks.
         """
-        raise NotImplementedError
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted] | None:
         """Adapt fresh weights at the same budget: the reference; None where there are no gradient steps."""
         return None
 
+    @abstractmethod
     def load_policy(self, state: State, task: Task) -> Policy:
         """Return the policy that :meth:`Policy.state_dict` describes.
 
         Raises:
             ValueError: if it is of another algorithm.
         """
-        raise NotImplementedError
 
     def diagnostics(self) -> Diagnostics:
         """Return what is worth looking at beside metrics."""
         return Diagnostics({}, {}, {})
 
+    @abstractmethod
     def weights(self) -> State:
         """Return what was learned, all that adaptation needs."""
-        return {}
 
+    @abstractmethod
     def load_weights(self, state: State) -> None:
         """Take over what :meth:`weights` returned."""
 

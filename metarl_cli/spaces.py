@@ -6,6 +6,7 @@ from bound to bound, and is chosen on its own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,21 +18,21 @@ from torch.nn.functional import one_hot
 from typing_extensions import override
 
 
-class ActionSpace:
+class ActionSpace(ABC):
     """What an action is."""
 
     @property
+    @abstractmethod
     def size(self) -> int:
         """The entries of an encoded action."""
-        raise NotImplementedError
 
+    @abstractmethod
     def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
         """Draw uniformly random actions for ``obs [M, N, ...]``, of those that can be taken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, action: Tensor) -> Tensor:
         """Encode actions ``[..., size]`` for a network: one-hot, or with the bounds at -1 and 1."""
-        raise NotImplementedError
 
     def legal(self, obs: Tensor) -> Tensor | None:
         """Return which actions can be taken, ``[..., size]``; None where all can."""
@@ -41,18 +42,18 @@ class ActionSpace:
         """Move actions into the bounds, where there are some."""
         return action
 
+    @abstractmethod
     def choices(self, bins: int) -> Choices:
         """Return the actions that a learner of action values chooses among: all, or a grid of ``bins`` per dimension."""
-        raise NotImplementedError
 
 
 class Choices(ActionSpace):
     """Actions that are numbered, as a whole or in each dimension."""
 
     @property
+    @abstractmethod
     def value_shape(self) -> tuple[int, ...]:
         """The shape of the values of all choices: ``(A,)``, or ``(D, bins)``."""
-        raise NotImplementedError
 
     def value(self, values: Tensor, choice: Tensor) -> Tensor:
         """Return the value ``[...]`` of each choice, from ``values [..., *value_shape]``.
@@ -66,13 +67,13 @@ class Choices(ActionSpace):
     def choices(self, bins: int) -> Choices:
         return self
 
+    @abstractmethod
     def decode(self, index: Tensor) -> Tensor:
         """Return the actions of the choices ``index``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def index(self, action: Tensor) -> Tensor:
         """Return the choices of actions."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.evolution.lifetimes.dqn import DQNLife, Life
+from metarl_cli.evolution.interfaces import LastingLife
 from metarl_cli.evolution.lineage import draw_lineage, markdown
 from metarl_cli.evolution.population import Evolution, EvolutionConfig, FitnessConfig
 from metarl_cli.interfaces import Context, Diagnostics, Params, State, num_tasks
@@ -46,8 +46,8 @@ class Config(EvolutionConfig):
 
     @model_validator(mode="after")
     def _check_lifetime(self) -> Config:
-        if self.lifetime.name != "dqn":
-            raise ValueError("adrl needs lifetime.module=dqn: another lifetime cannot be continued in the next generation")
+        if not self.lifetime.module.Lifetime.inherits:
+            raise ValueError("adrl needs an algo.lifetime that goes on in the next generation: dqn")
         return self
 
 
@@ -55,7 +55,6 @@ class ADRL(Evolution):
     """Evolution with one lifetime that lasts over all generations; see :class:`Evolution` for the errors raised."""
 
     config: Config
-    lifetime: DQNLife
 
     def __init__(self, config: Config, context: Context):
         super().__init__(config, config.fitness.tasks, context)
@@ -69,7 +68,7 @@ class ADRL(Evolution):
                 f"in adrl, a generation is one adaptation step: algo.lifetime.steps ({self.lifetime.steps}) must be "
                 f"train.iterations ({iterations})"
             )
-        self.lives: Life | None = None
+        self.lives: LastingLife | None = None
         self.untrained = torch.zeros(0, dtype=torch.float64, device=device)  # [P, M] of each lineage's first network, or 0
         self.line = self.genome.start[:0].reshape(0, 0, 0)  # [S, P, G] genomes of each individual's lineage
 
@@ -104,13 +103,13 @@ class ADRL(Evolution):
     def _score(self, returns: Tensor) -> Tensor:
         return returns - self.untrained
 
-    def _begin_lives(self, genomes: Tensor) -> Life:
+    def _begin_lives(self, genomes: Tensor) -> LastingLife:
         """Begin the lifetimes of a population."""
         rng = torch_rng(self.seed, "lives", device=self.device)
-        life: Life = self._begin(genomes, self.task, rng, copies=len(genomes))
+        life: LastingLife = self._begin(genomes, self.task, rng, copies=len(genomes))
         return life
 
-    def _inherit(self, life: Life, genomes: Tensor, parents: Tensor) -> None:
+    def _inherit(self, life: LastingLife, genomes: Tensor, parents: Tensor) -> None:
         """Copy the learners of the ``parents [P]``, and give each copy the traits of its own genome ``[P, G]``."""
         num = life.rows // len(genomes)
         rows = (parents[:, None] * num + torch.arange(num, device=self.device)).flatten()
@@ -130,7 +129,9 @@ class ADRL(Evolution):
             return {}
         schedules = self._schedules(fitness.argsort(descending=True, stable=True))
         copies = schedules.shape[1]
-        life: Life = self._begin(schedules[0], self.held_out, torch_rng(self.seed, "validation", "life", device=self.device))
+        life: LastingLife = self._begin(
+            schedules[0], self.held_out, torch_rng(self.seed, "validation", "life", device=self.device)
+        )
         measured, last_quarter = [], len(schedules) * 3 // 4  # an average, because the return of a DQN fluctuates
         learning = f"{copies} candidates learn {num_tasks(self.held_out)} validation tasks, step"
         for step in track(range(1, len(schedules) + 1), len(schedules), learning):
@@ -158,7 +159,7 @@ class ADRL(Evolution):
                 candidates.append(schedule)
         return torch.stack(candidates, 1)
 
-    def _learn(self, life: Life, step: int, schedules: Tensor | None) -> None:
+    def _learn(self, life: LastingLife, step: int, schedules: Tensor | None) -> None:
         """Learn with the settings of this step; the last ones stay in force after the end of the schedules."""
         if schedules is not None and 1 < step <= len(schedules):
             self._inherit(life, schedules[step - 1], torch.arange(schedules.shape[1], device=self.device))

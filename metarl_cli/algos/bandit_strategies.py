@@ -32,6 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
+from typing_extensions import override
 
 from metarl_cli.algos.reference import Reference
 from metarl_cli.config.base import Share, StrictModel
@@ -41,6 +42,7 @@ from metarl_cli.interfaces import Adapted, Budget, Context, Family, Policy, Stat
 from metarl_cli.seeding import numpy_rng
 
 GRID = 1001  # points in [0, 1] of the constant reward that an arm is compared with
+MOST_PULLS = 2000  # of an arm with a Gittins index of its own; after more, its mean counts as known
 TAIL_WEIGHT = 1e-3  # largest discount factor of rewards beyond the last computed state
 LONGEST_TAIL = 1000  # [pulls] beyond the trial; the posterior of an arm is narrow by then
 FEWEST_PULLS = 1e-6  # of the prior, for rewards without noise: one pull reveals the mean
@@ -81,6 +83,12 @@ class Strategy(Reference):
         episodes = budget.episodes or self.config.episodes
         yield Adapted(0, 0, 0, IndexPolicy(self.config, self.prior, task, episodes * self.horizon), episodes)
 
+    @override
+    def load_policy(self, state: State, task: Task) -> IndexPolicy:
+        if state["longest"] < 1:
+            raise ValueError("a trial has at least one pull")
+        return IndexPolicy(self.config, self.prior, task, int(state["longest"]))
+
 
 class Prior:
     """The prior of an arm's mean, as imaginary pulls.
@@ -106,11 +114,11 @@ class IndexPolicy(Policy):
         config: the index and its constants.
         prior: the prior of an arm's mean.
         task: the bandits; the policy uses their number of arms only.
-        longest: the maximum number of pulls in a trial.
+        longest: the number of pulls in a trial. After more pulls of an arm, its Gittins index is its mean.
     """
 
     def __init__(self, config: Config, prior: Prior, task: Task, longest: int):
-        self.config, self.prior, self.mean, self.longest = config, prior, task["mean"], longest
+        self.config, self.prior, self.mean, self.longest = config, prior, task["mean"], min(longest, MOST_PULLS)
 
     def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
         """Return the state before the first pull: ``pulls`` and summed ``reward`` of every arm, ``[M, N, k]``."""
@@ -137,12 +145,14 @@ class IndexPolicy(Policy):
         config, prior = self.config, self.prior
         pulls: Tensor = state["pulls"]
         reward: Tensor = state["reward"]
-        if config.index == "gittins":
-            wins, losses = prior.mean * prior.pulls, (1 - prior.mean) * prior.pulls
-            table = gittins_indices(wins, losses, config.discount, self.longest)
-            return table.to(pulls.device)[reward.long(), (pulls - reward).long()]
         n = prior.pulls + pulls
         mean = (prior.pulls * prior.mean + reward) / n
+        if config.index == "gittins":
+            wins, losses = prior.mean * prior.pulls, (1 - prior.mean) * prior.pulls
+            table = gittins_indices(wins, losses, config.discount, self.longest).to(pulls.device)
+            inside = pulls <= self.longest
+            won, lost = (torch.where(inside, count, 0).long() for count in (reward, pulls - reward))
+            return torch.where(inside, table[won, lost], mean)
         if config.index == "mean":
             t = 1 + pulls.sum(-1, keepdim=True)
             return mean + config.bonus * (2 * t.log() / n).sqrt()
@@ -156,6 +166,10 @@ class IndexPolicy(Policy):
             return mean + self.prior.noise * n.rsqrt() * noise
         gamma = torch._standard_gamma(torch.stack([mean * n, (1 - mean) * n]), generator=rng)
         return gamma[0] / gamma.sum(0)
+
+    @override
+    def state_dict(self) -> State:
+        return {"longest": self.longest}
 
 
 @lru_cache(maxsize=8)

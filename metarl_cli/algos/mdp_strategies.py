@@ -31,6 +31,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
+from typing_extensions import override
 
 from metarl_cli.algos.reference import Reference
 from metarl_cli.config.base import Share, StrictModel
@@ -83,6 +84,10 @@ class Planner(Reference):
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield one policy, which counts transitions and rewards; an oracle knows the task."""
         yield Adapted(0, 0, 0, PlannedPolicy(self.config, self.family, task), budget.episodes or self.config.episodes)
+
+    @override
+    def load_policy(self, state: State, task: Task) -> PlannedPolicy:
+        return PlannedPolicy(self.config, self.family, task)
 
 
 class PlannedPolicy(Policy):

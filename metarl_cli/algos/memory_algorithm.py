@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -72,9 +73,9 @@ class MemoryAlgorithm(Algorithm):
         """Return the completed share of the run."""
         return self.iteration / self.context.iterations
 
+    @abstractmethod
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
         """Return the policies of R trials from features ``[R, H]`` and inputs ``[R, I]``."""
-        raise NotImplementedError
 
     def policy(self, params: Params, num_tasks: int, episodes: int) -> MemoryPolicy:
         """Return the policy with these weights, in trials of ``episodes`` episodes on M tasks."""
@@ -84,9 +85,9 @@ class MemoryAlgorithm(Algorithm):
 
         return MemoryPolicy(self.agent, params, head, num_tasks, episodes, self.stochastic)
 
+    @abstractmethod
     def tested(self) -> Params:
         """Return the weights of the policy on new tasks."""
-        raise NotImplementedError
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield one policy, whose memory adapts over the episodes of a trial.

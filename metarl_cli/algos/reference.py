@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from metarl_cli.interfaces import Algorithm
+from typing_extensions import override
+
+from metarl_cli.interfaces import Algorithm, State
 
 
 class Reference(Algorithm):
@@ -12,6 +14,15 @@ class Reference(Algorithm):
     uses_learner = False
     adapts_by = "memory"
 
+    @override
     def train_step(self) -> dict[str, float]:
         """Do nothing; returns no metrics."""
         return {}
+
+    @override
+    def weights(self) -> State:
+        return {}
+
+    @override
+    def load_weights(self, state: State) -> None:
+        pass

@@ -63,12 +63,12 @@ def run(command: str, words: list[str]) -> int:
         raise composing.UsageError(*(f"{n}: no such option of {group}{problems.known_options(n, known)}" for n in wrong))
     console = Console(highlight=False)
     console.width = min(console.width, MOST_COLUMNS) if console.is_terminal else PIPE_COLUMNS
-    with console.capture() as shown:
+    with console.capture() as page:
         if not args.overrides:
             _list(console, catalogue)
         for name in args.overrides:
             _show(console, catalogue, name)
-    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    print("\n".join(line.rstrip() for line in page.get().splitlines()))
     return 0
 
 

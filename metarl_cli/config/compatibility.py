@@ -18,7 +18,7 @@ def check_run(
 
     Args:
         values: of ``metarl train``, with a :class:`Group` for each group that could be parsed.
-        problems: found so far.
+        problems: those of the checks so far.
         choices: the option of each config group.
 
     Returns:

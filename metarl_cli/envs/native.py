@@ -5,6 +5,7 @@ A family gives its physics as pure functions: ``initial_state``, ``dynamics``, `
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import nullcontext
 
 import torch
@@ -31,10 +32,11 @@ class NativeFamily(ParametricFamily):
 
     # -- the physics, given by the family
 
+    @abstractmethod
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         """Draw states ``[*shape, S]`` of the start of an episode, of ``like``'s dtype and device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Simulate one step.
 
@@ -47,15 +49,18 @@ class NativeFamily(ParametricFamily):
         Returns:
             The next states ``[M, N, S]``, the rewards ``[M, N]`` and whether each episode terminated ``[M, N]``.
         """
-        raise NotImplementedError
 
     def observe(self, state: Tensor) -> Tensor:
         """Return the observations of ``state [..., S]``."""
         return state
 
     def render(self, obs: Tensor, task: Task) -> Image:
-        """Draw one observation of one task (M=1)."""
-        raise NotImplementedError
+        """Draw one observation of one task (M=1).
+
+        Raises:
+            ValueError: if the family cannot be drawn.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be drawn: it has no method render")
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol
 
 import torch
@@ -42,15 +43,37 @@ class Life(Protocol):
         ...
 
 
+class LastingLife(Life, Protocol):
+    """A life over many generations: it goes on with other genes, and from a checkpoint."""
+
+    rows: int  # R
+
+    def inherit(self, parents: Tensor, traits: Traits, structure: Params) -> None:
+        """Continue each row r as a copy of the row ``parents[r]``, with the traits and the network's structure of row r."""
+        ...
+
+    def state_dict(self) -> State:
+        """Everything the lives go on from."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        ...
+
+
 class Lifetime(Protocol):
     """How an individual learns a task; built by ``Lifetime(config, learner, family, device)``."""
 
     steps: int  # adaptation steps of a whole lifetime, after which fitness is measured
+    inherits: ClassVar[bool]  # whether its lives are :class:`LastingLife`
     traits: frozenset[str]  # the kinds of traits it reads, in addition to ``init`` and ``structure``
     default: Traits  # of a learner without a genome, of each kind in ``traits`` it has; leading with [1]
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
-        """Put learners with these weights and ``traits [R]`` to the tasks ``[R]``."""
+        """Put learners with these weights and ``traits [R]`` to the tasks ``[R]``.
+
+        Where it ``inherits``, there is an argument ``copies``: P, the individuals among the R rows.
+        """
         ...
 
     def at(self, family: Family, episodes: int | None) -> Lifetime:
@@ -62,7 +85,7 @@ class Lifetime(Protocol):
         ...
 
 
-class Search:
+class Search(ABC):
     """The way a population of P genomes, vectors of G genes, moves towards greater fitness.
 
     Built by ``Search(config, start, scale, rng)``: the genome ``[G]`` to start at, the natural size ``[G]`` of each gene's
@@ -72,10 +95,11 @@ class Search:
     warmup: int = 0  # generations before the first selection
     descends: ClassVar[bool] = False  # whether individuals descend from one another, as ``parents`` says
 
+    @abstractmethod
     def ask(self) -> Tensor:
         """The genomes ``[P, G]`` to evaluate now; the same ones until :meth:`tell`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tell(self, fitness: Tensor) -> dict[str, float]:
         """Update the search from the fitness ``[P]`` of the last population: higher is better, not finite is worst.
 
@@ -84,21 +108,20 @@ class Search:
         Raises:
             ValueError: if there is not one number per genome, or none is finite.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def best(self) -> Tensor:
         """The genome ``[G]`` to use now."""
-        raise NotImplementedError
 
     @property
     def parents(self) -> Tensor:
         """The number ``[P]`` that the parent of each individual had in the generation before."""
         raise NotImplementedError(f"individuals of {type(self).__name__} do not descend from one another")
 
+    @abstractmethod
     def state_dict(self) -> State:
         """Everything the search goes on from, its generator included; between ``ask`` and ``tell`` too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state_dict(self, state: State) -> None:
         """Go on from what :meth:`state_dict` returned."""
-        raise NotImplementedError

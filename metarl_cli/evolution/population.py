@@ -7,6 +7,7 @@ generation and choose its champion.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -152,17 +153,17 @@ class Evolution(Algorithm):
         self.iteration += 1
         return metrics | self._choose(genomes, fitness)
 
+    @abstractmethod
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
         """Run the lifetimes of a generation ``[P, G]``; returns its returns ``[P, M]`` in float64 and the environment steps."""
-        raise NotImplementedError
 
     def _score(self, returns: Tensor) -> Tensor:
         """Return the part of the returns ``[P, M]`` that fitness rewards."""
         return returns
 
+    @abstractmethod
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
         """Choose the champion after a generation ``[P, G]`` with this fitness ``[P]``; returns metrics."""
-        raise NotImplementedError
 
     def _measure(
         self, life: Life, task: Task, copies: int, episodes: int, steps: int | None, name: str

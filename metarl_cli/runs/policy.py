@@ -76,11 +76,12 @@ class AdaptedPolicy:
         checkpoint.save(Path(path), {**content, **state})
 
 
-def restore(algorithm: Algorithm, task: Task, content: State, spec: Spec, device: torch.device) -> AdaptedPolicy:
-    """Return the policy that :meth:`AdaptedPolicy.save` wrote."""
+def restore(algorithm: Algorithm, task: Task, content: State, spec: Spec, rng: torch.Generator) -> AdaptedPolicy:
+    """Return the policy that :meth:`AdaptedPolicy.save` wrote; a policy that samples draws from ``rng``."""
+    device = rng.device
     algorithm.load_weights(content["weights"])
     policy = algorithm.load_policy(to_device(content["policy"], device), task)
-    state = to_device(content["state"], device) | {"rng": None}
+    state = to_device(content["state"], device) | {"rng": policy.start(1, rng)["rng"]}
     saved = {name: content[name] for name in ("config", "weights", "task")} | {"device": device}
     return AdaptedPolicy(policy, state, spec, saved, int(content["first_action"]))
 

@@ -247,8 +247,9 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
     saved = checkpoint.load(path)
     try:
         changes = {"run": None, "outputs": "outputs", **({"hardware": hardware.model_dump()} if hardware else {})}
-        family, algorithm, device = build(read_config(saved["config"], changes, str(path)))
+        config = read_config(saved["config"], changes, str(path))
+        family, algorithm, device = build(config)
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
-        return restore(algorithm, task, saved, family.spec, device)
+        return restore(algorithm, task, saved, family.spec, torch_rng(config.seed, "adapt", "loaded", device=device))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"refused {path}: it is no adapted policy ({error})") from error

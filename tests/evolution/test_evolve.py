@@ -521,7 +521,7 @@ WRONG = {
     "a life that does not go on": (
         "adrl",
         {"algo.lifetime": option("lifetime", "gradient")},
-        ["adrl needs lifetime.module=dqn"],
+        ["adrl needs an algo.lifetime that goes on in the next generation: dqn"],
     ),
     "no parents": (
         "adrl",

@@ -110,7 +110,7 @@ def test_what_training_goes_on_from_is_what_an_algorithm_lists():
             self.optimizer = torch.optim.Adam([self.weight])
             self.iteration = self.updates = self.env_steps = 0
 
-        def step(self):
+        def train_step(self):
             self.weight.grad = torch.rand(2, generator=self.rng["a"])
             self.optimizer.step()
             self.iteration, self.updates, self.env_steps = self.iteration + 1, self.updates + 2, self.env_steps + 3
@@ -121,15 +121,20 @@ def test_what_training_goes_on_from_is_what_an_algorithm_lists():
         def load_weights(self, state):
             self.weight.data.copy_(state["weight"])
 
+        def adapt(self, task, budget, rng, family=None):
+            raise AssertionError("it is only trained")
+
+        load_policy = adapt
+
     one, other = Counting(0), Counting(1)
     for _ in range(3):
-        one.step()
+        one.train_step()
     state = copy.deepcopy(one.state_dict())
     assert set(state) == {"weights", "rng", "optimizer", "iteration", "updates", "env_steps"}
     other.load_state_dict(state)
     assert (other.iteration, other.updates, other.env_steps) == (3, 6, 9)
     for _ in range(2):
-        one.step()
-        other.step()
+        one.train_step()
+        other.train_step()
         assert torch.equal(one.weight, other.weight)
     assert one.env_steps == other.env_steps == 15

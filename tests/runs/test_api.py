@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import flat, tiny
+from conftest import algorithms, flat, module, tiny, variants_slow
 
 import metarl_cli as metarl
 from metarl_cli.envs.live import LiveFamily
@@ -250,6 +250,32 @@ def test_a_saved_policy_acts_the_same_when_loaded(runs, algo, live, tmp_path):
         assert acted(loaded) == expected
     loaded.save(tmp_path / "again.pt")
     assert acted(metarl.load(tmp_path / "again.pt")) == expected
+
+
+CHANCE = {"thompson", "optimistic_thompson", "psrl", "opsrl"}  # strategies that sample from a posterior
+
+
+@pytest.mark.parametrize("algo", variants_slow(algorithms()) + algorithms(learns=False))
+def test_every_algorithm_loads_the_policies_that_it_saves(algo, tmp_path):
+    kind = module(algo).__name__.rpartition(".")[2]
+    env = {"bandit_strategies": "bandit", "mdp_strategies": "tabular_mdp"}.get(kind, "cartpole_family")
+    small = tiny(algo) if algo in algorithms() else ["hardware=cpu", "test.tasks=2", "test.episodes=2", "algo.episodes=3"]
+    run = metarl.train(f"algo={algo}", f"env={env}", *small, f"run={tmp_path / 'run'}")
+    policy = run.adapt()
+    policy.save(tmp_path / "policy.pt")
+    first, second = metarl.load(tmp_path / "policy.pt"), metarl.load(tmp_path / "policy.pt")
+    obs = np.zeros(run.family.spec.obs_shape)
+    obs[0] = 1.0  # as a table of states has it; the number of a state, or a place
+
+    def choices(chosen: AdaptedPolicy) -> list[int]:
+        ends = run.family.spec.horizon
+        return [chosen(obs, reward=float(i % 2), ended=i % ends == 0) for i in range(40)]  # bandits: beyond a trial
+
+    acts = choices(first)
+    assert acts == choices(second), "the chance of a loaded policy is the same each time"
+    assert all(0 <= action < run.family.spec.actions.size for action in acts)
+    if algo not in CHANCE and "epsilon" not in algo:
+        assert acts == choices(policy)
 
 
 @pytest.mark.parametrize("damage", ["nothing", "text", "cut", "another checkpoint"])

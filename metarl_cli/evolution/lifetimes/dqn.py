@@ -77,6 +77,7 @@ class Config(StrictModel):
 class DQNLife:
     """The lifetime of a DQN."""
 
+    inherits = True
     traits = frozenset({"rates", "hyper", "optimizer"})
 
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):

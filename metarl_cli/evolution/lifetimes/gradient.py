@@ -44,6 +44,7 @@ class Gradient:
         ValueError: if the network has no weights for ``scope``.
     """
 
+    inherits = False
     traits = frozenset({"rates", "hyper", "optimizer"})
 
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):

@@ -17,6 +17,7 @@ class NoLearning:
     """The lifetime without learning."""
 
     steps = 0
+    inherits = False
     traits: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
