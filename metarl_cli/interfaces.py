@@ -105,7 +105,7 @@ class Env(ABC):
         """Draw the first environment of the first task.
 
         Raises:
-            ValueError: if the environments cannot be drawn; some can only where ``make`` was called with ``render=True``.
+            UserError: if the environments cannot be drawn; some can only where ``make`` was called with ``render=True``.
         """
 
     @abstractmethod

@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
+from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, State, Step, Task, device_of, dtype_of, num_tasks
 from metarl_cli.seeding import without_draws
 
@@ -58,9 +59,9 @@ class NativeFamily(ParametricFamily):
         """Draw one observation of one task (M=1).
 
         Raises:
-            ValueError: if the family cannot be drawn.
+            UserError: if the family cannot be drawn.
         """
-        raise ValueError(f"{type(self).__name__} cannot be drawn: it has no method render")
+        raise UserError(f"{type(self).__name__} cannot be drawn: it has no method render")
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.envs.gymnasium import build, workers
+from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Continuous, Discrete
 
@@ -443,7 +444,7 @@ def test_every_yaml_can_be_drawn(name):
     env = family.make(family.named_task({}), 1, torch_rng(0, "env"), render=True)
     try:
         image = env.render()
-    except ValueError as error:
+    except UserError as error:
         if "mujoco" not in str(gymnasium.spec(family.config.id).entry_point):
             raise
         pytest.skip(str(error))  # it draws with OpenGL, which not every machine has
@@ -453,7 +454,7 @@ def test_every_yaml_can_be_drawn(name):
 
 def test_what_was_not_asked_for_cannot_be_drawn():
     family, env = start(CARTPOLE)
-    with pytest.raises(ValueError, match="CartPole-v1 cannot be drawn"):
+    with pytest.raises(UserError, match="CartPole-v1 cannot be drawn"):
         env.render()
     assert family.optimum(family.named_task({})) is None
 

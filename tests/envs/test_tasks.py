@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import compose_values, load
+from probes import Buttons
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.envs.tasks import Choice, Uniform
+from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, Family, device_of, num_tasks
 from metarl_cli.seeding import torch_rng
 
@@ -138,3 +140,10 @@ def test_selected_rows_continue_their_episodes():
         few, all_ = envs[0].step(torch.full((2, 3), t % 2)), envs[1].step(torch.full((4, 3), t % 2))
         assert not all_.ended.any()
         assert torch.equal(few.next_obs, all_.next_obs[rows])
+
+
+def test_a_family_without_a_picture_says_so():
+    family = Buttons()
+    env = family.make(family.named_task({}), 1, torch_rng(0))
+    with pytest.raises(UserError, match="Buttons cannot be drawn"):
+        env.render()

@@ -20,6 +20,7 @@ from metarl_cli.envs.gymnasium.build import build
 from metarl_cli.envs.gymnasium.config import Config, Row
 from metarl_cli.envs.gymnasium.workers import LocalWorker, RemoteWorker, Worker, WorkerPool, close_all
 from metarl_cli.envs.tasks import ParametricFamily
+from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, State, Step, Task
 from metarl_cli.spaces import Continuous, Discrete, Spec
 
@@ -98,7 +99,7 @@ class GymnasiumEnv(Env):
             self.workers[0].send("render")
             return Image.fromarray(self.workers[0].receive())
         except Exception as error:
-            raise ValueError(f"{self.family.config.id} cannot be drawn: {one_line(error)}") from error
+            raise UserError(f"{self.family.config.id} cannot be drawn: {one_line(error)}") from error
 
     def state_dict(self) -> State:
         """Return the seed, the number and the actions ``[T, M, N, ...]`` of every episode, and ``obs`` to verify a replay."""
