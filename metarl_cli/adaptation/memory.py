@@ -138,7 +138,7 @@ class Agent:
                 "choose another family, or algo=maml_dqn learner=dqn_atari"
             )
         self.memory = build_memory(memory, self.inputs.size)
-        self.context = memory.context if memory.cell == "transformer" else None  # longest trial [steps]
+        self.context = self.memory.context
         # normalisation of rewards, and the unit of the error of predicted observations; measured on the first trials
         start = {"reward_mean": 0.0, "reward_scale": 1.0, "obs_variance": 1.0}
         self.measured: Params = {name: torch.tensor(value, device=device) for name, value in start.items()}

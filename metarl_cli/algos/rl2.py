@@ -146,7 +146,7 @@ class RL2(MemoryAlgorithm):
     def _segment(self) -> int:
         """Return the number of steps of backpropagation through time: the whole trial, unless truncated."""
         whole = self.config.episodes * self.family.spec.horizon
-        return whole if self.config.memory.cell == "transformer" else self.config.ppo.segment or whole
+        return self.config.ppo.segment or whole if self.agent.context is None else whole
 
     @torch.no_grad()
     def signal(self, trials: Trials) -> tuple[Signal, float]:

@@ -122,7 +122,7 @@ class RL2DQN(MemoryAlgorithm):
         self.slow = {name: value.detach().clone() for name, value in init.items()}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.dqn.lr)
         whole = config.replay.model_copy(update={"segment": None})  # a segment needs a recurrent memory to start from
-        replay = whole if config.memory.cell == "transformer" else config.replay
+        replay = config.replay if self.agent.context is None else whole
         self.replay = TrialReplay(replay, config.episodes * spec.horizon, self.device)
         self.updates = 0
 

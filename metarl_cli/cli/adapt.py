@@ -42,8 +42,9 @@ def run(config: AdaptConfig, job: Job) -> float:
         raise UserError(f"cannot create {out}: {error.strerror}") from error
     title = f"{saved.path.name} on {name}"
     with status(console, f"adapting to {name}"):
-        report = Evaluator(saved.family, task, config.episodes, config.seed, "adapt").report(saved.algorithm, budget)
         adaptation = saved.adaptation(task, budget, config.seed, frames=FRAMES if config.gif else 0)
+        evaluator = Evaluator(saved.family, task, config.episodes, config.seed, "adapt")
+        report = evaluator.report(saved.algorithm, budget, adaptation.steps)
     console.print(table(report, title))
     _keep(report, adaptation, out, title, console)
     if saved.algorithm.learns:

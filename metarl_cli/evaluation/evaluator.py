@@ -9,7 +9,7 @@ change training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -100,14 +100,23 @@ class Evaluator:
         """Measure adaptation before and after each gradient step, or along the episodes of a trial."""
         return self._curve(algorithm.adapt(self.task, budget, self._rng("support")), budget.steps, "adaptation, point", greedy)
 
-    def report(self, algorithm: Algorithm, budget: Budget) -> Report:
-        """Measure the algorithm's adaptation and the references."""
+    def report(self, algorithm: Algorithm, budget: Budget, adaptations: Sequence[Adapted] | None = None) -> Report:
+        """Measure the algorithm's adaptation and the references.
+
+        Args:
+            algorithm: what adapts.
+            budget: of the adaptation.
+            adaptations: of ``algorithm`` to these tasks, if they exist already; None: it adapts now.
+        """
         sampled = scratch = None
-        curve = self.curve(algorithm, budget)
+        if adaptations is None:
+            curve = self.curve(algorithm, budget)
+        else:
+            curve = self._curve(iter(adaptations), budget.steps, "adaptation, point")
         if curve.total and next(algorithm.adapt(self.task, budget, self._rng("support"))).policy.stochastic:
             sampled = self.curve(algorithm, budget, greedy=False)
-        if (adaptations := algorithm.adapt_from_scratch(self.task, budget, self._rng("support"))) is not None:
-            scratch = self._curve(adaptations, budget.steps, "from scratch, point")
+        if (fresh := algorithm.adapt_from_scratch(self.task, budget, self._rng("support"))) is not None:
+            scratch = self._curve(fresh, budget.steps, "from scratch, point")
         aggregate = mean_over_tasks if curve.total else iqm_over_tasks
         optimum, best = self._optimum(aggregate)
         return Report(curve, sampled, scratch, self.random(aggregate), self.own_tasks(algorithm), optimum, best)

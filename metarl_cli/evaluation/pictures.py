@@ -19,9 +19,9 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def gif(frames: Sequence[Image.Image], fps: int = 25) -> bytes:
-    """Encode frames as an endless animated GIF."""
+def gif(frames: Sequence[Image.Image]) -> bytes:
+    """Encode frames as an endless animated GIF of 25 frames per second."""
     buffer = io.BytesIO()
     first, *rest = frames
-    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=int(1000 / fps), loop=0)
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=40, loop=0)
     return buffer.getvalue()

@@ -20,6 +20,7 @@ class Memory(Protocol):
     """Map from inputs and state to features, for one step or a sequence; the rows R are independent."""
 
     size: int  # H, number of features
+    context: int | None  # longest trial that it can remember [steps]; None: any
 
     def init(self, rng: torch.Generator) -> Params:
         """Draw the initial weights, named ``memory.*``."""

@@ -72,15 +72,15 @@ class SGD(InnerOptimizer):
 class Adam(InnerOptimizer):
     """Adam (Kingma and Ba 2015, arXiv:1412.6980)."""
 
-    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        self.betas, self.eps, self.count = betas, eps, 0
+    def __init__(self, eps: float = 1e-8):
+        self.eps, self.count = eps, 0
         self.first: Params = {}
         self.second: Params = {}
 
     @override
     def step(self, params: Params, gradients: Params, rates: Params, progress: float = 0.0) -> Params:
         self.count += 1
-        (b1, b2), updated = self.betas, dict(params)
+        b1, b2, updated = 0.9, 0.999, dict(params)
         for k, g in gradients.items():
             self.first[k] = b1 * self.first.get(k, torch.zeros_like(g)) + (1 - b1) * g
             self.second[k] = b2 * self.second.get(k, torch.zeros_like(g)) + (1 - b2) * g.square()

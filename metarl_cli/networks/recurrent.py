@@ -152,6 +152,8 @@ class GRU:
     Weights are named ``memory.<layer>.{weight_ih,weight_hh,bias_ih,bias_hh}``.
     """
 
+    context: int | None = None
+
     def __init__(self, config: MemoryConfig, inputs: int):
         self.config, self.inputs, self.size = config, inputs, config.size
 
@@ -236,6 +238,8 @@ class LSTM:
 
     Weights are named ``memory.<layer>.{weight_ih,weight_hh,bias_ih,bias_hh}``.
     """
+
+    context: int | None = None
 
     def __init__(self, config: MemoryConfig, inputs: int):
         self.config, self.inputs, self.size = config, inputs, config.size

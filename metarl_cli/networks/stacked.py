@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,15 @@ def broadcast_rows(values: Tensor, target: Tensor) -> Tensor:
 def detached(params: Params) -> Params:
     """Return the weights detached from the graph of their gradients."""
     return {name: value.detach() for name, value in params.items()}
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor of a nested state."""
+    if isinstance(value, dict):
+        return {name: to_device(item, device) for name, item in value.items()}
+    if isinstance(value, list):
+        return [to_device(item, device) for item in value]
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Params, State
 from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.networks.products import SEGMENT, Linear
@@ -29,6 +30,7 @@ class Transformer:
 
     def __init__(self, config: MemoryConfig, inputs: int):
         self.config, self.inputs, self.size = config, inputs, config.size
+        self.context: int | None = config.context
 
     def init(self, rng: torch.Generator) -> Params:
         """Draw orthogonal weights; layers that add to the residual stream are scaled by 1 / sqrt(2 layers), as in GPT-2."""
@@ -67,12 +69,15 @@ class Transformer:
         """Return the features ``[R, H]`` of inputs ``[R, I]``, and the next state.
 
         Raises:
-            ValueError: if a trial is longer than ``context``.
+            UserError: if a trial is longer than ``context``.
         """
         position: Tensor = state["position"]
         last = int(position.max())
         if last >= self.config.context:
-            raise ValueError(f"the memory's context of {self.config.context} steps is full: raise memory.context")
+            raise UserError(
+                f"the memory's context of {self.config.context} steps is full: "
+                "adapt over fewer episodes, or train with a larger algo.memory.context"
+            )
         rows = torch.arange(len(position), device=position.device)
         seen = torch.arange(last + 1, device=position.device) <= position[:, None]  # [R, C]
 

@@ -29,7 +29,7 @@ from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import Processes
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, threads
-from metarl_cli.runs.folder import RunFolder, default_name
+from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
 from metarl_cli.runs.tracking import Tracker
@@ -188,7 +188,7 @@ class Training:
         else:
             folder.best.unlink(missing_ok=True)
         listener.started(folder, self.iteration, self.iterations)
-        self.tracker = Tracker(folder.path, config.model_dump(exclude={"run", "outputs"}), resume_step)
+        self.tracker = Tracker(folder.path, config.model_dump(exclude=LOCATION_KEYS), resume_step)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
 
     def _evaluator(self, split: str, tasks: int, episodes: int) -> Evaluator:

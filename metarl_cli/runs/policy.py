@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from metarl_cli.interfaces import Algorithm, Policy, State, Step, Task
+from metarl_cli.networks.stacked import to_device
 from metarl_cli.runs import checkpoint
 from metarl_cli.spaces import Spec
 
@@ -84,15 +85,6 @@ def restore(algorithm: Algorithm, task: Task, content: State, spec: Spec, rng: t
     state = to_device(content["state"], device) | {"rng": policy.start(1, rng)["rng"]}
     saved = {name: content[name] for name in ("config", "weights", "task")} | {"device": device}
     return AdaptedPolicy(policy, state, spec, saved, int(content["first_action"]))
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Move every tensor of a nested state."""
-    if isinstance(value, dict):
-        return {name: to_device(item, device) for name, item in value.items()}
-    if isinstance(value, list):
-        return [to_device(item, device) for item in value]
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def plain(value: Any) -> Any:

@@ -118,11 +118,12 @@ class Run:
         budget = self.budget(steps, trial, default.steps)
         self.folder.check_tasks(self.config, self.family)
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
-        adapted = next(self.algorithm.adapt(held_out, budget, torch.Generator(self.device)))
-        spent = f"steps{budget.steps}" if adapted.episodes is None else f"trial{adapted.episodes}"
-        name = f"{split}-{self.checkpoint.stem}-tasks{tasks}-episodes{episodes}-{spent}"
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
         with threads(self.config.hardware):
+            spent = f"steps{budget.steps}"
+            if self.algorithm.adapts_by == "memory":
+                spent = f"trial{next(self.algorithm.adapt(held_out, budget, torch.Generator(self.device))).episodes}"
+            name = f"{split}-{self.checkpoint.stem}-tasks{tasks}-episodes{episodes}-{spent}"
             return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name).report
 
     def test(
@@ -213,6 +214,10 @@ class Run:
     def adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None = None, frames: int = 0) -> Adaptation:
         """Adapt to one task, in the environments of ``family`` or of the run's own; a policy with memory plays a trial."""
         seed = number("seed", seed, 0) or 0
+        with threads(self.config.hardware):
+            return self._adaptation(task, budget, seed, family, frames)
+
+    def _adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None, frames: int) -> Adaptation:
         rng = torch_rng(seed, "adapt", "support", device=self.device)
         steps = list(self.algorithm.adapt(task, budget, rng, family))
         last, live = steps[-1], family or self.family
@@ -235,7 +240,8 @@ class Run:
         """Draw one greedy episode."""
         env = self.family.make(task, 1, torch_rng(seed, "adapt", "film", device=self.device), True)
         state = adapted.policy.start(1, torch_rng(seed, "adapt", "trial", device=self.device))
-        return play(self.family, env, adapted.policy, state, frames=FRAMES)
+        with threads(self.config.hardware):
+            return play(self.family, env, adapted.policy, state, frames=FRAMES)
 
 
 def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:

@@ -83,9 +83,9 @@ class Tracker:
         for tag, figure in diagnostics.figures.items():
             self.image(tag, png(figure), step)
 
-    def animation(self, tag: str, frames: Sequence[Image.Image], step: int, fps: int = 25) -> None:
+    def animation(self, tag: str, frames: Sequence[Image.Image], step: int) -> None:
         """Show an animated GIF in the Images tab."""
-        self.image(tag, gif(frames, fps), step)
+        self.image(tag, gif(frames), step)
 
     def image(self, tag: str, encoded: bytes, step: int) -> None:
         """Show a PNG or GIF in the Images tab."""

@@ -18,7 +18,8 @@ from metarl_cli.config.base import StrictModel, operational_keys, result_values
 from metarl_cli.config.messages import closest, did_you_mean, flatten
 from metarl_cli.config.registry import ConfigError, load, validate
 from metarl_cli.errors import Problem, UserError
-from metarl_cli.interfaces import Algorithm, Learner
+from metarl_cli.interfaces import Algorithm
+from metarl_cli.learners import dqn
 from metarl_cli.runs.build import build
 from metarl_cli.runs.folder import default_name
 
@@ -215,7 +216,7 @@ def test_installed_packages_add_modules_but_do_not_replace(monkeypatch):
 
 
 def test_a_learner_that_does_not_fit_the_family_is_a_problem(monkeypatch):
-    class Picky(Learner):
+    class Picky(dqn.Learner):
         def __init__(self, config, spec):
             raise ValueError(f"cannot act with {spec.actions.size} actions")
 

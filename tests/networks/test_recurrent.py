@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Params, State
 from metarl_cli.networks import recurrent, transformer
 from metarl_cli.networks.memory import Memory, build_memory
@@ -185,7 +186,7 @@ def test_a_transformer_refuses_what_it_cannot_remember():
     state = memory.start(ROWS, "cpu")
     with pytest.raises(ValueError, match="11 steps are more than the memory's context of 10"):
         memory.scan(params, x, state)
-    with pytest.raises(ValueError, match="context of 10 steps is full"):
+    with pytest.raises(UserError, match="context of 10 steps is full"):
         steps(memory, params, x, state)
     _, later = memory.step(params, x[0], memory.start(ROWS, "cpu"))
     with pytest.raises(ValueError, match="whole trials"):

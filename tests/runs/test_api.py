@@ -381,3 +381,37 @@ def test_a_task_that_was_not_learned_starts_from_fresh_weights(tmp_path):
     weights = algorithm.weights()["params"]
     assert all(torch.equal(own.state_dict()["params"][name], weights[name]) for name in weights)
     assert not any(torch.equal(new.state_dict()["params"][name], weights[name]) for name in weights if "weight" in name)
+
+
+@both
+def test_a_run_computes_with_its_own_number_of_threads(runs, algo, monkeypatch):
+    run, counts = runs[algo], []
+    adapt = run.algorithm.adapt
+
+    def counted(*args: Any, **more: Any) -> Any:
+        counts.append(torch.get_num_threads())
+        return adapt(*args, **more)
+
+    monkeypatch.setattr(run.algorithm, "adapt", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        run.adapt()
+        run.adapt_on(Counted(), episodes=2)
+        run.test(tasks=2, episodes=2)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert len(counts) >= 3
+    assert set(counts) == {run.config.hardware.threads}
+
+
+def test_a_policy_whose_memory_is_full_says_so(tmp_path):
+    """The trial that it has lived through filled the context of its transformer."""
+    memory = ["algo.memory.cell=transformer", "algo.memory.size=8", "algo.memory.heads=2", "algo.memory.context=40"]
+    small = [o for o in tiny("rl2") if not o.startswith(("env.horizon", "algo.memory"))]
+    run = metarl.train("algo=rl2", "env=bandit", *small, *memory, "algo.episodes=40", f"run={tmp_path / 'run'}")
+    policy = run.adapt()
+    with pytest.raises(UserError, match="context of 40 steps is full: adapt over fewer episodes"):
+        policy(np.ones(run.family.spec.obs_shape))
+    assert run.adapt(trial=39)(np.ones(run.family.spec.obs_shape)) in range(run.family.spec.actions.size)

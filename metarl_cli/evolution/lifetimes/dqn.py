@@ -34,7 +34,7 @@ from metarl_cli.experience.rollout import collect
 from metarl_cli.interfaces import Family, Learner, Params, State, Task, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned, clip_rows
 from metarl_cli.networks.q_network import grow, in_structure
-from metarl_cli.networks.stacked import broadcast_rows, repeat_per_task, select_rows
+from metarl_cli.networks.stacked import broadcast_rows, repeat_per_task, select_rows, to_device
 
 
 class HyperConfig(StrictModel):
@@ -207,7 +207,9 @@ class Life:
 
     def load_state_dict(self, state: State) -> None:
         """Restore the state that :meth:`state_dict` returned."""
-        self.params, self.target, self.traits = dict(state["params"]), dict(state["target"]), state["traits"]
+        moved = ("params", "target", "traits", "optimizer", "env_steps")  # the others bring their own state to the device
+        state = state | to_device({name: state[name] for name in moved}, self.env_steps.device)
+        self.params, self.target, self.traits = state["params"], state["target"], state["traits"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.env.load_state_dict(state["env"])
         self.rng.set_state(state["rng"].cpu())
