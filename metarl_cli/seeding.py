@@ -99,9 +99,9 @@ class CommonRandomNumbers(TorchFunctionMode):
             if args[1:] == (1,):  # one category each: the smallest of Exp(1) / p is category a with probability p_a
                 clock = probabilities.new_empty(size).exponential_(generator=rng)
                 return (probabilities / self._repeat(clock)).argmax(-1, keepdim=True)
-        if func is Tensor.exponential_:
-            drawn = args[0].new_empty(self._one(args[0].shape)).exponential_(generator=kwargs["generator"])
-            return args[0].copy_(self._repeat(drawn))
+        if func in (Tensor.exponential_, Tensor.uniform_):
+            tensor, *bounds = args
+            return tensor.copy_(self._repeat(func(tensor.new_empty(self._one(tensor.shape)), *bounds, **kwargs)))
         raise NotImplementedError(f"random numbers of {func} cannot be common to several copies: it is not supported")
 
     def _one(self, size: Any) -> tuple[int, ...]:

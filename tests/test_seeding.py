@@ -16,6 +16,7 @@ DRAWS = {  # what it draws for the rows of one or many copies
     "bernoulli": lambda rows, rng: torch.bernoulli(torch.full((rows, 50), 0.3), generator=rng),
     "multinomial": lambda rows, rng: torch.multinomial(torch.ones(rows, 90), 1, generator=rng),
     "exponential_": lambda rows, rng: torch.empty(rows, 5).exponential_(generator=rng),
+    "uniform_": lambda rows, rng: torch.empty(rows, 5).uniform_(-2, 3, generator=rng),
 }
 
 

@@ -36,7 +36,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
 from metarl_cli.interfaces import Task
 from metarl_cli.spaces import Discrete, Spec
 
@@ -74,18 +74,26 @@ class Acrobot(NativeFamily):
 
     @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
-        return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.1
+        return like.new_empty(*shape, 4).uniform_(-0.1, 0.1, generator=rng)
+
+    @override
+    def constants(self, task: Task) -> Task:
+        m1, m2, moi = task["link_mass_1"], task["link_mass_2"], task["link_moi"]
+        l1, lc1, lc2 = task["link_length_1"], task["link_com_pos_1"], task["link_com_pos_2"]
+        inertia_2 = m2 * lc2**2 + moi
+        return task | {
+            "inertia": m1 * lc1**2 + m2 * l1**2 + moi + inertia_2,
+            "inertia_2": inertia_2,
+            "coupling": m2 * l1 * lc2,
+            "weight_1": (m1 * lc1 + m2 * l1) * GRAVITY,
+            "weight_2": m2 * lc2 * GRAVITY,
+        }
 
     @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         torque = (action - 1) * task["torque"]
-        m1, m2, moi = task["link_mass_1"], task["link_mass_2"], task["link_moi"]
-        l1, lc1, lc2 = task["link_length_1"], task["link_com_pos_1"], task["link_com_pos_2"]
-        # what the equations of motion hold besides the state, [M, 1]: computed once, not in each of the four stages
-        inertia_2 = m2 * lc2**2 + moi
-        inertia = m1 * lc1**2 + m2 * l1**2 + moi + inertia_2
-        coupling = m2 * l1 * lc2
-        weight_1, weight_2 = (m1 * lc1 + m2 * l1) * GRAVITY, m2 * lc2 * GRAVITY
+        inertia, inertia_2, coupling = task["inertia"], task["inertia_2"], task["coupling"]
+        weight_1, weight_2 = task["weight_1"], task["weight_2"]
 
         def acceleration(angle: Tensor, velocity: Tensor) -> Tensor:
             (theta1, theta2), (omega1, omega2) = angle, velocity
@@ -99,8 +107,7 @@ class Acrobot(NativeFamily):
             return torch.stack([-(d2 * alpha2 + phi1) / d1, alpha2])
 
         # Runge-Kutta of the fourth order; angles and velocities, [2, M, N]
-        planes = state.movedim(-1, 0).contiguous()
-        angle, velocity = planes[:2], planes[2:]
+        angle, velocity = state.movedim(-1, 0).split(2)
         a1 = acceleration(angle, velocity)
         v2 = velocity + TAU / 2 * a1
         a2 = acceleration(angle + TAU / 2 * velocity, v2)
@@ -114,13 +121,12 @@ class Acrobot(NativeFamily):
         theta1, theta2 = angle - 2 * math.pi * torch.round(angle / (2 * math.pi))
         omega1, omega2 = (v.clamp(-limit, limit) for v, limit in zip(velocity, MAX_VELOCITY, strict=True))
         terminated = -torch.cos(theta1) - torch.cos(theta1 + theta2) > 1
-        return torch.stack([theta1, theta2, omega1, omega2], -1), terminated.to(state.dtype) - 1, terminated
+        return columns(theta1, theta2, omega1, omega2), terminated.to(state.dtype) - 1, terminated
 
     @override
     def observe(self, state: Tensor) -> Tensor:
-        angle = state[..., :2]
-        cos, sin = torch.cos(angle), torch.sin(angle)
-        return torch.stack([cos[..., 0], sin[..., 0], cos[..., 1], sin[..., 1], state[..., 2], state[..., 3]], -1)
+        theta1, theta2, omega1, omega2 = state.unbind(-1)
+        return columns(theta1.cos(), theta1.sin(), theta2.cos(), theta2.sin(), omega1, omega2)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [6]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""

@@ -17,7 +17,7 @@ Reward: 1 for every step, the last one included. Start: every entry uniform in �
 (terminated) or at the horizon (truncated).
 
 Task parameters: gravity [m/s²], masscart [kg], masspole [kg], length (half the pole's) [m], force_mag [N].
-Quantities that derive from them are computed in the step, never stored.
+Quantities that derive from them are computed when environments are made, never stored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
 from metarl_cli.interfaces import Task
 from metarl_cli.spaces import Discrete, Spec
 
@@ -58,23 +58,35 @@ class CartPole(NativeFamily):
 
     @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
-        return torch.rand(*shape, 4, generator=rng, dtype=like.dtype, device=like.device) * 0.1 - 0.05
+        return like.new_empty(*shape, 4).uniform_(-0.05, 0.05, generator=rng)
+
+    @override
+    def constants(self, task: Task) -> Task:
+        mass = task["masspole"] + task["masscart"]
+        push = task["force_mag"] / mass  # [m/s²]
+        return task | {
+            "left": -push,
+            "left_to_right": 2 * push,
+            "lever": task["masspole"] * task["length"] / mass,  # [m]
+            "reach": task["length"] * 4 / 3,  # [m]
+            "x_limit": torch.full_like(mass, X_LIMIT),  # torch compares with tensors in half the time
+            "theta_limit": torch.full_like(mass, THETA_LIMIT),
+        }
 
     @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        x, x_dot, theta, theta_dot = state.unbind(-1)
-        force = torch.where(action == 1, task["force_mag"], -task["force_mag"])
-        total_mass = task["masspole"] + task["masscart"]
-        polemass_length = task["masspole"] * task["length"]
+        _, x_dot, theta, theta_dot = state.unbind(-1)
         cos, sin = torch.cos(theta), torch.sin(theta)
-        temp = (force + polemass_length * theta_dot.square() * sin) / total_mass
-        theta_acc = (task["gravity"] * sin - cos * temp) / (
-            task["length"] * (4.0 / 3.0 - task["masspole"] * cos.square() / total_mass)
-        )
-        x_acc = temp - polemass_length * theta_acc * cos / total_mass
-        state = torch.stack([x + TAU * x_dot, x_dot + TAU * x_acc, theta + TAU * theta_dot, theta_dot + TAU * theta_acc], -1)
-        terminated = (state[..., 0].abs() > X_LIMIT) | (state[..., 2].abs() > THETA_LIMIT)
-        return state, torch.ones_like(x), terminated
+        lever_cos = task["lever"] * cos
+        push = torch.addcmul(task["left"], task["left_to_right"], action)
+        temp = torch.addcmul(push, task["lever"] * sin, theta_dot * theta_dot)
+        numerator = torch.addcmul(task["gravity"] * sin, cos, temp, value=-1)
+        theta_acc = numerator / torch.addcmul(task["reach"], lever_cos, cos, value=-1)
+        x_acc = torch.addcmul(temp, lever_cos, theta_acc, value=-1)
+        state = torch.add(state, columns(x_dot, x_acc, theta_dot, theta_acc), alpha=TAU)
+        x, _, theta, _ = state.unbind(-1)
+        terminated = (x.abs() > task["x_limit"]) | (theta.abs() > task["theta_limit"])
+        return state, torch.ones_like(x_acc), terminated
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [4]``, 300 x 200 pixels; a reversed actuator is drawn red."""

@@ -43,9 +43,13 @@ class DarkRoom(GridFamily):
         return self.coordinates("goal", (self.num_states * rng.random(num)).astype(int))
 
     @override
+    def constants(self, task: Task) -> Task:
+        return task | {"goal": self.cell(task, "goal")}
+
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         cell = self.walk(state[..., 0], action)
-        there = cell == self.cell(task, "goal")
+        there = cell == task["goal"]
         return cell[..., None], there.to(task["goal_x"].dtype), torch.zeros_like(there)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:

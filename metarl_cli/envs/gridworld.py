@@ -57,11 +57,15 @@ class Gridworld(GridFamily):
         return self.coordinates("goal", self.goals[(len(self.goals) * rng.random(num)).astype(int)])
 
     @override
+    def constants(self, task: Task) -> Task:
+        rewards = task["goal_x"].new_tensor([self.config.elsewhere, self.config.at_goal])
+        return task | {"goal": self.cell(task, "goal"), "rewards": rewards}
+
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         cell = self.walk(state[..., 0], action)
-        there = cell == self.cell(task, "goal")
-        rewards = torch.tensor([self.config.elsewhere, self.config.at_goal], device=cell.device)
-        return cell[..., None], rewards[there.long()], torch.zeros_like(there)
+        there = cell == task["goal"]
+        return cell[..., None], task["rewards"][there.long()], torch.zeros_like(there)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw the grid from above: the goal green, the agent blue."""

@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import one_hot
 from typing_extensions import override
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
@@ -65,18 +64,22 @@ class KeyToDoor(GridFamily):
         return self.coordinates("key", key) | self.coordinates("door", door)
 
     @override
+    def constants(self, task: Task) -> Task:
+        return task | {"key": self.cell(task, "key"), "door": self.cell(task, "door")}
+
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         before, held = state[..., 0] % self.cells, state[..., 0] >= self.cells
-        done = held & (before == self.cell(task, "door"))  # the absorbing state of the model; no episode acts there
+        done = held & (before == task["door"])  # the absorbing state of the model; no episode acts there
         cell = torch.where(done, before, self.walk(before, action))
-        fetched = ~held & (cell == self.cell(task, "key"))
-        opened = (held | fetched) & (cell == self.cell(task, "door"))
+        fetched = ~held & (cell == task["key"])
+        opened = (held | fetched) & (cell == task["door"])
         reward = fetched.to(task["key_x"].dtype) + (opened & ~done)
         return (cell + self.cells * (held | fetched))[..., None], reward, opened
 
     @override
     def observe(self, state: Tensor) -> Tensor:
-        return one_hot(state[..., 0] % self.observed, self.observed).to(torch.get_default_dtype())
+        return self.one_hot[state[..., 0] % self.observed, : self.observed]
 
     def optimum(self, task: Task) -> Tensor:
         """Compute the optimum from distances; value iteration gives the same with a hundred times the memory."""

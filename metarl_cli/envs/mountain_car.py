@@ -33,7 +33,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
 from metarl_cli.interfaces import Task
 from metarl_cli.spaces import Discrete, Spec
 
@@ -66,8 +66,8 @@ class MountainCar(NativeFamily):
 
     @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
-        position = torch.rand(shape, generator=rng, dtype=like.dtype, device=like.device) * 0.2 - 0.6
-        return torch.stack([position, torch.zeros_like(position)], -1)
+        position = like.new_empty(shape).uniform_(-0.6, -0.4, generator=rng)
+        return columns(position, torch.zeros_like(position))
 
     @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +77,7 @@ class MountainCar(NativeFamily):
         position = (position + velocity).clamp(MIN_POSITION, MAX_POSITION)
         velocity = torch.where((position == MIN_POSITION) & (velocity < 0), 0, velocity)
         terminated = (position >= task["goal_position"]) & (velocity >= 0)
-        return torch.stack([position, velocity], -1), torch.full_like(position, -1), terminated
+        return columns(position, velocity), torch.full_like(position, -1), terminated
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [2]``, 300 x 200 pixels; a car with a reversed actuator is drawn red."""

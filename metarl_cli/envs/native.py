@@ -6,7 +6,6 @@ A family gives its physics as pure functions: ``initial_state``, ``dynamics``, `
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import nullcontext
 
 import torch
 from PIL.Image import Image
@@ -17,7 +16,9 @@ from typing_extensions import override
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, State, Step, Task, device_of, dtype_of, num_tasks
-from metarl_cli.seeding import without_draws
+from metarl_cli.seeding import CommonRandomNumbers, without_draws
+
+FEW = 512  # environments, for which it is as fast to draw a start for each as for those alone whose episode ended
 
 
 class NativeConfig(TasksConfig):
@@ -37,6 +38,14 @@ class NativeFamily(ParametricFamily):
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
         """Draw states ``[*shape, S]`` of the start of an episode, of ``like``'s dtype and device."""
 
+    def constants(self, task: Task) -> Task:
+        """Add to the parameters what derives from them alone, so that an environment computes it once and not in each step.
+
+        Args:
+            task: the parameters, ``[M, 1, ...]`` each.
+        """
+        return task
+
     @abstractmethod
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Simulate one step.
@@ -44,7 +53,7 @@ class NativeFamily(ParametricFamily):
         Args:
             state: the states ``[M, N, S]``.
             action: the actions ``[M, N]`` or ``[M, N, D]``.
-            task: the parameters, ``[M, 1, ...]`` each.
+            task: what :meth:`constants` made of the parameters, ``[M, 1, ...]`` each.
             rng: for randomness within a step; a family that draws from it sets ``stochastic = True``.
 
         Returns:
@@ -69,38 +78,87 @@ class NativeFamily(ParametricFamily):
 
 
 class NativeEnv(Env):
-    """M x N environments of a native family, stepped as one tensor; all of them can be drawn."""
+    """M x N environments of a native family, stepped as one tensor; all of them can be drawn.
+
+    Each entry of the state is a column ``[M, N]`` of its own in memory, so that physics are computed on contiguous tensors.
+    """
 
     can_select_rows = True
 
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng
-        self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
-        self.shape = (num_tasks(task), num_envs)
+        self.dynamics = family.dynamics
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))
-        self.state = family.initial_state(self.shape, self.like, rng)  # [M, N, S]
-        self.clock = torch.zeros(self.shape, dtype=torch.long, device=self.like.device)  # [steps] since the episode began
-        self.obs = family.observe(self.state)
+        self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
+        shape = num_tasks(task), num_envs
+        self._continue(
+            family.initial_state(shape, self.like, rng), torch.zeros(shape, dtype=torch.long, device=self.like.device)
+        )
+
+    def _continue(self, state: Tensor, clock: Tensor) -> None:
+        """Go on from the states ``[M, N, S]`` after ``clock [M, N]`` steps of each episode, with the tasks ``self.task``."""
+        self.shape = clock.shape
+        self.constants = self.family.constants(self.task)
+        self.state = _by_column(state)
+        self.obs = self.family.observe(self.state)
+        self.time = 0  # [steps] since then
+        self.deadline = self.family.spec.horizon - clock  # the time at which each episode is cut off
+        self.earliest = int(self.deadline.min())  # no deadline is before
+        self.never = torch.zeros_like(clock, dtype=torch.bool)
 
     @override
     def step(self, action: Tensor) -> Step:
+        fresh = None
+        if CommonRandomNumbers.within or self.like.is_cuda:  # copies draw the same whatever ended; a GPU is not waited for
+            fresh = self.family.initial_state(self.shape, self.like, self.rng)
+        if not CommonRandomNumbers.within or self.family.stochastic:
+            return self._step(action, fresh)
         drew = f"the dynamics of {type(self.family).__name__} draw random numbers: set stochastic = True in the class"
-        with nullcontext() if self.family.stochastic else without_draws(self.rng, drew):
-            state, reward, terminated = self.family.dynamics(self.state, action, self.task, self.rng)
-        self.clock = self.clock + 1
-        truncated = self.clock >= self.family.spec.horizon
-        ended = terminated | truncated
-        fresh = self.family.initial_state(self.shape, self.like, self.rng)
-        self.state = torch.where(ended[..., None], fresh, state)
-        self.clock = torch.where(ended, 0, self.clock)
-        self.obs = self.family.observe(self.state)
-        return Step(self.family.observe(state), reward, terminated, truncated, self.obs)
+        with without_draws(self.rng, drew):
+            return self._step(action, fresh)
+
+    def _step(self, action: Tensor, fresh: Tensor | None) -> Step:
+        """Act; episodes begin in the states ``fresh [M, N, S]``, or in states drawn where one ended."""
+        state, reward, terminated = self.dynamics(self.state, action, self.constants, self.rng)
+        state = _by_column(state)
+        self.time += 1
+        due = self.time == self.earliest
+        truncated = self.deadline == self.time if due else self.never
+        ended = terminated | truncated if due else terminated
+        next_obs = self.family.observe(state)
+        self.state = self._restarted(state, ended, fresh)
+        self.obs = next_obs if self.state is state else self.family.observe(self.state)
+        if due:
+            self.earliest = int(self.deadline.min())
+        return Step(next_obs, reward, terminated, truncated, self.obs)
+
+    def _restarted(self, state: Tensor, ended: Tensor, fresh: Tensor | None) -> Tensor:
+        """Return the states ``[M, N, S]`` to act in, and set the deadlines of the episodes that begin."""
+        num = 0 if fresh is not None else int(ended.count_nonzero())
+        if fresh is None and num == 0:
+            return state
+        entries, deadline = state.movedim(-1, 0), self.time + self.family.spec.horizon
+        if fresh is None and ended.numel() <= FEW:
+            fresh = self.family.initial_state(self.shape, self.like, self.rng)
+        if fresh is not None:
+            self.deadline.masked_fill_(ended, deadline)
+            new = torch.where(ended, fresh.movedim(-1, 0), entries, out=torch.empty_like(entries))
+        else:
+            index = ended.flatten().nonzero()[:, 0]
+            self.deadline.view(-1).index_fill_(0, index, deadline)
+            fresh = self.family.initial_state((num,), self.like, self.rng)
+            new = entries.flatten(1).index_copy(1, index, fresh.movedim(-1, 0)).view_as(entries)
+        return new.movedim(0, -1)
 
     @override
     def select_rows(self, rows: Tensor) -> None:
         self.task = {name: value[rows] for name, value in self.task.items()}
-        self.state, self.clock, self.obs = self.state[rows], self.clock[rows], self.obs[rows]
-        self.shape = (len(self.state), self.shape[1])
+        self._continue(self.state[rows], self.clock[rows])
+
+    @property
+    def clock(self) -> Tensor:
+        """The steps ``[M, N]`` since each episode began."""
+        return self.family.spec.horizon - self.deadline + self.time
 
     @override
     def render(self) -> Image:
@@ -108,13 +166,22 @@ class NativeEnv(Env):
 
     @override
     def state_dict(self) -> State:
-        return {"state": self.state, "clock": self.clock, "rng": self.rng.get_state()}
+        return {"state": self.state.contiguous(), "clock": self.clock, "rng": self.rng.get_state()}
 
     @override
     def load_state_dict(self, state: State) -> None:
         if state["state"].shape != self.state.shape or state["clock"].shape != self.shape:
             raise ValueError("the saved environments have another shape")
-        self.state = state["state"].to(self.like.device)
-        self.clock = state["clock"].to(self.like.device)
+        self._continue(state["state"].to(self.like.device), state["clock"].to(self.like.device))
         self.rng.set_state(state["rng"].cpu())
-        self.obs = self.family.observe(self.state)
+
+
+def columns(*entries: Tensor) -> Tensor:
+    """Return the states ``[..., S]`` of S entries ``[...]``, laid out in memory as the environment does."""
+    return torch.stack(entries).movedim(0, -1)
+
+
+def _by_column(state: Tensor) -> Tensor:
+    """Return ``state [M, N, S]`` with each of its S columns contiguous in memory; itself, where they are."""
+    entries = state.movedim(-1, 0)
+    return state if entries.is_contiguous() else entries.contiguous().movedim(0, -1)

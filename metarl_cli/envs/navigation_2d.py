@@ -56,16 +56,19 @@ class Navigation2D(NativeFamily):
         return torch.zeros(*shape, 2, dtype=like.dtype, device=like.device)
 
     @override
-    def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def constants(self, task: Task) -> Task:
         goal = torch.stack([task["goal_x"], task["goal_y"]], -1)
+        return task | {"goal": goal, "moves": STRIDE * goal.new_tensor(MOVES)}
+
+    @override
+    def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         if self.continuous:
             state = state + action.clamp(-STRIDE, STRIDE)
-            terminated = ((state - goal).abs() < NEAR).all(-1)
+            terminated = ((state - task["goal"]).abs() < NEAR).all(-1)
         else:
-            moves = STRIDE * torch.tensor(MOVES, dtype=state.dtype, device=state.device)
-            state = state + moves[action]
+            state = state + task["moves"][action]
             terminated = torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
-        return state, -(state - goal).norm(dim=-1), terminated
+        return state, -(state - task["goal"]).norm(dim=-1), terminated
 
     def optimum(self, task: Task) -> Tensor | None:
         """Compute the return of moving straight in x and in y with continuous moves; None with discrete moves."""

@@ -31,9 +31,9 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.native import NativeConfig, NativeFamily
+from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
 from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Continuous, Spec
+from metarl_cli.spaces import Continuous, Spec, constant
 
 # every constant here is Pendulum-v1's
 TAU = 0.05  # [s] between states
@@ -65,8 +65,13 @@ class Pendulum(NativeFamily):
 
     @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
-        centred = 2 * torch.rand(*shape, 2, generator=rng, dtype=like.dtype, device=like.device) - 1
-        return centred * torch.tensor([math.pi, 1.0], dtype=like.dtype, device=like.device)
+        centred = like.new_empty(*shape, 2).uniform_(-1, 1, generator=rng)
+        return centred * constant((math.pi, 1.0), like.dtype, like.device)
+
+    @override
+    def constants(self, task: Task) -> Task:
+        lift, power = 3 * task["g"] / (2 * task["l"]), 3 / (task["m"] * task["l"].square())  # [1/s²], [1/(kg m²)]
+        return task | {"lift": lift, "power": power}
 
     @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,15 +79,14 @@ class Pendulum(NativeFamily):
         torque = task["gain"] * action[..., 0].clamp(-MAX_TORQUE, MAX_TORQUE)
         from_upright = torch.remainder(theta + math.pi, 2 * math.pi) - math.pi
         cost = from_upright.square() + 0.1 * omega.square() + 0.001 * torque.square()
-        lift = 3 * task["g"] / (2 * task["l"]) * torch.sin(theta)
-        omega = omega + (lift + 3 / (task["m"] * task["l"].square()) * torque) * TAU
+        omega = omega + (task["lift"] * torch.sin(theta) + task["power"] * torque) * TAU
         omega = omega.clamp(-MAX_SPEED, MAX_SPEED)
-        return torch.stack([theta + omega * TAU, omega], -1), -cost, torch.zeros_like(omega, dtype=torch.bool)
+        return columns(theta + omega * TAU, omega), -cost, torch.zeros_like(omega, dtype=torch.bool)
 
     @override
     def observe(self, state: Tensor) -> Tensor:
         theta, omega = state.unbind(-1)
-        return torch.stack([torch.cos(theta), torch.sin(theta), omega], -1)
+        return columns(torch.cos(theta), torch.sin(theta), omega)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [3]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""

@@ -55,6 +55,7 @@ class TabularFamily(NativeFamily):
         super().__init__(TasksConfig(ranges={}, ood_ranges={}), device)  # ``draw`` of each family has its own distribution
         self.finite = False
         self.num_states, self.first_state = num_states, first_state
+        self.one_hot = torch.eye(num_states, device=device)
 
     @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
@@ -62,7 +63,7 @@ class TabularFamily(NativeFamily):
 
     @override
     def observe(self, state: Tensor) -> Tensor:
-        return one_hot(state[..., 0], self.num_states).to(torch.get_default_dtype())
+        return self.one_hot[state[..., 0]]
 
     def start(self, task: Task) -> Tensor:
         """Return the distribution ``[M, S]`` of an episode's first state."""
@@ -76,9 +77,9 @@ class TabularFamily(NativeFamily):
         """
         num, actions, device = num_tasks(task), self.spec.actions.size, device_of(task)
         pairs = torch.arange(self.num_states * actions, device=device).expand(num, -1)
-        broad = {name: value[:, None] for name, value in task.items()}
+        constants = self.constants({name: value[:, None] for name, value in task.items()})
         rng = torch.Generator(device)
-        after, reward, _ = self.dynamics((pairs // actions)[..., None], pairs % actions, broad, rng)
+        after, reward, _ = self.dynamics((pairs // actions)[..., None], pairs % actions, constants, rng)
         table = (num, self.num_states, actions)
         return one_hot(after.reshape(table), self.num_states).to(reward.dtype), reward.reshape(table)
 
@@ -103,13 +104,14 @@ class GridFamily(TabularFamily):
         first = config.start[0] + config.size * config.start[1]
         super().__init__(num_states or config.size**2, first, device)
         self.size = config.size
+        cell, (x, y) = torch.arange(config.size**2, device=device)[:, None], torch.tensor(MOVES, device=device).T
+        x = (cell % self.size + x).clamp(0, self.size - 1)
+        y = (cell // self.size + y).clamp(0, self.size - 1)
+        self.neighbour = x + self.size * y  # [cells, moves]
 
     def walk(self, cell: Tensor, action: Tensor) -> Tensor:
         """Return the cells ``[...]`` after one move each."""
-        moves = torch.tensor(MOVES, device=cell.device)[action]
-        x = (cell % self.size + moves[..., 0]).clamp(0, self.size - 1)
-        y = (cell // self.size + moves[..., 1]).clamp(0, self.size - 1)
-        return x + self.size * y
+        return self.neighbour[cell, action]
 
     def cell(self, task: Task, name: str) -> Tensor:
         """Return the cell of a hidden object, in the shape of the task's parameters."""

@@ -67,14 +67,18 @@ class TabularMDP(TabularFamily):
         return self.sample_tasks(1, "train", np.random.default_rng(int(seed)))
 
     @override
+    def constants(self, task: Task) -> Task:
+        return task | {"below": task["transition"].cumsum(-1)}
+
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         row = torch.arange(len(action), device=action.device)[:, None]
         now = (row, 0, state[..., 0], action)
-        transition, mean = task["transition"][now], task["reward"][now]  # [M, N, S], [M, N]
+        below, mean = task["below"][now], task["reward"][now]  # [M, N, S], [M, N]
         chance = torch.rand(*action.shape, 1, generator=rng, dtype=mean.dtype, device=mean.device)
-        below = (transition.cumsum(-1) <= chance).sum(-1, keepdim=True)
         noise = torch.randn(mean.shape, generator=rng, dtype=mean.dtype, device=mean.device)
-        after = below.clamp(max=self.num_states - 1)  # rounded probabilities may add up to less than 1
+        after = (below <= chance).sum(-1, keepdim=True)
+        after = after.clamp(max=self.num_states - 1)  # rounded probabilities may add up to less than 1
         return after, mean + self.config.noise * noise, torch.zeros_like(action, dtype=torch.bool)
 
     @override

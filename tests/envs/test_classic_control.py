@@ -94,7 +94,7 @@ def test_equals_gymnasium(name, float64):
     cosines differ in the last bit; NumPy's power of a scalar is not always the rounded square, which Pendulum's reward
     shows; Acrobot's equations are summed in another order, as what does not depend on the state is computed once. The
     largest differences found are 9e-19 (MountainCar's velocities), 4e-15 (Acrobot, 1 unit in the last place of 16 to 28
-    rad/s) and 9e-16 (Pendulum, 1 unit of 4 to 8 rad/s); rewards differ in Pendulum alone, by 1 unit. The bounds allow for
+    rad/s) and 9e-16 (Pendulum, 1 unit of 4 to 8 rad/s); rewards differ in Pendulum alone, by 2 units. The bounds allow for
     other processors: one rounding of MountainCar's position, 4 units of the others' velocities.
     """
     atol = {"mountain_car": 3e-16, "acrobot": 1.5e-14, "pendulum": 4e-15}[name.rsplit("_", 1)[0]]
@@ -119,7 +119,7 @@ def test_equals_gymnasium(name, float64):
         step = env.step(action)
         for row, other in enumerate(others):
             obs, reward, terminated, truncated, _ = other.step(their_action(name, tasks, row, action[row, 0]))
-            assert float(step.reward[row]) == pytest.approx(reward, rel=3e-16 if "gain" in tasks else 0, abs=0)
+            assert float(step.reward[row]) == pytest.approx(reward, rel=5e-16 if "gain" in tasks else 0, abs=0)
             assert (bool(step.terminated[row]), bool(step.truncated[row])) == (terminated, truncated)
             expected = their_obs(name, other.unwrapped.state)
             largest = max(largest, float(np.abs(step.next_obs[row, 0].numpy() - expected).max()))
@@ -152,6 +152,7 @@ def test_a_reversed_actuator_swaps_the_actions(name, actuator, float64):
         action = 4 * torch.rand(1, 500, 1, generator=rng) - 2
         opposite, idle = -action, action[..., 0] == 0
     state, both = env.state[:1].expand(2, -1, -1), torch.cat([action, opposite])
+    task = ours.constants(task)
     forward, backward = ours.dynamics(state, both, task, rng)[0]
     assert torch.equal(forward, backward)
     forward, backward = ours.dynamics(state, action.expand_as(both), task, rng)[0]
