@@ -95,7 +95,7 @@ class RL2(MemoryAlgorithm):
         self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
         # statistics of returns, because the value function learns normalised ones
         self.returns: Params = {"mean": torch.zeros((), device=self.device), "std": torch.ones((), device=self.device)}
-        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.ppo.lr, eps=1e-5)
+        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.ppo.lr, eps=1e-5, fused=True)
 
     def _init(self, rng: torch.Generator) -> Params:
         """Draw fresh weights; those of the policy head are small, so that the initial policy is almost uniform."""
@@ -169,6 +169,7 @@ class RL2(MemoryAlgorithm):
         """Take the passes of PPO over a batch of trials; returns the mean metrics."""
         ppo, weights, rng = self.config.ppo, list(self.params.values()), self.rng["minibatch"]
         signal, explained = self.signal(trials)
+        trials = trials._replace(features=trials.features[..., :0])  # learning computes its own: do not copy these
         sums: dict[str, Tensor] = {}
         for _ in range(ppo.epochs):
             for rows in torch.randperm(trials.reward.shape[1], generator=rng, device=self.device).tensor_split(ppo.minibatches):

@@ -120,7 +120,7 @@ class RL2DQN(MemoryAlgorithm):
             init |= self.prediction.init(self.rng["init"])
         self.params = {name: value.requires_grad_() for name, value in init.items()}
         self.slow = {name: value.detach().clone() for name, value in init.items()}
-        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.dqn.lr)
+        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.dqn.lr, fused=True)
         whole = config.replay.model_copy(update={"segment": None})  # a segment needs a recurrent memory to start from
         replay = config.replay if self.agent.context is None else whole
         self.replay = TrialReplay(replay, config.episodes * spec.horizon, self.device)

@@ -59,13 +59,11 @@ def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma:
         gamma: discount per step.
         lambda_: decay of the sum of temporal differences.
     """
-    advantages = torch.zeros_like(reward)
-    following = advantage = torch.zeros_like(reward[0])
-    for t in range(len(reward) - 1, -1, -1):
-        delta = reward[t] + gamma * following - value[t]
-        advantage = (delta + gamma * lambda_ * advantage) * weight[t]
-        following = value[t] * weight[t]
-        advantages[t] = advantage
+    advantages = (reward - value) * weight
+    advantages[:-1] += gamma * value[1:] * weight[1:] * weight[:-1]
+    steps, decays = advantages.unbind(), (gamma * lambda_ * weight).unbind()
+    for t in range(len(steps) - 2, -1, -1):
+        steps[t].addcmul_(decays[t], steps[t + 1])
     return advantages
 
 

@@ -54,6 +54,11 @@ class Categorical(Distribution):
     def __init__(self, logits: Tensor):
         self.logits = logits
 
+    @property
+    def log_p(self) -> Tensor:
+        """The log-probabilities ``[..., A]``; over the first axis the log-softmax of a few actions is several times as fast."""
+        return self.logits.movedim(-1, 0).log_softmax(0).movedim(0, -1)
+
     @override
     def sample(self, rng: torch.Generator) -> Tensor:
         """Draw by an exponential race: the smallest of Exp(1) / p is action a with probability p_a."""
@@ -66,11 +71,11 @@ class Categorical(Distribution):
 
     @override
     def log_prob(self, action: Tensor) -> Tensor:
-        return self.logits.log_softmax(-1).gather(-1, action[..., None])[..., 0]
+        return self.log_p.gather(-1, action[..., None])[..., 0]
 
     @override
     def entropy(self) -> Tensor:
-        log_p = self.logits.log_softmax(-1)
+        log_p = self.log_p
         return -(log_p.exp() * log_p.clamp(min=-1e9)).sum(-1)  # 0 log 0 = 0
 
 
