@@ -135,12 +135,11 @@ class NativeEnv(Env):
 
     def _restarted(self, state: Tensor, ended: Tensor, fresh: Tensor | None) -> Tensor:
         """Return the states ``[M, N, S]`` to act in, and set the deadlines of the episodes that begin."""
-        entries, deadline, few = state.movedim(-1, 0), self.time + self.family.spec.horizon, True
-        if not self.like.is_cuda:
-            num, few = int(ended.count_nonzero()), ended.numel() <= FEW
-            if num == 0:
-                return state
-        if few:
+        num = None if self.like.is_cuda else int(ended.count_nonzero())  # a GPU is not waited for
+        if num == 0:
+            return state
+        entries, deadline = state.movedim(-1, 0), self.time + self.family.spec.horizon
+        if num is None or ended.numel() <= FEW:
             if fresh is None:
                 fresh = self.family.initial_state(self.shape, self.like, self.rng)
             self.deadline.masked_fill_(ended, deadline)
