@@ -92,6 +92,12 @@ class Env(ABC):
     def step(self, action: Tensor) -> Step:
         """Act in every environment; ``action [M, N]``, or ``[M, N, D]`` where the action space is continuous."""
 
+    def one_episode(self) -> None:  # noqa: B027 - by default, later episodes begin as the first
+        """Announce, before the first step, that no episode after the first of each environment counts.
+
+        Later episodes may then begin wherever it is cheap.
+        """
+
     def select_rows(self, rows: Tensor) -> None:
         """Drop all tasks but those of the mask ``rows [M]``, in the middle of their episodes.
 

@@ -107,7 +107,7 @@ class Acrobot(NativeFamily):
             return torch.stack([-(d2 * alpha2 + phi1) / d1, alpha2])
 
         # Runge-Kutta of the fourth order; angles and velocities, [2, M, N]
-        angle, velocity = state.movedim(-1, 0).split(2)
+        angle, velocity = torch.split(state.movedim(-1, 0), 2)
         a1 = acceleration(angle, velocity)
         v2 = velocity + TAU / 2 * a1
         a2 = acceleration(angle + TAU / 2 * velocity, v2)

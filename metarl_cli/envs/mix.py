@@ -224,6 +224,11 @@ class MixEnv(Env):
         return Step(self._merge([step.next_obs for step in steps]), reward, terminated, truncated, self.obs)
 
     @override
+    def one_episode(self) -> None:
+        for env in self.envs:
+            env.one_episode()
+
+    @override
     def render(self) -> Image:
         return self.envs[self.members.index(self.first)].render()
 

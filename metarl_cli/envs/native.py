@@ -88,6 +88,7 @@ class NativeEnv(Env):
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng
         self.dynamics = family.dynamics
+        self.starts: Tensor | None = None  # [M, N, S] where all episodes begin; none: where they are drawn
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
         shape = num_tasks(task), num_envs
@@ -108,8 +109,8 @@ class NativeEnv(Env):
 
     @override
     def step(self, action: Tensor) -> Step:
-        fresh = None
-        if CommonRandomNumbers.within or self.like.is_cuda:  # copies draw the same whatever ended; a GPU is not waited for
+        fresh = self.starts
+        if fresh is None and (CommonRandomNumbers.within or self.like.is_cuda):  # without asking what ended
             fresh = self.family.initial_state(self.shape, self.like, self.rng)
         if not CommonRandomNumbers.within or self.family.stochastic:
             return self._step(action, fresh)
@@ -134,25 +135,28 @@ class NativeEnv(Env):
 
     def _restarted(self, state: Tensor, ended: Tensor, fresh: Tensor | None) -> Tensor:
         """Return the states ``[M, N, S]`` to act in, and set the deadlines of the episodes that begin."""
-        num = 0 if fresh is not None else int(ended.count_nonzero())
-        if fresh is None and num == 0:
+        num = None if self.like.is_cuda else int(ended.count_nonzero())  # a GPU is not waited for
+        if num == 0:
             return state
         entries, deadline = state.movedim(-1, 0), self.time + self.family.spec.horizon
-        if fresh is None and ended.numel() <= FEW:
-            fresh = self.family.initial_state(self.shape, self.like, self.rng)
-        if fresh is not None:
+        if num is None or ended.numel() <= FEW:
+            if fresh is None:
+                fresh = self.family.initial_state(self.shape, self.like, self.rng)
             self.deadline.masked_fill_(ended, deadline)
-            new = torch.where(ended, fresh.movedim(-1, 0), entries, out=torch.empty_like(entries))
-        else:
-            index = ended.flatten().nonzero()[:, 0]
-            self.deadline.view(-1).index_fill_(0, index, deadline)
-            fresh = self.family.initial_state((num,), self.like, self.rng)
-            new = entries.flatten(1).index_copy(1, index, fresh.movedim(-1, 0)).view_as(entries)
-        return new.movedim(0, -1)
+            return torch.where(ended, fresh.movedim(-1, 0), entries, out=torch.empty_like(entries)).movedim(0, -1)
+        index = ended.flatten().nonzero()[:, 0]
+        self.deadline.view(-1).index_fill_(0, index, deadline)
+        begun = self.family.initial_state((num,), self.like, self.rng) if fresh is None else fresh.flatten(0, 1)[index]
+        return entries.flatten(1).index_copy(1, index, begun.movedim(-1, 0)).view_as(entries).movedim(0, -1)
+
+    @override
+    def one_episode(self) -> None:
+        self.starts = self.state
 
     @override
     def select_rows(self, rows: Tensor) -> None:
         self.task = {name: value[rows] for name, value in self.task.items()}
+        self.starts = None if self.starts is None else _by_column(self.starts[rows])
         self._continue(self.state[rows], self.clock[rows])
 
     @property

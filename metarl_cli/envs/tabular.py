@@ -111,7 +111,8 @@ class GridFamily(TabularFamily):
 
     def walk(self, cell: Tensor, action: Tensor) -> Tensor:
         """Return the cells ``[...]`` after one move each."""
-        return self.neighbour[cell, action]
+        after: Tensor = self.neighbour[cell, action]
+        return after
 
     def cell(self, task: Task, name: str) -> Tensor:
         """Return the cell of a hidden object, in the shape of the task's parameters."""

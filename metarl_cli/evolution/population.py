@@ -176,22 +176,25 @@ class Evolution(Algorithm):
         rng = torch_rng(self.seed, name, "episodes", str(self.iteration), device=self.device)
         with CommonRandomNumbers(copies):
             env = self.family.make(tile(task, copies), episodes, rng)
+        env.one_episode()
         params, alive = life.params, torch.arange(copies, device=self.device)
         moments = self._rollout(env, params, copies)
         returns, lengths = torch.zeros(2, copies, num_tasks(task), episodes, device=self.device)
-        total, length = returns.clone(), lengths.clone()  # of individuals in the batch
-        running = torch.ones_like(total, dtype=torch.bool)
+        total, length, running = returns.clone(), lengths.clone(), torch.ones_like(returns)  # of individuals in the batch
         for _ in range(steps or self.family.spec.horizon):
             step = next(moments).step
-            total += step.reward.view_as(total) * running
+            total.addcmul_(step.reward.view_as(total), running)
             length += running
-            running &= ~step.ended.view_as(running)
+            running.masked_fill_(step.ended.view_as(running), 0)
+            episodes_left = int(running.count_nonzero())
+            if episodes_left == 0:
+                break
+            if not env.can_select_rows or 2 * episodes_left > running.numel():  # no half of the individuals can be finished
+                continue
             left = running.flatten(1).any(1)
             num = int(left.sum())
-            if num == 0:
-                break
             # a selection copies the batch, hence at most log2 P of them; BLAS rounds a single row differently
-            if env.can_select_rows and 2 * num <= len(alive) and num * num_tasks(task) > 1:
+            if 2 * num <= len(alive) and num * num_tasks(task) > 1:
                 returns[alive], lengths[alive] = total, length
                 alive, total, length, running = (x[left] for x in (alive, total, length, running))
                 rows = left.repeat_interleave(num_tasks(task))

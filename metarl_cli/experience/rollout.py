@@ -65,16 +65,18 @@ class RandomPolicy(Policy):
 def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: bool = False, stop: bool = False) -> Transitions:
     """Collect ``steps`` steps of every environment -> ``[M, T, N, ...]``.
 
-    With ``one_episode``, steps after the end of each environment's first episode have weight 0. With ``stop``, none is taken
-    once all have ended: the last step, with weight 0, fills the rest.
+    With ``one_episode``, the environments must be new, and steps after the end of the first episode of each have weight 0.
+    With ``stop``, none is taken once all have ended: the last step, with weight 0, fills the rest.
     """
+    if one_episode:
+        env.one_episode()
     rows = []
     weight = torch.ones(env.obs.shape[:2], device=env.obs.device)
     for _, moment in zip(range(steps), rollout(env, policy, state), strict=False):
-        step = moment.step
-        rows.append(Transitions(moment.obs, moment.action, step.reward, step.next_obs, step.terminated, step.ended, weight))
+        step, ended = moment.step, moment.step.ended
+        rows.append(Transitions(moment.obs, moment.action, step.reward, step.next_obs, step.terminated, ended, weight))
         if one_episode:
-            weight = weight * ~step.ended
+            weight = weight.masked_fill(ended, 0)
             if stop and not weight.any():
                 rows += [rows[-1]._replace(weight=weight)] * (steps - len(rows))
                 break
@@ -98,6 +100,8 @@ def run_episodes(
     same environments. Return the undiscounted return and the length [steps] of every episode, both ``[episodes, M, num_envs]``.
     """
     env = family.make(task, num_envs, env_rng)
+    if episodes == 1:
+        env.one_episode()
     shape, device = env.obs.shape[:2], env.obs.device
     # the last row receives the steps after a trial's end
     returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)

@@ -19,6 +19,7 @@ from conftest import (
     slow_if,
 )
 
+from metarl_cli.envs.native import FEW
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.interfaces import Budget, Context
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
@@ -118,6 +119,73 @@ def copied(state):
     torch.save(state, buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("num_envs", [2, FEW])
+def test_episodes_begin_where_one_ended_and_nowhere_else(num_envs):
+    """With few environments, and with so many that starts are drawn for those alone whose episode ended."""
+    ours = family("cartpole_family", "env.horizon=15")
+    task = ours.sample_tasks(2, "train", numpy_rng(0, "tasks"))
+    env = ours.make(task, num_envs, torch_rng(0, "env"))
+    constants = ours.constants({name: value[:, None] for name, value in task.items()})
+    rng, clock, seen = torch_rng(0, "act"), torch.zeros(2, num_envs), 0
+    for _ in range(50):
+        before, drawn = env.state, env.rng.get_state()
+        action = ours.spec.actions.random(env.obs, rng)
+        step = env.step(action)
+        after, reward, terminated = ours.dynamics(before, action, constants, rng)
+        clock += 1
+        assert same([step.next_obs, step.reward, step.terminated], [after, reward, terminated])
+        assert torch.equal(step.truncated, clock == 15)
+        ended = step.ended
+        assert torch.equal(step.obs[~ended], after[~ended])
+        assert (step.obs[ended].abs() <= 0.05).all()
+        assert len(step.obs[ended].unique(dim=0)) == int(ended.sum()), "each start is drawn"
+        assert torch.equal(drawn, env.rng.get_state()) == (not ended.any())
+        clock[ended] = 0
+        assert torch.equal(env.clock, clock.long())
+        seen += int(step.truncated.sum()) > 0
+    assert seen > 0
+
+
+@pytest.mark.parametrize("num_envs", [2, FEW])
+def test_one_episode_draws_no_other(num_envs):
+    """The first episode of each environment is the same; after it, nothing is drawn."""
+    ours = family("cartpole_family")
+    task = ours.sample_tasks(4, "train", numpy_rng(0, "tasks"))
+    env, once = (ours.make(task, num_envs, torch_rng(0, "env")) for _ in range(2))
+    once.one_episode()
+    drawn, rng, rows = once.rng.get_state(), torch_rng(0, "act"), torch.tensor([True, False, True, True])
+    running = torch.ones(4, num_envs, dtype=torch.bool)
+    for t in range(60):
+        if t == 10:
+            for e in (env, once):
+                e.select_rows(rows)
+            running = running[rows]
+        assert torch.equal(env.obs[running], once.obs[running])
+        action = ours.spec.actions.random(env.obs, rng)
+        step, other = env.step(action), once.step(action)
+        for field, same_field in zip(step[:4], other[:4], strict=True):
+            assert torch.equal(field[running], same_field[running])
+        running &= ~step.ended
+    assert not running.all()
+    assert torch.equal(drawn, once.rng.get_state())
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if inherited("env", name)["module"] not in ("gymnasium", "mix")])
+def test_what_derives_from_a_task_is_computed_once(name, monkeypatch):
+    """Once for an environment, and again when tasks are dropped; the columns of the state stay contiguous."""
+    ours, calls = short(name), []
+    constants = ours.constants
+    monkeypatch.setattr(ours, "constants", lambda task: calls.append(0) or constants(task))
+    env = ours.make(ours.sample_tasks(3, "train", numpy_rng(0, "tasks")), 4, torch_rng(0, "env"))
+    play(env, ours.spec, torch_rng(0, "act"), steps=5)
+    assert len(calls) == 1
+    env.select_rows(torch.tensor([True, False, True]))
+    for _ in range(30):
+        env.step(ours.spec.actions.random(env.obs, torch_rng(0, "act")))
+        assert env.state.movedim(-1, 0).is_contiguous()
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("name", ENVS)
