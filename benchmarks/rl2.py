@@ -1,10 +1,15 @@
-"""Environment steps per second of RL²'s training iterations, where their time goes, and how near they are to the arithmetic.
+"""Speed of RL²: its memories alone, and its training iterations, where their time goes and how near they are to the arithmetic.
 
-    python benchmarks/rl2.py                                            every row, some minutes
-    python benchmarks/rl2.py --envs bandit --cells gru --sizes 64       some of them
+    python benchmarks/rl2.py                                            both tables, some minutes
+    python benchmarks/rl2.py --tables memories                          the memories alone
+    python benchmarks/rl2.py --tables iterations --envs bandit --cells gru lstm --sizes 64
     python benchmarks/rl2.py --device cuda --trials 4096
 
-An iteration is ``train_step()`` of ``conf/algo/rl2.yaml`` with trials of 100 steps; one thread computes. Its parts:
+*Memories*: milliseconds of a scan over sequences of 100 steps, forward and backward as in learning, and microseconds of a step
+without gradients as in acting, by the rows of a minibatch.
+
+*Iterations*: environment steps per second. An iteration is ``train_step()`` of ``conf/algo/rl2.yaml`` with trials of 100 steps.
+Its parts:
 
     acting      inputs, memory, policy, sampling, keeping what happened
     stepping    drawing tasks, starting and stepping environments
@@ -16,9 +21,9 @@ transformer's GELUs and exponentials), forward, at the rate of a sigmoid over a 
 element-wise operations, nor that a memory's products are small and wait for one another. A share of a limit is the share of
 the iteration that this arithmetic would take alone.
 
-The last column learns with ``torch.nn.GRU`` or ``LSTM`` in place of the memory, with the same weights; acting is the same. The
-two take turns and medians count; above 1 says that metarl is faster. On CPU seconds are those of the processor, which other
-work on the machine disturbs less; on a GPU they are the clock's, parts wait for its work to end, and both memories are cuDNN's.
+The memories take turns in one process, one thread computes, and medians count; the last column is the speed over that of the
+first memory. On CPU seconds are those of the processor, which other work on the machine disturbs less; on a GPU they are the
+clock's, and parts wait for its work to end. The memory of freed tensors is kept, as in a run of ``metarl``.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from statistics import median
 from typing import Any, NamedTuple
@@ -40,12 +46,17 @@ from torch import Tensor
 from metarl_cli.adaptation.memory import collect_trials
 from metarl_cli.algos import rl2
 from metarl_cli.cli.compose import conf_dir
+from metarl_cli.cli.process import keep_memory
 from metarl_cli.config.registry import load
 from metarl_cli.interfaces import Context
+from metarl_cli.networks.memory import Memory, build_memory
+from metarl_cli.networks.memory_config import MemoryConfig
+from metarl_cli.networks.stacked import detached
 
 STEPS = 100  # of a trial
 ENVS = {"bandit": ["env.arms=5", "algo.episodes=100"], "tabular_mdp": ["algo.episodes=10"]}
 TRIALS = {64: 512, 256: 256}  # of an iteration, by the memory's size
+INPUTS = 13  # of a memory alone, about those of the experiments
 ITERATIONS = 100  # of the run whose schedules it follows
 
 
@@ -119,21 +130,47 @@ def build(env: str, cell: str, size: int, trials: int, device: torch.device) -> 
     return algorithm
 
 
-def learn_with_torch(algorithm: Any) -> Any:
-    """The algorithm, its memory learning through what ``torch.nn.GRU`` and ``torch.nn.LSTM`` call."""
-    cell, layers = algorithm.config.memory.cell, algorithm.config.memory.layers
+def memories(cells: list[str], sizes: list[int], rows: list[int], device: torch.device, repeats: int) -> None:
+    """Print the table of memories; each cell takes one turn per repeat."""
+    columns = ["size", "rows", *(f"{cell}: scan [ms]" for cell in cells), *(f"{cell}: step [us]" for cell in cells)]
+    print("| " + " | ".join(columns) + " |\n" + "|---:" * len(columns) + "|", flush=True)
+    for size, number in product(sizes, rows):
+        x, direction = (torch.randn(STEPS, number, units, device=device) for units in (INPUTS, size))
+        scans, steps = [], []
+        for cell in cells:
+            config = MemoryConfig(cell=cell, size=size, layers=1, timescale=STEPS, heads=4, context=STEPS)
+            memory = build_memory(config, INPUTS)
+            drawn = memory.init(torch.Generator(device).manual_seed(0))
+            scans.append(partial(learn, memory, {k: v.requires_grad_() for k, v in drawn.items()}, x, direction))
+            steps.append(partial(act, memory, detached(drawn), x))
+        found = [f"{1e3 * seconds:.1f}" for seconds in turns(scans, device, repeats)]
+        found += [f"{1e6 * seconds / STEPS:.0f}" for seconds in turns(steps, device, repeats)]
+        print("| " + " | ".join([f"{size}", f"{number}", *found]) + " |", flush=True)
 
-    def scan(params: dict[str, Tensor], x: Tensor, state: dict[str, Tensor]) -> Tensor:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        weights = [params[f"memory.{i}.{name}"] for i in range(layers) for name in names]
-        first = [state[name].transpose(0, 1).contiguous() for name in ("h", "c") if name in state]
-        options = (True, layers, 0.0, True, False, False)  # biases, no dropout, training, one direction, time first
-        if cell == "gru":
-            return torch.gru(x, first[0], weights, *options)[0]
-        return torch.lstm(x, first, weights, *options)[0]
 
-    algorithm.agent.memory.scan = scan
-    return algorithm
+def learn(memory: Memory, params: dict[str, Tensor], x: Tensor, direction: Tensor) -> None:
+    """Differentiate a scan."""
+    features = memory.scan(params, x, memory.start(x.shape[1], x.device))
+    torch.autograd.grad(features, list(params.values()), direction)
+
+
+@torch.no_grad()
+def act(memory: Memory, params: dict[str, Tensor], x: Tensor) -> None:
+    """Take every step of a trial."""
+    state = memory.start(x.shape[1], x.device)
+    for x_t in x:
+        _, state = memory.step(params, x_t, state)
+
+
+def turns(functions: list[Callable[[], object]], device: torch.device, repeats: int) -> list[float]:
+    """Median seconds of each function; they take turns, after one turn that is not counted."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for _ in range(repeats + 1):
+        for function, found in zip(functions, seconds, strict=True):
+            began = clock(device)
+            function()
+            found.append(clock(device) - began)
+    return [median(found[1:]) for found in seconds]
 
 
 class Work(NamedTuple):
@@ -186,50 +223,59 @@ def rates(device: torch.device) -> tuple[float, float]:
     return 2 * size**3 / min(fastest(f, device) for f in products), numbers.numel() / squashing
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envs", nargs="+", choices=ENVS, default=list(ENVS))
-    parser.add_argument("--cells", nargs="+", choices=["gru", "lstm", "transformer"], help="default: gru, the others at 64")
-    parser.add_argument("--sizes", nargs="+", type=int, default=list(TRIALS), help="of the memory")
-    parser.add_argument("--trials", type=int, help="of an iteration; default: 512, of size 256 256")
-    parser.add_argument("--iterations", type=int, default=7, help="of each contender, the median counts")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    device = args.device
-
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, one thread"
-    print(f"Environment steps per second of a training iteration; torch {torch.__version__}, {where}.\n")
+def iterations(
+    cells: list[str], envs: list[str], sizes: list[int], trials: int | None, device: torch.device, repeats: int
+) -> None:
+    """Print the table of iterations; the memories of a family and a size take turns."""
     columns = ["family", "memory", "trials", "steps/s", "acting", "stepping", "learning"]
-    columns += ["Gflop/s possible", "products: steps/s", "share", "squashing too: steps/s", "share", "x torch.nn"]
+    columns += ["Gflop/s possible", "products: steps/s", "share", "squashing too: steps/s", "share", f"x {cells[0]}"]
     print("| " + " | ".join(columns) + " |\n" + "|---|---" + "|---:" * (len(columns) - 2) + "|", flush=True)
-    cells = args.cells or ["gru", "lstm", "transformer"]
-    for cell, env, size in product(cells, args.envs, args.sizes):
-        if args.cells is None and cell != "gru" and (size, env) != (args.sizes[0], args.envs[0]):
-            continue
-        trials = args.trials or TRIALS.get(size, min(TRIALS.values()))
+    for env, size in product(envs, sizes):
+        number = trials or TRIALS.get(size, min(TRIALS.values()))
         with initialize_config_dir(conf_dir(), version_base="1.3"):
-            ours = Contender(build(env, cell, size, trials, device), device)
-            contenders = [ours]
-            if cell != "transformer":
-                contenders.append(Contender(learn_with_torch(build(env, cell, size, trials, device)), device))
+            contenders = [Contender(build(env, cell, size, number, device), device) for cell in cells]
         for contender in contenders:
             contender.algorithm.train_step()  # warm
         product_rate, squash_rate = rates(device)
-        for _ in range(args.iterations):
+        for _ in range(repeats):
             for contender in contenders:
                 contender.iterate()
-        needed, steps = work(ours.algorithm, trials), trials * STEPS
-        seconds = ours.median("iteration")
-        products = needed.operations / product_rate
-        limits = [products, products + needed.squashed / squash_rate]
-        row = [env, f"{cell} {size}", f"{trials}", f"{steps / seconds:,.0f}"]
-        row += [f"{ours.median(part) / seconds:.0%}" for part in ("acting", "stepping", "learning")]
-        row += [f"{product_rate / 1e9:.0f}"]
-        for limit in limits:
-            row += [f"{steps / limit:,.0f}", f"{limit / seconds:.0%}"]
-        row.append("-" if len(contenders) == 1 else f"{contenders[1].median('iteration') / seconds:.2f}")
-        print("| " + " | ".join(row) + " |", flush=True)
+        for cell, contender in zip(cells, contenders, strict=True):
+            needed, steps = work(contender.algorithm, number), number * STEPS
+            seconds = contender.median("iteration")
+            products = needed.operations / product_rate
+            limits = [products, products + needed.squashed / squash_rate]
+            row = [env, f"{cell} {size}", f"{number}", f"{steps / seconds:,.0f}"]
+            row += [f"{contender.median(part) / seconds:.0%}" for part in ("acting", "stepping", "learning")]
+            row += [f"{product_rate / 1e9:.0f}"]
+            for limit in limits:
+                row += [f"{steps / limit:,.0f}", f"{limit / seconds:.0%}"]
+            row.append(f"{contenders[0].median('iteration') / seconds:.2f}")
+            print("| " + " | ".join(row) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", choices=["memories", "iterations"], default=["memories", "iterations"])
+    parser.add_argument("--envs", nargs="+", choices=ENVS, default=list(ENVS))
+    parser.add_argument("--cells", nargs="+", choices=["gru", "lstm", "transformer"], default=["gru", "lstm", "transformer"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(TRIALS), help="of the memory")
+    parser.add_argument("--rows", nargs="+", type=int, default=[8, 16, 64, 256, 512], help="of the table of memories")
+    parser.add_argument("--trials", type=int, help="of an iteration; default: 512, of size 256 256")
+    parser.add_argument("--repeats", type=int, default=7, help="of each contender, the median counts")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_memory()
+    device = args.device
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, one thread"
+    print(f"torch {torch.__version__}, {where}")
+    if "memories" in args.tables:
+        print(f"\nMemories over {STEPS} steps of {INPUTS} inputs.\n")
+        memories(args.cells, args.sizes, args.rows, device, args.repeats)
+    if "iterations" in args.tables:
+        print("\nEnvironment steps per second of a training iteration.\n")
+        iterations(args.cells, args.envs, args.sizes, args.trials, device, args.repeats)
 
 
 if __name__ == "__main__":

@@ -24,5 +24,5 @@ def head(name: str, outputs: int, hidden: int, inputs: int, gain: float, rng: to
 
 def apply_head(params: Params, name: str, x: Tensor) -> Tensor:
     """Return the outputs ``[..., outputs]`` of a head for ``x [..., inputs]``: linear, ReLU, linear."""
-    x = F.relu(F.linear(x, params[f"{name}.hidden.weight"], params[f"{name}.hidden.bias"]))
+    x = F.linear(x, params[f"{name}.hidden.weight"], params[f"{name}.hidden.bias"]).relu_()
     return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
