@@ -88,6 +88,9 @@ class IndependentDQN(Algorithm):
         self.env = self.family.make(self.task, config.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.capacity, context.device)
         self.rows = torch.arange(config.tasks, device=context.device)
+        self.processes, self.shares = context.processes, config.tasks
+        self.own = self.processes.shard(config.tasks)  # the networks that this process updates
+        self.gradients = {name: torch.zeros_like(weight) for name, weight in self.params.items()}  # 0 for the other networks
         self.iteration = self.updates = self.env_steps = 0
 
     def train_step(self) -> dict[str, float]:
@@ -102,27 +105,38 @@ class IndependentDQN(Algorithm):
         if self.iteration >= config.warmup:
             share = linear((1.0, config.final_lr), self.iteration / self.context.iterations)
             self.optimizer.param_groups[0]["lr"] = config.lr * share
-            losses, norms = zip(*(self._update() for _ in range(config.updates)), strict=True)
-            metrics["loss/query"], metrics["grad/norm"] = (float(torch.stack(values).mean()) for values in (losses, norms))
+            measured = torch.stack([torch.stack(self._update()) for _ in range(config.updates)]).mean(0)
+            self._gather()
+            metrics["loss/query"], metrics["grad/norm"] = self.processes.sum([measured])[0].tolist()
             metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         self.iteration += 1
         return metrics
 
     @torch.no_grad()
     def _update(self) -> tuple[Tensor, Tensor]:
-        """Update every network on its own minibatch; returns the mean loss and the mean gradient norm."""
-        config, learner, params = self.config, self.learner, detached(self.params)
-        experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"])
-        batch = prepare_each(learner, params, self.target_params, experience)
+        """Update the networks of this process on their own minibatches.
+
+        Returns their part of the mean loss and of the mean gradient norm over all networks.
+        """
+        config, learner, own = self.config, self.learner, self.own
+        params, target_params = ({k: v[own] for k, v in p.items()} for p in (detached(self.params), self.target_params))
+        experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"], own)
+        batch = prepare_each(learner, params, target_params, experience)
         gradients, losses = loss_gradients(learner, params, list(params), batch)
         gradients, norms = clip_rows(gradients, config.clip)
         for name, weight in self.params.items():
-            weight.grad = gradients[name]
+            self.gradients[name][own] = gradients[name]
+            weight.grad = self.gradients[name]
         self.optimizer.step()
         self.updates += 1
         if self.updates % config.target.every == 0:
             follow(self.target_params, self.params, config.target.polyak)
-        return losses.mean(), norms.mean()
+        return losses.sum() / config.tasks, norms.sum() / config.tasks
+
+    def _gather(self) -> None:
+        """Take over the networks that other processes have updated, and what their updates go on from."""
+        moments = [self.optimizer.state[weight][name] for weight in self.params.values() for name in ("exp_avg", "exp_avg_sq")]
+        self.processes.gather([*detached(self.params).values(), *self.target_params.values(), *moments])
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Fine-tune the trained networks on the training tasks, and fresh networks on any other tasks."""

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from metarl_cli.interfaces import State, Transitions
 
+ALL = slice(None)
+
 
 class Replay:
     """The latest ``capacity`` transitions of each of M tasks.
@@ -52,11 +54,14 @@ class Replay:
             stored[:, : old.shape[1]] = old
         return buffer
 
-    def sample(self, tasks: Tensor, size: int, rng: torch.Generator) -> Transitions:
-        """Draw ``size`` transitions of each task in ``tasks [m]``, uniformly with replacement -> ``[m, 1, size, ...]``."""
+    def sample(self, tasks: Tensor, size: int, rng: torch.Generator, own: slice = ALL) -> Transitions:
+        """Draw ``size`` transitions of each task in ``tasks [m]``, uniformly with replacement -> ``[m, 1, size, ...]``.
+
+        Only the tasks ``own`` are returned; the draw does not depend on it.
+        """
         assert self.data is not None, "the replay is empty"
         index = torch.randint(len(self), (len(tasks), size), generator=rng, device=tasks.device)
-        return Transitions(*(x[tasks[:, None], index][:, None] for x in self.data))
+        return Transitions(*(x[tasks[own, None], index[own]][:, None] for x in self.data))
 
     def select_rows(self, tasks: Tensor) -> None:
         """Replace the content by copies of the rows ``tasks [M]``."""
