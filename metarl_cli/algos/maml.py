@@ -247,7 +247,7 @@ class MAML(Algorithm):
         gradients, losses = loss_gradients(self.learner, path[-1], list(path[-1]), batch)
         rates = self.meta["rates"]
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
-        return losses.mean(), [v - moved[k].mean(0) for k, v in self.meta["init"].items()]
+        return losses.mean(), [(v - moved[k]).mean(0) for k, v in self.meta["init"].items()]
 
     # -- adaptation
 
