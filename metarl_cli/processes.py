@@ -145,9 +145,9 @@ class Watch:
     def __enter__(self) -> Processes:
         if self.size > 1:
             self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
-            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2), self._ignore)
-            if self.rank == 0:
-                handlers = {signal.SIGTERM: self._terminate}
+            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGUSR2), self._obey)
+            if self.rank > 0:
+                handlers = dict.fromkeys((*handlers, signal.SIGINT), self._ignore)
             handlers[signal.SIGUSR1] = self._raise
             self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             peers = range(1, self.size) if self.rank == 0 else (0,)
@@ -160,11 +160,8 @@ class Watch:
         if self.size == 1:
             return
         if self.rank == 0:
-            self.over.set()
-            for peer in self.threads:
-                with contextlib.suppress(RuntimeError):
-                    distributed.send(torch.zeros(1), peer, group=self.group)
-        if self.rank == 0 or self.over.is_set():
+            self._dismiss()
+        if self.over.is_set():
             for thread in self.threads.values():
                 thread.join(GRACE)
         for number, handler in self.before.items():
@@ -193,6 +190,13 @@ class Watch:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         self.over.set()
 
+    def _dismiss(self) -> None:
+        """Tell the other processes that this one, of rank 0, is done with the run."""
+        self.over.set()
+        for peer in self.threads:
+            with contextlib.suppress(RuntimeError):
+                distributed.send(torch.zeros(1), peer, group=self.group)
+
     def _raise(self, number: int = 0, frame: FrameType | None = None) -> None:
         if self.lost is not None and not self.raised:
             self.raised = True
@@ -201,8 +205,9 @@ class Watch:
     def _ignore(self, number: int, frame: FrameType | None) -> None:
         pass
 
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        """Obey SIGTERM, unless ``torchrun`` sent it because another process has ended."""
+    def _obey(self, number: int, frame: FrameType | None) -> None:
+        """Let a signal take its course, unless ``torchrun`` sent it because another process has ended."""
         if not self.over.wait(1):
-            signal.signal(number, signal.SIG_DFL)
+            self._dismiss()
+            signal.signal(number, self.before[number])
             os.kill(os.getpid(), number)
