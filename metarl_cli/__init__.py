@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metarl_cli.runs.loop import Progress
@@ -55,20 +55,21 @@ def train(*overrides: str, progress: Callable[[Progress], None] | None = None) -
     return Run(folder.path)
 
 
-def load(path: str | Path, device: Literal["auto", "cpu", "cuda"] = "auto") -> Run | AdaptedPolicy:
+def load(path: str | Path, device: str = "auto") -> Run | AdaptedPolicy:
     """Load a run from its folder, or an adapted policy from the file or folder that ``metarl adapt`` wrote.
 
     Args:
         path: of the folder, or of the file.
-        device: to compute on; auto takes a GPU where there is one.
+        device: to compute on, ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto takes a GPU where there is one.
 
     Raises:
         UserError: if there is neither, or it cannot be read.
     """
     from metarl_cli.config.models import Hardware
+    from metarl_cli.config.registry import validate
     from metarl_cli.runs.run import Run, load_policy
 
-    path, hardware = Path(path), Hardware(device=device, threads=1)
+    path, hardware = Path(path), validate(Hardware, {"device": device, "threads": 1})
     if path.is_dir() and (path / "policy.pt").is_file() and not (path / "run.json").is_file():
         path = path / "policy.pt"
     return load_policy(path, hardware) if path.is_file() else Run(path, hardware)

@@ -27,3 +27,10 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(problem.text for problem in self.problems)
+
+
+class ProcessLost(UserError):
+    """A process that shares the run has ended before the others; every process that notices may print it."""
+
+    def __init__(self, *problems: str | Problem):
+        super().__init__(*problems, exit_code=1)

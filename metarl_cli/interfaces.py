@@ -15,6 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from metarl_cli.processes import ALONE, Processes
 from metarl_cli.spaces import ActionSpace, Spec
 
 if TYPE_CHECKING:
@@ -322,6 +323,7 @@ class Context(NamedTuple):
     iterations: int  # of the whole run, for the schedules
     seed: int  # of the run; every random stream derives from it by name
     device: torch.device
+    processes: Processes = ALONE  # that share a ``train_step``
 
 
 class Algorithm(ABC):
@@ -331,12 +333,12 @@ class Algorithm(ABC):
     replays: ClassVar[bool] = False  # whether its learner gets single transitions from a replay
     uses_learner: ClassVar[bool] = True  # whether the configuration's learner is a part of it
     adapts_by: ClassVar[Literal["gradient", "memory"]]
-    distributed: ClassVar[bool] = False  # whether several processes can share a ``train_step``
     own_tasks: ClassVar[bool] = False  # whether it is judged by its training tasks, each learned on its own
     saved: ClassVar[tuple[str, ...]] = ()  # attributes with a ``state_dict`` that training goes on from
     counters: ClassVar[tuple[str, ...]] = ("iteration", "env_steps")  # numbers likewise
 
     task: Task  # the training tasks
+    shares: int = 1  # the most processes that can share a ``train_step``
     iteration: int = 0
     env_steps: int = 0  # environment steps of meta-training so far, the x-axis of every curve
 

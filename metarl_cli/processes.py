@@ -1,61 +1,213 @@
-"""Distributed evaluation of one population by several processes, on one machine or many, started by ``torchrun``.
+"""Several processes that share one run, on one machine or many, started by ``torchrun``.
 
-Each process evaluates its own share of the individuals, from seeds; only fitness values are exchanged. A process holds zeros
-for the individuals of the others, so that the sum is the same to the bit for any number of processes. Only rank 0 has a run
-folder; it broadcasts the state that training starts from.
+Every process holds the whole algorithm and draws the same random numbers; each computes its share of the tasks, trials or
+individuals, and one sum over the processes brings the shares together. A process holds zeros for the shares of the others,
+so that one run is the same, up to the rounding of sums, for any number of processes. Only rank 0 has a run folder; it
+broadcasts the state that training starts from.
+
+A process that ends before the others ends them all within moments: see :class:`Watch`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
 
-PATIENCE = datetime.timedelta(days=1)  # the other ranks wait while rank 0 validates and tests
+from metarl_cli.errors import ProcessLost
+
+PATIENCE = datetime.timedelta(days=1)  # the other ranks wait while rank 0 validates and tests; a dead one is noticed at once
+GRACE = 30.0  # [s] from a signal to the end of a process, as torchrun has it
 
 
-def join() -> None:
-    """Join the process group, if ``torchrun`` started this process. Only commands call this: importing has no effects."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+class Processes(NamedTuple):
+    """The process group of a run; by default one process."""
 
+    size: int = 1
+    rank: int = 0
+    nccl: bool = False  # whether each process has a GPU of its own, so that sums stay on the GPUs
+    watch: Watch | None = None  # within its block
 
-class Processes:
-    """The process group of this run; a group of one where :func:`join` joined none."""
+    def shard(self, num: int) -> slice:
+        """Return this process's share of ``num`` rows; shares differ by one row at most."""
+        least, more = divmod(num, self.size)
+        start = self.rank * least + min(self.rank, more)
+        return slice(start, start + least + (self.rank < more))
 
-    def __init__(self) -> None:
-        joined = distributed.is_available() and distributed.is_initialized()
-        self.size, self.rank = (distributed.get_world_size(), distributed.get_rank()) if joined else (1, 0)
+    def sum(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sums of tensors over all processes, by one exchange; the same bits on every process."""
+        if self.size == 1:
+            return list(values)
+        flat = torch.cat([value.detach().flatten() for value in values])
+        shared = flat if self.nccl or not flat.is_cuda else flat.cpu()
+        self._exchange(distributed.all_reduce, shared)
+        parts = torch.split(shared.to(flat.device), [value.numel() for value in values])
+        return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
-    def shard(self, num: int) -> Tensor:
-        """Return the indices of this process's share of ``num`` individuals."""
-        return torch.arange(num).tensor_split(self.size)[self.rank]
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of ``values`` over all processes; each holds zeros for the individuals of the others."""
-        if self.size > 1:
-            shared = values.cpu()
-            distributed.all_reduce(shared)
-            values = shared.to(values.device)
-        return values
+    @torch.no_grad()
+    def gather(self, tensors: Sequence[Tensor]) -> None:
+        """Fill in the rows of ``tensors [M, ...]`` that other processes have computed, each its :meth:`shard`."""
+        if self.size == 1:
+            return
+        own = [torch.zeros_like(tensor) for tensor in tensors]
+        for tensor, kept in zip(tensors, own, strict=True):
+            rows = self.shard(len(tensor))
+            kept[rows] = tensor[rows]
+        for tensor, whole in zip(tensors, self.sum(own), strict=True):
+            tensor.copy_(whole)
 
     def broadcast(self, content: bytes = b"") -> bytes:
         """Broadcast bytes from rank 0 to every process."""
         if self.size == 1:
             return content
         length = torch.tensor([len(content)])
-        distributed.broadcast(length, 0)
+        self._exchange(distributed.broadcast, length, 0)
         numbers = torch.zeros(int(length), dtype=torch.uint8)
         if self.rank == 0:
             numbers = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else numbers
         if len(numbers):
-            distributed.broadcast(numbers, 0)
+            self._exchange(distributed.broadcast, numbers, 0)
         return numbers.numpy().tobytes()
 
     def broadcast_flag(self, value: bool = False) -> bool:
         """Broadcast a flag from rank 0 to every process."""
         return self.broadcast(b"yes" if value else b"") == b"yes"
+
+    def wait(self) -> None:
+        """Wait until rank 0 has finished the run."""
+        if self.watch is not None:
+            self.watch.over.wait()
+
+    def _exchange(self, operation: Callable[..., object], *arguments: Any) -> None:
+        """Run a collective operation, which fails when another process ends."""
+        try:
+            operation(*arguments)
+        except RuntimeError:
+            if self.watch is not None:
+                self.watch.explain()
+            raise
+
+
+ALONE = Processes()
+
+
+def join() -> Processes:
+    """Join the process group, if ``torchrun`` started this process. Only commands call this: importing has no effects."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    nccl = distributed.is_nccl_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
+    if not distributed.is_initialized():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE)
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    return Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
+
+
+def local_rank() -> int:
+    """Return the number of this process among those that ``torchrun`` started on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _end_with(owner: int) -> None:
+    """End this process when the one that started it has ended: by SIGTERM, on which a run saves, then for good."""
+    while os.getppid() == owner:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+class Watch:
+    """Raises :class:`ProcessLost` in the main thread, within the block, when another process ends before it should.
+
+    Rank 0 listens to every other process, and each of these to rank 0, on connections that the system closes with a process.
+    At the end of its block, rank 0 dismisses the others. It alone obeys signals; the others end with it.
+
+    Args:
+        processes: those that share the run.
+    """
+
+    def __init__(self, processes: Processes):
+        self.size, self.rank = processes.size, processes.rank
+        self.processes = processes._replace(watch=self)
+        self.over = threading.Event()  # dismissed, or a process is lost
+        self.lost: int | None = None
+        self.raised = False
+
+    def __enter__(self) -> Processes:
+        if self.size > 1:
+            self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGUSR2), self._obey)
+            if self.rank > 0:
+                handlers = dict.fromkeys((*handlers, signal.SIGINT), self._ignore)
+            handlers[signal.SIGUSR1] = self._raise
+            self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            peers = range(1, self.size) if self.rank == 0 else (0,)
+            self.threads = {peer: threading.Thread(target=self._listen, args=(peer,), daemon=True) for peer in peers}
+            for thread in self.threads.values():
+                thread.start()
+        return self.processes
+
+    def __exit__(self, *exc: object) -> None:
+        if self.size == 1:
+            return
+        if self.rank == 0:
+            self._dismiss()
+        if self.over.is_set():
+            for thread in self.threads.values():
+                thread.join(GRACE)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def explain(self) -> None:
+        """Raise the reason why an exchange failed, if another process has ended.
+
+        Raises:
+            ProcessLost: if it was lost.
+            SystemExit: if rank 0 has dismissed this process; it tells the user why.
+        """
+        if self.over.wait(GRACE) and self.lost is None:
+            raise SystemExit(1)
+        self._raise()
+
+    def _listen(self, peer: int) -> None:
+        """Wait until a process says that it is done, or ends without a word."""
+        try:
+            distributed.recv(torch.zeros(1), peer, group=self.group)
+            if self.rank:
+                distributed.send(torch.zeros(1), peer, group=self.group)
+        except RuntimeError:
+            if not self.over.is_set():
+                self.lost = peer
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        self.over.set()
+
+    def _dismiss(self) -> None:
+        """Tell the other processes that this one, of rank 0, is done with the run."""
+        self.over.set()
+        for peer in self.threads:
+            with contextlib.suppress(RuntimeError):
+                distributed.send(torch.zeros(1), peer, group=self.group)
+
+    def _raise(self, number: int = 0, frame: FrameType | None = None) -> None:
+        if self.lost is not None and not self.raised:
+            self.raised = True
+            raise ProcessLost(f"process {self.lost} of the {self.size} that share the run has ended")
+
+    def _ignore(self, number: int, frame: FrameType | None) -> None:
+        pass
+
+    def _obey(self, number: int, frame: FrameType | None) -> None:
+        """Let a signal take its course, unless ``torchrun`` sent it because another process has ended."""
+        if not self.over.wait(1):
+            self._dismiss()
+            signal.signal(number, self.before[number])
+            os.kill(os.getpid(), number)

@@ -302,15 +302,24 @@ class Prediction:
         inputs, size = self.agent.inputs, self.agent.memory.size
         return head("prediction", inputs.obs_size + 1, self.hidden, size + inputs.action_size, 0.1, rng)
 
-    def loss(self, params: Params, features: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+    def loss(self, params: Params, features: Tensor, inputs: Tensor, weight: Tensor, whole: Tensor | None = None) -> Tensor:
         """Return the squared error on the next observation and reward, scalar, from features and inputs ``[T, R, ...]``.
 
         The loss is the mean over steps, weighted by ``weight [T, R]``. The first observation of an episode cannot be predicted
         and is left out. The error of an observation is divided by the total variance of observations, where that is above 1.
+
+        Args:
+            params: with the head's weights.
+            features: of the memory.
+            inputs: of the memory.
+            weight: of the steps.
+            whole: weights ``[T, B]`` of the minibatch of which these trials are a share, so that the losses of all shares
+                add up to the mean over it; None: they are all of it.
         """
+        whole = weight if whole is None else whole
         obs_size = self.agent.inputs.obs_size
         end = obs_size + self.agent.inputs.action_size
-        following, weight = inputs[1:], weight[1:] / weight[1:].sum().clamp(min=1)
+        following, weight = inputs[1:], weight[1:] / whole[1:].sum().clamp(min=1)
         predicted = apply_head(params, "prediction", torch.cat([features[:-1], following[..., obs_size:end]], -1))
         reward, ended = following[..., end], following[..., end + 1]
         of_obs = (predicted[..., :obs_size] - following[..., :obs_size]).square().sum(-1) * (1 - ended)

@@ -29,7 +29,7 @@ from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import linear
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, num_tasks
 from metarl_cli.networks.optimizers import clip_rows
-from metarl_cli.networks.stacked import flatten, fresh, load_params, unflatten
+from metarl_cli.networks.stacked import flatten, fresh, load_params, select_rows, unflatten
 from metarl_cli.networks.target import TargetConfig, follow
 from metarl_cli.seeding import Streams, numpy_rng
 
@@ -88,6 +88,10 @@ class IndependentDQN(Algorithm):
         self.env = self.family.make(self.task, config.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.capacity, context.device)
         self.rows = torch.arange(config.tasks, device=context.device)
+        self.processes, self.shares = context.processes, config.tasks
+        self.own = self.processes.shard(config.tasks)  # the networks that this process updates
+        self.own_params, self.own_target_params = (select_rows(p, self.own) for p in (self.params, self.target_params))  # views
+        self.gradients = torch.zeros_like(self.flat)  # 0 for the networks of other processes
         self.iteration = self.updates = self.env_steps = 0
 
     def train_step(self) -> dict[str, float]:
@@ -102,25 +106,35 @@ class IndependentDQN(Algorithm):
         if self.iteration >= config.warmup:
             share = linear((1.0, config.final_lr), self.iteration / self.context.iterations)
             self.optimizer.param_groups[0]["lr"] = config.lr * share
-            losses, norms = zip(*(self._update() for _ in range(config.updates)), strict=True)
-            metrics["loss/query"], metrics["grad/norm"] = (float(torch.stack(values).mean()) for values in (losses, norms))
+            measured = torch.stack([torch.stack(self._update()) for _ in range(config.updates)]).mean(0)
+            self._gather()
+            metrics["loss/query"], metrics["grad/norm"] = self.processes.sum([measured])[0].tolist()
             metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         self.iteration += 1
         return metrics
 
     @torch.no_grad()
     def _update(self) -> tuple[Tensor, Tensor]:
-        """Update every network on its own minibatch; returns the mean loss and the mean gradient norm."""
-        config, learner, params = self.config, self.learner, self.params
-        experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"])
-        batch = prepare_each(learner, params, self.target_params, experience)
+        """Update the networks of this process on their own minibatches.
+
+        Returns their part of the mean loss and of the mean gradient norm over all networks.
+        """
+        config, learner, params = self.config, self.learner, self.own_params
+        experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"], self.own)
+        batch = prepare_each(learner, params, self.own_target_params, experience)
         gradients, losses = loss_gradients(learner, params, list(params), batch)
-        self.flat.grad, norms = clip_rows(flatten(gradients), config.clip)
+        self.gradients[self.own], norms = clip_rows(flatten(gradients), config.clip)
+        self.flat.grad = self.gradients
         self.optimizer.step()
         self.updates += 1
         if self.updates % config.target.every == 0:
             follow(self.target_params, self.params, config.target.polyak)
-        return losses.mean(), norms.mean()
+        return losses.sum() / config.tasks, norms.sum() / config.tasks
+
+    def _gather(self) -> None:
+        """Take over the networks that other processes have updated, and what their updates go on from."""
+        moments = self.optimizer.state[self.flat]
+        self.processes.gather([self.flat, *self.target_params.values(), moments["exp_avg"], moments["exp_avg_sq"]])
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Fine-tune the trained networks on the training tasks, and fresh networks on any other tasks."""

@@ -31,7 +31,6 @@ from typing_extensions import override
 from metarl_cli.config.base import Operational
 from metarl_cli.evolution.population import Evolution, EvolutionConfig, ValidationConfig
 from metarl_cli.interfaces import Context, Task, num_tasks
-from metarl_cli.processes import Processes
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
@@ -66,11 +65,9 @@ class Evolve(Evolution):
 
     config: Config
 
-    distributed = True
-
     def __init__(self, config: Config, context: Context):
         super().__init__(config, config.tasks, context)
-        self.processes = Processes()
+        self.processes, self.shares = context.processes, len(self.search.ask())
 
     @override
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:
@@ -110,10 +107,11 @@ class Evolve(Evolution):
 
     def _evaluate(self, genomes: Tensor, task: Task, episodes: int, steps: int | None, name: str) -> tuple[Tensor, int]:
         """Run lifetimes, sharded over all processes; returns the returns ``[P, M]`` in float64 and the environment steps."""
-        num, own = len(genomes), self.processes.shard(len(genomes))
+        num = len(genomes)
+        own = torch.arange(num, device=self.device)[self.processes.shard(num)]
         size = self.config.chunk or max(len(own), 1)
         results = torch.zeros(num, num_tasks(task) + 1, dtype=torch.float64, device=self.device)
-        for rows in torch.split(own.to(self.device), size) if len(own) else ():
+        for rows in torch.split(own, size) if len(own) else ():
             if len(rows) * num_tasks(task) == 1:
                 rows = rows.repeat(2)  # BLAS multiplies a single row by another path, with other rounding
             rng = torch_rng(self.seed, name, "life", str(self.iteration), device=self.device)
@@ -124,7 +122,7 @@ class Evolve(Evolution):
             returns, lengths = self._measure(life, task, len(rows), episodes, steps, name)
             results[rows, :-1] = returns
             results[rows, -1] = (life.env_steps + lengths).reshape(len(rows), -1).sum(1).double()
-        results = self.processes.sum(results)
+        (results,) = self.processes.sum([results])
         return results[:, :-1], int(results[:, -1].sum())
 
 

@@ -136,6 +136,7 @@ class MAML(Algorithm):
         self.optimizer = torch.optim.Adam([v.requires_grad_() for v in self._learned()], lr=config.outer.lr, fused=True)
         self.env: Env = self.family.make(self.task, config.query.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.query.capacity, context.device)
+        self.processes, self.shares = context.processes, config.outer.tasks
         self.iteration = self.env_steps = 0
 
     def _learned(self) -> list[Tensor]:
@@ -146,7 +147,7 @@ class MAML(Algorithm):
 
     def train_step(self) -> dict[str, float]:
         """Collect support, adapt, collect query with the adapted policies; then take the outer updates."""
-        config = self.config
+        config, own = self.config, self.processes.shard(self.config.outer.tasks)
         supports, metrics = self._collect()
         for group in self.optimizer.param_groups:
             group["lr"] = config.outer.lr * cosine(config.outer.final_lr, self.iteration / self.context.iterations)
@@ -154,8 +155,8 @@ class MAML(Algorithm):
         for _ in range(config.outer.updates):
             order = torch.randperm(config.tasks, generator=self.rng["minibatch"], device=self.rng["minibatch"].device)
             rows = order[: config.outer.tasks]
-            query = self.replay.sample(rows, config.outer.batch, self.rng["minibatch"])
-            loss, norm = self._update([Transitions(*(x[rows] for x in s)) for s in supports], query)
+            query = self.replay.sample(rows, config.outer.batch, self.rng["minibatch"], own)
+            loss, norm = self._update([Transitions(*(x[rows[own]] for x in s)) for s in supports], query)
             losses.append(loss)
             norms.append(norm)
         self.iteration += 1
@@ -185,9 +186,14 @@ class MAML(Algorithm):
         return supports, {"train/epsilon": epsilon, **query.summary()}
 
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:
-        """Take one step of the outer optimiser; returns the query loss and the norm of the meta-gradient."""
+        """Take one step of the outer optimiser; returns the query loss and the norm of the meta-gradient.
+
+        The tasks are this process's share of the update's; the mean over all of them is summed over the processes.
+        """
         outer = self.config.outer
         loss, gradients = self.meta_gradient(supports, query)
+        share = len(query.reward) / outer.tasks
+        loss, *gradients = self.processes.sum([share * value for value in (loss, *gradients)])
         weights = self._learned()
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
@@ -241,7 +247,7 @@ class MAML(Algorithm):
         gradients, losses = loss_gradients(self.learner, path[-1], list(path[-1]), batch)
         rates = self.meta["rates"]
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
-        return losses.mean(), [v - moved[k].mean(0) for k, v in self.meta["init"].items()]
+        return losses.mean(), [(v - moved[k]).mean(0) for k, v in self.meta["init"].items()]
 
     # -- adaptation
 

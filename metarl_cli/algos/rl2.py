@@ -95,6 +95,7 @@ class RL2(MemoryAlgorithm):
         self.params = {name: value.requires_grad_() for name, value in self._init(self.rng["init"]).items()}
         # statistics of returns, because the value function learns normalised ones
         self.returns: Params = {"mean": torch.zeros((), device=self.device), "std": torch.ones((), device=self.device)}
+        self.processes, self.shares = context.processes, config.tasks * config.envs // config.ppo.minibatches
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.ppo.lr, eps=1e-5, fused=True)
 
     def _init(self, rng: torch.Generator) -> Params:
@@ -173,8 +174,12 @@ class RL2(MemoryAlgorithm):
         sums: dict[str, Tensor] = {}
         for _ in range(ppo.epochs):
             for rows in torch.randperm(trials.reward.shape[1], generator=rng, device=self.device).tensor_split(ppo.minibatches):
-                loss, metrics = self.loss(self.params, trials.rows(rows), signal.rows(rows), entropy_weight)
-                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                own = rows[self.processes.shard(len(rows))]
+                whole = trials.weight.index_select(1, rows)
+                loss, metrics = self.loss(self.params, trials.rows(own), signal.rows(own), entropy_weight, whole)
+                shared = self.processes.sum([*metrics.values(), *torch.autograd.grad(loss, weights)])
+                metrics = dict(zip(metrics, shared, strict=False))
+                for weight, gradient in zip(weights, shared[len(metrics) :], strict=True):
                     weight.grad = gradient
                 metrics["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.clip)
                 self.optimizer.step()
@@ -182,9 +187,21 @@ class RL2(MemoryAlgorithm):
         updates = ppo.epochs * ppo.minibatches
         return {name: float(total) / updates for name, total in sums.items()} | {"loss/explained_variance": explained}
 
-    def loss(self, params: Params, trials: Trials, signal: Signal, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute PPO's loss and its metrics: clipped objective, value loss and entropy bonus, as means over steps."""
-        ppo, weight = self.config.ppo, trials.weight / trials.weight.sum()
+    def loss(
+        self, params: Params, trials: Trials, signal: Signal, entropy_weight: float, whole: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute PPO's loss and its metrics: clipped objective, value loss and entropy bonus, as means over steps.
+
+        Args:
+            params: the weights.
+            trials: a minibatch.
+            signal: of its trials.
+            entropy_weight: of the entropy bonus.
+            whole: weights ``[T, B]`` of the minibatch of which these trials are a share, so that the losses of all shares add
+                up to the mean over it; None: they are all of it.
+        """
+        whole = trials.weight if whole is None else whole
+        ppo, weight = self.config.ppo, trials.weight / whole.sum()
         features = self.agent.recall(params, trials, self._segment)
         policy = self.head(params, features, trials.inputs)
         log_ratio = policy.log_prob(trials.action) - signal.log_prob
@@ -202,7 +219,7 @@ class RL2(MemoryAlgorithm):
             "train/clipped": ((ratio != clipped) * weight).sum(),
         }
         if ppo.predict_weight:
-            metrics["loss/prediction"] = self.prediction.loss(params, features, trials.inputs, trials.weight)
+            metrics["loss/prediction"] = self.prediction.loss(params, features, trials.inputs, trials.weight, whole)
             loss = loss + ppo.predict_weight * metrics["loss/prediction"]
         return loss, metrics
 

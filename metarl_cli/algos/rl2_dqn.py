@@ -124,6 +124,7 @@ class RL2DQN(MemoryAlgorithm):
         whole = config.replay.model_copy(update={"segment": None})  # a segment needs a recurrent memory to start from
         replay = config.replay if self.agent.context is None else whole
         self.replay = TrialReplay(replay, config.episodes * spec.horizon, self.device)
+        self.processes, self.shares = context.processes, config.replay.batch
         self.updates = 0
 
     # -- values
@@ -193,10 +194,12 @@ class RL2DQN(MemoryAlgorithm):
         return discount * continues
 
     def _update(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Take one gradient step; returns the loss, the norm of the gradient and the mean Q."""
+        """Take one gradient step, shared by all processes; returns the loss, the norm of the gradient and the mean Q."""
         dqn, weights = self.config.dqn, list(self.params.values())
-        loss, q = self.loss(self.params, self.slow, batch)
-        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+        own = batch.rows(self.processes.shard(self.config.replay.batch))
+        loss, q = self.loss(self.params, self.slow, own, batch.weight)
+        loss, q, *gradients = self.processes.sum([loss, q, *torch.autograd.grad(loss, weights)])
+        for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(weights, dqn.clip)
         self.optimizer.step()
@@ -205,9 +208,18 @@ class RL2DQN(MemoryAlgorithm):
             follow(self.slow, self.params, dqn.target.polyak)
         return loss.detach(), norm, q
 
-    def loss(self, params: Params, slow: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the mean loss over the weighted steps, and their mean Q; both scalar."""
-        dqn, weight = self.config.dqn, batch.weight / batch.weight.sum()
+    def loss(self, params: Params, slow: Params, batch: Batch, whole: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the mean loss over the weighted steps, and their mean Q; both scalar.
+
+        Args:
+            params: the weights.
+            slow: the weights that targets come from.
+            batch: segments of trials.
+            whole: weights ``[T, B]`` of the batch of which these segments are a share, so that the losses of all shares add up
+                to the mean over it; None: they are all of it.
+        """
+        whole = batch.weight if whole is None else whole
+        dqn, weight = self.config.dqn, batch.weight / whole.sum()
         features = self.features(params, batch)
         q = self.values(params, features, batch.inputs)
         with torch.no_grad():
@@ -219,7 +231,7 @@ class RL2DQN(MemoryAlgorithm):
         error = F.huber_loss(value, target, reduction="none") if dqn.loss == "huber" else (value - target).square()
         loss = (error * weight).sum()
         if dqn.predict_weight:
-            loss = loss + dqn.predict_weight * self.prediction.loss(params, features, batch.inputs, batch.weight)
+            loss = loss + dqn.predict_weight * self.prediction.loss(params, features, batch.inputs, batch.weight, whole)
         return loss, (value.detach() * weight).sum()
 
     # -- saving

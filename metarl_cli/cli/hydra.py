@@ -115,8 +115,8 @@ class Task:
         from metarl_cli.config.registry import validate
 
         hydra = HydraConfig.get()
-        job = Job(compose.group_choices(hydra), list(hydra.overrides.task))
         sweep = hydra.mode == RunMode.MULTIRUN
+        job = Job(compose.group_choices(hydra), list(hydra.overrides.task), hydra.job.num if sweep else 0)
         try:
             module, values = self.command.load(), compose.plain(config)
             checked = _checked.pop(_key(self.command, values, job.choices), None)

@@ -9,12 +9,12 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from metarl_cli.errors import UserError
+from metarl_cli.errors import ProcessLost, UserError
 
 
 def print_error(error: UserError, where: str = "") -> int:
     """Print every problem as one line, after ``where``; returns the exit code."""
-    if os.environ.get("RANK", "0") == "0":  # of several processes, the first prints
+    if os.environ.get("RANK", "0") == "0" or isinstance(error, ProcessLost):  # of several processes, the first prints
         for problem in error.problems:
             print(f"metarl: error: {where}{' '.join(problem.text.split())}", file=sys.stderr)
     return error.exit_code

@@ -1,7 +1,7 @@
 """``metarl train``: meta-train, select on validation tasks, test on held-out tasks.
 
 Started again on the same folder it goes on from the last checkpoint, bit for bit; a finished run says so. Under ``torchrun``
-the individuals of an evolution are spread over the processes.
+several processes share one run.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from typing_extensions import override
 
-from metarl_cli import processes
 from metarl_cli.cli.process import tune_process
+from metarl_cli.cli.terminal import print_error
 from metarl_cli.config.models import Job, TrainConfig
+from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.report import table
+from metarl_cli.processes import Watch, join
 from metarl_cli.progress import PLAIN_EVERY, listening, status, wide_console
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, Progress, follow, train
@@ -34,16 +36,21 @@ Config = TrainConfig
 def run(config: TrainConfig, job: Job) -> float:
     """Train a new run, or go on with the one in the folder; returns its score on the test tasks.
 
-    Started by ``torchrun``, the first process does; the others evaluate their part of every population, and return nan.
+    Started by ``torchrun``, the first process does; the others compute their share of every iteration, and return nan. A
+    failure ends them all, also within a sweep.
     """
     tune_process(config.hardware)
-    processes.join()
-    group = processes.Processes()
-    if group.rank > 0:
-        follow(group)
-        return math.nan
-    _, score = train(config, job, Terminal(wide_console()))
-    return score
+    joined = join()
+    try:
+        with Watch(joined) as processes:
+            if processes.rank == 0:
+                return train(config, job, Terminal(wide_console()), processes)[1]
+            follow(processes)
+            return math.nan
+    except UserError as error:
+        if joined.size == 1:
+            raise
+        raise SystemExit(print_error(error)) from error
 
 
 class Terminal(Listener):

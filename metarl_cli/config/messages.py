@@ -59,17 +59,19 @@ def expected(model: type[BaseModel], loc: list[Any]) -> tuple[str, str, list[str
     kind: Any = model
     rules: list[Any] = []
     meaning = ""
+    examples: list[Any] = []
     for part in loc:
         kind, rules = _bare(kind, rules)
         if _is_model(kind):
             info = next((f for name, f in kind.model_fields.items() if part in (name, f.alias)), None)
             if info is None:
                 break
-            kind, rules, meaning = info.annotation, info.metadata, info.description or ""
+            kind, rules, meaning, examples = info.annotation, info.metadata, info.description or "", info.examples or []
         elif get_origin(kind) in (list, tuple, dict) and get_args(kind):
             kind, rules = get_args(kind)[-1], []
     bare, _ = _bare(kind, rules)
-    return _words(kind, rules), meaning, [str(a) for a in get_args(bare)] if get_origin(bare) is Literal else []
+    names = [str(a) for a in (get_args(bare) if get_origin(bare) is Literal else examples)]
+    return f"one of {', '.join(names)}" if examples else _words(kind, rules), meaning, names
 
 
 def _bare(kind: Any, rules: list[Any]) -> tuple[Any, list[Any]]:

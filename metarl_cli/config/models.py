@@ -10,16 +10,21 @@ from metarl_cli.config.base import Group, Operational, Part, StrictModel
 
 
 class Job(NamedTuple):
-    """How a configuration was composed: the option of each group, and the overrides of the command line."""
+    """How a configuration was composed: the option of each group, and the overrides of the command line; and its place."""
 
     choices: dict[str, str | None]
     overrides: list[str]
+    number: int = 0  # of the job within its sweep
 
 
 class Hardware(StrictModel):
     """Where and how the numbers are computed."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes a GPU where there is one")
+    device: str = Field(
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        examples=["auto", "cpu", "cuda", "cuda:N"],
+        description="auto takes a GPU where there is one; without its number N, the jobs of a sweep take turns on the GPUs",
+    )
     threads: int = Field(gt=0, description="CPU threads; small tensors are fastest with one")
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from metarl_cli.interfaces import State, Transitions
 
+ALL = slice(None)
+
 
 class Replay:
     """The latest ``capacity`` transitions of each of M tasks.
@@ -52,12 +54,15 @@ class Replay:
             stored[:, : old.shape[1]] = old
         return buffer
 
-    def sample(self, tasks: Tensor, size: int, rng: torch.Generator) -> Transitions:
-        """Draw ``size`` transitions of each task in ``tasks [m]``, uniformly with replacement -> ``[m, 1, size, ...]``."""
+    def sample(self, tasks: Tensor, size: int, rng: torch.Generator, own: slice = ALL) -> Transitions:
+        """Draw ``size`` transitions of each task in ``tasks [m]``, uniformly with replacement -> ``[m, 1, size, ...]``.
+
+        Only the tasks ``own`` are returned; the draw does not depend on it.
+        """
         assert self.data is not None, "the replay is empty"
         index = torch.randint(len(self), (len(tasks), size), generator=rng, device=tasks.device)
-        places = (index + tasks[:, None] * self.capacity).flatten()
-        shape = len(tasks), 1, size
+        places = (index[own] + tasks[own, None] * self.capacity).flatten()
+        shape = len(index[own]), 1, size
         return Transitions(*(x.flatten(0, 1).index_select(0, places).view(*shape, *x.shape[2:]) for x in self.data))
 
     def select_rows(self, tasks: Tensor) -> None:

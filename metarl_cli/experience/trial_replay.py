@@ -33,6 +33,11 @@ class Batch(NamedTuple):
     weight: Tensor  # 1 for learned steps; 0 for burn-in, for the step after the segment, which bootstraps, and for padding
     start: State  # the memory's state before the first step, [B, ...]; empty for whole trials
 
+    def rows(self, own: slice) -> Batch:
+        """Return some of the segments."""
+        steps = {k: v[:, own] for k, v in self._asdict().items() if k != "start"}
+        return Batch(**steps, start={k: v[own] for k, v in self.start.items()})
+
 
 class TrialReplay:
     """The latest trials; if segments are drawn, also the memory's state every ``stride`` steps, as it was when acting.

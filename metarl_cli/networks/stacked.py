@@ -37,8 +37,8 @@ def repeat_per_task(params: Params, rows: int) -> Params:
     return params if copies == 1 else {name: value.repeat_interleave(copies, 0) for name, value in params.items()}
 
 
-def select_rows(params: Params, rows: Tensor) -> Params:
-    """Return the weights of the rows that an index or a mask selects."""
+def select_rows(params: Params, rows: Tensor | slice) -> Params:
+    """Return the weights of the rows that an index, a mask or a slice selects."""
     return {name: value[rows] for name, value in params.items()}
 
 

@@ -13,6 +13,7 @@ from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm, Context, Family
+from metarl_cli.processes import ALONE, Processes
 
 
 class Components(NamedTuple):
@@ -23,33 +24,47 @@ class Components(NamedTuple):
     device: torch.device
 
 
-def choose_device(hardware: Hardware) -> torch.device:
-    """Return the device asked for; ``auto`` is the GPU where there is one.
+def choose_device(hardware: Hardware, number: int = 0) -> torch.device:
+    """Return the device asked for; ``auto`` is a GPU where there is one.
+
+    Args:
+        hardware: names the device; without an index of a GPU, jobs and processes take turns on the GPUs.
+        number: of the job within its sweep, or of the process within its machine.
 
     Raises:
-        UserError: if a GPU is asked for and there is none.
+        UserError: if there is no such GPU.
     """
-    available = torch.cuda.is_available()
-    if hardware.device == "cuda" and not available:
-        raise UserError("hardware=cuda, but torch finds no CUDA device; use hardware=auto or hardware=cpu")
-    return torch.device("cuda" if available and hardware.device != "cpu" else "cpu")
+    name, _, index = hardware.device.partition(":")
+    count = torch.cuda.device_count()
+    if name == "cuda" and not count:
+        raise UserError(f"hardware.device={hardware.device}, but torch finds no CUDA device; use hardware=auto or hardware=cpu")
+    if index and int(index) >= count:
+        raise UserError(f"hardware.device={hardware.device}, but the last of the {count} CUDA devices is cuda:{count - 1}")
+    if name == "cpu" or not count:
+        return torch.device("cpu")
+    return torch.device("cuda", int(index) if index else number % count)
 
 
-def build(config: TrainConfig) -> Components:
+def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) -> Components:
     """Build the family, learner and algorithm of a configuration on its device.
 
     What validation has built already is used again; a family is on the CPU there, and is built anew for another device.
 
+    Args:
+        config: the configuration.
+        number: of the job within its sweep, or of the process within its machine, to choose a GPU by.
+        processes: those that share the run.
+
     Raises:
         ConfigError: if the parts do not fit together.
     """
-    device = choose_device(config.hardware)
+    device = choose_device(config.hardware, number)
     env, algo = config.env, config.algo
     on_cpu = env.instance is not None and device.type == "cpu"
     family: Family = env.instance if on_cpu else env.module.Family(env.config, device)
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
-        context = Context(family, learner, config.train.iterations, config.seed, device)
+        context = Context(family, learner, config.train.iterations, config.seed, device, processes)
         algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
         raise ConfigError(Problem("algo", str(error))) from error

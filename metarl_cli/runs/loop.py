@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
-from metarl_cli.errors import UserError
+from metarl_cli.errors import ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
-from metarl_cli.processes import Processes
+from metarl_cli.processes import ALONE, Processes, local_rank
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
@@ -71,14 +71,20 @@ class Listener:
         """The run is finished; ``reports`` are None where it was before."""
 
 
-def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder, float]:
+def train(config: TrainConfig, job: Job, listener: Listener, processes: Processes = ALONE) -> tuple[RunFolder, float]:
     """Train a new run, or go on with the one in the folder; returns the folder and the score on the test tasks.
+
+    Args:
+        config: of the run.
+        job: how it was composed.
+        listener: receives the events.
+        processes: those that share the run; this one is of rank 0, and the others :func:`follow`.
 
     Raises:
         UserError: if the folder cannot be used, or training diverged.
+        ProcessLost: if another process has ended.
         KeyboardInterrupt: after a signal, once the run is saved.
     """
-    processes = Processes()
     folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, job.choices)))
     if config.run and folder.exists:
         config = folder.continued(config, job.overrides)
@@ -86,10 +92,11 @@ def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder,
         processes.broadcast()  # nothing to do
         listener.finished(folder, None)
         return folder, float(folder.manifest()["score"])
-    components = build(config)
-    if processes.size > 1 and not components.algorithm.distributed:
+    components = build(config, job.number + local_rank(), processes)
+    if processes.size > (most := components.algorithm.shares):
         raise UserError(
-            f"algo.module={config.algo.name} runs in one process, not in {processes.size}: start it without torchrun"
+            f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
+            f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
     folder.lock()
     if folder.exists:
@@ -99,15 +106,14 @@ def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder,
         folder.create(config, job, components)
     try:
         training = Training(config, folder, components, listener)
-        processes.broadcast(json.dumps(config.model_dump()).encode())
+        processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
         processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
         with threads(config.hardware):
             return folder, training.run(processes)
     except BaseException as error:
-        with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
-            if folder.manifest().get("status") == "running":
-                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                folder.note(status=status, error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR], ended=now())
+        _note_failure(folder, error)
+        if isinstance(error, ProcessLost):
+            raise ProcessLost(f"{error}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
         if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
@@ -120,25 +126,50 @@ def train(config: TrainConfig, job: Job, listener: Listener) -> tuple[RunFolder,
 LONGEST_ERROR = 500  # [characters] of an error that the manifest keeps
 
 
+def _note_failure(folder: RunFolder, error: BaseException) -> None:
+    """Note in the manifest of a run that was running why it is not any more."""
+    with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
+        if folder.manifest().get("status") == "running":
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            folder.note(status=status, error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR], ended=now())
+
+
+def _how_to_go_on(folder: RunFolder) -> str:
+    saved = f"the last checkpoint is {folder.last}" if folder.last.exists() else "there is no checkpoint yet"
+    return f"{saved}; go on with: metarl train run={folder}"
+
+
 def follow(processes: Processes) -> None:
-    """Train along with rank 0, whatever it trains and from wherever it goes on, until it says that it is over."""
+    """Train along with rank 0, whatever it trains and from wherever it goes on, until it has finished.
+
+    Raises:
+        ProcessLost: if rank 0 has ended; rank 1 speaks in its place.
+    """
     content = processes.broadcast()
     if not content:
         return
-    config = validate(TrainConfig, json.loads(content))
-    algorithm = build(config).algorithm
-    if state := processes.broadcast():
-        algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
-    with Interrupt():  # rank 0 stops for all
-        while processes.broadcast_flag():
-            algorithm.train_step()
+    started = json.loads(content)
+    config, folder = validate(TrainConfig, started["config"]), RunFolder(started["folder"])
+    try:
+        algorithm = build(config, started["job"] + local_rank(), processes).algorithm
+        if state := processes.broadcast():
+            algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
+        with threads(config.hardware):
+            while processes.broadcast_flag():
+                algorithm.train_step()
+        processes.wait()
+    except ProcessLost as error:
+        if processes.rank > 1:
+            raise ProcessLost from error
+        _note_failure(folder, error)
+        raise ProcessLost(f"{error}; {_how_to_go_on(folder)}") from error
 
 
 def _same_device(folder: RunFolder, components: Components) -> None:
     """Raise UserError where a run would go on with other random streams than it has saved."""
-    made = str(folder.manifest().get("device"))
-    if made != str(components.device):
-        raise UserError(f"{folder} was made on {made} and cannot go on on {components.device}; use hardware={made}")
+    made, kind = str(folder.manifest().get("device")).partition(":")[0], components.device.type
+    if made != kind:
+        raise UserError(f"{folder} was made on {made} and cannot go on on {kind}; use hardware={made}")
 
 
 class Interrupt:
