@@ -43,6 +43,9 @@ class NativeFamily(ParametricFamily):
 
         Args:
             task: the parameters, ``[M, 1, ...]`` each.
+
+        Returns:
+            The task that ``dynamics`` gets.
         """
         return task
 
@@ -87,7 +90,7 @@ class NativeEnv(Env):
 
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng
-        self.dynamics = family.dynamics
+        self.dynamics = family.dynamics  # a function of tensors of constant shapes where not stochastic: it can be compiled
         self.starts: Tensor | None = None  # [M, N, S] where all episodes begin; none: where they are drawn
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]

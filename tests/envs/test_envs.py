@@ -148,6 +148,18 @@ def test_episodes_begin_where_one_ended_and_nowhere_else(num_envs):
     assert seen > 0
 
 
+def test_a_state_saved_by_steps_since_the_start_is_continued():
+    """What was saved is the state and the clock of each episode, so the time limits hold after loading."""
+    ours = family("cartpole_v1", "env.horizon=9")
+    task = ours.sample_tasks(2, "train", numpy_rng(0, "tasks"))
+    env = ours.make(task, 3, torch_rng(0, "env"))
+    clock = torch.tensor([[0, 3, 8], [7, 8, 1]])
+    env.load_state_dict({"state": torch.zeros(2, 3, 4), "clock": clock, "rng": env.rng.get_state()})
+    assert env.step(torch.zeros(2, 3, dtype=torch.long)).truncated.tolist() == [[False, False, True], [False, True, False]]
+    assert env.clock.tolist() == [[1, 4, 0], [8, 0, 2]]
+    assert env.state_dict()["clock"].tolist() == env.clock.tolist()
+
+
 @pytest.mark.parametrize("num_envs", [2, FEW])
 def test_one_episode_draws_no_other(num_envs):
     """The first episode of each environment is the same; after it, nothing is drawn."""
