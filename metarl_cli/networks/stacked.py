@@ -37,9 +37,20 @@ def repeat_per_task(params: Params, rows: int) -> Params:
     return params if copies == 1 else {name: value.repeat_interleave(copies, 0) for name, value in params.items()}
 
 
-def select_rows(params: Params, rows: Tensor) -> Params:
+def select_rows(params: Params, rows: Tensor | slice) -> Params:
     """Return the weights of the rows that an index or a mask selects."""
     return {name: value[rows] for name, value in params.items()}
+
+
+def flatten(params: Params) -> Tensor:
+    """Join the weights ``[R, ...]`` of each row to one vector, ``[R, n]``."""
+    return torch.cat([value.flatten(1) for value in params.values()], 1)
+
+
+def unflatten(flat: Tensor, like: Params) -> Params:
+    """Return the parts of ``flat [R, n]`` as weights of the names and shapes of ``like``: views, so they change together."""
+    parts = torch.split(flat, [value[0].numel() for value in like.values()], 1)
+    return {name: part.view(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
 
 
 def broadcast_rows(values: Tensor, target: Tensor) -> Tensor:
