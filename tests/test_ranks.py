@@ -1,81 +1,269 @@
-"""Several processes evolve together: the same bits as one."""
+"""Several processes share a run: the same as one up to rounding, and a process that ends early ends them all."""
 
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
-from types import SimpleNamespace
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
-from conftest import tiny
-from launching import PATIENCE
+from conftest import algorithms, compose_train, compose_values, flat, has, slow_if, tiny, variants_slow
+from conftest import module as module_of
+from launching import PATIENCE, start, wait_until
 
+from metarl_cli import processes as ranks_module
 from metarl_cli.cli import main as cli
+from metarl_cli.config.models import Hardware, Job
+from metarl_cli.errors import UserError
 from metarl_cli.processes import Processes
 from metarl_cli.runs import checkpoint, loop
-from metarl_cli.runs.build import build
+from metarl_cli.runs.build import build, choose_device
 from metarl_cli.runs.folder import RunFolder
 
-
-def train(folder, processes, *overrides):
-    """The command under ``torchrun``, which meets on a port that is free; the outputs of the processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*torchrun, "--redirects=3", f"--log-dir={folder}", "-m", "metarl_cli", "train", *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    said = {path.parent.name: path.read_text() for path in folder.rglob("stdout.log")}
-    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in folder.rglob("stderr.log"))
-    return [said[str(rank)] for rank in range(processes)]
+SECONDS = 20  # until a run has ended of which a process is lost: the machine may be busy
+ENDLESS = ["train.iterations=100000", "train.eval_every=100000", "train.checkpoint_every=0.01"]
 
 
-def flat(state):
-    values = state.values() if isinstance(state, dict) else state
-    return [x for v in values for x in (flat(v) if isinstance(v, dict | list | tuple) else [v])]
+class Ranks:
+    """``metarl train`` in several processes, which meet as those of ``torchrun`` do."""
+
+    def __init__(self, folder, num, *overrides):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        meet = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        folder.mkdir(parents=True)
+        self.outs, self.errs = ([folder / f"{name}{rank}" for rank in range(num)] for name in ("out", "err"))
+        self.all = []
+        for rank, (out, err) in enumerate(zip(self.outs, self.errs, strict=True)):
+            with mock.patch.dict(os.environ, {**meet, "RANK": str(rank), "LOCAL_RANK": str(rank)}):
+                self.all.append(start("train", *overrides, cwd=folder, out=str(out), err=str(err)))
+
+    def join(self, seconds=PATIENCE):
+        """Wait for all to end; returns their exit codes."""
+        deadline = time.monotonic() + seconds
+        for process in self.all:
+            process.join(max(deadline - time.monotonic(), 0.1))
+        codes = [process.exitcode for process in self.all]
+        for process in self.all:
+            process.kill()
+        assert None not in codes, "a process outlives the run"
+        return codes
+
+    def said(self):
+        """What all of them wrote to the standard output, and to the standard error."""
+        return ["".join(path.read_text() for path in paths if path.exists()) for paths in (self.outs, self.errs)]
+
+
+def metrics(run):
+    """The metrics of a run, but for times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def assert_close(states, measured, error):
+    """Two algorithms have the same states and metrics up to a relative ``error``."""
+    for a, b in zip(*map(flat, states), strict=True):
+        scale = float(a.abs().max()) if a.numel() and a.is_floating_point() else 0.0
+        torch.testing.assert_close(b, a, rtol=0, atol=error * scale)
+    for a, b in zip(*measured, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+
+
+def assert_same(one, two, error):
+    """Two runs end in the same state and have the same metrics, up to a relative ``error``."""
+    states = [checkpoint.load(run / "last.pt")["algorithm"] for run in (one, two)]
+    assert_close(states, [metrics(one), metrics(two)], error)
+
+
+def odd(algo):
+    """A small run whose shares differ in size."""
+    values = compose_values("train", [f"algo={algo}"])
+    sizes = ["outer.tasks=3", "search.population=6", "validation.candidates=3", "replay.batch=5", "tasks=5"]
+    return [f"algo={algo}", *tiny(algo), *(f"algo.{size}" for size in sizes if has(values["algo"], size.split("=")[0]))]
+
+
+def exact(algo):
+    """Whether shares have nothing in common, so that the results are the same to the bit."""
+    return module_of(algo).__name__.endswith("evolve")
+
+
+class Threads:
+    """Processes that are threads of this one, for the arithmetic alone."""
+
+    def __init__(self, size):
+        self.size, self.meet, self.slots = size, threading.Barrier(size), [None] * size
+
+    def rank(self, rank):
+        """What the algorithm of one thread is built with."""
+
+        def exchange(processes, values):
+            self.slots[processes.rank] = [value.detach().clone() for value in values]
+            self.meet.wait(PATIENCE)
+            total = [torch.stack(shares).sum(0) for shares in zip(*self.slots, strict=True)]
+            self.meet.wait(PATIENCE)
+            return total
+
+        return type("Rank", (Processes,), {"sum": exchange})(self.size, rank)
+
+
+@pytest.mark.parametrize("algo", variants_slow([name for name in algorithms() if name != "adrl"]))
+def test_the_shares_of_several_processes_make_the_whole(algo):
+    """After three iterations; every process holds the whole, so that each could go on alone."""
+    config, threads, steps = compose_train(*odd(algo)), Threads(2), 3
+    alone = build(config).algorithm
+    expected = [alone.train_step() for _ in range(steps)]
+    ranks = [build(config, processes=threads.rank(rank)).algorithm for rank in range(threads.size)]
+    with ThreadPoolExecutor(threads.size) as pool:
+        found = list(pool.map(lambda algorithm: [algorithm.train_step() for _ in range(steps)], ranks))
+    for algorithm, measured in zip(ranks, found, strict=True):
+        assert_close([alone.state_dict(), algorithm.state_dict()], [expected, measured], 0 if exact(algo) else 1e-5)
+
+
+@pytest.mark.parametrize("algo", slow_if(["maml_dqn", "dqn", "rl2", "rl2_dqn", "evo_dqn"], lambda algo: algo != "maml_dqn"))
+def test_two_processes_equal_one(algo, tmp_path):
+    small = odd(algo)
+    assert cli.main(["train", f"run={tmp_path / 'one'}", *small]) == 0
+    ranks = Ranks(tmp_path / "ranks", 2, f"run={tmp_path / 'two'}", *small)
+    assert ranks.join() == [0, 0], ranks.said()
+    assert "run folder" in ranks.outs[0].read_text()
+    assert not ranks.outs[1].read_text(), "one process speaks"
+    assert_same(tmp_path / "one", tmp_path / "two", 0 if exact(algo) else 1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
-    small = ["algo=evo_dqn", *tiny("evo_dqn"), "algo.search.population=5", "algo.validation.candidates=2"]
+def test_torchrun_starts_them(tmp_path):
+    small = ["algo=maml_dqn", *tiny("maml_dqn")]
     assert cli.main(["train", f"run={tmp_path / 'one'}", *small]) == 0
-    first, second = train(tmp_path / "logs", 2, f"run={tmp_path / 'two'}", *small)
-    assert "run folder" in first
-    assert not second, "one process speaks"
-    one, two = (checkpoint.load(tmp_path / name / "last.pt")["algorithm"] for name in ("one", "two"))
-    for a, b in zip(flat(one), flat(two), strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # on a port that is free
+    command = [*torchrun, "-m", "metarl_cli", "train", f"run={tmp_path / 'two'}", *small]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_run(rank, tmp_path):
+    """In seconds, with one line; and the run goes on from its checkpoint, in one process if need be."""
+    run, small = tmp_path / "run", ["algo=maml_dqn", *(o for o in tiny("maml_dqn") if not o.startswith("train."))]
+    ranks = Ranks(tmp_path / "ranks", 2, f"run={run}", *small, *ENDLESS)
+    wait_until((run / "last.pt").exists, f"no checkpoint: {ranks.said()}")
+    ranks.all[rank].kill()
+    codes = ranks.join(SECONDS)
+    assert sorted(codes) == [-signal.SIGKILL, 1]
+    line = rf"metarl: error: process {rank} of the 2 .* ended; the last checkpoint is .*last.pt; go on with: metarl .*\n"
+    assert re.fullmatch(line, ranks.said()[1])
+    assert RunFolder(run).manifest()["status"] == "failed"
+    done = int(checkpoint.load(run / "last.pt")["iteration"])
+    going_on = Ranks(tmp_path / "more", 2, f"run={run}", "train.checkpoint_every=0.01")
+    wait_until(lambda: checkpoint.load(run / "last.pt")["iteration"] > done, f"it does not go on: {going_on.said()}")
+    for process in going_on.all:
+        os.kill(process.pid, signal.SIGTERM)  # as torchrun does when it is stopped
+    assert going_on.join() == [-signal.SIGTERM, 0]
+    out, err = going_on.said()
+    assert f"going on from iteration {done}" in out
+    assert "saved; go on with" in out
+    assert not err
+    assert RunFolder(run).manifest()["status"] == "interrupted"
+
+
+def test_a_process_killed_while_the_first_tests_ends_the_run(tmp_path):
+    small = [f"run={tmp_path / 'run'}", *tiny("maml_dqn"), "test.episodes=100000"]
+    ranks = Ranks(tmp_path / "ranks", 2, *small)
+    wait_until((tmp_path / "run" / "last.pt").exists, f"no checkpoint: {ranks.said()}")
+    ranks.all[1].kill()
+    assert ranks.join(SECONDS) == [1, -signal.SIGKILL]
+    assert "process 1 of the 2 that share the run has ended" in ranks.said()[1]
+
+
+def test_what_the_first_process_refuses_ends_the_others(tmp_path):
+    ranks = Ranks(tmp_path / "ranks", 3, f"run={tmp_path / 'run'}", *tiny("maml_dqn"), "algo.outer.tasks=2")
+    codes = ranks.join()
+    assert codes[0] == 2
+    assert ranks.said()[1] == "metarl: error: algo.module=maml shares its work among at most 2 processes here, not 3\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("algo", "most"), [("dqn", "3 processes"), ("rl2", "3 processes"), ("adrl", "1 process")])
+def test_more_processes_than_shares_are_refused(algo, most, tmp_path):
+    config = compose_train(f"run={tmp_path / 'run'}", f"algo={algo}", *tiny(algo))
+    with pytest.raises(UserError, match=f"at most {most} here, not 4"):
+        loop.train(config, Job({}, []), loop.Listener(), Processes(size=4))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_process_that_follows_starts_where_the_first_does(tmp_path, monkeypatch):
     small = ["algo=evo_dqn", *tiny("evo_dqn")]
     assert cli.main(["train", f"run={tmp_path / 'run'}", *small]) == 0
     config, state = RunFolder(tmp_path / "run").config(), checkpoint.load(tmp_path / "run" / "last.pt")
-    told = [json.dumps(config.model_dump(by_alias=True)).encode(), (tmp_path / "run" / "last.pt").read_bytes(), b"yes", b""]
-    processes, built = Processes(), []
-    monkeypatch.setattr(processes, "broadcast", lambda content=b"": told.pop(0))
-    monkeypatch.setattr(loop, "build", lambda values: built.append(build(values)) or built[0])
-    loop.follow(processes)
+    begin = {"config": config.model_dump(by_alias=True), "folder": "none", "job": 0}
+    told, built = [json.dumps(begin).encode(), (tmp_path / "run" / "last.pt").read_bytes(), b"yes", b""], []
+    monkeypatch.setattr(Processes, "broadcast", lambda self, content=b"": told.pop(0))
+    monkeypatch.setattr(loop, "build", lambda *arguments: built.append(build(*arguments)) or built[0])
+    loop.follow(Processes())
     (parts,) = built
     assert parts.algorithm.iteration == state["iteration"] + 1
     assert not told
 
 
-@pytest.mark.parametrize("algo", ["dqn", "adrl"])
-def test_what_runs_in_one_process_says_so(algo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "Processes", lambda: SimpleNamespace(size=2, rank=0))
-    assert cli.main(["train", f"run={tmp_path / 'run'}", f"algo={algo}", *tiny(algo)]) == 2
-    assert f"algo.module={algo} runs in one process, not in 2" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+def test_a_process_does_not_outlive_the_one_that_started_it(monkeypatch):
+    owners, done = [7, 7, 1], []
+    monkeypatch.setattr(ranks_module.os, "getppid", lambda: owners.pop(0))
+    monkeypatch.setattr(ranks_module.os, "kill", lambda pid, number: done.append(number))
+    monkeypatch.setattr(ranks_module.os, "_exit", lambda code: done.append(code))
+    monkeypatch.setattr(ranks_module.time, "sleep", lambda seconds: done.append(seconds))
+    ranks_module._end_with(7)
+    assert done == [1, 1, signal.SIGTERM, ranks_module.GRACE, 1]
 
 
-@pytest.mark.parametrize(("num", "size"), [(5, 1), (5, 2), (4, 4), (3, 4)])
-def test_individuals_are_shared_out(num, size):
-    ranks = [Processes() for _ in range(size)]
-    for number, rank in enumerate(ranks):
-        rank.size, rank.rank = size, number
-    assert torch.equal(torch.cat([rank.shard(num) for rank in ranks]), torch.arange(num))
+@pytest.mark.parametrize(("num", "size"), [(5, 1), (5, 2), (4, 4), (3, 4), (64, 3)])
+def test_rows_are_shared_out(num, size):
+    shares = [torch.arange(num)[Processes(size, rank).shard(num)] for rank in range(size)]
+    assert torch.equal(torch.cat(shares), torch.arange(num))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("device", "number", "chosen"),
+    [
+        ("cpu", 1, "cpu"),
+        ("auto", 0, "cuda:0"),
+        ("auto", 1, "cuda:1"),
+        ("cuda", 5, "cuda:2"),
+        ("cuda:1", 5, "cuda:1"),
+    ],
+)
+def test_jobs_take_turns_on_the_gpus(device, number, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert choose_device(Hardware(device=device, threads=1), number) == torch.device(chosen)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "line"),
+    [
+        ("cuda", 0, "hardware.device=cuda, but torch finds no CUDA device; use hardware=auto or hardware=cpu"),
+        ("cuda:1", 0, "hardware.device=cuda:1, but torch finds no CUDA device; use hardware=auto or hardware=cpu"),
+        ("cuda:2", 2, "hardware.device=cuda:2, but the last of the 2 CUDA devices is cuda:1"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(device, gpus, line, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=re.escape(line)):
+        choose_device(Hardware(device=device, threads=1))
+
+
+def test_the_jobs_of_a_sweep_have_numbers(monkeypatch, tmp_path):
+    numbers = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("metarl_cli.cli.train.run", lambda config, job: numbers.append(job.number) or 0.0)
+    assert cli.main(["train", "-m", "seed=0,1,2", *tiny("maml_dqn")]) == 0
+    assert cli.main(["train", *tiny("maml_dqn")]) == 0
+    assert numbers == [0, 1, 2, 0]

@@ -91,7 +91,7 @@ class IndependentDQN(Algorithm):
         self.processes, self.shares = context.processes, config.tasks
         self.own = self.processes.shard(config.tasks)  # the networks that this process updates
         self.own_params, self.own_target_params = (select_rows(p, self.own) for p in (self.params, self.target_params))  # views
-        self.gradients = torch.zeros_like(self.flat)  # 0 for the networks of other processes
+        self.flat.grad = self.gradients = torch.zeros_like(self.flat)  # 0 for the networks of other processes
         self.iteration = self.updates = self.env_steps = 0
 
     def train_step(self) -> dict[str, float]:
@@ -124,7 +124,6 @@ class IndependentDQN(Algorithm):
         batch = prepare_each(learner, params, self.own_target_params, experience)
         gradients, losses = loss_gradients(learner, params, list(params), batch)
         self.gradients[self.own], norms = clip_rows(flatten(gradients), config.clip)
-        self.flat.grad = self.gradients
         self.optimizer.step()
         self.updates += 1
         if self.updates % config.target.every == 0:

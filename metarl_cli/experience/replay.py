@@ -61,8 +61,9 @@ class Replay:
         """
         assert self.data is not None, "the replay is empty"
         index = torch.randint(len(self), (len(tasks), size), generator=rng, device=tasks.device)
-        places = (index[own] + tasks[own, None] * self.capacity).flatten()
-        shape = len(index[own]), 1, size
+        tasks, index = tasks[own], index[own]
+        places = (index + tasks[:, None] * self.capacity).flatten()
+        shape = len(tasks), 1, size
         return Transitions(*(x.flatten(0, 1).index_select(0, places).view(*shape, *x.shape[2:]) for x in self.data))
 
     def select_rows(self, tasks: Tensor) -> None:
