@@ -209,5 +209,5 @@ class Watch:
         """Let a signal take its course, unless ``torchrun`` sent it because another process has ended."""
         if not self.over.wait(1):
             self._dismiss()
-            signal.signal(number, self.before[number])
+            signal.signal(number, self.before[signal.Signals(number)])
             os.kill(os.getpid(), number)
