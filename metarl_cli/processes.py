@@ -149,7 +149,7 @@ class Watch:
             if self.rank > 0:
                 handlers = dict.fromkeys((*handlers, signal.SIGINT), self._ignore)
             handlers[signal.SIGUSR1] = self._raise
-            self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            self.before: dict[int, Any] = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             peers = range(1, self.size) if self.rank == 0 else (0,)
             self.threads = {peer: threading.Thread(target=self._listen, args=(peer,), daemon=True) for peer in peers}
             for thread in self.threads.values():

@@ -95,7 +95,7 @@ def test_test_and_adapt_are_valid_once_the_run_is_named():
         ({"algo__outer__tasks": 1000}, "algo: outer.tasks (1000) must not be above tasks"),
         (
             {"hardware__device": "cuad"},
-            "hardware.device=cuad: must be one of auto, cpu, cuda (auto takes a GPU where ",
+            "hardware.device=cuad: must be one of auto, cpu, cuda, cuda:N (auto takes a GPU where ",
         ),
         ({"algo__module": "mamll"}, "algo.module=mamll: no such module; did you mean maml? known: "),
         ({"algo__module": ...}, "algo.module: missing; known: "),
