@@ -1,19 +1,23 @@
-"""Progress reporting: long loops announce their progress; the active display shows it."""
+"""Progress reporting: long loops announce their progress, which the active display shows; the parts of work can be timed."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from rich.console import Console
 
 Item = TypeVar("Item")
+Arguments = ParamSpec("Arguments")
+Timer = Callable[[str], AbstractContextManager[object]]
 PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 
 _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda text: None)
+_timer: ContextVar[Timer | None] = ContextVar("timer", default=None)
 
 
 def track(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
@@ -31,6 +35,33 @@ def listening(listener: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+def timed(name: str) -> Callable[[Callable[Arguments, Item]], Callable[Arguments, Item]]:
+    """Decorate a function that is the part ``name`` of an iteration, for :func:`timing`; the calls cost nothing without one."""
+
+    def decorate(function: Callable[Arguments, Item]) -> Callable[Arguments, Item]:
+        @functools.wraps(function)
+        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Item:
+            timer = _timer.get()
+            if timer is None:
+                return function(*args, **kwargs)
+            with timer(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+@contextmanager
+def timing(timer: Timer) -> Iterator[None]:
+    """Run each call of a :func:`timed` function within the block in ``timer(name)``."""
+    token = _timer.set(timer)
+    try:
+        yield
+    finally:
+        _timer.reset(token)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Param
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
 from metarl_cli.networks.stacked import first
+from metarl_cli.progress import timed
 
 
 class SupportConfig(StrictModel):
@@ -113,6 +114,7 @@ def initial_rates(params: Params, config: InnerConfig) -> Params:
     return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
 
 
+@timed("inner gradient")
 def loss_gradients(learner: Learner, params: Params, names: list[str], batch: Batch) -> Params:
     """Compute the gradient of each task's loss in the weights ``names``; the first axis of all tensors is M."""
 
@@ -136,6 +138,7 @@ def support_gradients(
     return loss_gradients(learner, params, names, prepare(params, support))
 
 
+@timed("inner step")
 def inner_step(
     learner: Learner, params: Params, rates: Params, support: Transitions, returns: ReturnsConfig, order: int = 2
 ) -> Params:

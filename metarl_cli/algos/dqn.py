@@ -24,6 +24,7 @@ from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, P
 from metarl_cli.networks.optimizers import clip_rows
 from metarl_cli.networks.stacked import detached, fresh, load_params
 from metarl_cli.networks.target import TargetConfig, follow
+from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
 
 
@@ -101,6 +102,7 @@ class IndependentDQN(Algorithm):
         self.iteration += 1
         return metrics
 
+    @timed("update")
     @torch.no_grad()
     def _update(self) -> tuple[float, float]:
         """Update every network on its own minibatch; returns the mean loss and the mean gradient norm."""

@@ -52,9 +52,10 @@ from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import cosine, linear
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Env, Family, Params, State, Task, Transitions, num_tasks
-from metarl_cli.networks.optimizers import Adam
+from metarl_cli.networks.optimizers import Adam, backward
 from metarl_cli.networks.stacked import detached, expand, fresh, load_params
 from metarl_cli.networks.target import follow
+from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
 
 
@@ -182,6 +183,7 @@ class MAML(Algorithm):
         self.env_steps += query.reward.numel()
         return supports, {"train/epsilon": epsilon, **query.summary()}
 
+    @timed("outer update")
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:
         """Take one step of the outer optimiser; returns the query loss and the norm of the meta-gradient."""
         outer = self.config.outer
@@ -205,6 +207,7 @@ class MAML(Algorithm):
             params = inner_step(self.learner, params, meta["rates"], support, self.config.inner.returns, order)
             yield params
 
+    @timed("target networks")
     @torch.no_grad()
     def _target_params(self, slow: Meta, supports: list[Transitions], query: Transitions) -> Params:
         """Return the target network of each task: the slow copy, adapted on the same support."""
@@ -229,7 +232,7 @@ class MAML(Algorithm):
         if self.config.outer.rule == "reptile":
             return self._reptile(supports, query)
         loss = self.meta_loss(self.meta, self.slow, supports, query)
-        return loss, list(torch.autograd.grad(loss, self._learned()))
+        return loss, backward(loss, self._learned())
 
     @torch.no_grad()
     def _reptile(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:

@@ -30,7 +30,9 @@ from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Context, Distribution, Params, State
 from metarl_cli.networks.distributions import PolicyHead
 from metarl_cli.networks.layers import apply_head, head
+from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, load_params
+from metarl_cli.progress import timed
 
 DECAY = 0.9  # of the running mean and standard deviation of returns, per iteration
 
@@ -148,6 +150,7 @@ class RL2(MemoryAlgorithm):
         whole = self.config.episodes * self.family.spec.horizon
         return self.config.ppo.segment or whole if self.agent.context is None else whole
 
+    @timed("advantages")
     @torch.no_grad()
     def signal(self, trials: Trials) -> tuple[Signal, float]:
         """Derive the learning signals of a batch of trials; returns the explained variance of returns too."""
@@ -173,7 +176,7 @@ class RL2(MemoryAlgorithm):
         for _ in range(ppo.epochs):
             for rows in torch.randperm(trials.reward.shape[1], generator=rng, device=self.device).tensor_split(ppo.minibatches):
                 loss, metrics = self.loss(self.params, trials.rows(rows), signal.rows(rows), entropy_weight)
-                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                for weight, gradient in zip(weights, backward(loss, weights), strict=True):
                     weight.grad = gradient
                 metrics["grad/norm"] = torch.nn.utils.clip_grad_norm_(weights, ppo.clip)
                 self.optimizer.step()
@@ -181,6 +184,7 @@ class RL2(MemoryAlgorithm):
         updates = ppo.epochs * ppo.minibatches
         return {name: float(total) / updates for name, total in sums.items()} | {"loss/explained_variance": explained}
 
+    @timed("loss")
     def loss(self, params: Params, trials: Trials, signal: Signal, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute PPO's loss and its metrics: clipped objective, value loss and entropy bonus, as means over steps."""
         ppo, weight = self.config.ppo, trials.weight / trials.weight.sum()

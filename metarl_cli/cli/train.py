@@ -24,6 +24,7 @@ from metarl_cli.evaluation.report import table
 from metarl_cli.progress import PLAIN_EVERY, listening, status, wide_console
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, Progress, follow, train
+from metarl_cli.runs.profile import Profile, tables
 
 TITLES = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
 
@@ -71,6 +72,12 @@ class Terminal(Listener):
     @override
     def progress(self, progress: Progress) -> None:
         self.bar.update(progress)
+
+    @override
+    def profiled(self, profile: Profile) -> None:
+        for each in tables(profile):
+            self.console.print(each)
+        self.console.print(f"trace, for TensorBoard and https://ui.perfetto.dev: {profile.trace}", soft_wrap=True)
 
     @override
     def testing(self, split: str, tasks: int) -> AbstractContextManager[None]:

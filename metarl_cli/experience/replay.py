@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metarl_cli.interfaces import State, Transitions
+from metarl_cli.progress import timed
 
 
 class Replay:
@@ -52,6 +53,7 @@ class Replay:
             stored[:, : old.shape[1]] = old
         return buffer
 
+    @timed("sampling from replay")
     def sample(self, tasks: Tensor, size: int, rng: torch.Generator) -> Transitions:
         """Draw ``size`` transitions of each task in ``tasks [m]``, uniformly with replacement -> ``[m, 1, size, ...]``."""
         assert self.data is not None, "the replay is empty"

@@ -26,6 +26,7 @@ from metarl_cli.interfaces import Batch, Layers, Params, Transitions
 from metarl_cli.interfaces import Learner as Base
 from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
+from metarl_cli.progress import timed
 from metarl_cli.spaces import Choices, Spec
 
 
@@ -72,6 +73,7 @@ class DQN(Base):
         return q if legal is None else q.masked_fill(~legal, -torch.inf)
 
     @override
+    @timed("targets")
     def prepare(
         self, params: Params, slow: Params, batch: Transitions, gamma: float | Tensor | None = None, lambda_: float = 0.0
     ) -> Batch:
@@ -87,6 +89,7 @@ class DQN(Base):
         return Batch(batch, {"target": lambda_returns(reward, value, batch.terminated, batch.ended, discount, lambda_)})
 
     @override
+    @timed("loss")
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Return the mean loss over the experience of one task."""
         experience, target = batch.experience, batch.signal["target"]
