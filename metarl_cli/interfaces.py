@@ -211,13 +211,16 @@ class Layers(NamedTuple):
 class Learner(ABC):
     """How one task is learned: functions of its weights, written for ONE task and batched over tasks by the caller.
 
-    Built by ``Learner(config, spec)``. The words fit Q-learning, policy gradients and reward learning alike.
+    Built by ``Learner(config, spec)``. The words fit Q-learning, policy gradients and reward learning alike. The caller
+    batches ``prepare`` and ``loss`` by ``vmap``. Where they are written so that further axes may come first (sums over the
+    last two axes, networks of stacked weights), a learner sets ``stacked``: it is called once for all tasks, which is faster.
     """
 
     spec: Spec
     actions: ActionSpace  # the actions it can take: the family's, or a grid of them
     stochastic: ClassVar[bool] = False  # whether sampling from its policy differs from the likeliest actions
     off_policy: ClassVar[bool] = True  # whether it learns from single transitions that any policy collected
+    stacked: ClassVar[bool] = False  # whether ``prepare`` and ``loss`` take many tasks, too, with a first axis M; see there
     layers: Layers | None = None  # of its network; None where a genome cannot vary its structure
 
     @abstractmethod
@@ -240,13 +243,13 @@ class Learner(ABC):
             params: the weights that learn.
             slow: the weights that targets come from; may be ``params``.
             batch: the experience, time first.
-            gamma: the discount, ``[]``; None: the learner's own.
+            gamma: the discount, ``[]``, or ``[M]`` of stacked tasks; None: the learner's own.
             lambda_: the share of longer returns; above 0, T must be time.
         """
 
     @abstractmethod
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        """Return the scalar loss of one task, deterministic."""
+        """Return the scalar loss of one task, or the losses ``[M]`` of stacked tasks; deterministic."""
 
 
 class Policy(ABC):

@@ -2,8 +2,8 @@
 
     theta_{k+1} = theta_k - alpha * grad L_support(theta_k)          (MAML, Finn 2017, arXiv:1703.03400, equation 1)
 
-Experience is collected on batched tensors, outside torch.func. Gradients are one ``vmap(grad(loss))`` over the tasks, of the
-functions ``prepare`` and ``loss`` of the learner, which are written for one task.
+Tasks are the first axis of all tensors. A learner whose functions ``prepare`` and ``loss`` take that axis is called once for
+all tasks; another one, written for a single task, is called through ``vmap``. Gradients are autograd's, of the sum of losses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
@@ -114,28 +114,65 @@ def initial_rates(params: Params, config: InnerConfig) -> Params:
     return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
 
 
+@timed("targets")
+def prepare_each(
+    learner: Learner,
+    params: Params,
+    slow: Params,
+    experience: Transitions,
+    gamma: float | Tensor | None = None,
+    lambda_: float = 0.0,
+) -> Batch:
+    """Prepare the experience of each of M tasks; the first axis of all tensors is M, that of ``gamma`` too."""
+    if learner.stacked:
+        return learner.prepare(params, slow, experience, gamma, lambda_)
+    per_task = vmap(learner.prepare, in_dims=(0, 0, 0, 0 if isinstance(gamma, Tensor) else None, None))
+    batch: Batch = per_task(params, slow, experience, gamma, lambda_)
+    return batch
+
+
+@timed("loss")
+def loss_each(learner: Learner, params: Params, batch: Batch) -> Tensor:
+    """Compute the loss ``[M]`` of each of M tasks; the first axis of all tensors is M."""
+    losses: Tensor = learner.loss(params, batch) if learner.stacked else vmap(learner.loss)(params, batch)
+    return losses
+
+
 @timed("inner gradient")
-def loss_gradients(learner: Learner, params: Params, names: list[str], batch: Batch) -> Params:
-    """Compute the gradient of each task's loss in the weights ``names``; the first axis of all tensors is M."""
+def loss_gradients(
+    learner: Learner, params: Params, names: list[str], batch: Batch, create_graph: bool = False
+) -> tuple[Params, Tensor]:
+    """Compute the gradient of each task's loss in the weights ``names``, and the losses ``[M]``.
 
-    def loss(adapted: Params, fixed: Params, batch: Batch) -> Tensor:
-        return learner.loss({**fixed, **adapted}, batch)
+    No task's loss depends on another's weights, so the gradient of their sum holds each task's own gradient.
 
-    fixed = {name: value for name, value in params.items() if name not in names}
-    gradients: Params = vmap(grad(loss))({name: params[name] for name in names}, fixed, batch)
-    return gradients
+    Args:
+        learner: the learner that defines the loss.
+        params: the weights ``[M, ...]``.
+        names: of the weights that move. What else depends on the same weights, such as targets in ``batch``, stays fixed.
+        batch: the prepared experience of the tasks.
+        create_graph: whether an outer gradient will go through the result, to ``params`` and to ``batch``.
+    """
+    with torch.enable_grad():
+        # the gradient is taken in views of the weights, and an outer gradient goes through these views
+        views = {name: params[name].view_as(params[name]) if create_graph else params[name].detach() for name in names}
+        moving = {name: view.requires_grad_() for name, view in views.items()}
+        losses = loss_each(learner, params | moving, batch)
+        gradients = torch.autograd.grad(losses.sum(), list(moving.values()), create_graph=create_graph, materialize_grads=True)
+    return dict(zip(names, gradients, strict=True)), losses if create_graph else losses.detach()
 
 
 def support_gradients(
-    learner: Learner, params: Params, names: list[str], support: Transitions, returns: ReturnsConfig
+    learner: Learner, params: Params, names: list[str], support: Transitions, returns: ReturnsConfig, create_graph: bool = False
 ) -> Params:
     """Compute the gradient of each task's support loss in the weights ``names``; the first axis of all tensors is M.
 
     Targets are computed by the network that adapts. The inner gradient holds them fixed (the semi-gradient of DQN); an outer
-    gradient flows through them, as they depend on the initialisation too.
+    gradient (``create_graph``) flows through them, as they depend on the initialisation too.
     """
-    prepare = vmap(lambda p, experience: learner.prepare(p, p, experience, returns.gamma, returns.lambda_))
-    return loss_gradients(learner, params, names, prepare(params, support))
+    with torch.set_grad_enabled(create_graph):
+        batch = prepare_each(learner, params, params, support, returns.gamma, returns.lambda_)
+    return loss_gradients(learner, params, names, batch, create_graph)[0]
 
 
 @timed("inner step")
@@ -143,9 +180,8 @@ def inner_step(
     learner: Learner, params: Params, rates: Params, support: Transitions, returns: ReturnsConfig, order: int = 2
 ) -> Params:
     """Take one gradient step on each task's support; differentiable in ``params`` and ``rates`` (``order`` 2)."""
-    gradients = support_gradients(learner, params, list(rates), support, returns)
-    if order == 1:
-        gradients = {k: g.detach() for k, g in gradients.items()}
+    second = order == 2 and torch.is_grad_enabled()
+    gradients = support_gradients(learner, params, list(rates), support, returns, create_graph=second)
     return {k: p - rates[k] * gradients[k] if k in rates else p for k, p in params.items()}
 
 

@@ -10,10 +10,17 @@ from collections.abc import Iterator
 
 import torch
 from pydantic import Field, model_validator
-from torch.func import grad_and_value, vmap
+from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.gradient import NetworkPolicy, SupportConfig, fine_tune, load_network_policy
+from metarl_cli.adaptation.gradient import (
+    NetworkPolicy,
+    SupportConfig,
+    fine_tune,
+    load_network_policy,
+    loss_gradients,
+    prepare_each,
+)
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
@@ -77,7 +84,8 @@ class IndependentDQN(Algorithm):
         networks = fresh(self.learner, config.tasks, self.rng["init"])
         self.params = {name: value.requires_grad_() for name, value in networks.items()}  # [M, ...]
         self.target_params = {name: value.detach().clone() for name, value in networks.items()}
-        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.lr)  # elementwise, so rows stay independent
+        # elementwise, so that rows stay independent
+        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.lr, fused=True)
         self.env = self.family.make(self.task, config.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.capacity, context.device)
         self.rows = torch.arange(config.tasks, device=context.device)
@@ -95,21 +103,20 @@ class IndependentDQN(Algorithm):
         if self.iteration >= config.warmup:
             share = linear((1.0, config.final_lr), self.iteration / self.context.iterations)
             self.optimizer.param_groups[0]["lr"] = config.lr * share
-            results = [self._update() for _ in range(config.updates)]
-            metrics["loss/query"] = sum(loss for loss, _ in results) / len(results)
-            metrics["grad/norm"] = sum(norm for _, norm in results) / len(results)
+            losses, norms = zip(*(self._update() for _ in range(config.updates)), strict=True)
+            metrics["loss/query"], metrics["grad/norm"] = (float(torch.stack(values).mean()) for values in (losses, norms))
             metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         self.iteration += 1
         return metrics
 
     @timed("update")
     @torch.no_grad()
-    def _update(self) -> tuple[float, float]:
+    def _update(self) -> tuple[Tensor, Tensor]:
         """Update every network on its own minibatch; returns the mean loss and the mean gradient norm."""
         config, learner, params = self.config, self.learner, detached(self.params)
         experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"])
-        batch = vmap(learner.prepare)(params, self.target_params, experience)
-        gradients, losses = vmap(grad_and_value(learner.loss))(params, batch)
+        batch = prepare_each(learner, params, self.target_params, experience)
+        gradients, losses = loss_gradients(learner, params, list(params), batch)
         gradients, norms = clip_rows(gradients, config.clip)
         for name, weight in self.params.items():
             weight.grad = gradients[name]
@@ -117,7 +124,7 @@ class IndependentDQN(Algorithm):
         self.updates += 1
         if self.updates % config.target.every == 0:
             follow(self.target_params, self.params, config.target.polyak)
-        return float(losses.mean()), float(norms.mean())
+        return losses.mean(), norms.mean()
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Fine-tune the trained networks on the training tasks, and fresh networks on any other tasks."""

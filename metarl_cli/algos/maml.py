@@ -33,7 +33,6 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.func import grad_and_value, vmap
 from typing_extensions import override
 
 from metarl_cli.adaptation.gradient import (
@@ -45,6 +44,9 @@ from metarl_cli.adaptation.gradient import (
     initial_rates,
     inner_step,
     load_network_policy,
+    loss_each,
+    loss_gradients,
+    prepare_each,
 )
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
@@ -132,7 +134,7 @@ class MAML(Algorithm):
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
         self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
-        self.optimizer = torch.optim.Adam([v.requires_grad_() for v in self._learned()], lr=config.outer.lr)
+        self.optimizer = torch.optim.Adam([v.requires_grad_() for v in self._learned()], lr=config.outer.lr, fused=True)
         self.env: Env = self.family.make(self.task, config.query.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.query.capacity, context.device)
         self.iteration = self.env_steps = 0
@@ -223,8 +225,8 @@ class MAML(Algorithm):
         losses = []
         for params in scored:
             with torch.no_grad():
-                batch = vmap(self.learner.prepare)(params, target_params, query)
-            losses.append(vmap(self.learner.loss)(params, batch).mean())
+                batch = prepare_each(self.learner, params, target_params, query)
+            losses.append(loss_each(self.learner, params, batch).mean())
         return torch.stack(losses).mean()
 
     def meta_gradient(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
@@ -238,8 +240,8 @@ class MAML(Algorithm):
     def _reptile(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         """Compute Reptile's gradient, theta - mean theta_i, where the query provides the last inner step of theta_i."""
         path = list(self.adapted(self.meta, supports, len(query.reward)))
-        batch = vmap(self.learner.prepare)(path[-1], self._target_params(self.slow, supports, query), query)
-        gradients, losses = vmap(grad_and_value(self.learner.loss))(path[-1], batch)
+        batch = prepare_each(self.learner, path[-1], self._target_params(self.slow, supports, query), query)
+        gradients, losses = loss_gradients(self.learner, path[-1], list(path[-1]), batch)
         rates = self.meta["rates"]
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
         return losses.mean(), [v - moved[k].mean(0) for k, v in self.meta["init"].items()]

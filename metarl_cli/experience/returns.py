@@ -1,4 +1,4 @@
-"""Returns and advantages along trajectories, written for one task."""
+"""Returns and advantages along trajectories."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ class ReturnsConfig(StrictModel):
 def lambda_returns(
     reward: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float | Tensor, lambda_: float
 ) -> Tensor:
-    """Compute Q(lambda) targets ``[T, N]``; ``next_value [T, N]`` is the bootstrap value of the true successor.
+    """Compute Q(lambda) targets ``[..., T, N]``; ``next_value [..., T, N]`` is the bootstrap value of the true successor.
+
+    ``gamma`` is one discount, or one for each task, ``[..., 1, 1]``.
 
     ``G_t = r_t + gamma * (1 - terminated_t) * ((1 - lambda) * V_{t+1} + lambda * G_{t+1})``, where ``G_{t+1}`` is ``V_{t+1}``
     itself at the end of a trajectory or of the data (Peng and Williams 1996; Sutton and Barto 2018, section 12.8).
     lambda=0 is the one-step target of DQN, lambda=1 the Monte-Carlo return. The sum is one product instead of a loop over
     time: G = W u with W[t, j] = (gamma*lambda)^(j-t) for j >= t in the same trajectory.
     """
-    steps = reward.shape[0]
+    steps = reward.shape[-2]
     discount = gamma * (~terminated).to(reward.dtype)
     if lambda_ == 0 or steps == 1:
         return reward + discount * next_value
     last = ended.clone()
-    last[-1] = True
+    last[..., -1, :] = True
     share = torch.where(last, 1.0, 1.0 - lambda_)  # weight of the bootstrap value
-    u = reward + discount * share * next_value  # [T, N]
+    u = reward + discount * share * next_value  # [..., T, N]
     index = torch.arange(steps, device=reward.device)
     distance = (index[None, :] - index[:, None]).to(reward.dtype)  # [T, T]
     power = torch.where(distance >= 0, (gamma * lambda_) ** distance.clamp(min=0), 0.0)
-    trajectory = ended.long().cumsum(0) - ended.long()  # [T, N] number of trajectories that ended before
-    same = trajectory[:, None] == trajectory[None, :]  # [T, T, N]
-    return torch.einsum("tj,tjn,jn->tn", power, same.to(reward.dtype), u)
+    trajectory = ended.long().cumsum(-2) - ended.long()  # [..., T, N] number of trajectories that ended before
+    same = trajectory[..., :, None, :] == trajectory[..., None, :, :]  # [..., T, T, N]
+    return torch.einsum("...tj,...tjn,...jn->...tn", power, same.to(reward.dtype), u)
 
 
 def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma: float, lambda_: float) -> Tensor:

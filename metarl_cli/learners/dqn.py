@@ -1,4 +1,4 @@
-"""DQN: Q-learning with a network (Mnih 2015, doi:10.1038/nature14236), as pure functions of the weights of ONE task.
+"""DQN: Q-learning with a network (Mnih 2015, doi:10.1038/nature14236), as pure functions of the weights of one task or of many.
 
     y = r + gamma * (1 - terminated) * max_a' Q_target(s', a')         loss = mean (Q(s, a) - y)^2, or Huber
 
@@ -26,7 +26,6 @@ from metarl_cli.interfaces import Batch, Layers, Params, Transitions
 from metarl_cli.interfaces import Learner as Base
 from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
-from metarl_cli.progress import timed
 from metarl_cli.spaces import Choices, Spec
 
 
@@ -50,6 +49,7 @@ class DQN(Base):
     """
 
     actions: Choices
+    stacked = True
 
     def __init__(self, config: Config, spec: Spec):
         self.config, self.spec = config, spec
@@ -73,11 +73,10 @@ class DQN(Base):
         return q if legal is None else q.masked_fill(~legal, -torch.inf)
 
     @override
-    @timed("targets")
     def prepare(
         self, params: Params, slow: Params, batch: Transitions, gamma: float | Tensor | None = None, lambda_: float = 0.0
     ) -> Batch:
-        """Compute the targets ``target [T, N]`` of Q(s, a): one-step targets, or Q(lambda) for ``lambda_`` above 0.
+        """Compute the targets ``target [..., T, N]`` of Q(s, a): one-step targets, or Q(lambda) for ``lambda_`` above 0.
 
         DQN holds targets fixed: they are constants in ``loss``. They are differentiable in ``slow``, so that a meta-gradient
         includes their dependence on the initialisation.
@@ -85,17 +84,17 @@ class DQN(Base):
         q = self.network(slow, batch.next_obs)
         chooser = self.network(params, batch.next_obs) if self.config.double and params is not slow else q
         value = self.actions.value(q, self._allowed(chooser, batch.next_obs).argmax(-1))
-        reward, discount = batch.reward * self.config.reward_scale, self.config.gamma if gamma is None else gamma
+        discount = self.config.gamma if gamma is None else gamma[..., None, None] if isinstance(gamma, Tensor) else gamma
+        reward = batch.reward * self.config.reward_scale
         return Batch(batch, {"target": lambda_returns(reward, value, batch.terminated, batch.ended, discount, lambda_)})
 
     @override
-    @timed("loss")
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        """Return the mean loss over the experience of one task."""
+        """Return the mean loss over the experience of each task, ``[...]``."""
         experience, target = batch.experience, batch.signal["target"]
         q = self.actions.value(self.network(params, experience.obs), self.actions.index(experience.action))
         error = F.huber_loss(q, target, reduction="none") if self.config.loss == "huber" else (q - target).square()
-        return (error * experience.weight).sum() / experience.weight.sum()
+        return (error * experience.weight).sum((-2, -1)) / experience.weight.sum((-2, -1))
 
 
 Learner = DQN

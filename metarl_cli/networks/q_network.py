@@ -105,14 +105,16 @@ class QNetwork:
     def __call__(self, params: Params, obs: Tensor) -> Tensor:
         """Return the values ``[..., *outputs]`` of observations ``[..., *obs_shape]``; bytes are pixels, 0 to 255.
 
-        For R stacked networks ``[R, ...]``, each with its own observations ``[R, N, *obs_shape]``, a layer is one batched
+        For R stacked networks ``[R, ...]``, each with its own observations ``[R, ..., *obs_shape]``, a layer is one batched
         product: several times as fast as vmap for small networks.
         """
         if params["head.weight"].dim() == 2:
             return self._forward(params, obs)
         if self.config.convolutions:
             return vmap(self._forward)(params, obs)
-        return self._forward({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, obs)
+        rows = obs.reshape(len(obs), -1, *self.obs_shape)
+        values = self._forward({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, rows)
+        return values.reshape(*obs.shape[: obs.dim() - len(self.obs_shape)], *self.outputs)
 
     def _forward(self, params: Params, obs: Tensor) -> Tensor:
         """Return the values of one network, or of R networks whose biases have the leading axes ``[R, 1]``."""

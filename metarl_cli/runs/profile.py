@@ -7,8 +7,11 @@ slower than they are. The iterations after those are recorded by ``torch.profile
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,20 +155,35 @@ class Profiler:
 
     def _report(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            written = Path(folder) / TRACE
+            written = Path(folder) / "trace.json"
             self.profiler.export_chrome_trace(str(written))
-            write_whole(self.folder / TRACE, written.read_bytes())
-        parts = self.timer.parts(TIMED)
-        seconds, traced = self.seconds / TIMED, self.traced / TRACED
-        self.report(Profile(self.first, seconds, parts, self._operators(), traced, self.folder / TRACE))
+            content = written.read_bytes()
+        write_whole(self.folder / TRACE, gzip.compress(content, 1))
+        ran = "kernel" if self.cuda else "cpu_op"
+        operators = costliest([event for event in json.loads(content)["traceEvents"] if event.get("cat") == ran])
+        parts, seconds, traced = self.timer.parts(TIMED), self.seconds / TIMED, self.traced / TRACED
+        self.report(Profile(self.first, seconds, parts, operators, traced, self.folder / TRACE))
 
-    def _operators(self) -> list[Part]:
-        def spent(event: Any) -> float:
-            return float(event.self_device_time_total if self.cuda else event.self_cpu_time_total) * 1e-6
 
-        events = [e for e in self.profiler.key_averages() if not e.is_user_annotation]
-        events = sorted(events, key=lambda e: -spent(e))[:OPERATORS]
-        return [Part(e.key, 0, e.count / TRACED, spent(e) / TRACED) for e in events]
+def costliest(events: list[dict[str, Any]]) -> list[Part]:
+    """Return the operators of a trace that cost most, per traced iteration, each without the operators within it.
+
+    Args:
+        events: of a Chrome trace; ``ts`` and ``dur`` in microseconds.
+    """
+    totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # calls and seconds
+    open_events: dict[Any, list[dict[str, Any]]] = defaultdict(list)  # of each thread, from the outermost
+    for event in sorted(events, key=lambda event: (event["ts"], -event["dur"])):
+        around = open_events[event["tid"]]
+        while around and around[-1]["ts"] + around[-1]["dur"] <= event["ts"]:
+            around.pop()
+        if around:
+            totals[around[-1]["name"]][1] -= event["dur"] * 1e-6
+        around.append(event)
+        totals[event["name"]][0] += 1
+        totals[event["name"]][1] += event["dur"] * 1e-6
+    parts = [Part(name, 0, calls / TRACED, seconds / TRACED) for name, (calls, seconds) in totals.items()]
+    return sorted(parts, key=lambda part: -part.seconds)[:OPERATORS]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from metarl_cli.progress import timed, timing
 from metarl_cli.runs.build import build
 from metarl_cli.runs.folder import default_name
 from metarl_cli.runs.loop import Listener, train
-from metarl_cli.runs.profile import TIMED, TRACE, TRACED, Profile, Profiler, Timer
+from metarl_cli.runs.profile import TIMED, TRACE, TRACED, Profile, Profiler, Timer, costliest
 
 PARTS = {  # of every algorithm here, and of each
     "maml_dqn": {"outer update", "inner step", "inner gradient", "target networks", "backward", "sampling from replay"},
@@ -83,6 +83,14 @@ def test_the_time_of_a_part_is_in_those_around_it():
     assert [part[:3] for part in (first, second, alone)] == [("outer", 0, 1), ("inner", 1, 2), ("inner", 0, 0.5)]
     assert first.seconds >= second.seconds >= 2 * 0.01
     assert alone.seconds >= 0.5 * 0.01
+
+
+def test_an_operator_costs_what_those_within_it_leave():
+    spans = [("mm", 0, 9), ("copy", 1, 2), ("copy", 4, 4), ("fill", 5, 1), ("mm", 9, 3)]  # name, start, duration [us]
+    events = [{"name": name, "ts": start, "dur": duration, "tid": 1} for name, start, duration in spans]
+    other = {"name": "fill", "ts": 0, "dur": 20, "tid": 2}  # in a thread of its own
+    found = {part.name: (part.calls * TRACED, round(part.seconds * TRACED * 1e6)) for part in costliest([*events, other])}
+    assert found == {"mm": (2, 6), "copy": (2, 5), "fill": (2, 21)}
 
 
 def test_a_profile_needs_iterations(tmp_path):

@@ -21,9 +21,8 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.func import vmap
 
-from metarl_cli.adaptation.gradient import NetworkPolicy, adapted_names, loss_gradients
+from metarl_cli.adaptation.gradient import NetworkPolicy, adapted_names, loss_gradients, prepare_each
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.evolution.interfaces import Traits
@@ -180,8 +179,8 @@ class Life:
         index = torch.arange(config.largest_batch, device=experience.weight.device)
         in_batch = index < hyper["batch"].round().clamp(min=1)[:, None, None]
         experience = experience._replace(weight=experience.weight * in_batch)
-        batch = vmap(lifetime.learner.prepare)(self.params, self.target, experience, hyper["gamma"].expand(self.rows))
-        gradients = loss_gradients(lifetime.learner, self.params, adapted_names(self.params, "all"), batch)
+        batch = prepare_each(lifetime.learner, self.params, self.target, experience, hyper["gamma"].expand(self.rows))
+        gradients, _ = loss_gradients(lifetime.learner, self.params, adapted_names(self.params, "all"), batch)
         gradients, _ = clip_rows(gradients, config.clip)
         progress = min(self.progress, 1.0)
         steps = rates(hyper["lr"], self.traits.get("rates"), gradients, progress)
