@@ -29,7 +29,7 @@ from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import linear
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, num_tasks
 from metarl_cli.networks.optimizers import clip_rows
-from metarl_cli.networks.stacked import detached, fresh, load_params
+from metarl_cli.networks.stacked import flatten, fresh, load_params, unflatten
 from metarl_cli.networks.target import TargetConfig, follow
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
@@ -82,10 +82,10 @@ class IndependentDQN(Algorithm):
         self.rng = Streams(context.seed, "init", "query", "exploration", "minibatch", device=context.device)
         self.task = self.family.sample_tasks(config.tasks, "train", numpy_rng(context.seed, "tasks", "train"))
         networks = fresh(self.learner, config.tasks, self.rng["init"])
-        self.params = {name: value.requires_grad_() for name, value in networks.items()}  # [M, ...]
-        self.target_params = {name: value.detach().clone() for name, value in networks.items()}
-        # elementwise, so that rows stay independent
-        self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.lr, fused=True)
+        self.flat = flatten(networks)  # [M, n] all weights, so that each part of an update is one operation
+        self.params = unflatten(self.flat, networks)  # [M, ...]
+        self.target_params = {name: value.clone() for name, value in networks.items()}
+        self.optimizer = torch.optim.Adam([self.flat], lr=config.lr, fused=True)  # elementwise, so rows stay independent
         self.env = self.family.make(self.task, config.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.capacity, context.device)
         self.rows = torch.arange(config.tasks, device=context.device)
@@ -113,13 +113,11 @@ class IndependentDQN(Algorithm):
     @torch.no_grad()
     def _update(self) -> tuple[Tensor, Tensor]:
         """Update every network on its own minibatch; returns the mean loss and the mean gradient norm."""
-        config, learner, params = self.config, self.learner, detached(self.params)
+        config, learner, params = self.config, self.learner, self.params
         experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"])
         batch = prepare_each(learner, params, self.target_params, experience)
         gradients, losses = loss_gradients(learner, params, list(params), batch)
-        gradients, norms = clip_rows(gradients, config.clip)
-        for name, weight in self.params.items():
-            weight.grad = gradients[name]
+        self.flat.grad, norms = clip_rows(flatten(gradients), config.clip)
         self.optimizer.step()
         self.updates += 1
         if self.updates % config.target.every == 0:
@@ -129,7 +127,7 @@ class IndependentDQN(Algorithm):
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Fine-tune the trained networks on the training tasks, and fresh networks on any other tasks."""
         if task is self.task:
-            return self._fine_tune(detached(self.params), task, budget, rng, family)
+            return self._fine_tune(self.params, task, budget, rng, family)
         return self._fine_tune(fresh(self.learner, num_tasks(task), rng), task, budget, rng, family)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
@@ -148,7 +146,7 @@ class IndependentDQN(Algorithm):
 
     @override
     def weights(self) -> State:
-        return {"params": detached(self.params)}
+        return {"params": {name: value.clone() for name, value in self.params.items()}}
 
     @override
     def load_weights(self, state: State) -> None:

@@ -58,7 +58,9 @@ class Replay:
         """Draw ``size`` transitions of each task in ``tasks [m]``, uniformly with replacement -> ``[m, 1, size, ...]``."""
         assert self.data is not None, "the replay is empty"
         index = torch.randint(len(self), (len(tasks), size), generator=rng, device=tasks.device)
-        return Transitions(*(x[tasks[:, None], index][:, None] for x in self.data))
+        places = (index + tasks[:, None] * self.capacity).flatten()
+        shape = len(tasks), 1, size
+        return Transitions(*(x.flatten(0, 1).index_select(0, places).view(*shape, *x.shape[2:]) for x in self.data))
 
     def select_rows(self, tasks: Tensor) -> None:
         """Replace the content by copies of the rows ``tasks [M]``."""

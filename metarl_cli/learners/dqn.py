@@ -94,7 +94,8 @@ class DQN(Base):
         experience, target = batch.experience, batch.signal["target"]
         q = self.actions.value(self.network(params, experience.obs), self.actions.index(experience.action))
         error = F.huber_loss(q, target, reduction="none") if self.config.loss == "huber" else (q - target).square()
-        return (error * experience.weight).sum((-2, -1)) / experience.weight.sum((-2, -1))
+        weight = experience.weight
+        return (error * (weight / weight.sum((-2, -1), keepdim=True))).sum((-2, -1))
 
 
 Learner = DQN

@@ -171,8 +171,7 @@ def backward(loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, weights))
 
 
-def clip_rows(gradients: Params, largest: float) -> tuple[Params, Tensor]:
-    """Clip each row's gradient ``[R, ...]`` to the norm ``largest``; also return the norms ``[R]`` before clipping."""
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
-    shrink = (largest / norms.clamp(min=1e-12)).clamp(max=1.0)
-    return {name: g * broadcast_rows(shrink, g) for name, g in gradients.items()}, norms
+def clip_rows(gradients: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """Clip each row's gradient, ``[R, n]``, to the norm ``largest``; also return the norms ``[R]`` before clipping."""
+    norms = torch.linalg.vector_norm(gradients, dim=1)
+    return gradients * (largest / norms.clamp(min=1e-12)).clamp(max=1.0)[:, None], norms

@@ -112,9 +112,7 @@ class QNetwork:
             return self._forward(params, obs)
         if self.config.convolutions:
             return vmap(self._forward)(params, obs)
-        rows = obs.reshape(len(obs), -1, *self.obs_shape)
-        values = self._forward({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, rows)
-        return values.reshape(*obs.shape[: obs.dim() - len(self.obs_shape)], *self.outputs)
+        return self._forward({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, obs)
 
     def _forward(self, params: Params, obs: Tensor) -> Tensor:
         """Return the values of one network, or of R networks whose biases have the leading axes ``[R, 1]``."""
@@ -127,15 +125,15 @@ class QNetwork:
             for i, c in enumerate(self.config.convolutions):
                 weight, bias = params[f"convolution.{i}.weight"], params[f"convolution.{i}.bias"]
                 x = self.activation(F.conv2d(x, weight, bias, stride=c.stride))
-        x = x.reshape(*leading, self.features)
+        stacked = params["head.weight"].dim() == 3
+        x = x.reshape(len(x), -1, self.features) if stacked else x.reshape(*leading, self.features)
         if self.config.context:
             x = torch.cat([x, params["context"].expand(*x.shape[:-1], -1)], -1)
         for i, units in enumerate(self.config.hidden):
             below = x
             x = _linear(x, params[f"hidden.{i}.weight"], params[f"hidden.{i}.bias"])
             if self.config.layer_norm:
-                # scale and shift stay outside F.layer_norm: within vmap(grad(...)) the second derivative of its own
-                # affine form is wrong (torch 2.13; by a third in a small case), which would make the meta-gradient wrong
+                # scale and shift stay outside F.layer_norm, which takes one of each for all networks
                 x = F.layer_norm(x, (units,)) * params[f"hidden.{i}.scale"] + params[f"hidden.{i}.shift"]
             x = self._activate(params, i, x, below)
         q = _linear(x, params["head.weight"], params["head.bias"]).reshape(*leading, *self.outputs)

@@ -42,6 +42,17 @@ def select_rows(params: Params, rows: Tensor) -> Params:
     return {name: value[rows] for name, value in params.items()}
 
 
+def flatten(params: Params) -> Tensor:
+    """Join the weights ``[R, ...]`` of each row to one vector, ``[R, n]``."""
+    return torch.cat([value.flatten(1) for value in params.values()], 1)
+
+
+def unflatten(flat: Tensor, like: Params) -> Params:
+    """Return the parts of ``flat [R, n]`` as weights of the names and shapes of ``like``: views, so they change together."""
+    parts = torch.split(flat, [value[0].numel() for value in like.values()], 1)
+    return {name: part.view(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
 def broadcast_rows(values: Tensor, target: Tensor) -> Tensor:
     """Reshape one value per row ``[R]`` so that it broadcasts against ``target [R, ...]``."""
     return values.reshape(-1, *[1] * (target.dim() - 1))

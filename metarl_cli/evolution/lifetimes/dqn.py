@@ -33,7 +33,7 @@ from metarl_cli.experience.rollout import collect
 from metarl_cli.interfaces import Family, Learner, Params, State, Task, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned, clip_rows
 from metarl_cli.networks.q_network import grow, in_structure
-from metarl_cli.networks.stacked import broadcast_rows, repeat_per_task, select_rows, to_device
+from metarl_cli.networks.stacked import broadcast_rows, flatten, repeat_per_task, select_rows, to_device, unflatten
 from metarl_cli.progress import timed
 
 
@@ -181,7 +181,7 @@ class Life:
         experience = experience._replace(weight=experience.weight * in_batch)
         batch = prepare_each(lifetime.learner, self.params, self.target, experience, hyper["gamma"].expand(self.rows))
         gradients, _ = loss_gradients(lifetime.learner, self.params, adapted_names(self.params, "all"), batch)
-        gradients, _ = clip_rows(gradients, config.clip)
+        gradients = unflatten(clip_rows(flatten(gradients), config.clip)[0], gradients)
         progress = min(self.progress, 1.0)
         steps = rates(hyper["lr"], self.traits.get("rates"), gradients, progress)
         self.params = self.optimizer.step(self.params, gradients, steps, progress)
