@@ -160,6 +160,10 @@ class Family(ABC):
             render: whether the first environment of the first task will be drawn.
         """
 
+    def compile(self) -> None:
+        """Compile what runs often, where the family can."""
+        return
+
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
         return None
@@ -316,6 +320,7 @@ class Context(NamedTuple):
     iterations: int  # of the whole run, for the schedules
     seed: int  # of the run; every random stream derives from it by name
     device: torch.device
+    compile: bool = False  # whether hot functions are compiled
 
 
 class Algorithm(ABC):

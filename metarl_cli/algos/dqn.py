@@ -21,13 +21,14 @@ from metarl_cli.adaptation.gradient import (
     loss_gradients,
     prepare_each,
 )
+from metarl_cli.compiling import compiled
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import linear
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, num_tasks
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, Transitions, num_tasks
 from metarl_cli.networks.optimizers import clip_rows
 from metarl_cli.networks.stacked import flatten, fresh, load_params, unflatten
 from metarl_cli.networks.target import TargetConfig, follow
@@ -89,6 +90,7 @@ class IndependentDQN(Algorithm):
         self.env = self.family.make(self.task, config.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.capacity, context.device)
         self.rows = torch.arange(config.tasks, device=context.device)
+        self.gradient = compiled(self._gradient, "the gradient of dqn", context.compile)
         self.iteration = self.updates = self.env_steps = 0
 
     def train_step(self) -> dict[str, float]:
@@ -113,16 +115,21 @@ class IndependentDQN(Algorithm):
     @torch.no_grad()
     def _update(self) -> tuple[Tensor, Tensor]:
         """Update every network on its own minibatch; returns the mean loss and the mean gradient norm."""
-        config, learner, params = self.config, self.learner, self.params
+        config = self.config
         experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"])
-        batch = prepare_each(learner, params, self.target_params, experience)
-        gradients, losses = loss_gradients(learner, params, list(params), batch)
-        self.flat.grad, norms = clip_rows(flatten(gradients), config.clip)
+        self.flat.grad, loss, norm = self.gradient(self.params, self.target_params, experience)
         self.optimizer.step()
         self.updates += 1
         if self.updates % config.target.every == 0:
             follow(self.target_params, self.params, config.target.polyak)
-        return losses.mean(), norms.mean()
+        return loss, norm
+
+    def _gradient(self, params: Params, slow: Params, experience: Transitions) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the clipped gradients ``[M, n]``; returns the mean loss and the mean norm before clipping too."""
+        batch = prepare_each(self.learner, params, slow, experience)
+        gradients, losses = loss_gradients(self.learner, params, list(params), batch)
+        clipped, norms = clip_rows(flatten(gradients), self.config.clip)
+        return clipped, losses.mean(), norms.mean()
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Fine-tune the trained networks on the training tasks, and fresh networks on any other tasks."""

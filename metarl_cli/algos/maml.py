@@ -48,6 +48,7 @@ from metarl_cli.adaptation.gradient import (
     loss_gradients,
     prepare_each,
 )
+from metarl_cli.compiling import compiled
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
@@ -134,14 +135,17 @@ class MAML(Algorithm):
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
         self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
-        self.optimizer = torch.optim.Adam([v.requires_grad_() for v in self._learned()], lr=config.outer.lr, fused=True)
+        self.optimizer = torch.optim.Adam(
+            [v.requires_grad_() for v in self._learned(self.meta)], lr=config.outer.lr, fused=True
+        )
         self.env: Env = self.family.make(self.task, config.query.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.query.capacity, context.device)
+        self.gradient = compiled(self._gradient, "the meta-gradient", context.compile)
         self.iteration = self.env_steps = 0
 
-    def _learned(self) -> list[Tensor]:
+    def _learned(self, meta: Meta) -> list[Tensor]:
         """Return the tensors that the outer optimiser updates."""
-        return [v for group in self.learned_groups for v in self.meta[group].values()]
+        return [v for group in self.learned_groups for v in meta[group].values()]
 
     # -- one meta-iteration
 
@@ -190,7 +194,7 @@ class MAML(Algorithm):
         """Take one step of the outer optimiser; returns the query loss and the norm of the meta-gradient."""
         outer = self.config.outer
         loss, gradients = self.meta_gradient(supports, query)
-        weights = self._learned()
+        weights = self._learned(self.meta)
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(weights, outer.clip)
@@ -231,20 +235,23 @@ class MAML(Algorithm):
 
     def meta_gradient(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         """Compute the query loss and the gradient of each learned tensor: ``init``, then ``rates`` if they are learned."""
+        return self.gradient(self.meta, self.slow, supports, query)
+
+    def _gradient(self, meta: Meta, slow: Meta, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         if self.config.outer.rule == "reptile":
-            return self._reptile(supports, query)
-        loss = self.meta_loss(self.meta, self.slow, supports, query)
-        return loss, backward(loss, self._learned())
+            return self._reptile(meta, slow, supports, query)
+        loss = self.meta_loss(meta, slow, supports, query)
+        return loss, backward(loss, self._learned(meta))
 
     @torch.no_grad()
-    def _reptile(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
+    def _reptile(self, meta: Meta, slow: Meta, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         """Compute Reptile's gradient, theta - mean theta_i, where the query provides the last inner step of theta_i."""
-        path = list(self.adapted(self.meta, supports, len(query.reward)))
-        batch = prepare_each(self.learner, path[-1], self._target_params(self.slow, supports, query), query)
+        path = list(self.adapted(meta, supports, len(query.reward)))
+        batch = prepare_each(self.learner, path[-1], self._target_params(slow, supports, query), query)
         gradients, losses = loss_gradients(self.learner, path[-1], list(path[-1]), batch)
-        rates = self.meta["rates"]
+        rates = meta["rates"]
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
-        return losses.mean(), [v - moved[k].mean(0) for k, v in self.meta["init"].items()]
+        return losses.mean(), [v - moved[k].mean(0) for k, v in meta["init"].items()]
 
     # -- adaptation
 

@@ -63,10 +63,14 @@ class Terminal(Listener):
         text = f"going on from iteration {iteration} of {iterations}: {folder}" if iteration else f"new run folder: {folder}"
         self.console.print(text, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, soft_wrap=True)
+
     @contextmanager
     @override
     def training(self) -> Iterator[None]:
-        with self.bar, listening(self.bar.report):
+        with self.bar, listening(self.bar.report, self.note):
             yield
 
     @override
@@ -117,7 +121,7 @@ class Bar:
         self.console, self.total, self.first, self.done = console, total, done, done
         self.numbers: dict[str, float] = {}
         self.text = ""
-        self.began = self.printed = time.monotonic()
+        self.began, self.printed = time.monotonic(), -math.inf  # the first line is printed at once
         columns = (
             TextColumn("training"),
             BarColumn(),

@@ -6,6 +6,7 @@ A family gives its physics as pure functions: ``initial_state``, ``dynamics``, `
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -14,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.compiling import compiled
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, State, Step, Task, device_of, dtype_of, num_tasks
@@ -30,6 +32,7 @@ class NativeFamily(ParametricFamily):
     """A distribution of tasks over native physics."""
 
     stochastic = False  # whether ``dynamics`` draws random numbers
+    _code: Callable[[Tensor, Tensor, Task], tuple[Tensor, Tensor, Tensor]] | None = None  # of ``dynamics``
 
     # -- the physics, given by the family
 
@@ -63,6 +66,19 @@ class NativeFamily(ParametricFamily):
         """
         raise UserError(f"{type(self).__name__} cannot be drawn: it has no method render")
 
+    # -- what the environments use
+
+    def simulate(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Simulate one step: ``dynamics``, or its compiled code."""
+        return self.dynamics(state, action, task, rng) if self._code is None else self._code(state, action, task)
+
+    @override
+    def compile(self) -> None:
+        unused = torch.Generator()
+        if not self.stochastic:
+            what = f"the dynamics of {type(self).__name__}"
+            self._code = compiled(lambda state, action, task: self.dynamics(state, action, task, unused), what, True, True)
+
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:
         return NativeEnv(self, task, num_envs, rng)
@@ -86,7 +102,7 @@ class NativeEnv(Env):
     def step(self, action: Tensor) -> Step:
         drew = f"the dynamics of {type(self.family).__name__} draw random numbers: set stochastic = True in the class"
         with nullcontext() if self.family.stochastic else without_draws(self.rng, drew):
-            state, reward, terminated = self.family.dynamics(self.state, action, self.task, self.rng)
+            state, reward, terminated = self.family.simulate(self.state, action, self.task, self.rng)
         self.clock = self.clock + 1
         truncated = self.clock >= self.family.spec.horizon
         ended = terminated | truncated

@@ -47,9 +47,11 @@ def build(config: TrainConfig) -> Components:
     env, algo = config.env, config.algo
     on_cpu = env.instance is not None and device.type == "cpu"
     family: Family = env.instance if on_cpu else env.module.Family(env.config, device)
+    if config.hardware.compile:
+        family.compile()
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
-        context = Context(family, learner, config.train.iterations, config.seed, device)
+        context = Context(family, learner, config.train.iterations, config.seed, device, config.hardware.compile)
         algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
         raise ConfigError(Problem("algo", str(error))) from error

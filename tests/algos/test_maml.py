@@ -67,7 +67,7 @@ def per_task_loop(algo, supports, query):
             batch = learner.prepare(params, {k: v.detach() for k, v in last.items()}, one)
             scored = len(path) - 1 if config.outer.every_step else 1
             total = total + learner.loss(params, batch) / config.tasks / scored
-    return total, torch.autograd.grad(total, algo._learned())
+    return total, torch.autograd.grad(total, algo._learned(algo.meta))
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -111,7 +111,7 @@ def test_meta_gradient_equals_finite_differences(steps, float64):
     # distinct rewards: otherwise every support says the same
     supports = [s._replace(reward=torch.randn(s.reward.shape, generator=noise)) for s in supports]
     gradients = algo.meta_gradient(supports, query)[1]
-    weights = algo._learned()
+    weights = algo._learned(algo.meta)
     for seed in range(5):
         rng = torch_rng(seed, "direction")
         direction = [torch.randn(w.shape, generator=rng) for w in weights]
