@@ -10,6 +10,9 @@ A traced function must read every tensor that changes from its arguments; it mus
 from __future__ import annotations
 
 import functools
+import os
+import shutil
+import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -25,6 +28,15 @@ from metarl_cli.progress import note, report, timed
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether there is a C++ compiler, for code of the CPU; says so in one line where there is none."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    found = device.type != "cpu" or shutil.which(compiler) is not None
+    if not found:
+        note(f"hardware.compile: there is no C++ compiler ({compiler}); everything runs uncompiled")
+    return found
 
 
 def compiled(
@@ -164,8 +176,6 @@ def _reason(error: BaseException) -> str:
     while error not in chain:
         chain.append(error)
         error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__ or error
-    if any(type(each).__name__ == "InvalidCxxCompiler" for each in chain):
-        return "there is no C++ compiler (g++ or clang++)"
     if isinstance(chain[-1], Untraceable):
         return str(chain[-1])
     lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()] or [""]

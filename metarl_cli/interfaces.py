@@ -73,6 +73,10 @@ class Transitions(NamedTuple):
     ended: Tensor
     weight: Tensor
 
+    def rows(self, tasks: Tensor | slice) -> Transitions:
+        """Select the experience of some tasks."""
+        return Transitions(*(x[tasks] for x in self))
+
     def summary(self) -> dict[str, float]:
         """Return the metrics of collected experience."""
         steps = self.reward.numel()

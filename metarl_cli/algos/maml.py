@@ -28,7 +28,7 @@ collection), and the query is replayed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -49,7 +49,7 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
 )
 from metarl_cli.compiling import compiled
-from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
@@ -79,6 +79,9 @@ class OuterConfig(StrictModel):
     rule: Literal["maml", "reptile"] = Field(description="outer gradient: of the query loss, or the displacement by adaptation")
     updates: int = Field(gt=0, description="outer updates per iteration")
     tasks: int = Field(gt=0, description="tasks per outer update")
+    chunk: Annotated[int | None, Operational()] = Field(
+        gt=0, description="tasks whose part of the meta-gradient is computed together, to bound memory; none: all"
+    )
     batch: int = Field(gt=0, description="query transitions per task and update")
     lr: float = Field(gt=0, description="Adam's learning rate")
     final_lr: float = Field(ge=0, description="final learning rate, as a share of lr (cosine over the run)")
@@ -160,7 +163,7 @@ class MAML(Algorithm):
             order = torch.randperm(config.tasks, generator=self.rng["minibatch"], device=self.rng["minibatch"].device)
             rows = order[: config.outer.tasks]
             query = self.replay.sample(rows, config.outer.batch, self.rng["minibatch"])
-            loss, norm = self._update([Transitions(*(x[rows] for x in s)) for s in supports], query)
+            loss, norm = self._update([support.rows(rows) for support in supports], query)
             losses.append(loss)
             norms.append(norm)
         self.iteration += 1
@@ -235,7 +238,18 @@ class MAML(Algorithm):
 
     def meta_gradient(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         """Compute the query loss and the gradient of each learned tensor: ``init``, then ``rates`` if they are learned."""
-        return self.gradient(self.meta, self.slow, supports, query)
+        total = len(query.reward)
+        chunk = self.config.outer.chunk or total
+        if chunk >= total:
+            return self.gradient(self.meta, self.slow, supports, query)
+        loss, gradients = query.reward.new_zeros(()), [torch.zeros_like(v) for v in self._learned(self.meta)]
+        for rows in (slice(start, start + chunk) for start in range(0, total, chunk)):
+            part = query.rows(rows)
+            own_loss, own = self.gradient(self.meta, self.slow, [support.rows(rows) for support in supports], part)
+            share = len(part.reward) / total
+            loss += own_loss.detach() * share
+            torch._foreach_add_(gradients, own, alpha=share)
+        return loss, gradients
 
     def _gradient(self, meta: Meta, slow: Meta, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         if self.config.outer.rule == "reptile":

@@ -30,6 +30,7 @@ WARMUP = 10  # iterations before the profile, if so many are left: memory, cache
 TIMED = 5  # iterations whose parts are timed
 TRACED = 2  # iterations that torch's profiler records
 OPERATORS = 10  # rows of torch's operators
+WIDEST = 44  # [characters] of a name in the table
 TRACE = "profile.pt.trace.json.gz"  # the ending by which TensorBoard finds a trace
 
 
@@ -227,7 +228,8 @@ def _table(title: str, heading: str, parts: list[Part], whole: float) -> Table:
     for name in ("calls", "ms", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     for part in parts:
-        table.add_row("  " * part.depth + part.name, f"{part.calls:,.4g}", _ms(part.seconds), f"{part.seconds / whole:.1%}")
+        name = part.name if len(part.name) <= WIDEST else f"{part.name[: WIDEST - 1]}…"  # compiled code has long ones
+        table.add_row("  " * part.depth + name, f"{part.calls:,.4g}", _ms(part.seconds), f"{part.seconds / whole:.1%}")
     return table
 
 
