@@ -62,6 +62,8 @@ def test_the_graph_of_a_derivative_follows_the_weights(name, traced, notes, monk
     monkeypatch.setattr("metarl_cli.envs.native.NativeFamily.compile", lambda self: None)
     plain, fast = train(name)
     assert (len(traced), notes) == (1, [])
+    constants = [getattr(traced[0], node.target) for node in traced[0].graph.nodes if node.op == "get_attr"]
+    assert not {x.data_ptr() for x in constants} & {x.data_ptr() for x in fast}, "weights have to be inputs"
     for a, b in zip(plain, fast, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
