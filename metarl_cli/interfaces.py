@@ -74,6 +74,10 @@ class Transitions(NamedTuple):
     ended: Tensor
     weight: Tensor
 
+    def rows(self, tasks: Tensor | slice) -> Transitions:
+        """Select the experience of some tasks."""
+        return Transitions(*(x[tasks] for x in self))
+
     def summary(self) -> dict[str, float]:
         """Return the metrics of collected experience."""
         steps = self.reward.numel()
@@ -166,6 +170,10 @@ class Family(ABC):
             rng: the generator of everything random in the environments.
             render: whether the first environment of the first task will be drawn.
         """
+
+    def compile(self) -> None:
+        """Compile what runs often, where the family can."""
+        return
 
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
@@ -324,6 +332,7 @@ class Context(NamedTuple):
     seed: int  # of the run; every random stream derives from it by name
     device: torch.device
     processes: Processes = ALONE  # that share a ``train_step``
+    compile: bool = False  # whether hot functions are compiled
 
 
 class Algorithm(ABC):

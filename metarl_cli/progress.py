@@ -1,36 +1,80 @@
-"""Progress reporting: long loops announce their progress; the active display shows it."""
+"""Progress reporting: long loops announce their progress, which the active display shows; the parts of work can be timed."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from rich.console import Console
 
 Item = TypeVar("Item")
+Arguments = ParamSpec("Arguments")
+Timer = Callable[[str], AbstractContextManager[object]]
 PLAIN_EVERY = 10.0  # [s] between progress lines where there is no terminal
 
 _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda text: None)
+_notes: ContextVar[Callable[[str], None]] = ContextVar("notes", default=logging.getLogger("metarl_cli").warning)
+_timer: ContextVar[Timer | None] = ContextVar("timer", default=None)
+
+
+def report(text: str) -> None:
+    """Say what is going on, until something else does."""
+    _listener.get()(text)
+
+
+def note(text: str) -> None:
+    """Say something that the user should know afterwards, too: a line that stays, or a warning in the log of Python."""
+    _notes.get()(text)
 
 
 def track(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     """Iterate over items, reporting ``label 3/total`` before each."""
     for number, item in enumerate(items, 1):
-        _listener.get()(f"{label} {number}/{total}")
+        report(f"{label} {number}/{total}")
         yield item
 
 
 @contextmanager
-def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """Send the progress reported within the block to ``listener``."""
-    token = _listener.set(listener)
+def listening(listener: Callable[[str], None], notes: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Send what is reported within the block to ``listener``, and its notes to ``notes``, if given."""
+    token, token_of_notes = _listener.set(listener), _notes.set(notes or _notes.get())
     try:
         yield
     finally:
         _listener.reset(token)
+        _notes.reset(token_of_notes)
+
+
+def timed(name: str) -> Callable[[Callable[Arguments, Item]], Callable[Arguments, Item]]:
+    """Decorate a function that is the part ``name`` of an iteration, for :func:`timing`; the calls cost nothing without one."""
+
+    def decorate(function: Callable[Arguments, Item]) -> Callable[Arguments, Item]:
+        @functools.wraps(function)
+        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Item:
+            timer = _timer.get()
+            if timer is None:
+                return function(*args, **kwargs)
+            with timer(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+@contextmanager
+def timing(timer: Timer) -> Iterator[None]:
+    """Run each call of a :func:`timed` function within the block in ``timer(name)``."""
+    token = _timer.set(timer)
+    try:
+        yield
+    finally:
+        _timer.reset(token)
 
 
 @contextmanager

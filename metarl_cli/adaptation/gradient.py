@@ -25,6 +25,7 @@ from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Param
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
 from metarl_cli.networks.stacked import first
+from metarl_cli.progress import timed
 
 
 class SupportConfig(StrictModel):
@@ -113,6 +114,7 @@ def initial_rates(params: Params, config: InnerConfig) -> Params:
     return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
 
 
+@timed("targets")
 def prepare_each(
     learner: Learner,
     params: Params,
@@ -129,12 +131,14 @@ def prepare_each(
     return batch
 
 
+@timed("loss")
 def loss_each(learner: Learner, params: Params, batch: Batch) -> Tensor:
     """Compute the loss ``[M]`` of each of M tasks; the first axis of all tensors is M."""
     losses: Tensor = learner.loss(params, batch) if learner.stacked else vmap(learner.loss)(params, batch)
     return losses
 
 
+@timed("inner gradient")
 def loss_gradients(
     learner: Learner, params: Params, names: list[str], batch: Batch, create_graph: bool = False
 ) -> tuple[Params, Tensor]:
@@ -171,6 +175,7 @@ def support_gradients(
     return loss_gradients(learner, params, names, batch, create_graph)[0]
 
 
+@timed("inner step")
 def inner_step(
     learner: Learner, params: Params, rates: Params, support: Transitions, returns: ReturnsConfig, order: int = 2
 ) -> Params:

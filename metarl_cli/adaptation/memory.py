@@ -23,6 +23,7 @@ from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, S
 from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.memory import build_memory
 from metarl_cli.networks.memory_config import MemoryConfig
+from metarl_cli.progress import timed
 from metarl_cli.spaces import Spec, constant
 
 MOST_PIXELS = 4096  # of an image that is an input of a memory without convolutions
@@ -171,6 +172,7 @@ class Agent:
         """Return the state after a step with actions ``[R, ...]``; the fields of ``step`` are ``[R, ...]`` too."""
         return {**state, "before": self.inputs.after(state["before"], obs, action, step.reward, step.ended)}
 
+    @timed("memory")
     def recall(self, params: Params, trials: Trials, segment: int) -> Tensor:
         """Return the differentiable features ``[T, R, H]`` of trials; back-propagation stops at the start of each segment."""
         steps, rows = trials.reward.shape
@@ -228,6 +230,7 @@ class MemoryPolicy(Policy):
         return {"params": {name: value.detach() for name, value in self.params.items()}, "episodes": self.episodes}
 
 
+@timed("collecting experience")
 @torch.no_grad()
 def collect_trials(
     family: Family,

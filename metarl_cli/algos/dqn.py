@@ -21,16 +21,18 @@ from metarl_cli.adaptation.gradient import (
     loss_gradients,
     prepare_each,
 )
+from metarl_cli.compiling import compiled
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import linear
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, num_tasks
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, Transitions, num_tasks
 from metarl_cli.networks.optimizers import clip_rows
 from metarl_cli.networks.stacked import flatten, fresh, load_params, select_rows, unflatten
 from metarl_cli.networks.target import TargetConfig, follow
+from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
 
 
@@ -92,6 +94,7 @@ class IndependentDQN(Algorithm):
         self.own = self.processes.shard(config.tasks)  # the networks that this process updates
         self.own_params, self.own_target_params = (select_rows(p, self.own) for p in (self.params, self.target_params))  # views
         self.flat.grad = self.gradients = torch.zeros_like(self.flat)  # 0 for the networks of other processes
+        self.gradient = compiled(self._gradient, "the gradient of dqn", context.compile)
         self.iteration = self.updates = self.env_steps = 0
 
     def train_step(self) -> dict[str, float]:
@@ -113,27 +116,33 @@ class IndependentDQN(Algorithm):
         self.iteration += 1
         return metrics
 
+    @timed("update")
     @torch.no_grad()
     def _update(self) -> tuple[Tensor, Tensor]:
         """Update the networks of this process on their own minibatches.
 
         Returns their part of the mean loss and of the mean gradient norm over all networks.
         """
-        config, learner, params = self.config, self.learner, self.own_params
+        config = self.config
         experience = self.replay.sample(self.rows, config.batch, self.rng["minibatch"], self.own)
-        batch = prepare_each(learner, params, self.own_target_params, experience)
-        gradients, losses = loss_gradients(learner, params, list(params), batch)
-        self.gradients[self.own], norms = clip_rows(flatten(gradients), config.clip)
+        self.gradients[self.own], loss, norm = self.gradient(self.own_params, self.own_target_params, experience)
         self.optimizer.step()
         self.updates += 1
         if self.updates % config.target.every == 0:
             follow(self.target_params, self.params, config.target.polyak)
-        return losses.sum() / config.tasks, norms.sum() / config.tasks
+        return loss, norm
 
     def _gather(self) -> None:
         """Take over the networks that other processes have updated, and what their updates go on from."""
         moments = self.optimizer.state[self.flat]
         self.processes.gather([self.flat, *self.target_params.values(), moments["exp_avg"], moments["exp_avg_sq"]])
+
+    def _gradient(self, params: Params, slow: Params, experience: Transitions) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the clipped gradients ``[M, n]``; also return the loss and the norm, as parts of their means."""
+        batch = prepare_each(self.learner, params, slow, experience)
+        gradients, losses = loss_gradients(self.learner, params, list(params), batch)
+        clipped, norms = clip_rows(flatten(gradients), self.config.clip)
+        return clipped, losses.sum() / self.config.tasks, norms.sum() / self.config.tasks
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Fine-tune the trained networks on the training tasks, and fresh networks on any other tasks."""

@@ -28,7 +28,7 @@ collection), and the query is replayed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -48,15 +48,17 @@ from metarl_cli.adaptation.gradient import (
     loss_gradients,
     prepare_each,
 )
-from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.compiling import compiled
+from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import cosine, linear
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Env, Family, Params, State, Task, Transitions, num_tasks
-from metarl_cli.networks.optimizers import Adam
+from metarl_cli.networks.optimizers import Adam, backward
 from metarl_cli.networks.stacked import detached, expand, fresh, load_params
 from metarl_cli.networks.target import follow
+from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
 
 
@@ -77,6 +79,9 @@ class OuterConfig(StrictModel):
     rule: Literal["maml", "reptile"] = Field(description="outer gradient: of the query loss, or the displacement by adaptation")
     updates: int = Field(gt=0, description="outer updates per iteration")
     tasks: int = Field(gt=0, description="tasks per outer update")
+    chunk: Annotated[int | None, Operational()] = Field(
+        gt=0, description="tasks whose part of the meta-gradient is computed together, to bound memory; none: all"
+    )
     batch: int = Field(gt=0, description="query transitions per task and update")
     lr: float = Field(gt=0, description="Adam's learning rate")
     final_lr: float = Field(ge=0, description="final learning rate, as a share of lr (cosine over the run)")
@@ -133,15 +138,18 @@ class MAML(Algorithm):
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
         self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
-        self.optimizer = torch.optim.Adam([v.requires_grad_() for v in self._learned()], lr=config.outer.lr, fused=True)
+        self.optimizer = torch.optim.Adam(
+            [v.requires_grad_() for v in self._learned(self.meta)], lr=config.outer.lr, fused=True
+        )
         self.env: Env = self.family.make(self.task, config.query.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.query.capacity, context.device)
         self.processes, self.shares = context.processes, config.outer.tasks
+        self.gradient = compiled(self._gradient, "the meta-gradient", context.compile)
         self.iteration = self.env_steps = 0
 
-    def _learned(self) -> list[Tensor]:
+    def _learned(self, meta: Meta) -> list[Tensor]:
         """Return the tensors that the outer optimiser updates."""
-        return [v for group in self.learned_groups for v in self.meta[group].values()]
+        return [v for group in self.learned_groups for v in meta[group].values()]
 
     # -- one meta-iteration
 
@@ -156,7 +164,7 @@ class MAML(Algorithm):
             order = torch.randperm(config.tasks, generator=self.rng["minibatch"], device=self.rng["minibatch"].device)
             rows = order[: config.outer.tasks]
             query = self.replay.sample(rows, config.outer.batch, self.rng["minibatch"], own)
-            loss, norm = self._update([Transitions(*(x[rows[own]] for x in s)) for s in supports], query)
+            loss, norm = self._update([support.rows(rows[own]) for support in supports], query)
             losses.append(loss)
             norms.append(norm)
         self.iteration += 1
@@ -185,6 +193,7 @@ class MAML(Algorithm):
         self.env_steps += query.reward.numel()
         return supports, {"train/epsilon": epsilon, **query.summary()}
 
+    @timed("outer update")
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:
         """Take one step of the outer optimiser; returns the query loss and the norm of the meta-gradient.
 
@@ -194,7 +203,7 @@ class MAML(Algorithm):
         loss, gradients = self.meta_gradient(supports, query)
         share = len(query.reward) / outer.tasks
         loss, *gradients = self.processes.sum([share * value for value in (loss, *gradients)])
-        weights = self._learned()
+        weights = self._learned(self.meta)
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(weights, outer.clip)
@@ -213,6 +222,7 @@ class MAML(Algorithm):
             params = inner_step(self.learner, params, meta["rates"], support, self.config.inner.returns, order)
             yield params
 
+    @timed("target networks")
     @torch.no_grad()
     def _target_params(self, slow: Meta, supports: list[Transitions], query: Transitions) -> Params:
         """Return the target network of each task: the slow copy, adapted on the same support."""
@@ -234,20 +244,34 @@ class MAML(Algorithm):
 
     def meta_gradient(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         """Compute the query loss and the gradient of each learned tensor: ``init``, then ``rates`` if they are learned."""
+        total = len(query.reward)
+        chunk = self.config.outer.chunk or total
+        if chunk >= total:
+            return self.gradient(self.meta, self.slow, supports, query)
+        loss, gradients = query.reward.new_zeros(()), [torch.zeros_like(v) for v in self._learned(self.meta)]
+        for rows in (slice(start, start + chunk) for start in range(0, total, chunk)):
+            part = query.rows(rows)
+            own_loss, own = self.gradient(self.meta, self.slow, [support.rows(rows) for support in supports], part)
+            share = len(part.reward) / total
+            loss += own_loss.detach() * share
+            torch._foreach_add_(gradients, own, alpha=share)
+        return loss, gradients
+
+    def _gradient(self, meta: Meta, slow: Meta, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         if self.config.outer.rule == "reptile":
-            return self._reptile(supports, query)
-        loss = self.meta_loss(self.meta, self.slow, supports, query)
-        return loss, list(torch.autograd.grad(loss, self._learned()))
+            return self._reptile(meta, slow, supports, query)
+        loss = self.meta_loss(meta, slow, supports, query)
+        return loss, backward(loss, self._learned(meta))
 
     @torch.no_grad()
-    def _reptile(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
+    def _reptile(self, meta: Meta, slow: Meta, supports: list[Transitions], query: Transitions) -> tuple[Tensor, list[Tensor]]:
         """Compute Reptile's gradient, theta - mean theta_i, where the query provides the last inner step of theta_i."""
-        path = list(self.adapted(self.meta, supports, len(query.reward)))
-        batch = prepare_each(self.learner, path[-1], self._target_params(self.slow, supports, query), query)
+        path = list(self.adapted(meta, supports, len(query.reward)))
+        batch = prepare_each(self.learner, path[-1], self._target_params(slow, supports, query), query)
         gradients, losses = loss_gradients(self.learner, path[-1], list(path[-1]), batch)
-        rates = self.meta["rates"]
+        rates = meta["rates"]
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
-        return losses.mean(), [(v - moved[k]).mean(0) for k, v in self.meta["init"].items()]
+        return losses.mean(), [(v - moved[k]).mean(0) for k, v in meta["init"].items()]
 
     # -- adaptation
 

@@ -30,7 +30,9 @@ from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Context, Distribution, Params, State
 from metarl_cli.networks.distributions import PolicyHead
 from metarl_cli.networks.layers import apply_head, head
+from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, load_params
+from metarl_cli.progress import timed
 
 DECAY = 0.9  # of the running mean and standard deviation of returns, per iteration
 
@@ -149,6 +151,7 @@ class RL2(MemoryAlgorithm):
         whole = self.config.episodes * self.family.spec.horizon
         return self.config.ppo.segment or whole if self.agent.context is None else whole
 
+    @timed("advantages")
     @torch.no_grad()
     def signal(self, trials: Trials) -> tuple[Signal, float]:
         """Derive the learning signals of a batch of trials; returns the explained variance of returns too."""
@@ -177,7 +180,7 @@ class RL2(MemoryAlgorithm):
                 own = rows[self.processes.shard(len(rows))]
                 whole = trials.weight.index_select(1, rows)
                 loss, metrics = self.loss(self.params, trials.rows(own), signal.rows(own), entropy_weight, whole)
-                shared = self.processes.sum([*metrics.values(), *torch.autograd.grad(loss, weights)])
+                shared = self.processes.sum([*metrics.values(), *backward(loss, weights)])
                 metrics = dict(zip(metrics, shared, strict=False))
                 for weight, gradient in zip(weights, shared[len(metrics) :], strict=True):
                     weight.grad = gradient
@@ -187,6 +190,7 @@ class RL2(MemoryAlgorithm):
         updates = ppo.epochs * ppo.minibatches
         return {name: float(total) / updates for name, total in sums.items()} | {"loss/explained_variance": explained}
 
+    @timed("loss")
     def loss(
         self, params: Params, trials: Trials, signal: Signal, entropy_weight: float, whole: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

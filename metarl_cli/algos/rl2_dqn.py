@@ -39,9 +39,11 @@ from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Context, Distribution, Params, State
 from metarl_cli.networks.distributions import Greedy
+from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.networks.target import TargetConfig, follow
+from metarl_cli.progress import timed
 
 
 class HeadConfig(StrictModel):
@@ -139,6 +141,7 @@ class RL2DQN(MemoryAlgorithm):
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
         return Greedy(self.values(params, features, inputs), self.actions)
 
+    @timed("memory")
     def features(self, params: Params, batch: Batch) -> Tensor:
         """Return the memory's features along segments of trials, ``[T, B, H]``; differentiable."""
         memory, rows = self.agent.memory, batch.inputs.shape[1]
@@ -198,7 +201,7 @@ class RL2DQN(MemoryAlgorithm):
         dqn, weights = self.config.dqn, list(self.params.values())
         own = batch.rows(self.processes.shard(self.config.replay.batch))
         loss, q = self.loss(self.params, self.slow, own, batch.weight)
-        loss, q, *gradients = self.processes.sum([loss, q, *torch.autograd.grad(loss, weights)])
+        loss, q, *gradients = self.processes.sum([loss, q, *backward(loss, weights)])
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(weights, dqn.clip)
@@ -208,6 +211,7 @@ class RL2DQN(MemoryAlgorithm):
             follow(self.slow, self.params, dqn.target.polyak)
         return loss.detach(), norm, q
 
+    @timed("loss")
     def loss(self, params: Params, slow: Params, batch: Batch, whole: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the mean loss over the weighted steps, and their mean Q; both scalar.
 

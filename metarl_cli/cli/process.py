@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 import torch
@@ -11,9 +12,10 @@ from metarl_cli.config.models import Hardware
 
 
 def tune_process(hardware: Hardware) -> None:
-    """Set the number of CPU threads, and keep the memory of freed tensors."""
+    """Set the number of CPU threads, keep the memory of freed tensors, and have torch's profiler log warnings alone."""
     torch.set_num_threads(hardware.threads)
     keep_memory()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
 def keep_memory() -> None:

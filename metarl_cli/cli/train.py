@@ -26,6 +26,7 @@ from metarl_cli.processes import Watch, join
 from metarl_cli.progress import PLAIN_EVERY, listening, status, wide_console
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, Progress, follow, train
+from metarl_cli.runs.profile import Profile, tables
 
 TITLES = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
 
@@ -69,15 +70,25 @@ class Terminal(Listener):
         text = f"going on from iteration {iteration} of {iterations}: {folder}" if iteration else f"new run folder: {folder}"
         self.console.print(text, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, soft_wrap=True)
+
     @contextmanager
     @override
     def training(self) -> Iterator[None]:
-        with self.bar, listening(self.bar.report):
+        with self.bar, listening(self.bar.report, self.note):
             yield
 
     @override
     def progress(self, progress: Progress) -> None:
         self.bar.update(progress)
+
+    @override
+    def profiled(self, profile: Profile) -> None:
+        for each in tables(profile):
+            self.console.print(each)
+        self.console.print(f"trace, for TensorBoard and https://ui.perfetto.dev: {profile.trace}", soft_wrap=True)
 
     @override
     def testing(self, split: str, tasks: int) -> AbstractContextManager[None]:
@@ -117,7 +128,7 @@ class Bar:
         self.console, self.total, self.first, self.done = console, total, done, done
         self.numbers: dict[str, float] = {}
         self.text = ""
-        self.began = self.printed = time.monotonic()
+        self.began, self.printed = time.monotonic(), -math.inf  # the first line is printed at once
         columns = (
             TextColumn("training"),
             BarColumn(),

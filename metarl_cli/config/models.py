@@ -28,6 +28,13 @@ class Hardware(StrictModel):
     threads: int = Field(gt=0, description="CPU threads; small tensors are fastest with one")
 
 
+class TrainHardware(Hardware):
+    """Where and how a run is trained."""
+
+    compile: bool = Field(description="compile the meta-gradient, dqn's gradient and native dynamics; needs a C++ compiler")
+    profile: bool = Field(description="measure where the time of an iteration goes: a table, and a trace in the run folder")
+
+
 class TrainLoop(StrictModel):
     """When things happen during meta-training."""
 
@@ -60,7 +67,7 @@ class TrainConfig(StrictModel):
     algo: Annotated[Group, Part("algo")]
     learner: Annotated[Group | None, Part("learner")] = None  # an algorithm without a learner removes the group
     env: Annotated[Group, Part("env")]
-    hardware: Annotated[Hardware, Operational()]
+    hardware: Annotated[TrainHardware, Operational()]
 
 
 class TestConfig(StrictModel):

@@ -109,6 +109,12 @@ class Mix(interfaces.Family):
 
     # -- tasks
 
+    @override
+    def compile(self) -> None:
+        for family in self.members:
+            family.compile()
+
+    @override
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
         """Draw ``num`` tasks of a split, row i from family i modulo F; each family has a random stream of its own.
 

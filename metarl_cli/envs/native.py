@@ -6,6 +6,7 @@ A family gives its physics as pure functions: ``initial_state``, ``dynamics``, `
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from PIL.Image import Image
@@ -13,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.compiling import compiled
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, State, Step, Task, device_of, dtype_of, num_tasks
@@ -31,6 +33,7 @@ class NativeFamily(ParametricFamily):
     """A distribution of tasks over native physics."""
 
     stochastic = False  # whether ``dynamics`` draws random numbers
+    _code: Callable[[Tensor, Tensor, Task], tuple[Tensor, Tensor, Tensor]] | None = None  # of ``dynamics``
 
     # -- the physics, given by the family
 
@@ -75,6 +78,19 @@ class NativeFamily(ParametricFamily):
         """
         raise UserError(f"{type(self).__name__} cannot be drawn: it has no method render")
 
+    # -- what the environments use
+
+    def simulate(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Simulate one step: ``dynamics``, or its compiled code."""
+        return self.dynamics(state, action, task, rng) if self._code is None else self._code(state, action, task)
+
+    @override
+    def compile(self) -> None:
+        unused = torch.Generator()
+        if not self.stochastic:
+            what = f"the dynamics of {type(self).__name__}"
+            self._code = compiled(lambda state, action, task: self.dynamics(state, action, task, unused), what, True, True)
+
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:
         return NativeEnv(self, task, num_envs, rng)
@@ -90,7 +106,6 @@ class NativeEnv(Env):
 
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng
-        self.dynamics = family.dynamics  # a function of tensors of constant shapes where not stochastic: it can be compiled
         self.starts: Tensor | None = None  # [M, N, S] where all episodes begin; none: where they are drawn
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
@@ -123,7 +138,7 @@ class NativeEnv(Env):
 
     def _step(self, action: Tensor, fresh: Tensor | None) -> Step:
         """Act; episodes begin in the states ``fresh [M, N, S]``, or in states drawn where one ended."""
-        state, reward, terminated = self.dynamics(self.state, action, self.constants, self.rng)
+        state, reward, terminated = self.family.simulate(self.state, action, self.constants, self.rng)
         state = _by_column(state)
         self.time += 1
         due = self.time == self.earliest

@@ -40,6 +40,7 @@ from metarl_cli.interfaces import (
 )
 from metarl_cli.networks.q_network import structured
 from metarl_cli.networks.stacked import first, fresh, select_rows
+from metarl_cli.progress import timed
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
@@ -149,7 +150,7 @@ class Evolution(Algorithm):
             "fitness/median": quartiles[1],
             "fitness/quantile_75": quartiles[2],
         }
-        metrics |= self.search.tell(fitness)
+        metrics |= timed("search")(self.search.tell)(fitness)
         self.iteration += 1
         return metrics | self._choose(genomes, fitness)
 
@@ -165,6 +166,7 @@ class Evolution(Algorithm):
     def _choose(self, genomes: Tensor, fitness: Tensor) -> dict[str, float]:
         """Choose the champion after a generation ``[P, G]`` with this fitness ``[P]``; returns metrics."""
 
+    @timed("measuring fitness")
     def _measure(
         self, life: Life, task: Task, copies: int, episodes: int, steps: int | None, name: str
     ) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metarl_cli.interfaces import State, Transitions
+from metarl_cli.progress import timed
 
 ALL = slice(None)
 
@@ -54,6 +55,7 @@ class Replay:
             stored[:, : old.shape[1]] = old
         return buffer
 
+    @timed("sampling from replay")
     def sample(self, tasks: Tensor, size: int, rng: torch.Generator, own: slice = ALL) -> Transitions:
         """Draw ``size`` transitions of each task in ``tasks [m]``, uniformly with replacement -> ``[m, 1, size, ...]``.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.interfaces import Env, Family, Policy, State, Step, Task, Transitions
-from metarl_cli.progress import track
+from metarl_cli.progress import timed, track
 from metarl_cli.spaces import ActionSpace
 
 
@@ -37,10 +37,11 @@ class Stepped(Protocol):
 
 def rollout(env: Stepped, policy: Policy, state: State) -> Iterator[Moment]:
     """Act from the policy's ``state`` on, without end: the caller stops the iteration."""
+    act, step_all = timed("acting")(policy.act), timed("stepping environments")(env.step)
     while True:
         obs = env.obs
-        action, chosen = policy.act(state, obs)
-        step = env.step(action)
+        action, chosen = act(state, obs)
+        step = step_all(action)
         state = policy.observe(chosen, obs, action, step)
         yield Moment(obs, action, step, chosen, state)
 
@@ -62,6 +63,7 @@ class RandomPolicy(Policy):
         return self.actions.random(obs, state["rng"]), state
 
 
+@timed("collecting experience")
 def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: bool = False, stop: bool = False) -> Transitions:
     """Collect ``steps`` steps of every environment -> ``[M, T, N, ...]``.
 

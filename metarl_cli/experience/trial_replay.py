@@ -12,6 +12,7 @@ from torch import Tensor
 from metarl_cli.config.base import StrictModel
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Params, State
+from metarl_cli.progress import timed
 
 
 class ReplayConfig(StrictModel):
@@ -80,6 +81,7 @@ class TrialReplay:
         self.lengths[places] = trials.weight.sum(0).long()
         self.added += rows
 
+    @timed("sampling from replay")
     def sample(self, rng: torch.Generator) -> Batch:
         """Draw ``batch`` segments, each after its burn-in: a trial uniformly, then one of its segments uniformly.
 

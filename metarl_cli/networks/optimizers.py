@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from metarl_cli.interfaces import Params, State
 from metarl_cli.networks.stacked import broadcast_rows, select_rows
+from metarl_cli.progress import timed
 
 
 class InnerOptimizer(Protocol):
@@ -162,6 +163,12 @@ class Learned(InnerOptimizer):
     def load_state_dict(self, state: State) -> None:
         self.means = [dict(memory) for memory in state["means"]]
         self.square, self.count = dict(state["square"]), state["count"]
+
+
+@timed("backward")
+def backward(loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """Return the gradient of a scalar in each of the weights."""
+    return list(torch.autograd.grad(loss, weights))
 
 
 def clip_rows(gradients: Tensor, largest: float) -> tuple[Tensor, Tensor]:

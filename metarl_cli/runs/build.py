@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metarl_cli.compiling import can_compile
 from metarl_cli.config.base import Group
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
@@ -62,9 +63,11 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     env, algo = config.env, config.algo
     on_cpu = env.instance is not None and device.type == "cpu"
     family: Family = env.instance if on_cpu else env.module.Family(env.config, device)
+    if compiles := config.hardware.compile and can_compile(device):
+        family.compile()
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
-        context = Context(family, learner, config.train.iterations, config.seed, device, processes)
+        context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
         algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
         raise ConfigError(Problem("algo", str(error))) from error

@@ -7,6 +7,7 @@ metrics.jsonl   every metric; events.out.tfevents.* the same for TensorBoard
 last.pt best.pt the state from which training goes on; the weights chosen on validation tasks
 results/        test results and figures
 adapted/        policies adapted with ``metarl adapt``
+profile.*       the trace of some iterations, with ``hardware.profile=true``
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class RunFolder:
         Raises:
             UserError: if there is no run, or its configuration is damaged, unsafe or invalid.
         """
-        return self._config({"hardware": hardware.model_dump()} if hardware else {})
+        return self._config({f"hardware.{key}": value for key, value in hardware.model_dump().items()} if hardware else {})
 
     def continued(self, config: TrainConfig, overrides: list[str]) -> TrainConfig:
         """Return the run's own configuration, with the overridden values of ``config`` that cannot change a result.

@@ -30,6 +30,7 @@ from metarl_cli.processes import ALONE, Processes, local_rank
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
+from metarl_cli.runs.profile import Profile, Profiler
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
 from metarl_cli.runs.tracking import Tracker
@@ -52,6 +53,9 @@ class Listener:
 
     def progress(self, progress: Progress) -> None:
         """An iteration is over."""
+
+    def profiled(self, profile: Profile) -> None:
+        """The profile of some iterations is made."""
 
     def training(self) -> AbstractContextManager[object]:
         """The loop runs within this block."""
@@ -218,6 +222,10 @@ class Training:
             resume_step = self.algorithm.env_steps
         else:
             folder.best.unlink(missing_ok=True)
+        self.train_step = self.algorithm.train_step
+        if config.hardware.profile:
+            done, device = self.iteration, components.device
+            self.train_step = Profiler(self.train_step, done, self.iterations, folder.path, device, listener.profiled)
         listener.started(folder, self.iteration, self.iterations)
         self.tracker = Tracker(folder.path, config.model_dump(exclude=LOCATION_KEYS), resume_step)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
@@ -256,7 +264,7 @@ class Training:
         saved = time.monotonic()
         while processes.broadcast_flag(self.iteration < self.iterations and interrupt.received is None):
             started, env_steps = time.monotonic(), algorithm.env_steps
-            logged = algorithm.train_step()
+            logged = self.train_step()
             self.iteration += 1
             if wrong := {name: value for name, value in logged.items() if not math.isfinite(value)}:
                 names = ", ".join(f"{name}={value}" for name, value in wrong.items())

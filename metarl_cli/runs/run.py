@@ -252,8 +252,10 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
     """
     saved = checkpoint.load(path)
     try:
-        changes = {"run": None, "outputs": "outputs", **({"hardware": hardware.model_dump()} if hardware else {})}
-        config = read_config(saved["config"], changes, str(path))
+        values = saved["config"]
+        if hardware:
+            values = {**values, "hardware": {**values["hardware"], **hardware.model_dump()}}
+        config = read_config(values, {"run": None, "outputs": "outputs"}, str(path))
         family, algorithm, device = build(config)
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
         return restore(algorithm, task, saved, family.spec, torch_rng(config.seed, "adapt", "loaded", device=device))

@@ -34,6 +34,7 @@ from metarl_cli.interfaces import Family, Learner, Params, State, Task, Transiti
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned, clip_rows
 from metarl_cli.networks.q_network import grow, in_structure
 from metarl_cli.networks.stacked import broadcast_rows, flatten, repeat_per_task, select_rows, to_device, unflatten
+from metarl_cli.progress import timed
 
 
 class HyperConfig(StrictModel):
@@ -141,6 +142,7 @@ class Life:
         if structure:
             self.params, self.target = grow(self.params, structure), grow(self.target, structure)
 
+    @timed("learning")
     @torch.no_grad()
     def learn(self) -> None:
         """Run the iterations of one adaptation step."""

@@ -22,6 +22,7 @@ from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import Family, Learner, Params, Task, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
 from metarl_cli.networks.stacked import repeat_per_task
+from metarl_cli.progress import timed
 
 
 class Config(StrictModel):
@@ -75,6 +76,7 @@ class Life:
         rule: type[SGD] | type[Adam] = SGD if lifetime.config.rule == "sgd" else Adam
         self.optimizer: InnerOptimizer = Learned(traits["optimizer"]) if "optimizer" in traits else rule()
 
+    @timed("learning")
     @torch.no_grad()
     def learn(self) -> None:
         """Take one gradient step of each learner."""

@@ -1,0 +1,141 @@
+"""Compiled functions equal the plain ones, follow their arguments, and fall back in one line."""
+
+import pytest
+import torch
+from conftest import compose_train, flat, tiny
+
+from metarl_cli import compiling
+from metarl_cli.compiling import compiled
+from metarl_cli.progress import listening
+from metarl_cli.runs.build import build
+from metarl_cli.seeding import numpy_rng, torch_rng
+
+
+@pytest.fixture
+def notes():
+    """The lines that stay on the display."""
+    lines: list[str] = []
+    with listening(lambda text: None, lines.append):
+        yield lines
+
+
+@pytest.fixture
+def traced(monkeypatch, notes):
+    """Run what was traced as it is: compiling it takes long. The number of graphs, one for each call of the compiler."""
+    graphs: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graphs.append(graph) or graph)
+    return graphs
+
+
+VARIANTS = {
+    "maml_dqn": [],
+    "metasgd_dqn": [],
+    "fomaml_dqn": [],
+    "anil_dqn": [],
+    "reptile_dqn": [],
+    "pretrain_dqn": [],
+    "maml_dqn, context": ["algo.inner.scope=context", "learner.network.context=2"],
+    "maml_dqn, every step": ["algo.inner.steps=2", "algo.outer.every_step=true"],
+    "maml_dqn, fresh support": ["algo.inner.steps=2", "algo.inner.support.fresh=true"],
+    "maml_dqn, Q(lambda)": ["algo.inner.returns.lambda=0.5"],
+    "dqn": [],
+}
+
+
+def train(name: str, *overrides: str, env: str = "cartpole_family") -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Train three iterations plain and three compiled; returns the weights of both."""
+    algo = name.split(",")[0]
+    small = [f"algo={algo}", f"env={env}", *tiny(algo), *VARIANTS[name], *overrides]
+    algorithms = [build(compose_train(*small, f"hardware.compile={c}")).algorithm for c in ("false", "true")]
+    for algorithm in algorithms:
+        for _ in range(3):
+            algorithm.train_step()
+    plain, fast = (flat(algorithm.weights()) for algorithm in algorithms)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(plain, flat(build(compose_train(*small)).algorithm.weights()), strict=True)
+    )
+    return plain, fast
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_graph_of_a_derivative_follows_the_weights(name, traced, notes, monkeypatch):
+    monkeypatch.setattr("metarl_cli.envs.native.NativeFamily.compile", lambda self: None)
+    plain, fast = train(name)
+    assert (len(traced), notes) == (1, [])
+    constants = [getattr(traced[0], node.target) for node in traced[0].graph.nodes if node.op == "get_attr"]
+    assert not {x.data_ptr() for x in constants} & {x.data_ptr() for x in fast}, "weights have to be inputs"
+    for a, b in zip(plain, fast, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["maml_dqn", "dqn"])
+def test_compiled_code_follows_the_weights(name, notes):
+    for a, b in zip(*train(name), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert not notes
+
+
+@pytest.mark.slow
+def test_compiled_dynamics_take_any_number_of_environments(notes):
+    config = compose_train("env=cartpole_family", "hardware=cpu", "hardware.compile=true")
+    family = build(config).family
+    for num, envs in ((3, 2), (2, 2), (1, 5), (4, 1), (9, 11)):
+        env = family.make(family.sample_tasks(num, "train", numpy_rng(0, "tasks")), envs, torch_rng(0, "env"))
+        action = torch.randint(2, (num, envs), generator=torch_rng(0, "action"))
+        plain = family.dynamics(env.state, action, env.task, env.rng)
+        for a, b in zip(plain, family.simulate(env.state, action, env.task, env.rng), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert not notes
+
+
+def test_each_shape_has_a_graph_and_each_argument_a_place(traced):
+    function = compiled(lambda x, rest: {"sum": x + rest[0], "product": [x * rest[0]]}, "the test", True)
+    x, y = torch.arange(3.0), torch.full((3,), 2.0)
+    function(x, [x])  # both the same here, and nowhere else
+    assert torch.equal(function(x, [y])["sum"], x + y)
+    assert torch.equal(function(x[:2], [y[:2]])["product"][0], x[:2] * y[:2])
+    assert torch.equal(function(y, (x,))["sum"], x + y)
+    assert len(traced) == 2
+
+
+weight = torch.ones(2, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x * weight, "it reads weights that are not among its arguments"),
+        (lambda x: x + torch.rand(2), "it draws random numbers"),
+        (lambda x: x * float(x.sum()), "RuntimeError"),
+    ],
+)
+def test_what_cannot_be_compiled_runs_as_it_is(function, reason, notes):
+    once = compiled(function, "the test", True)
+    torch.manual_seed(0)
+    assert once(torch.ones(2)).shape == (2,)
+    assert once(torch.ones(3)[:2]).shape == (2,)
+    (line,) = notes
+    assert line.startswith(f"hardware.compile: the test runs uncompiled: {reason}")
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch, notes):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    train("maml_dqn")
+    assert notes == ["hardware.compile: there is no C++ compiler (no-such-compiler); everything runs uncompiled"]
+
+
+def test_a_compiler_that_fails_is_not_needed(monkeypatch, notes):
+    def fail(graph, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    plain, fast = train("maml_dqn")
+    assert all(torch.equal(a, b) for a, b in zip(plain, fast, strict=True))
+    whats = ["the dynamics of CartPole", "the meta-gradient"]
+    assert notes == [f"hardware.compile: {what} runs uncompiled: OSError: no space left on device" for what in whats]
+
+
+def test_nothing_is_wrapped_where_nothing_is_compiled():
+    assert compiled(len, "the length", False) is len
+    assert isinstance(compiled(len, "the length", True), compiling.Compiled)
