@@ -211,7 +211,7 @@ def run_here(folder, monkeypatch, algorithm, *overrides):
     family = module.Family(values, CPU)
     parts = Components(family, algorithm(family), CPU)
     for where in (loop, saved_runs):
-        monkeypatch.setattr(where, "build", lambda _: parts)
+        monkeypatch.setattr(where, "build", lambda *_: parts)
     return train.run(config, Job({"algo": "a", "env": "e"}, []))
 
 
