@@ -10,6 +10,7 @@ A process that ends before the others ends them all within moments: see :class:`
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -107,6 +108,7 @@ def join() -> Processes:
     nccl = distributed.is_nccl_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
     if not distributed.is_initialized():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE)
+        atexit.register(distributed.destroy_process_group)  # its threads would sometimes abort the interpreter's end
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
 
