@@ -258,12 +258,3 @@ def test_a_gpu_that_is_not_there_is_refused(device, gpus, line, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(UserError, match=re.escape(line)):
         choose_device(Hardware(device=device, threads=1))
-
-
-def test_the_jobs_of_a_sweep_have_numbers(monkeypatch, tmp_path):
-    numbers = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("metarl_cli.cli.train.run", lambda config, job: numbers.append(job.number) or 0.0)
-    assert cli.main(["train", "-m", "seed=0,1,2", *tiny("maml_dqn")]) == 0
-    assert cli.main(["train", *tiny("maml_dqn")]) == 0
-    assert numbers == [0, 1, 2, 0]

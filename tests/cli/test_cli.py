@@ -42,7 +42,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Every run asked for, none made: ``(config, choices, overrides)``."""
+    """Every run asked for, none made: ``(config, choices, overrides, number)``."""
     made = []
     for module in (train, test, adapt):
         monkeypatch.setattr(module, "run", lambda config, job: made.append((config, *job)) or 1.5)
@@ -198,7 +198,8 @@ def test_every_command_is_described():
 def test_train_is_given_the_configuration_the_choices_and_the_overrides(runs, elsewhere):
     argv = list(sys.argv)
     assert cli.main(["train", "algo=dqn", "seed=3", "train.iterations=1e3"]) == 0
-    ((config, choices, overrides),) = runs
+    ((config, choices, overrides, number),) = runs
+    assert number == 0
     assert config.seed == 3
     assert config.train.iterations == 1000
     assert config.algo.name == "dqn"
@@ -236,7 +237,8 @@ def test_a_task_can_be_written_in_many_ways(word, runs):
 def test_overrides_stand_anywhere_around_the_flags(words, runs, elsewhere):
     assert cli.main(["train", *words]) == 0
     assert [(c.seed, c.algo.name, c.env.name) for c, *_ in runs] == [(s, "dqn", "navigation_2d") for s in (0, 1)]
-    assert [overrides for *_, overrides in runs][1].count("seed=1") == 1
+    assert [overrides for *_, overrides, _ in runs][1].count("seed=1") == 1
+    assert [number for *_, number in runs] == list(range(len(runs)))
     (record,) = (path for path in elsewhere.rglob("*") if path.is_file())
     outputs = runs[0][0].outputs
     assert record.relative_to(elsewhere).match(f"{outputs}/sweeps/*/multirun.yaml")
@@ -298,7 +300,7 @@ def test_own_configurations(mine, runs, monkeypatch):
 
 def test_a_sweep_can_live_in_an_experiment(mine, runs):
     assert cli.main(["train", "--config-dir", str(mine), "experiment=swept", "algo=dqn"]) == 0
-    assert [(c.seed, choices["algo"]) for c, choices, _ in runs] == [(0, "dqn"), (1, "dqn")]
+    assert [(c.seed, choices["algo"]) for c, choices, *_ in runs] == [(0, "dqn"), (1, "dqn")]
 
 
 # -- bad input
@@ -726,7 +728,7 @@ def test_composer_makes_the_jobs_that_hydra_runs(runs, mine):
     words = ["algo=glob(m*_dqn)", "seed=1"]
     jobs = composing.Composer("train", None).jobs(words, multirun=True)
     assert cli.main(["train", "-m", *words]) == 0
-    assert [overrides for *_, overrides in runs] == jobs
+    assert [overrides for *_, overrides, _ in runs] == jobs
     assert composing.Composer("train", str(mine)).jobs(["experiment=swept"], multirun=False) == [
         [f"seed={seed}", f"algo={algo}", "experiment=swept"] for seed in (0, 1) for algo in ("dqn", "mine")
     ]

@@ -17,6 +17,7 @@ from metarl_cli.evolution.lifetimes.dqn import Life
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Budget
 from metarl_cli.networks.stacked import fresh
+from metarl_cli.processes import Processes
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -139,8 +140,7 @@ def test_processes_evaluate_a_part_each():
     whole, spent = algorithm._evaluate(genomes, task, 1, None, "fitness")
     parts = []
     for rank in range(4):
-        algorithm.processes.size, algorithm.processes.rank = 4, rank
-        algorithm.processes.sum = lambda values: values
+        algorithm.processes = type("Part", (Processes,), {"sum": lambda self, values: values})(4, rank)
         parts.append(algorithm._evaluate(genomes, task, 1, None, "fitness"))
     assert torch.equal(sum(returns for returns, _ in parts), whole)
     assert sum(cost for _, cost in parts) == spent
