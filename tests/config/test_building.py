@@ -299,7 +299,14 @@ def test_only_what_can_change_a_result_is_in_the_name():
     config = compose_train()
     same = ["hardware=cpu", "train.log_every=7", "train.checkpoint_every=1", "run=here", "outputs=there", "hardware.threads=2"]
     assert default_name(compose_train(*same), {"algo": "a"}) == default_name(config, {"algo": "a"})
-    assert operational_keys(config) == {"run", "outputs", "hardware", "train.log_every", "train.checkpoint_every"}
+    assert operational_keys(config) == {
+        "run",
+        "outputs",
+        "hardware",
+        "algo.outer.chunk",
+        "train.log_every",
+        "train.checkpoint_every",
+    }
     for word in ("train.eval_every=7", "seed=1", "learner.gamma=0.5", "algo.inner.returns.lambda=0.5", "env.horizon=7"):
         assert result_values(compose_train(word)) != result_values(config), word
     chunked = compose_train("algo=es_dqn", "algo.chunk=2")
