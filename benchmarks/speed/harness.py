@@ -9,6 +9,7 @@ import os
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,13 @@ class Process:
         timer.cancel()
         if not line:
             self.words.seek(0)
-            raise Failed(f"{self.entry.name}: {' '.join(self.words.read().strip().splitlines()[-3:]) or 'no answer'}")
+            last = self.words.read().strip().splitlines()[-1:]
+            raise Failed(last[0] if last else "no answer")
         found: dict[str, Any] = json.loads(line)
         return found
 
     def repeat(self, count: int, number: int) -> dict[str, Any]:
-        """Measure one repetition of so many units, in a round."""
+        """Measure one repetition of so many units, in a round; 0 is that before the first."""
         with contextlib.suppress(BrokenPipeError):  # it ended: the answer says why
             self.process.stdin.write(json.dumps({"count": count, "round": number}) + "\n")
             self.process.stdin.flush()
@@ -120,6 +122,7 @@ def measure(
             say(f"{case.name}: {entry.name} starts")
             record: dict[str, Any] = {"name": entry.name, "options": entry.options, "runs": []}
             found.append(record)
+            began = time.perf_counter()
             process = Process(entry, device, overrides)
             running[entry.name] = process, record, 0
             try:
@@ -128,15 +131,16 @@ def measure(
                     record["unavailable"] = ready["unavailable"]
                     running.pop(entry.name)[0].close()
                     continue
-                record |= {"versions": ready["ready"], "facts": ready["facts"], "first": process.repeat(case.count or 1, -1)}
-                count = case.count or max(1, math.ceil(seconds / max(process.repeat(1, -1)["wall"], 1e-6)))
+                record |= {"versions": ready["ready"], "facts": ready["facts"], "first": process.repeat(case.count or 1, 0)}
+                record["startup"] = time.perf_counter() - began
+                count = case.count or max(1, math.ceil(seconds / max(process.repeat(1, 0)["wall"], 1e-6)))
                 running[entry.name] = process, record, count
             except Failed as error:
                 record["failed"] = str(error)
                 running.pop(entry.name)[0].close()
-        for number in range(rounds):
-            say(f"{case.name}: round {number + 1} of {rounds}")
-            for name, (process, record, count) in sorted(running.items(), reverse=number % 2 == 1):
+        for number in range(1, rounds + 1):
+            say(f"{case.name}: round {number} of {rounds}")
+            for name, (process, record, count) in sorted(running.items(), reverse=number % 2 == 0):
                 try:
                     record["runs"].append(process.repeat(count, number))
                 except Failed as error:

@@ -74,7 +74,7 @@ def cells(result: Record, case: Record, contender: Record) -> dict[str, str]:
         found["share of the limit"] = f"{median(shares):.0%}"
     if "env_steps" in contender["runs"][0]:
         found["steps per lifetime"] = number(median(run["env_steps"] / run["work"] for run in contender["runs"]))
-    return found | {"first unit [s]": number(contender["first"]["wall"])}
+    return found | {"start-up [s]": number(contender["startup"])}
 
 
 def rows(result: Record) -> tuple[list[str], list[list[str]]]:
@@ -86,7 +86,7 @@ def rows(result: Record) -> tuple[list[str], list[list[str]]]:
             if name != result["limit"]:
                 found.append({"work": title} | cells(result, case, contender))
                 title = ""
-    order = ["share of the limit", "steps per lifetime", "first unit [s]"]  # of the columns at the end
+    order = ["share of the limit", "steps per lifetime", "start-up [s]"]  # of the columns at the end
     names = dict.fromkeys(column for row in found for column in row)
     head = [*(name for name in names if name not in order), *(name for name in order if name in names)]
     return head, [[row.get(name, "") for name in head] for row in found]

@@ -68,7 +68,7 @@ def build(options: dict[str, Any]) -> Contender:
 
     def start(number: int) -> None:
         nonlocal state, key
-        key = jax.random.PRNGKey(max(number, 0))
+        key = jax.random.PRNGKey(number)
         mean, deviations = (jnp.array(x) for x in cartpole.start(number))
         state = search.init(key, mean, params).replace(std=deviations)
         step()

@@ -32,7 +32,7 @@ class Episodes:
     """The fitness of policies: the mean return of one episode on each task, all as one tensor."""
 
     def __init__(self, number: int):
-        self.rng, self.steps = torch.Generator().manual_seed(max(number, 0)), 0
+        self.rng, self.steps = torch.Generator().manual_seed(number), 0
         self.task = {name: torch.tensor(values) for name, values in cartpole.PHYSICS.items()}
         self.policy = Policy(network())
 
@@ -101,7 +101,7 @@ def build(options: dict[str, Any]) -> Contender:
         else:
             problem = VecGymNE(copies, network, num_episodes=cartpole.TASKS)
             spent = lambda: problem.interaction_count  # noqa: E731
-        problem.manual_seed(max(number, 0))
+        problem.manual_seed(number)
         searcher = SNES(problem, popsize=population, center_init=mean, stdev_init=deviations)
         searcher.step()
         before = spent()

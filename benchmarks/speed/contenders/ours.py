@@ -37,9 +37,9 @@ def build_run(options: dict[str, Any], *more: str) -> Any:
 
 def build_flat(overrides: list[str]) -> Any:
     """The same of the flat layout."""
-    from metarl_cli.building import validate  # type: ignore[import-not-found]
-    from metarl_cli.composing import Composer, plain  # type: ignore[import-not-found]
-    from metarl_cli.run_folder import build  # type: ignore[import-not-found]
+    from metarl_cli.building import validate
+    from metarl_cli.composing import Composer, plain
+    from metarl_cli.run_folder import build
 
     torch.set_num_threads(1)
     values = plain(Composer("train", None).settle(overrides))
@@ -85,33 +85,33 @@ def meta_gradient(options: dict[str, Any]) -> Contender:
     try:
         from metarl_cli.interfaces import Transitions
     except ModuleNotFoundError:  # the flat layout
-        from metarl_cli.types import Transitions  # type: ignore[import-not-found,no-redef]
+        from metarl_cli.types import Transitions
 
     def batch(length: int, envs: int, seed: int) -> Any:
         arrays = meta_learning.experience(tasks, length, envs, seed)
         return Transitions(**{name: torch.as_tensor(value, device=options["device"]) for name, value in arrays.items()})
 
     supports, query = [batch(length, envs, 2)] * steps, batch(1, query_size, 3)
-    loss = float(algorithm.meta_gradient(supports, query)[0])
+    loss = torch.zeros(())
 
     def run(count: int) -> float:
+        nonlocal loss
         for _ in range(count):
-            algorithm.meta_gradient(supports, query)
+            loss, _ = algorithm.meta_gradient(supports, query)
         wait(options["device"])
         return float(count)
 
     operations = meta_learning.operations(tasks, steps, length * envs, query_size, hidden)
-    return Contender(run, facts={"loss": loss, "operations": operations})
+    return Contender(run, facts={"operations": operations}, extras=lambda: {"loss": float(loss)})
 
 
 def evolution(options: dict[str, Any]) -> Contender:
     """Generations of SNES over policies that do not learn, on the shared tasks and from the shared start."""
-    algorithm: Any = None
-    before = 0
+    algorithm, before = build_run(options).algorithm, 0
 
     def start(number: int) -> None:
         nonlocal algorithm, before
-        algorithm = build_run(options, f"seed={max(number, 0)}").algorithm
+        algorithm = build_run(options, f"seed={number}").algorithm
         mean, deviations = (torch.as_tensor(x, device=options["device"]) for x in cartpole.start(number))
         algorithm.search.mean, algorithm.search.sigma = mean, deviations
         algorithm.task = {k: torch.tensor(v, device=options["device"]) for k, v in cartpole.PHYSICS.items()}

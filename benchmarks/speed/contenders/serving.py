@@ -29,7 +29,7 @@ class Contender:
     """One thing to be measured."""
 
     run: Callable[[int], float]  # does so many units, returns the work done, such as environment steps
-    start: Callable[[int], object] = lambda number: None  # before each repetition, not timed, given the round
+    start: Callable[[int], object] = lambda number: None  # before each repetition, not timed, given the round: 0 warms up
     facts: dict[str, float] = field(default_factory=dict)  # numbers known once it is built
     extras: Callable[[], dict[str, float]] = dict  # numbers of the last repetition
 
