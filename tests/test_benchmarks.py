@@ -73,8 +73,8 @@ def test_milliseconds_shares_of_the_limit_and_compiled():
 
 def test_what_was_not_measured_is_named():
     gone = {"name": COMPILED, "runs": [], "unavailable": "no compiler"}
-    made = result([contender("metarl", [1]), gone, {"name": "peer", "runs": [], "failed": "peer: boom"}])
-    assert report.missing(made) == [f"case, {COMPILED}: no compiler", "case, peer: peer: boom"]
+    made = result([contender("metarl", [1]), gone, {"name": "peer", "runs": [], "failed": "boom"}])
+    assert report.missing(made) == [f"{COMPILED} (case): no compiler", "peer (case): boom"]
     assert len(report.table(made)[1]) == 1
 
 
@@ -144,6 +144,20 @@ def test_the_limit_counts_the_products_of_the_meta_gradient(monkeypatch, steps):
     assert counter.get_total_flops() == meta_learning.operations(3, steps, 20, 8, 16)
 
 
+ENTRIES = [entry for table in tables().values() for case in table.cases for entry in case.entries]
+
+
+@pytest.mark.parametrize("overrides", sorted({" ".join(e.options.get("overrides", [])) for e in ENTRIES if e.name == "metarl"}))
+def test_what_metarl_is_measured_with_composes(overrides):
+    compose_train(*overrides.split())
+
+
+def test_contenders_have_their_scripts_and_environments():
+    for entry in ENTRIES:
+        assert (SPEED / "contenders" / f"{entry.script}.py").exists()
+        assert entry.environment == "metarl" or (ROOT / "benchmarks" / "peers" / f"{entry.environment}.txt").exists()
+
+
 def test_every_table_has_its_place_in_the_documentation():
     assert {match[2] for match in report.MARKER.finditer(PAGE)} == set(tables())
 
@@ -161,6 +175,12 @@ def test_results_have_what_their_tables_need(path):
     assert rows
     assert all(len(row) == len(head) for row in rows)
     assert found["revision"] in report.provenance(found)
+
+
+def test_contenders_of_the_meta_gradient_compute_the_same_loss():
+    for case in json.loads((RESULTS / "meta_gradient.json").read_text())["cases"]:
+        losses = [run["loss"] for each in report.measured(case).values() for run in each["runs"] if "loss" in run]
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
 
 
 def test_the_documentation_has_the_numbers_of_the_results():

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import tempfile
 import threading
@@ -74,8 +75,9 @@ class Process:
         timer.cancel()
         if not line:
             self.words.seek(0)
-            last = self.words.read().strip().splitlines()[-1:]
-            raise Failed(last[0] if last else "no answer")
+            lines = [line.strip() for line in self.words if line.strip()]
+            errors = [line for line in lines if re.match(r"(\[rank\d+\]: *)?[\w.]+(Error|Exception|Exit)\b", line)]
+            raise Failed((errors or lines or ["no answer"])[-1])
         found: dict[str, Any] = json.loads(line)
         return found
 

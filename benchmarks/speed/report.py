@@ -93,13 +93,13 @@ def rows(result: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def missing(result: Record) -> list[str]:
-    """The contenders that were not measured, with the reason."""
-    found = []
+    """The contenders that were not measured, with the reason and the cases."""
+    found: dict[tuple[str, str], list[str]] = {}
     for case in result["cases"]:
         for contender in case["contenders"]:
             if reason := contender.get("failed") or contender.get("unavailable"):
-                found.append(f"{case['name']}, {contender['name']}: {reason}")
-    return found
+                found.setdefault((contender["name"], reason), []).append(case["name"])
+    return [f"{name} ({', '.join(cases)}): {reason}" for (name, reason), cases in found.items()]
 
 
 def curves(result: Record) -> dict[str, list[tuple[float, Spread, float]]]:

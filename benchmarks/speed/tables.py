@@ -53,17 +53,11 @@ def compiled(entry: Entry) -> Entry:
     return replace(entry, name=COMPILED, options={**entry.options, "overrides": [*entry.options["overrides"], COMPILE]})
 
 
-def dqn(networks: int, hidden: int = 64) -> Case:
-    overrides = [
-        "experiment=dqn_cartpole_v1",
-        f"algo.tasks={networks}",
-        f"learner.network.hidden=[{hidden},{hidden}]",
-        "learner.double=false",
-        "train.iterations=100000",
-    ]
-    shape = {"networks": networks, "hidden": hidden}
+def dqn(networks: int) -> Case:
+    endless = "train.iterations=100000"  # so that learning rates do not reach their end
+    overrides = ["experiment=dqn_cartpole_v1", f"algo.tasks={networks}", "learner.double=false", endless]
     mine = ours(kind="training", overrides=overrides, unit="env steps", warm=5)
-    peers = [Entry("Stable-Baselines3", "torch", "dqn_sb3", shape), Entry("Rejax", "jax", "dqn_rejax", shape)]
+    peers = [Entry("Stable-Baselines3", "torch", "dqn_sb3"), Entry("Rejax", "jax", "dqn_rejax", {"networks": networks})]
     return Case("1 network" if networks == 1 else f"{networks} networks", [mine, compiled(mine), *peers])
 
 

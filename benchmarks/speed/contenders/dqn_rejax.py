@@ -17,10 +17,10 @@ ENVS = 2
 
 
 def build(options: dict[str, Any]) -> Contender:
-    seeds, hidden = options["networks"], options["hidden"]
+    seeds = options["networks"]
     algorithm = DQN.create(
         env="CartPole-v1",
-        agent_kwargs={"hidden_layer_sizes": (hidden, hidden), "activation": "swish"},
+        agent_kwargs={"activation": "swish"},  # its networks have two layers of 64 units
         num_envs=ENVS,
         num_epochs=1,
         learning_rate=2e-3,

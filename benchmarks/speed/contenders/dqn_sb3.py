@@ -13,7 +13,6 @@ STEPS = 256  # of a unit
 
 
 def build(options: dict[str, Any]) -> Contender:
-    hidden = options["hidden"]
     model = DQN(
         "MlpPolicy",
         gymnasium.make("CartPole-v1"),
@@ -27,7 +26,7 @@ def build(options: dict[str, Any]) -> Contender:
         gradient_steps=STEPS // 2,
         exploration_fraction=0.16,
         exploration_final_eps=0.04,
-        policy_kwargs={"net_arch": [hidden, hidden], "activation_fn": torch.nn.SiLU},
+        policy_kwargs={"net_arch": [64, 64], "activation_fn": torch.nn.SiLU},
         device=options["device"],
         seed=0,
     )
