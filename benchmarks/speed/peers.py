@@ -37,7 +37,7 @@ def python(environment: str) -> Path:
     if not complete.exists():
         print(f"installing {requirements.relative_to(ROOT)} in {place}", file=sys.stderr, flush=True)
         venv.create(place, with_pip=True, clear=True)
-        subprocess.run([found, "-m", "pip", "install", "--quiet", "-r", requirements], check=True, stdout=sys.stderr)
+        subprocess.run([found, "-m", "pip", "install", "-qq", "-r", requirements], check=True, stdout=sys.stderr)
         complete.touch()
     return found
 

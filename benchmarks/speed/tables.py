@@ -111,7 +111,7 @@ def stepping(tasks: int, envs: int) -> Case:
 def processes(name: str, overrides: list[str], most: int = 2) -> Case:
     options = {"kind": "training", "overrides": overrides, "unit": "iterations", "warm": 2}
     many = ours(f"{most} processes", processes=most, **options)
-    return Case(name, [many, ours("1 process", processes=1, **options)], 2)
+    return Case(name, [many, ours("1 process", processes=1, **options)], 1)
 
 
 GROWTH = {  # what grows -> its values, and the options that it sets
