@@ -199,5 +199,9 @@ def draw(result: Record, path: Path) -> None:
             place.loglog(x, y, "o-")
             place.loglog(x, [y[-1] * value / x[-1] for value in x], "--", color="grey", linewidth=1)
             place.set(xlabel=axis, ylabel=label if column == 0 else "")
+            place.set_xscale("log", base=2)
+            place.set_yscale("log", base=2)
+            for ticks in (place.xaxis, place.yaxis):
+                ticks.set_major_formatter("{x:g}")
             place.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
