@@ -119,6 +119,8 @@ def measure(
     """
     found: list[dict[str, Any]] = []
     running: dict[str, tuple[Process, dict[str, Any], int]] = {}
+    for entry in case.entries:
+        peers.python(entry.environment)  # installs it, which is not a part of starting up
     try:
         for entry in case.entries:
             say(f"{case.name}: {entry.name} starts")
