@@ -22,7 +22,7 @@ def keep_memory() -> None:
     """Have the C library, where it is glibc, keep the memory of freed tensors for the next ones.
 
     By default it gives large blocks back at once, and the system clears them page by page whenever they are asked for again:
-    most of the time of a large population (docs/results.md). The process stays as large as its largest moment.
+    most of the time of a large population (docs/speed.md). The process stays as large as its largest moment.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
