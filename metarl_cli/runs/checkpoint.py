@@ -20,7 +20,7 @@ import torch
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import State
 
-FORMAT = 2
+FORMAT = 3
 UNSAFE = re.compile(r"_target_|\$\{|^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 

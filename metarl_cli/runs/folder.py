@@ -33,7 +33,7 @@ from metarl_cli.runs.build import Components
 from metarl_cli.runs.checkpoint import refuse_unsafe, write_whole
 from metarl_cli.runs.provenance import git_revision, now, versions
 
-FORMAT = 2  # of run folders
+FORMAT = 3  # of run folders
 INCOMPLETE_FILES = {".lock", "results", "tasks.json", "config.yaml"}  # a run killed while its folder was made leaves these
 LOCATION_KEYS = {"run", "outputs"}
 
@@ -216,9 +216,9 @@ class RunFolder:
         if not isinstance(manifest, dict):
             raise UserError(f"refused {self.path / 'run.json'}: not a manifest")
         if (found := manifest.get("format", 1)) != FORMAT:
-            age = "older" if found == 1 else "newer"
+            age = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
             advice = "train it again, or use the version in its run.json"
-            raise UserError(f"{self} was made by an {age} version of metarl (format {found}); {advice}")
+            raise UserError(f"{self} was made by {age} version of metarl (format {found}); {advice}")
         return manifest
 
     def note(self, **changes: Any) -> None:

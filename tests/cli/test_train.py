@@ -172,13 +172,18 @@ def test_a_run_goes_on_with_other_values_that_change_no_result(finished):
 
 
 @pytest.mark.parametrize(
-    ("number", "age"), [(None, "older version of metarl .format 1"), (3, "newer version of metarl .format 3")]
+    ("number", "age"),
+    [
+        (None, "an older version of metarl .format 1"),
+        (2, "an older version of metarl .format 2"),
+        (4, "a newer version of metarl .format 4"),
+    ],
 )
 def test_a_run_of_another_format_is_refused(number, age, finished, tmp_path):
     manifest = json.loads((finished / "run.json").read_text())
-    assert manifest.pop("format") == 2
+    assert manifest.pop("format") == 3
     (tmp_path / "run.json").write_text(json.dumps(manifest | ({"format": number} if number else {})))
-    with pytest.raises(UserError, match=f"was made by an {age}.; train it again, or use the version in its run.json"):
+    with pytest.raises(UserError, match=f"was made by {age}.; train it again, or use the version in its run.json"):
         RunFolder(tmp_path).config()
 
 
