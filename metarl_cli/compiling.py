@@ -15,14 +15,12 @@ import shutil
 import sys
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from typing_extensions import override
 
 from metarl_cli.progress import note, report, timed
 
@@ -39,44 +37,32 @@ def can_compile(device: torch.device) -> bool:
     return found
 
 
-def compiled(
-    function: Callable[Arguments, Result], what: str, enabled: bool, any_shape: bool = False
-) -> Callable[Arguments, Result]:
+def compiled(function: Callable[Arguments, Result], what: str, enabled: bool) -> Callable[Arguments, Result]:
     """Return ``function``, or with ``enabled`` a function that compiles it when it is first called.
 
     Args:
         function: of tensors in lists, tuples and dicts; returns such, too. See the module's docstring for what it must not do.
         what: it is, for the messages: ``the meta-gradient``.
         enabled: whether to compile.
-        any_shape: compile it once for all shapes; no derivatives then. Otherwise each shape of the arguments has its own code.
     """
-    kind = AnyShape if any_shape else Traced
-    return cast(Callable[Arguments, Result], kind(function, what)) if enabled else function
+    return cast(Callable[Arguments, Result], Compiled(function, what)) if enabled else function
 
 
 Run = Callable[..., Any]
 
 
-class Compiled(ABC):
+class Compiled:
     """A function that is compiled when it is called; see :func:`compiled` for the arguments."""
 
     def __init__(self, function: Run, what: str):
         self.plain, self.what = function, what
-        self.ready: dict[Any, Run] = {}  # what runs, by the key of the arguments
+        self.ready: dict[Any, Run] = {}  # what runs, by the shapes and types of the arguments
         self.failed = False
-
-    @abstractmethod
-    def key(self, args: tuple[Any, ...]) -> Any:
-        """Return what the code depends on."""
-
-    @abstractmethod
-    def compile(self, args: tuple[Any, ...]) -> Run:
-        """Compile the function for arguments like these, and run it once."""
 
     @timed("compiled code")
     def __call__(self, *args: Any) -> Any:
         """Call the function."""
-        key = self.key(args)
+        key = tuple((x.shape, x.dtype) for x in _leaves(args))
         if key not in self.ready:
             self.ready[key] = self._prepared(args)
         return self.ready[key](*args)
@@ -89,7 +75,7 @@ class Compiled(ABC):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of torch about itself
-                    run = self.compile(args)
+                    run = _compile(self.plain, args)
                 report(f"compiled {self.what} in {time.monotonic() - began:.0f} s")
                 return run
             except Exception as error:
@@ -98,50 +84,35 @@ class Compiled(ABC):
         return self.plain
 
 
-class Traced(Compiled):
-    """Compiles a graph of plain operations for each shape, with the derivatives that the function takes."""
+def _compile(function: Run, args: tuple[Any, ...]) -> Run:
+    """Compile the function for arguments of these shapes, with the derivatives that it takes, and run it once.
 
-    @override
-    def key(self, args: tuple[Any, ...]) -> Any:
-        return tuple((x.shape, x.dtype) for x in _leaves(args))
+    Inductor gets the graph directly: the guards of ``torch.compile`` would cost as much as a step of 64 environments.
+    """
+    from torch._inductor import compile as inductor
+    from torch.fx.experimental.proxy_tensor import make_fx
 
-    @override
-    def compile(self, args: tuple[Any, ...]) -> Run:
-        from torch.fx.experimental.proxy_tensor import make_fx
+    places = pytree.tree_structure(args)
+    structure: list[pytree.TreeSpec] = []
 
-        places = pytree.tree_structure(args)
-        structure: list[pytree.TreeSpec] = []
+    def flat(*values: Tensor) -> list[Tensor]:
+        results, spec = pytree.tree_flatten(function(*pytree.tree_unflatten(values, places)))
+        structure.append(spec)
+        return [result.detach() for result in results]
 
-        def flat(*values: Tensor) -> list[Tensor]:
-            results, spec = pytree.tree_flatten(self.plain(*pytree.tree_unflatten(values, places)))
-            structure.append(spec)
-            return [result.detach() for result in results]
+    # none is another here, so that each stays an input, also where some are the same at the first call
+    inputs: list[Any] = [x.detach() for x in _leaves(args)]
+    graph = make_fx(flat)(*(x.detach().requires_grad_(y.requires_grad) for x, y in zip(inputs, _leaves(args), strict=True)))
+    _check(graph)
+    with torch.no_grad():  # the derivatives are in the graph
+        code = inductor(graph, inputs, OPTIONS)
 
-        # none is another here, so that each stays an input, also where some are the same at the first call
-        graph = make_fx(flat)(*(x.detach().requires_grad_(x.requires_grad) for x in _leaves(args)))
-        _check(graph)
-        code = torch.compile(graph, dynamic=False, options=OPTIONS)
+    def run(*args: Any) -> Any:
+        with torch.no_grad():
+            return structure[0].unflatten(code(*_leaves(args)))
 
-        def run(*args: Any) -> Any:
-            with torch.no_grad():  # the derivatives are in the graph
-                return pytree.tree_unflatten(code(*_leaves(args)), structure[0])
-
-        run(*args)
-        return run
-
-
-class AnyShape(Compiled):
-    """Compiles a function without derivatives once for all shapes."""
-
-    @override
-    def key(self, args: tuple[Any, ...]) -> Any:
-        return None
-
-    @override
-    def compile(self, args: tuple[Any, ...]) -> Run:
-        code = torch.compile(self.plain, dynamic=True, options=OPTIONS)
-        code(*args)
-        return code
+    run(*args)
+    return run
 
 
 # One thread, as everything else here: the compiler runs once for each kernel, one after another.

@@ -33,7 +33,7 @@ class NativeFamily(ParametricFamily):
     """A distribution of tasks over native physics."""
 
     stochastic = False  # whether ``dynamics`` draws random numbers
-    _code: Callable[[Tensor, Tensor, Task], tuple[Tensor, Tensor, Tensor]] | None = None  # of ``dynamics``
+    code: Callable[[Tensor, Tensor, Task], tuple[Tensor, Tensor, Tensor]] | None = None  # of ``dynamics``, compiled
 
     # -- the physics, given by the family
 
@@ -80,16 +80,15 @@ class NativeFamily(ParametricFamily):
 
     # -- what the environments use
 
-    def simulate(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Simulate one step: ``dynamics``, or its compiled code."""
-        return self.dynamics(state, action, task, rng) if self._code is None else self._code(state, action, task)
-
     @override
     def compile(self) -> None:
         unused = torch.Generator()
         if not self.stochastic:
-            what = f"the dynamics of {type(self).__name__}"
-            self._code = compiled(lambda state, action, task: self.dynamics(state, action, task, unused), what, True, True)
+
+            def pure(state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+                return self.dynamics(state, action, task, unused)
+
+            self.code = compiled(pure, f"the dynamics of {type(self).__name__}", True)
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:
@@ -106,6 +105,7 @@ class NativeEnv(Env):
 
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng
+        self.code = family.code
         self.starts: Tensor | None = None  # [M, N, S] where all episodes begin; none: where they are drawn
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
@@ -138,7 +138,10 @@ class NativeEnv(Env):
 
     def _step(self, action: Tensor, fresh: Tensor | None) -> Step:
         """Act; episodes begin in the states ``fresh [M, N, S]``, or in states drawn where one ended."""
-        state, reward, terminated = self.family.simulate(self.state, action, self.constants, self.rng)
+        if self.code is None:
+            state, reward, terminated = self.family.dynamics(self.state, action, self.constants, self.rng)
+        else:
+            state, reward, terminated = self.code(self.state, action, self.constants)
         state = _by_column(state)
         self.time += 1
         due = self.time == self.earliest
@@ -173,6 +176,7 @@ class NativeEnv(Env):
 
     @override
     def select_rows(self, rows: Tensor) -> None:
+        self.code = None  # it would be compiled anew for each number of rows
         self.task = {name: value[rows] for name, value in self.task.items()}
         self.starts = None if self.starts is None else _by_column(self.starts[rows])
         self._continue(self.state[rows], self.clock[rows])
