@@ -62,12 +62,16 @@ class Compiled:
     @timed("compiled code")
     def __call__(self, *args: Any) -> Any:
         """Call the function."""
+        return self.prepared(*args)(*args)
+
+    def prepared(self, *args: Any) -> Run:
+        """Return the function for arguments of the shapes and types of these, for callers to whom they never change."""
         key = tuple((x.shape, x.dtype) for x in _leaves(args))
         if key not in self.ready:
-            self.ready[key] = self._prepared(args)
-        return self.ready[key](*args)
+            self.ready[key] = self._prepare(args)
+        return self.ready[key]
 
-    def _prepared(self, args: tuple[Any, ...]) -> Run:
+    def _prepare(self, args: tuple[Any, ...]) -> Run:
         """Return the compiled function, or where that fails the plain one, for all arguments to come."""
         if not self.failed:
             began = time.monotonic()
@@ -106,10 +110,12 @@ def _compile(function: Run, args: tuple[Any, ...]) -> Run:
     _check(graph)
     with torch.no_grad():  # the derivatives are in the graph
         code = inductor(graph, inputs, OPTIONS)
+    plain = structure[0] == pytree.tree_structure((0,) * structure[0].num_leaves)  # a tuple of tensors, as most return
 
     def run(*args: Any) -> Any:
         with torch.no_grad():
-            return structure[0].unflatten(code(*_leaves(args)))
+            results = code(*_leaves(args))
+        return tuple(results) if plain else structure[0].unflatten(results)
 
     run(*args)
     return run

@@ -6,7 +6,6 @@ A family gives its physics as pure functions: ``initial_state``, ``dynamics``, `
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 
 import torch
 from PIL.Image import Image
@@ -14,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.compiling import compiled
+from metarl_cli.compiling import Compiled, Run
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, State, Step, Task, device_of, dtype_of, num_tasks
@@ -33,7 +32,7 @@ class NativeFamily(ParametricFamily):
     """A distribution of tasks over native physics."""
 
     stochastic = False  # whether ``dynamics`` draws random numbers
-    code: Callable[[Tensor, Tensor, Task], tuple[Tensor, Tensor, Tensor]] | None = None  # of ``dynamics``, compiled
+    code: Compiled | None = None  # of ``dynamics``
 
     # -- the physics, given by the family
 
@@ -88,7 +87,7 @@ class NativeFamily(ParametricFamily):
             def pure(state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
                 return self.dynamics(state, action, task, unused)
 
-            self.code = compiled(pure, f"the dynamics of {type(self).__name__}", True)
+            self.code = Compiled(pure, f"the dynamics of {type(self).__name__}")
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:
@@ -106,6 +105,7 @@ class NativeEnv(Env):
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng
         self.code = family.code
+        self.run: Run | None = None  # the code for environments of this number
         self.starts: Tensor | None = None  # [M, N, S] where all episodes begin; none: where they are drawn
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
@@ -141,7 +141,8 @@ class NativeEnv(Env):
         if self.code is None:
             state, reward, terminated = self.family.dynamics(self.state, action, self.constants, self.rng)
         else:
-            state, reward, terminated = self.code(self.state, action, self.constants)
+            self.run = self.run or self.code.prepared(self.state, action, self.constants)
+            state, reward, terminated = self.run(self.state, action, self.constants)
         state = _by_column(state)
         self.time += 1
         due = self.time == self.earliest
