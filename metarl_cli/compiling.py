@@ -1,8 +1,8 @@
 """Compiled functions of tensors: with ``hardware.compile=true`` torch's inductor turns the hot ones into machine code.
 
-A function is traced once for each shape of its arguments, the derivatives within it included (``make_fx``), and the graph of
-plain operations is compiled. What cannot be traced or compiled runs as it is, and one line says so. Compiled code lies in
-inductor's cache on disk (``TORCHINDUCTOR_CACHE_DIR``), where the next job and the next process find it.
+A function is traced once for each shape, stride and type of its arguments, the derivatives within it included (``make_fx``),
+and the graph of plain operations is compiled. What cannot be traced or compiled runs as it is, and one line says so. Compiled
+code lies in inductor's cache on disk (``TORCHINDUCTOR_CACHE_DIR``), where the next job and the next process find it.
 
 A traced function must read every tensor that changes from its arguments; it must change none and draw no random numbers.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metarl_cli.progress import note, report, timed
+from metarl_cli.progress import note, report, timed, timing
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ class Compiled:
 
     def __init__(self, function: Run, what: str):
         self.plain, self.what = function, what
-        self.ready: dict[Any, Run] = {}  # what runs, by the shapes and types of the arguments
+        self.ready: dict[Any, Run] = {}  # what runs, by the shapes, strides and types of the arguments
         self.failed = False
 
     @timed("compiled code")
@@ -65,8 +65,8 @@ class Compiled:
         return self.prepared(*args)(*args)
 
     def prepared(self, *args: Any) -> Run:
-        """Return the function for arguments of the shapes and types of these, for callers to whom they never change."""
-        key = tuple((x.shape, x.dtype) for x in _leaves(args))
+        """Return the function for arguments like these in shape, strides and type, for callers to whom they never change."""
+        key = tuple((x.shape, x.stride(), x.dtype) for x in _leaves(args))
         if key not in self.ready:
             self.ready[key] = self._prepare(args)
         return self.ready[key]
@@ -77,7 +77,7 @@ class Compiled:
             began = time.monotonic()
             report(f"compiling {self.what}")
             try:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), timing(None):
                     warnings.simplefilter("ignore")  # of torch about itself
                     run = _compile(self.plain, args)
                 report(f"compiled {self.what} in {time.monotonic() - began:.0f} s")

@@ -224,18 +224,17 @@ class Layers(NamedTuple):
 
 
 class Learner(ABC):
-    """How one task is learned: functions of its weights, written for ONE task and batched over tasks by the caller.
+    """How one task is learned: functions of its weights, written for ONE task; the caller batches them over tasks by ``vmap``.
 
-    Built by ``Learner(config, spec)``. The words fit Q-learning, policy gradients and reward learning alike. The caller
-    batches ``prepare`` and ``loss`` by ``vmap``. Where they are written so that further axes may come first (sums over the
-    last two axes, networks of stacked weights), a learner sets ``stacked``: it is called once for all tasks, which is faster.
+    Built by ``Learner(config, spec)``. The words fit Q-learning, policy gradients and reward learning alike. A learner whose
+    functions reduce over the last two axes alone sets ``stacked``: it is called once for all tasks, which is faster.
     """
 
     spec: Spec
     actions: ActionSpace  # the actions it can take: the family's, or a grid of them
     stochastic: ClassVar[bool] = False  # whether sampling from its policy differs from the likeliest actions
     off_policy: ClassVar[bool] = True  # whether it learns from single transitions that any policy collected
-    stacked: ClassVar[bool] = False  # whether ``prepare`` and ``loss`` take many tasks, too, with a first axis M; see there
+    stacked: ClassVar[bool] = False  # whether ``prepare`` and ``loss`` take M tasks too, as the first axis of all tensors
     layers: Layers | None = None  # of its network; None where a genome cannot vary its structure
 
     @abstractmethod

@@ -51,7 +51,7 @@ def listening(listener: Callable[[str], None], notes: Callable[[str], None] | No
 
 
 def timed(name: str) -> Callable[[Callable[Arguments, Item]], Callable[Arguments, Item]]:
-    """Decorate a function that is the part ``name`` of an iteration, for :func:`timing`; the calls cost nothing without one."""
+    """Decorate a function that is the part ``name`` of an iteration, for :func:`timing`; without one a call costs 0.2 us."""
 
     def decorate(function: Callable[Arguments, Item]) -> Callable[Arguments, Item]:
         @functools.wraps(function)
@@ -68,8 +68,8 @@ def timed(name: str) -> Callable[[Callable[Arguments, Item]], Callable[Arguments
 
 
 @contextmanager
-def timing(timer: Timer) -> Iterator[None]:
-    """Run each call of a :func:`timed` function within the block in ``timer(name)``."""
+def timing(timer: Timer | None) -> Iterator[None]:
+    """Run each call of a :func:`timed` function within the block in ``timer(name)``; none: as it is."""
     token = _timer.set(timer)
     try:
         yield

@@ -180,7 +180,7 @@ def test_results_have_what_their_tables_need(path):
 def test_contenders_of_the_meta_gradient_compute_the_same_loss():
     for case in json.loads((RESULTS / "meta_gradient.json").read_text())["cases"]:
         losses = [run["loss"] for each in report.measured(case).values() for run in each["runs"] if "loss" in run]
-        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
 
 
 def test_the_documentation_has_the_numbers_of_the_results():

@@ -116,7 +116,7 @@ def curves(result: Record) -> dict[str, list[tuple[float, Spread, float]]]:
 
 def exponent(points: list[tuple[float, float]]) -> float:
     """The slope of the upper half of a curve on logarithmic axes: 1 is linear."""
-    upper = [(math.log(x), math.log(max(y, 1e-9))) for x, y in points[len(points) // 2 - 1 :]]
+    upper = [(math.log(x), math.log(max(y, 1e-9))) for x, y in points[len(points) // 2 :]]
     return linear_regression(*zip(*upper, strict=True)).slope
 
 

@@ -133,8 +133,14 @@ def prepare_each(
 
 @timed("loss")
 def loss_each(learner: Learner, params: Params, batch: Batch) -> Tensor:
-    """Compute the loss ``[M]`` of each of M tasks; the first axis of all tensors is M."""
+    """Compute the loss ``[M]`` of each of M tasks; the first axis of all tensors is M.
+
+    Raises:
+        ValueError: if a learner that is ``stacked`` returns something else.
+    """
     losses: Tensor = learner.loss(params, batch) if learner.stacked else vmap(learner.loss)(params, batch)
+    if losses.shape != (num := batch.experience.reward.shape[:1]):
+        raise ValueError(f"{type(learner).__name__}.loss returns {list(losses.shape)} for {num[0]} tasks: set stacked = False")
     return losses
 
 

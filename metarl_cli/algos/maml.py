@@ -201,8 +201,9 @@ class MAML(Algorithm):
         """
         outer = self.config.outer
         loss, gradients = self.meta_gradient(supports, query)
-        share = len(query.reward) / outer.tasks
-        loss, *gradients = self.processes.sum([share * value for value in (loss, *gradients)])
+        if self.processes.size > 1:
+            share = len(query.reward) / outer.tasks
+            loss, *gradients = self.processes.sum([share * value for value in (loss, *gradients)])
         weights = self._learned(self.meta)
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient

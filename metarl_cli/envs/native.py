@@ -105,7 +105,8 @@ class NativeEnv(Env):
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng
         self.code = family.code
-        self.run: Run | None = None  # the code for environments of this number
+        self.run: Run | None = None  # the code for environments of this number and actions of this type and strides
+        self.acted: tuple[torch.dtype, tuple[int, ...]] | None = None
         self.starts: Tensor | None = None  # [M, N, S] where all episodes begin; none: where they are drawn
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
@@ -141,7 +142,8 @@ class NativeEnv(Env):
         if self.code is None:
             state, reward, terminated = self.family.dynamics(self.state, action, self.constants, self.rng)
         else:
-            self.run = self.run or self.code.prepared(self.state, action, self.constants)
+            if self.run is None or self.acted != (action.dtype, action.stride()):
+                self.run, self.acted = self.code.prepared(self.state, action, self.constants), (action.dtype, action.stride())
             state, reward, terminated = self.run(self.state, action, self.constants)
         state = _by_column(state)
         self.time += 1
@@ -168,8 +170,11 @@ class NativeEnv(Env):
             return torch.where(ended, fresh.movedim(-1, 0), entries, out=torch.empty_like(entries)).movedim(0, -1)
         index = ended.flatten().nonzero()[:, 0]
         self.deadline.view(-1).index_fill_(0, index, deadline)
-        begun = self.family.initial_state((num,), self.like, self.rng) if fresh is None else fresh.flatten(0, 1)[index]
-        return entries.flatten(1).index_copy(1, index, begun.movedim(-1, 0)).view_as(entries).movedim(0, -1)
+        if fresh is None:
+            begun = self.family.initial_state((num,), self.like, self.rng).movedim(-1, 0)
+        else:
+            begun = fresh.movedim(-1, 0).flatten(1).index_select(1, index)
+        return entries.flatten(1).index_copy(1, index, begun).view_as(entries).movedim(0, -1)
 
     @override
     def one_episode(self) -> None:

@@ -16,7 +16,6 @@ from torch.nn.grad import conv2d_weight
 from typing_extensions import override
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-SEGMENT = 4096  # rows x steps per block of gradients: few enough for the cache, enough for a fast product
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

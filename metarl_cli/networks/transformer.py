@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Params, State
 from metarl_cli.networks.memory_config import MemoryConfig
-from metarl_cli.networks.products import SEGMENT, Linear
+from metarl_cli.networks.products import Linear
+
+SEGMENT = 4096  # rows x steps of a block: few enough for the cache, enough for a fast product
 
 
 class Transformer:

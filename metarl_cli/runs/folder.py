@@ -63,6 +63,11 @@ def _within(key: str, groups: Collection[str]) -> bool:
     return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
+def reading(hardware: Hardware) -> dict[str, Any]:
+    """Return the hardware of a run that is only read: its functions are called too seldom to compile them."""
+    return {**hardware.model_dump(), "compile": False, "profile": False}
+
+
 def read_config(
     values: Mapping[str, Any], place: Mapping[str, Any], where: str, choices: Mapping[str, str | None] | None = None
 ) -> TrainConfig:
@@ -127,6 +132,7 @@ class RunFolder:
         }
         self.write_json("tasks.json", saved, indent=None)  # may be many numbers
         values = config.model_dump(exclude=LOCATION_KEYS)
+        values["hardware"]["profile"] = False  # a profile is made by the command that asks for it
         write_whole(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
         manifest = {
             "format": FORMAT,
@@ -143,12 +149,12 @@ class RunFolder:
         self.write_json("run.json", manifest)  # last: a folder with a manifest is complete
 
     def config(self, hardware: Hardware | None = None) -> TrainConfig:
-        """Read the configuration the run was made with, on other ``hardware`` if given.
+        """Read the configuration the run was made with, on other ``hardware`` if given, uncompiled then.
 
         Raises:
             UserError: if there is no run, or its configuration is damaged, unsafe or invalid.
         """
-        return self._config({f"hardware.{key}": value for key, value in hardware.model_dump().items()} if hardware else {})
+        return self._config({f"hardware.{key}": value for key, value in reading(hardware).items()} if hardware else {})
 
     def continued(self, config: TrainConfig, overrides: list[str]) -> TrainConfig:
         """Return the run's own configuration, with the overridden values of ``config`` that cannot change a result.

@@ -30,7 +30,7 @@ from metarl_cli.processes import ALONE, Processes, local_rank
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
-from metarl_cli.runs.profile import Profile, Profiler
+from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
 from metarl_cli.runs.tracking import Tracker
@@ -102,6 +102,8 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
             f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
+    if config.hardware.profile and not folder.exists:
+        check_left(config.train.iterations)
     folder.lock()
     if folder.exists:
         folder.check_tasks(config, components.family)

@@ -105,6 +105,12 @@ class Timer:
         return Part(path[-1], len(path) - 1, calls / iterations, seconds / iterations)
 
 
+def check_left(iterations: int) -> None:
+    """Raise UserError if these are too few iterations for a profile."""
+    if iterations < TIMED + TRACED:
+        raise UserError(f"hardware.profile=true takes {TIMED + TRACED} iterations, and {iterations} are left of this run")
+
+
 class Profiler:
     """Runs the iterations of a run, and makes a profile of some of them.
 
@@ -122,8 +128,7 @@ class Profiler:
 
     def __init__(self, step: Step, done: int, iterations: int, folder: Path, device: torch.device, report: Report):
         left = iterations - done
-        if left < TIMED + TRACED:
-            raise UserError(f"hardware.profile=true takes {TIMED + TRACED} iterations, and {left} are left of this run")
+        check_left(left)
         self.first = done + min(WARMUP, left - TIMED - TRACED) + 1
         self.step, self.folder, self.report = step, folder, report
         self.number, self.seconds, self.traced = done, 0.0, 0.0

@@ -22,7 +22,7 @@ from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Task
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build, threads
-from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config
+from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
 from metarl_cli.runs.results import load_weights, measure
 from metarl_cli.seeding import torch_rng
@@ -254,7 +254,7 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
     try:
         values = saved["config"]
         if hardware:
-            values = {**values, "hardware": {**values["hardware"], **hardware.model_dump()}}
+            values = {**values, "hardware": {**values["hardware"], **reading(hardware)}}
         config = read_config(values, {"run": None, "outputs": "outputs"}, str(path))
         family, algorithm, device = build(config)
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}

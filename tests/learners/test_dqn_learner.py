@@ -5,7 +5,7 @@ import torch
 from conftest import compose_train, load
 from torch.func import vmap
 
-from metarl_cli.adaptation.gradient import NetworkPolicy
+from metarl_cli.adaptation.gradient import NetworkPolicy, loss_each, prepare_each
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.interfaces import Batch, Transitions
 from metarl_cli.learners.dqn import DQN
@@ -65,6 +65,21 @@ def test_loss_sees_no_padding(kind, expected):
     batch = transitions(ROWS)._replace(weight=torch.tensor([[1.0, 0.0, 1.0]]))
     target = torch.tensor([[3.0, 1e9, 4.5]])  # errors 2 and 0.5; the padding would be enormous
     assert float(dqn.loss(ONLINE, Batch(batch, {"target": target}))) == pytest.approx(expected)
+
+
+def test_a_stacked_learner_that_mixes_tasks_is_refused():
+    class Mixing(DQN):
+        def loss(self, params, batch):
+            return super().loss(params, batch).mean()
+
+    config = learner().config
+    params = {k: v[None].repeat(2, *[1] * v.dim()) for k, v in learner().init(torch.Generator()).items()}
+    both = Transitions(*(torch.stack([x, x]) for x in transitions(ROWS)))
+    dqn = Mixing(config, SPEC)
+    with pytest.raises(ValueError, match=r"Mixing.loss returns \[\] for 2 tasks: set stacked = False"):
+        loss_each(dqn, params, prepare_each(dqn, params, params, both))
+    Mixing.stacked = False
+    assert loss_each(dqn, params, prepare_each(dqn, params, params, both)).shape == (2,)
 
 
 def test_act_is_greedy_per_task_and_explores_by_epsilon():

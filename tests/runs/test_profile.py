@@ -11,11 +11,11 @@ from conftest import compose_train, flat, tiny
 from rich.console import Console
 
 from metarl_cli.cli.train import Terminal
-from metarl_cli.config.models import Job
+from metarl_cli.config.models import Hardware, Job
 from metarl_cli.errors import UserError
 from metarl_cli.progress import timed, timing
 from metarl_cli.runs.build import build
-from metarl_cli.runs.folder import default_name
+from metarl_cli.runs.folder import RunFolder, default_name
 from metarl_cli.runs.loop import Listener, train
 from metarl_cli.runs.profile import TIMED, TRACE, TRACED, Profile, Profiler, Timer, costliest
 
@@ -97,3 +97,17 @@ def test_a_profile_needs_iterations(tmp_path):
     config = compose_train(*tiny("maml_dqn"), f"run={tmp_path}/short", "train.iterations=4", "hardware.profile=true")
     with pytest.raises(UserError, match=f"takes {TIMED + TRACED} iterations, and 4 are left"):
         train(config, Job({}, []), Listener())
+    assert not (tmp_path / "short" / "run.json").exists()
+
+
+def test_reading_a_run_compiles_and_profiles_nothing(tmp_path):
+    words = [f"train.iterations={ITERATIONS}", "hardware.profile=true", "hardware.compile=true"]
+    config = compose_train("algo=maml_dqn", *tiny("maml_dqn"), f"run={tmp_path}/run", *words)
+    folder = RunFolder(config.run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", "no-such-compiler")
+        train(config, Job({}, []), Listener())
+    assert folder.config().hardware.compile, "a run goes on as it was made"
+    assert not folder.config().hardware.profile, "unless it is asked again"
+    read = folder.config(Hardware(device="cpu", threads=1)).hardware
+    assert (read.compile, read.profile) == (False, False)

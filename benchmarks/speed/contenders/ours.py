@@ -26,13 +26,14 @@ def build_run(options: dict[str, Any], *more: str) -> Any:
     from metarl_cli.cli.compose import compose_train
     from metarl_cli.cli.process import tune_process
     from metarl_cli.errors import UserError
+    from metarl_cli.processes import join, local_rank
 
     try:
         config, _ = compose_train(overrides)
     except UserError as error:
         raise Unavailable(str(error)) from error
     tune_process(config.hardware)
-    return build(config)
+    return build(config, local_rank(), join())
 
 
 def build_flat(overrides: list[str]) -> Any:
@@ -156,10 +157,6 @@ KINDS: dict[str, Callable[[dict[str, Any]], Contender]] = {
 
 
 def build(options: dict[str, Any]) -> Contender:
-    if WORLD > 1:
-        from metarl_cli.processes import join
-
-        join()
     return KINDS[options["kind"]](options)
 
 
