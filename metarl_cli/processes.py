@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -113,9 +114,9 @@ def join() -> Processes:
     return Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
 
 
-def local_rank() -> int:
-    """Return the number of this process among those that ``torchrun`` started on this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+def gpu_number(job: int) -> int:
+    """Return the number of this process among those of all jobs of a sweep on this machine, to choose a GPU by."""
+    return job * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _end_with(owner: int) -> None:
@@ -166,6 +167,7 @@ class Watch:
         if self.over.is_set():
             for thread in self.threads.values():
                 thread.join(GRACE)
+        self.over.set()  # before the handlers go: a listener that is left signals no more
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -190,7 +192,18 @@ class Watch:
             if not self.over.is_set():
                 self.lost = peer
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                self.over.set()
+                self._insist()
         self.over.set()
+
+    def _insist(self) -> None:
+        """End this process if its main thread does not raise: it waits for a GPU, which waits for the lost process."""
+        deadline = time.monotonic() + GRACE
+        while not self.raised:
+            if time.monotonic() > deadline:
+                print(f"metarl: error: {self._loss()}", file=sys.stderr, flush=True)
+                os._exit(1)
+            time.sleep(0.1)
 
     def _dismiss(self) -> None:
         """Tell the other processes that this one, of rank 0, is done with the run."""
@@ -202,7 +215,10 @@ class Watch:
     def _raise(self, number: int = 0, frame: FrameType | None = None) -> None:
         if self.lost is not None and not self.raised:
             self.raised = True
-            raise ProcessLost(f"process {self.lost} of the {self.size} that share the run has ended")
+            raise ProcessLost(self._loss())
+
+    def _loss(self) -> str:
+        return f"process {self.lost} of the {self.size} that share the run has ended"
 
     def _ignore(self, number: int, frame: FrameType | None) -> None:
         pass

@@ -1,5 +1,6 @@
 """Several processes share a run: the same as one up to rounding, and a process that ends early ends them all."""
 
+import contextlib
 import json
 import os
 import re
@@ -20,9 +21,11 @@ from launching import PATIENCE, start, wait_until
 
 from metarl_cli import processes as ranks_module
 from metarl_cli.cli import main as cli
+from metarl_cli.cli import train as train_command
 from metarl_cli.config.models import Hardware, Job
-from metarl_cli.errors import UserError
+from metarl_cli.errors import ProcessLost, UserError
 from metarl_cli.processes import Processes
+from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint, loop
 from metarl_cli.runs.build import build, choose_device
 from metarl_cli.runs.folder import RunFolder
@@ -184,10 +187,111 @@ def test_a_process_killed_while_the_first_tests_ends_the_run(tmp_path):
     assert "process 1 of the 2 that share the run has ended" in ranks.said()[1]
 
 
+def test_a_finished_run_is_left_by_all_processes(tmp_path):
+    small = [f"run={tmp_path / 'run'}", *tiny("maml_dqn")]
+    assert cli.main(["train", *small]) == 0
+    ranks = Ranks(tmp_path / "ranks", 2, *small)
+    assert ranks.join() == [0, 0], ranks.said()
+    out, err = ranks.said()
+    assert "is finished already" in out
+    assert not err
+
+
+def test_a_process_waits_where_nothing_is_left_to_train(monkeypatch):
+    """The first one is not done yet, and would take its end for a loss."""
+    watch = mock.Mock()
+    monkeypatch.setattr(Processes, "broadcast", lambda self: b"")
+    loop.follow(Processes(2, 1, watch=watch))
+    watch.over.wait.assert_called_once_with()
+
+
+def test_a_failed_job_ends_the_sweep_of_all_processes(tmp_path):
+    """The second job runs out of memory; the third is not begun."""
+    small = [o for o in tiny("maml_dqn") if not o.startswith("algo.query.capacity")]
+    ranks = Ranks(tmp_path / "ranks", 2, "-m", *small, f"algo.query.capacity=60,{10**15},61", "outputs=runs")
+    assert ranks.join() == [1, 1], ranks.said()
+    assert "can't allocate memory" in ranks.said()[1]
+    assert len(list((tmp_path / "ranks" / "runs").glob("*/run.json"))) == 2
+
+
+LOST = ProcessLost("process 0 of the 2 that share the run has ended")
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "code", "said"),
+    [
+        (0, UserError("bad"), 2, "metarl: error: bad\n"),
+        (1, UserError("bad"), 2, "metarl: error: process 1: bad\n"),
+        (1, LOST, 1, f"metarl: error: {LOST}\n"),
+        (0, RuntimeError("a bug"), 1, r"Traceback.*RuntimeError: a bug\n"),
+        (1, RuntimeError("a bug"), 1, r"Traceback.*RuntimeError: a bug\n"),
+    ],
+)
+def test_an_error_of_one_process_of_several_is_printed_and_ends_it(rank, error, code, said, monkeypatch, capsys):
+    """Hydra, which begins the next job of a sweep after an exception, does not see it."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(train_command, "join", lambda: Processes(2, rank))
+    monkeypatch.setattr(train_command, "Watch", contextlib.nullcontext)
+    for name in ("train", "follow"):
+        monkeypatch.setattr(train_command, name, mock.Mock(side_effect=error))
+    with pytest.raises(SystemExit) as ended:
+        train_command.run(compose_train(), Job({}, []))
+    assert ended.value.code == code
+    assert re.fullmatch(said, capsys.readouterr().err, re.DOTALL)
+
+
+def test_one_process_alone_raises_its_errors(monkeypatch):
+    monkeypatch.setattr(train_command, "train", mock.Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        train_command.run(compose_train(), Job({}, []))
+
+
+def test_notes_are_of_the_first_process(monkeypatch, capsys, caplog):
+    monkeypatch.setattr(train_command, "join", lambda: Processes(2, 1))
+    monkeypatch.setattr(train_command, "Watch", contextlib.nullcontext)
+    monkeypatch.setattr(train_command, "follow", lambda processes: note("there is no C++ compiler"))
+    train_command.run(compose_train(), Job({}, []))
+    assert not caplog.text
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_process_ends_that_waits_for_a_gpu_and_the_gpu_for_a_lost_process(raises, monkeypatch, capsys):
+    """Its main thread does not return to Python, where it would raise the loss."""
+    watch, done = ranks_module.Watch(Processes(2, 0)), []
+    watch.group = None
+
+    def signalled(thread, number):
+        done.append(number)
+        watch.raised = raises
+
+    def end(code):
+        done.append(code)
+        watch.raised = True
+
+    monkeypatch.setattr(ranks_module, "GRACE", 0.0)
+    monkeypatch.setattr(ranks_module.distributed, "recv", mock.Mock(side_effect=RuntimeError))
+    monkeypatch.setattr(ranks_module.signal, "pthread_kill", signalled)
+    monkeypatch.setattr(ranks_module.os, "_exit", end)
+    watch._listen(1)
+    assert done == [signal.SIGUSR1, *([] if raises else [1])]
+    line = "metarl: error: process 1 of the 2 that share the run has ended\n"
+    assert capsys.readouterr().err == ("" if raises else line)
+    assert watch.over.is_set()
+
+
+def test_listeners_are_silent_before_the_handlers_go(monkeypatch):
+    """A signal without its handler would kill this process."""
+    watch = ranks_module.Watch(Processes(2, 1))
+    watch.threads, watch.before, silent = {}, {signal.SIGUSR1: signal.SIG_DFL}, []
+    monkeypatch.setattr(ranks_module.signal, "signal", lambda number, handler: silent.append(watch.over.is_set()))
+    watch.__exit__(None, None, None)
+    assert silent == [True]
+
+
 def test_what_the_first_process_refuses_ends_the_others(tmp_path):
     ranks = Ranks(tmp_path / "ranks", 3, f"run={tmp_path / 'run'}", *tiny("maml_dqn"), "algo.outer.tasks=2")
-    codes = ranks.join()
-    assert codes[0] == 2
+    assert ranks.join() == [2, 1, 1]
     assert ranks.said()[1] == "metarl: error: algo.module=maml shares its work among at most 2 processes here, not 3\n"
     assert not (tmp_path / "run").exists()
 
@@ -244,6 +348,24 @@ def test_rows_are_shared_out(num, size):
 def test_jobs_take_turns_on_the_gpus(device, number, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert choose_device(Hardware(device=device, threads=1), number) == torch.device(chosen)
+
+
+def test_the_processes_of_parallel_jobs_take_turns_on_the_gpus(monkeypatch):
+    numbers = []
+    for job, rank in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        numbers.append(ranks_module.gpu_number(job))
+    assert numbers == [0, 1, 2, 3]
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    assert ranks_module.gpu_number(3) == 3, "without torchrun, jobs do"
+
+
+def test_one_gpu_for_several_processes_is_refused():
+    config = compose_train("hardware.device=cuda:1")
+    with pytest.raises(UserError, match=r"cuda:1 is one GPU, and 2 processes share the run; use hardware.device=cuda, "):
+        build(config, processes=Processes(2))
 
 
 @pytest.mark.parametrize(

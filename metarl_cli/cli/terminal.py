@@ -9,12 +9,15 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from metarl_cli.errors import ProcessLost, UserError
+from metarl_cli.errors import UserError
 
 
-def print_error(error: UserError, where: str = "") -> int:
-    """Print every problem as one line, after ``where``; returns the exit code."""
-    if os.environ.get("RANK", "0") == "0" or isinstance(error, ProcessLost):  # of several processes, the first prints
+def print_error(error: UserError, where: str = "", own: bool = False) -> int:
+    """Print every problem as one line, after ``where``; returns the exit code.
+
+    Of several processes that share a run, the first prints what all of them find; each prints an error of its ``own``.
+    """
+    if own or os.environ.get("RANK", "0") == "0":
         for problem in error.problems:
             print(f"metarl: error: {where}{' '.join(problem.text.split())}", file=sys.stderr)
     return error.exit_code

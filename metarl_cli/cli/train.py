@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -19,7 +20,7 @@ from typing_extensions import override
 from metarl_cli.cli.process import tune_process
 from metarl_cli.cli.terminal import print_error
 from metarl_cli.config.models import Job, TrainConfig
-from metarl_cli.errors import UserError
+from metarl_cli.errors import ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.report import table
 from metarl_cli.processes import Watch, join
@@ -38,7 +39,10 @@ def run(config: TrainConfig, job: Job) -> float:
     """Train a new run, or go on with the one in the folder; returns its score on the test tasks.
 
     Started by ``torchrun``, the first process does; the others compute their share of every iteration, and return nan. A
-    failure ends them all, also within a sweep.
+    failure, whatever it is, ends them all, also within a sweep.
+
+    Raises:
+        SystemExit: where several processes share the run, for any error; it is printed.
     """
     tune_process(config.hardware)
     joined = join()
@@ -46,12 +50,26 @@ def run(config: TrainConfig, job: Job) -> float:
         with Watch(joined) as processes:
             if processes.rank == 0:
                 return train(config, job, Terminal(wide_console()), processes)[1]
-            follow(processes)
+            with listening(_silent, _silent):
+                follow(processes)
             return math.nan
-    except UserError as error:
+    except Exception as error:  # SystemExit ends a sweep, too: the next job would wait for the others in vain
         if joined.size == 1:
             raise
-        raise SystemExit(print_error(error)) from error
+        raise SystemExit(_tell(error, joined.rank)) from error
+
+
+def _silent(text: str) -> None:
+    """Report nothing: the first process does."""
+
+
+def _tell(error: Exception, rank: int) -> int:
+    """Print an error that ends this process of several; returns the exit code."""
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+        return 1
+    where = f"process {rank}: " if rank and not isinstance(error, ProcessLost) else ""
+    return print_error(error, where, own=True)
 
 
 class Terminal(Listener):

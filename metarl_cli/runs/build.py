@@ -30,7 +30,7 @@ def choose_device(hardware: Hardware, number: int = 0) -> torch.device:
 
     Args:
         hardware: names the device; without an index of a GPU, jobs and processes take turns on the GPUs.
-        number: of the job within its sweep, or of the process within its machine.
+        number: of the process among those of all jobs on its machine.
 
     Raises:
         UserError: if there is no such GPU.
@@ -53,12 +53,18 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
 
     Args:
         config: the configuration.
-        number: of the job within its sweep, or of the process within its machine, to choose a GPU by.
+        number: of the process among those of all jobs on its machine, to choose a GPU by.
         processes: those that share the run.
 
     Raises:
         ConfigError: if the parts do not fit together.
+        UserError: if there is no such GPU, or several processes would share one.
     """
+    if processes.size > 1 and ":" in config.hardware.device:
+        raise UserError(
+            f"hardware.device={config.hardware.device} is one GPU, and {processes.size} processes share the run; "
+            "use hardware.device=cuda, with which they take turns on the GPUs"
+        )
     device = choose_device(config.hardware, number)
     env, algo = config.env, config.algo
     on_cpu = env.instance is not None and device.type == "cpu"

@@ -26,7 +26,7 @@ from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
-from metarl_cli.processes import ALONE, Processes, local_rank
+from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
@@ -96,7 +96,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         processes.broadcast()  # nothing to do
         listener.finished(folder, None)
         return folder, float(folder.manifest()["score"])
-    components = build(config, job.number + local_rank(), processes)
+    components = build(config, gpu_number(job.number), processes)
     if processes.size > (most := components.algorithm.shares):
         raise UserError(
             f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
@@ -153,11 +153,12 @@ def follow(processes: Processes) -> None:
     """
     content = processes.broadcast()
     if not content:
+        processes.wait()
         return
     started = json.loads(content)
     config, folder = validate(TrainConfig, started["config"]), RunFolder(started["folder"])
     try:
-        algorithm = build(config, started["job"] + local_rank(), processes).algorithm
+        algorithm = build(config, gpu_number(started["job"]), processes).algorithm
         if state := processes.broadcast():
             algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
         with threads(config.hardware):

@@ -26,14 +26,14 @@ def build_run(options: dict[str, Any], *more: str) -> Any:
     from metarl_cli.cli.compose import compose_train
     from metarl_cli.cli.process import tune_process
     from metarl_cli.errors import UserError
-    from metarl_cli.processes import join, local_rank
+    from metarl_cli.processes import gpu_number, join
 
     try:
         config, _ = compose_train(overrides)
     except UserError as error:
         raise Unavailable(str(error)) from error
     tune_process(config.hardware)
-    return build(config, local_rank(), join())
+    return build(config, gpu_number(0), join())
 
 
 def build_flat(overrides: list[str]) -> Any:
