@@ -36,6 +36,7 @@ from omegaconf import OmegaConf
 from metarl_cli.cli.compose import conf_dir
 from metarl_cli.cli.process import keep_memory
 from metarl_cli.config.registry import load
+from metarl_cli.envs.gymnasium.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Spec
 
@@ -118,7 +119,7 @@ def measure(values: dict[str, Any], shape: Shape, seconds: float, windows: int) 
     words: dict[str, str] = {}
     if not native(values):  # the same environment, in the same wrappers
         nominal = {name: parameter.nominal for name, parameter in group.config.parameters.items()}
-        envs, words = rivals(group.config.id, lambda: group.module.build(group.config, nominal), copies)
+        envs, words = rivals(group.config.id, lambda: build(group.config, nominal), copies)
     elif key := SAME_AS.get(values["module"]):
         envs, words = rivals(key, lambda: gymnasium.make(key), copies)
     try:
