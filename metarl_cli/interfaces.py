@@ -7,7 +7,7 @@ observation's shape.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -132,6 +132,17 @@ class Env(ABC):
         """
 
 
+class Code(Protocol):
+    """A compiled function of tensors."""
+
+    def prepared(self, *args: Any) -> Callable[..., Any]:
+        """Return the function for arguments like these in shape, strides and type."""
+        ...
+
+
+Compiler = Callable[[Callable[..., Any], str], Code]  # of a function and what it is, for messages
+
+
 class Family(ABC):
     """A distribution of tasks and the environments that run them.
 
@@ -171,8 +182,8 @@ class Family(ABC):
             render: whether the first environment of the first task will be drawn.
         """
 
-    def compile(self) -> None:
-        """Compile what runs often, where the family can."""
+    def compile(self, compiler: Compiler) -> None:
+        """Have ``compiler`` compile what runs often, where the family can."""
         return
 
     def optimum(self, task: Task) -> Tensor | None:

@@ -21,7 +21,6 @@ from metarl_cli.adaptation.gradient import (
     loss_gradients,
     prepare_each,
 )
-from metarl_cli.compiling import compiled
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
@@ -29,6 +28,7 @@ from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import linear
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, Transitions, num_tasks
+from metarl_cli.networks.compiling import compiled
 from metarl_cli.networks.optimizers import clip_rows
 from metarl_cli.networks.stacked import flatten, fresh, load_params, select_rows, unflatten
 from metarl_cli.networks.target import TargetConfig, follow

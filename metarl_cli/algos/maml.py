@@ -48,13 +48,13 @@ from metarl_cli.adaptation.gradient import (
     loss_gradients,
     prepare_each,
 )
-from metarl_cli.compiling import compiled
 from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import cosine, linear
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Env, Family, Params, State, Task, Transitions, num_tasks
+from metarl_cli.networks.compiling import compiled
 from metarl_cli.networks.optimizers import Adam, backward
 from metarl_cli.networks.stacked import detached, expand, fresh, load_params
 from metarl_cli.networks.target import follow

@@ -32,7 +32,7 @@ from typing_extensions import override
 
 from metarl_cli import interfaces
 from metarl_cli.config.base import Group, Part, StrictModel
-from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
+from metarl_cli.interfaces import Compiler, Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import ActionSpace, Bins, Continuous, Discrete, Spec
 
 MOST_CHOICES = 64  # of one continuous action space
@@ -110,9 +110,9 @@ class Mix(interfaces.Family):
     # -- tasks
 
     @override
-    def compile(self) -> None:
+    def compile(self, compiler: Compiler) -> None:
         for family in self.members:
-            family.compile()
+            family.compile(compiler)
 
     @override
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:

@@ -6,6 +6,8 @@ A family gives its physics as pure functions: ``initial_state``, ``dynamics``, `
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -13,10 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.compiling import Compiled, Run
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Env, State, Step, Task, device_of, dtype_of, num_tasks
+from metarl_cli.interfaces import Code, Compiler, Env, State, Step, Task, device_of, dtype_of, num_tasks
 from metarl_cli.seeding import CommonRandomNumbers, without_draws
 
 FEW = 512  # environments, for which it is as fast to draw a start for each as for those alone whose episode ended
@@ -32,7 +33,7 @@ class NativeFamily(ParametricFamily):
     """A distribution of tasks over native physics."""
 
     stochastic = False  # whether ``dynamics`` draws random numbers
-    code: Compiled | None = None  # of ``dynamics``
+    code: Code | None = None  # of ``dynamics``
 
     # -- the physics, given by the family
 
@@ -80,14 +81,14 @@ class NativeFamily(ParametricFamily):
     # -- what the environments use
 
     @override
-    def compile(self) -> None:
+    def compile(self, compiler: Compiler) -> None:
         unused = torch.Generator()
         if not self.stochastic:
 
             def pure(state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
                 return self.dynamics(state, action, task, unused)
 
-            self.code = Compiled(pure, f"the dynamics of {type(self).__name__}")
+            self.code = compiler(pure, f"the dynamics of {type(self).__name__}")
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:
@@ -105,7 +106,9 @@ class NativeEnv(Env):
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng
         self.code = family.code
-        self.run: Run | None = None  # the code for environments of this number and actions of this type and strides
+        self.run: Callable[..., Any] | None = (
+            None  # the code for environments of this number and actions of this type and strides
+        )
         self.acted: tuple[torch.dtype, tuple[int, ...]] | None = None
         self.starts: Tensor | None = None  # [M, N, S] where all episodes begin; none: where they are drawn
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metarl_cli.compiling import can_compile
 from metarl_cli.config.base import Group
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm, Context, Family
+from metarl_cli.networks.compiling import Compiled, can_compile
 from metarl_cli.processes import ALONE, Processes
 
 
@@ -70,7 +70,7 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     on_cpu = env.instance is not None and device.type == "cpu"
     family: Family = env.instance if on_cpu else env.module.Family(env.config, device)
     if compiles := config.hardware.compile and can_compile(device):
-        family.compile()
+        family.compile(Compiled)
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import compose_train, flat, tiny
 
-from metarl_cli import compiling
-from metarl_cli.compiling import compiled
+from metarl_cli.networks import compiling
+from metarl_cli.networks.compiling import compiled
 from metarl_cli.progress import listening
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -59,7 +59,7 @@ def train(name: str, *overrides: str, env: str = "cartpole_family") -> tuple[lis
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_graph_of_a_derivative_follows_the_weights(name, traced, notes, monkeypatch):
-    monkeypatch.setattr("metarl_cli.envs.native.NativeFamily.compile", lambda self: None)
+    monkeypatch.setattr("metarl_cli.envs.native.NativeFamily.compile", lambda self, compiler: None)
     plain, fast = train(name)
     assert (len(traced), notes) == (1, [])
     constants = [getattr(traced[0], node.target) for node in traced[0].graph.nodes if node.op == "get_attr"]
