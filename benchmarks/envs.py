@@ -136,7 +136,7 @@ def native(values: dict[str, Any]) -> bool:
 
 
 def show(value: list[float] | str | None) -> str:
-    """The median with thousands apart, a word, or a dash."""
+    """The median with commas between the thousands, a word, or a dash."""
     return "-" if value is None else value if isinstance(value, str) else f"{median(value):,.0f}"
 
 

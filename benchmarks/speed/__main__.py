@@ -7,7 +7,7 @@
 
 Contenders are processes of their own, which take turns: round after round each does the same work for some seconds, alone, on
 one core. Peers live in virtual environments that are made from benchmarks/peers/*.txt when they are first needed, in the folder
-METARL_PEERS (or the user's cache). A machine that does other work meanwhile is told by the load averages in the result.
+METARL_PEERS (or the user's cache). The load averages in the result show whether the machine did other work meanwhile.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class IndependentDQN(Algorithm):
         self.rows = torch.arange(config.tasks, device=context.device)
         self.processes, self.shares = context.processes, config.tasks
         self.own = self.processes.shard(config.tasks)  # the networks that this process updates
-        self.own_params, self.own_target_params = (select_rows(p, self.own) for p in (self.params, self.target_params))  # views
+        # views of the weights, which change with them
+        self.own_params, self.own_target_params = (select_rows(p, self.own) for p in (self.params, self.target_params))
         self.flat.grad = self.gradients = torch.zeros_like(self.flat)  # 0 for the networks of other processes
         self.gradient = compiled(self._gradient, "the gradient of dqn", context.compile)
         self.iteration = self.updates = self.env_steps = 0
