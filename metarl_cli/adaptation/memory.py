@@ -323,7 +323,7 @@ class Prediction:
         obs_size = self.agent.inputs.obs_size
         end = obs_size + self.agent.inputs.action_size
         following, weight = inputs[1:], weight[1:] / whole[1:].sum().clamp(min=1)
-        predicted = apply_head(params, "prediction", torch.cat([features[:-1], following[..., obs_size:end]], -1))
+        predicted = apply_head(params, "prediction", features[:-1], following[..., obs_size:end])
         reward, ended = following[..., end], following[..., end + 1]
         of_obs = (predicted[..., :obs_size] - following[..., :obs_size]).square().sum(-1) * (1 - ended)
         of_obs = of_obs / self.agent.measured["obs_variance"]

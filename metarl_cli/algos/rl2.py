@@ -112,12 +112,12 @@ class RL2(MemoryAlgorithm):
 
     @override
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
-        outputs = apply_head(params, "policy", torch.cat([features, inputs], -1))
+        outputs = apply_head(params, "policy", features, inputs)
         return self.policy_head(params, outputs, self.agent.inputs.legal(inputs))
 
     def value(self, params: Params, features: Tensor, clock: Tensor) -> Tensor:
         """Return the normalised value ``[...]``: the expected return of the rest of the trial."""
-        return apply_head(params, "value", torch.cat([features, clock], -1))[..., 0]
+        return apply_head(params, "value", features, clock)[..., 0]
 
     @override
     def tested(self) -> Params:

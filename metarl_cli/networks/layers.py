@@ -22,7 +22,18 @@ def head(name: str, outputs: int, hidden: int, inputs: int, gain: float, rng: to
     return linear(f"{name}.hidden", hidden, inputs, 1.0, rng) | linear(name, outputs, hidden, gain, rng)
 
 
-def apply_head(params: Params, name: str, x: Tensor) -> Tensor:
-    """Return the outputs ``[..., outputs]`` of a head for ``x [..., inputs]``: linear, ReLU, linear."""
-    x = F.linear(x, params[f"{name}.hidden.weight"], params[f"{name}.hidden.bias"]).relu_()
-    return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+def apply_head(params: Params, name: str, features: Tensor, others: Tensor) -> Tensor:
+    """Return the outputs ``[..., outputs]`` of a head: linear, ReLU, linear.
+
+    Args:
+        params: with the head's weights.
+        name: of the head.
+        features: of a network ``[..., F]``.
+        others: further inputs ``[..., I]``, which follow the features in the weights. A product of their own saves joining
+            both, and the gradient of what needs none.
+    """
+    weight, size = params[f"{name}.hidden.weight"], features.shape[-1]
+    x = F.linear(others.flatten(0, -2), weight[:, size:], params[f"{name}.hidden.bias"])
+    x = x.addmm_(features.flatten(0, -2), weight[:, :size].t()).relu_()  # in place, and of no view: nothing is copied
+    outputs = F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+    return outputs.view(*features.shape[:-1], outputs.shape[-1])
