@@ -165,12 +165,12 @@ class NativeEnv(Env):
         num = None if self.like.is_cuda else int(ended.count_nonzero())  # a GPU is not waited for
         if num == 0:
             return state
-        entries, deadline = state.movedim(-1, 0), self.time + self.family.spec.horizon
+        entries, deadline = state.permute(2, 0, 1), self.time + self.family.spec.horizon
         if num is None or ended.numel() <= FEW:
             if fresh is None:
                 fresh = self.family.initial_state(self.shape, self.like, self.rng)
             self.deadline.masked_fill_(ended, deadline)
-            return torch.where(ended, fresh.movedim(-1, 0), entries, out=torch.empty_like(entries)).movedim(0, -1)
+            return torch.where(ended, fresh.permute(2, 0, 1), entries, out=torch.empty_like(entries)).permute(1, 2, 0)
         index = ended.flatten().nonzero()[:, 0]
         self.deadline.view(-1).index_fill_(0, index, deadline)
         if fresh is None:
@@ -213,10 +213,11 @@ class NativeEnv(Env):
 
 def columns(*entries: Tensor) -> Tensor:
     """Return the states ``[..., S]`` of S entries ``[...]``, laid out in memory as the environment does."""
-    return torch.stack(entries).movedim(0, -1)
+    together = torch.stack(entries)
+    return together.permute(*range(1, together.dim()), 0)  # several times as fast as movedim
 
 
 def _by_column(state: Tensor) -> Tensor:
     """Return ``state [M, N, S]`` with each of its S columns contiguous in memory; itself, where they are."""
-    entries = state.movedim(-1, 0)
-    return state if entries.is_contiguous() else entries.contiguous().movedim(0, -1)
+    rows, envs, _ = state.shape
+    return state if state.stride() == (envs, 1, rows * envs) else state.permute(2, 0, 1).contiguous().permute(1, 2, 0)
