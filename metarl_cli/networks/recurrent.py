@@ -1,14 +1,15 @@
 """Recurrent memory networks as functions of their weights: GRU and LSTM, in the layout and with the kernels of torch.
 
 GRU: Cho 2014, arXiv:1406.1078, in the form of cuDNN, whose reset gate multiplies the recurrent product. LSTM: Gers 2000,
-without peepholes. A sequence is one call: of cuDNN on a GPU; on CPU the LSTM in float32 is oneDNN's.
+without peepholes. A sequence is one call: of cuDNN on a GPU; on CPU the LSTM in float32 is oneDNN's, and the GRU is our own,
+for which torch has no such kernel (:class:`GRUSequence`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -105,8 +106,82 @@ class GRU(Recurrent):
 
     @override
     def _sequence(self, x: Tensor, state: list[Tensor], weights: list[Tensor], options: Options) -> Tensor:
-        out: Tensor = torch.gru(x, state[0], weights, *options)[0]
-        return out
+        if x.is_cuda:
+            out: Tensor = torch.gru(x, state[0], weights, *options)[0]
+            return out
+        for i, h in enumerate(state[0]):
+            x = GRUSequence.apply(x, h, *weights[i * len(WEIGHTS) : (i + 1) * len(WEIGHTS)])  # type: ignore[no-untyped-call]
+        return x
+
+
+class GRUSequence(torch.autograd.Function):
+    """One layer of a GRU along a sequence, once differentiable; autograd alone would record a dozen operations at each step.
+
+        r = sigmoid(p_r)    z = sigmoid(p_z)    m = U_n h + c_n    n = tanh(p_n + r m)    h' = n + z (h - n)
+        dp_n = dh' (1 - z) (1 - n²)    dp_z = dh' (h - n) z (1 - z)    dp_r = dp_n m r (1 - r)
+        dh = dh' z + U_r^T dp_r + U_z^T dp_z + U_n^T (r dp_n)
+
+    Each gradient of a gate is dh' times a factor that depends on the forward pass alone. So the factors of all steps are
+    computed at once, and a step backward is a product with dh' and three matrix products. Gates are the first axis: those of a
+    step are contiguous.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: Tensor, w: Tensor, u: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        """Return the states ``[T, R, H]`` after each step.
+
+        Args:
+            ctx: of autograd.
+            x: the inputs ``[T, R, I]``.
+            start: the state before the first step ``[R, H]``.
+            w: weights of the inputs ``[3 H, I]``, gates r, z, n.
+            u: weights of the state ``[3 H, H]``.
+            b: biases of the inputs ``[3 H]``.
+            c: biases of the state ``[3 H]``.
+        """
+        (steps, rows, _), size = x.shape, start.shape[1]
+        u_r, u_z, u_n = u.view(3, size, size).mT
+        bias = torch.cat([b[: 2 * size] + c[: 2 * size], b[2 * size :]]).view(3, 1, size)
+        gates = torch.baddbmm(bias, x.flatten(0, 1).expand(3, -1, -1), w.view(3, size, -1).mT).view(3, steps, rows, size)
+        states, m = x.new_empty(steps + 1, rows, size), x.new_empty(steps, rows, size)
+        states[0] = start
+        per_step = zip(states[:-1], states[1:], *gates, gates[:2].unbind(1), m, strict=True)
+        for h, after, r, z, n, r_and_z, m_t in per_step:
+            r.addmm_(h, u_r)
+            z.addmm_(h, u_z)
+            r_and_z.sigmoid_()
+            torch.addmm(c[2 * size :], h, u_n, out=m_t)
+            n.addcmul_(r, m_t).tanh_()
+            torch.lerp(n, h, z, out=after)
+        ctx.save_for_backward(x, w, u, states, gates, m)
+        return states[1:]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the arguments, from those of the states ``[T, R, H]``."""
+        x, w, u, states, gates, m = ctx.saved_tensors
+        (r, z, n), before, (steps, rows, size) = gates, states[:-1], m.shape
+        factors, of_n = torch.empty_like(gates), (1 - n * n).mul_(1 - z)
+        torch.mul(of_n, r, out=factors[2])
+        torch.mul(factors[2], m, out=factors[0]).mul_(1 - r)
+        torch.sub(before, n, out=factors[1]).mul_(z).mul_(1 - z)
+        d, dh, dh_start = torch.empty_like(gates), torch.empty_like(m), torch.empty_like(before[0])
+        dh[-1] = gradient[-1]
+        u_r, u_z, u_n = u.view(3, size, size)
+        earlier = [*dh[:-1].unbind(0)[::-1], dh_start]  # where dh of the step before goes
+        sources = [*gradient[:-1].unbind(0)[::-1], torch.zeros_like(dh_start)]
+        per_step = zip(*(t.unbind(1)[::-1] for t in (factors, d)), *(t.unbind(0)[::-1] for t in (*d, dh, z)), strict=True)
+        for (factor, d_t, d_r, d_z, d_n, dh_t, z_t), source, result in zip(per_step, sources, earlier, strict=True):
+            torch.mul(factor, dh_t, out=d_t)
+            torch.addcmul(source, dh_t, z_t, out=result)
+            result.addmm_(d_r, u_r).addmm_(d_z, u_z).addmm_(d_n, u_n)
+        flat = d.view(3, steps * rows, size)
+        du, dc = flat.mT @ before.reshape(-1, size), flat.sum(1)
+        torch.mul(of_n, dh, out=d[2])  # so far d[2] is the gradient of the product U_n h + c_n, r times that of p_n
+        dw, db = flat.mT @ x.flatten(0, 1), torch.cat([dc[:2], flat[2:].sum(1)])
+        dx = torch.einsum("ktrh,khi->tri", d, w.view(3, size, -1)) if ctx.needs_input_grad[0] else None
+        return dx, dh_start, dw.view_as(w), du.view_as(u), db.view(-1), dc.view(-1)
 
 
 class LSTM(Recurrent):
