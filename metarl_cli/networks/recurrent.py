@@ -140,7 +140,7 @@ class GRUSequence(torch.autograd.Function):
             c: biases of the state ``[3 H]``.
         """
         (steps, rows, _), size = x.shape, start.shape[1]
-        u_r, u_z, u_n = u.view(3, size, size).mT
+        u_r, u_z, u_n, c_n = *u.view(3, size, size).mT, c[2 * size :]
         bias = torch.cat([b[: 2 * size] + c[: 2 * size], b[2 * size :]]).view(3, 1, size)
         gates = torch.baddbmm(bias, x.flatten(0, 1).expand(3, -1, -1), w.view(3, size, -1).mT).view(3, steps, rows, size)
         states, m = x.new_empty(steps + 1, rows, size), x.new_empty(steps, rows, size)
@@ -150,7 +150,7 @@ class GRUSequence(torch.autograd.Function):
             r.addmm_(h, u_r)
             z.addmm_(h, u_z)
             r_and_z.sigmoid_()
-            torch.addmm(c[2 * size :], h, u_n, out=m_t)
+            torch.addmm(c_n, h, u_n, out=m_t)
             n.addcmul_(r, m_t).tanh_()
             torch.lerp(n, h, z, out=after)
         ctx.save_for_backward(x, w, u, states, gates, m)
