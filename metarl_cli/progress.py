@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import IO, ParamSpec, TypeVar, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable, RenderHook
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import override
 
 Item = TypeVar("Item")
 Arguments = ParamSpec("Arguments")
@@ -94,6 +100,46 @@ def status(console: Console, label: str) -> Iterator[None]:
 
     with listening(plain):
         yield
+
+
+class Appended(io.TextIOBase):
+    """A text file that is open only while something is written to it; a full disk loses what was to be written.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @override
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return len(text)
+
+
+def log_console(path: Path) -> Console:
+    """Return a console that writes to the end of a file."""
+    return Console(file=cast(IO[str], Appended(path)), width=PLAIN_WIDTH, highlight=False)
+
+
+class Keep(RenderHook):
+    """Prints on ``log``, too, what a console prints: texts and tables, but no display that moves.
+
+    Args:
+        log: the console of a file.
+    """
+
+    def __init__(self, log: Console):
+        self.log = log
+
+    @override
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        for renderable in renderables:
+            if isinstance(renderable, Text | Table):
+                self.log.print(renderable, soft_wrap=isinstance(renderable, Text))
+        return renderables
 
 
 PLAIN_WIDTH = 120  # [characters] of output where there is no terminal

@@ -19,7 +19,6 @@ from metarl_cli.interfaces import Task
 from metarl_cli.progress import status, wide_console
 from metarl_cli.runs.checkpoint import write_whole
 from metarl_cli.runs.run import FRAMES, Adaptation, Run
-from metarl_cli.runs.tracking import Tracker
 
 Config = AdaptConfig
 open_groups = ("task",)  # its keys are the family's parameters
@@ -83,9 +82,6 @@ def _film(saved: Run, task: Task, adaptation: Adaptation, seed: int, out: Path, 
     else:
         first, *_, last = [adaptation.steps[0], *adaptation.steps]
         films = {"before": saved.film(task, first, seed), "after": saved.film(task, last, seed)}
-    tracker = Tracker(out, {"task": adaptation.policy.task, "steps": len(adaptation.steps) - 1}, resume_step=0)
     for name, played in films.items():
         write_whole(out / f"{name}.gif", gif(played.frames))
-        tracker.animation(f"episode/{name}", played.frames, saved.env_steps)
         console.print(f"{name}: {out / name}.gif", soft_wrap=True)
-    tracker.close(finished=True)

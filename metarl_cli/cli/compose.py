@@ -98,6 +98,13 @@ def group_choices(hydra: Any) -> dict[str, str | None]:
     return {str(name): option for name, option in hydra.runtime.choices.items() if not name.startswith("hydra/")}
 
 
+def source_flags(hydra: Any) -> tuple[str, ...]:
+    """Return the words of a command line that say where else configurations lie."""
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    words = (word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath"))
+    return (*(word for folder in folders for word in ("--config-dir", folder)), *words)
+
+
 def flags_parser() -> argparse.ArgumentParser:
     """Return the parser of Hydra's own flags."""
     parser: argparse.ArgumentParser = get_args_parser()
@@ -336,5 +343,6 @@ def compose_train(overrides: list[str]) -> tuple[TrainConfig, Job]:
     if composer.problems or config is None:
         raise UsageError(*composer.problems.values())
     with open_dict(config):
-        choices = group_choices(config.pop("hydra"))
-    return validate(TrainConfig, plain(config), choices), Job(choices, overrides)
+        hydra = config.pop("hydra")
+    choices = group_choices(hydra)
+    return validate(TrainConfig, plain(config), choices), Job(choices, args.overrides, flags=source_flags(hydra))

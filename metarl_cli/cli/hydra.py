@@ -15,9 +15,9 @@ from hydra._internal.utils import _run_hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from metarl_cli.cli import compose
+from metarl_cli.cli import compose, manual, sweep
 from metarl_cli.cli.commands import Command
-from metarl_cli.cli.terminal import closing_pipes, print_error
+from metarl_cli.cli.terminal import closing_pipes, print_error, waiting
 from metarl_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,11 +41,16 @@ def run(command: Command, words: list[str]) -> int:
         problems = []
         shown = args.help or args.cfg or args.info
         if not (args.shell_completion or args.hydra_help):
-            with closing_pipes():
+            with closing_pipes(), waiting("checking the configuration ..." if shown else "loading PyTorch ..."):
                 check = None if shown else check_values
                 problems = compose.find_problems(command, args, check)
+                page = manual.page(command, args) if args.help and not problems else ""
             if problems and not traces:
                 raise compose.UsageError(*problems)
+            if page:
+                with closing_pipes():
+                    print(page, end="")
+                return 0
         task = Task(command)
         compose.set_version_base()
         compose.register_installed()
@@ -56,8 +61,10 @@ def run(command: Command, words: list[str]) -> int:
             if traces:
                 traceback.print_exc()
             raise compose.UsageError(*(problems or [str(error)])) from error
-        except SystemExit as done:  # Hydra ends --help this way
+        except SystemExit as done:  # Hydra ends --hydra-help this way
             return int(done.code or 0)
+        finally:
+            sweep.print_table()
         if task.failure:
             if traces:
                 traceback.print_exception(task.failure)
@@ -115,21 +122,27 @@ class Task:
         from metarl_cli.config.registry import validate
 
         hydra = HydraConfig.get()
-        sweep = hydra.mode == RunMode.MULTIRUN
-        job = Job(compose.group_choices(hydra), list(hydra.overrides.task), hydra.job.num if sweep else 0)
+        several = hydra.mode == RunMode.MULTIRUN
+        number = hydra.job.num if several else 0
+        job = Job(compose.group_choices(hydra), list(hydra.overrides.task), number, compose.source_flags(hydra))
         try:
             module, values = self.command.load(), compose.plain(config)
             checked = _checked.pop(_key(self.command, values, job.choices), None)
-            return module.run(checked or validate(module.Config, values, job.choices), job)
+            checked = checked or validate(module.Config, values, job.choices)
+            objective = module.run(checked, job)
+            if several:
+                sweep.keep(hydra, module.outcome(checked, job) if hasattr(module, "outcome") else {"score": str(objective)})
+            return objective
         except UserError as error:
-            if not sweep:
+            if not several:
                 self.failure = error
                 return None
             failure = error
         except Exception as error:
-            if not sweep:
+            if not several:
                 raise
             traceback.print_exc()
             failure = UserError(f"{type(error).__name__}: {error}", exit_code=1)
+        sweep.keep(hydra, {"error": str(failure)})
         print_error(failure, f"job {hydra.job.num} ({' '.join(job.overrides)}): ")
         raise UserError(exit_code=failure.exit_code)  # printed; Hydra raises it after the last job

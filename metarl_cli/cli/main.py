@@ -9,7 +9,7 @@ import sys
 
 from metarl_cli import __version__
 from metarl_cli.cli.commands import commands
-from metarl_cli.cli.terminal import closing_pipes, print_error
+from metarl_cli.cli.terminal import closing_pipes, print_error, waiting
 from metarl_cli.errors import UserError
 
 HELP = """\
@@ -69,8 +69,8 @@ def _run(words: list[str]) -> int:
         hint = "; the command comes first" if set(words) & set(commands()) else known_options(name, commands())
         raise UserError(f"{name}: no such command{hint} (see metarl --help)")
     if commands()[name].has_config:
-        from metarl_cli.cli.hydra import run
-
+        with waiting("loading Hydra ..."):
+            from metarl_cli.cli.hydra import run
         return run(commands()[name], rest)
     with closing_pipes():
         return int(commands()[name].load().run(rest) or 0)

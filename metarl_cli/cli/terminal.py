@@ -1,4 +1,4 @@
-"""Error lines on the terminal, and pipes that close early."""
+"""Error lines on the terminal, a sign of life, and pipes that close early."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def print_error(error: UserError, where: str = "", own: bool = False) -> int:
         for problem in error.problems:
             print(f"metarl: error: {where}{' '.join(problem.text.split())}", file=sys.stderr)
     return error.exit_code
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show on a terminal, while the block runs, what there is to wait for."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager

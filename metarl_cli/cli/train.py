@@ -6,15 +6,17 @@ several processes share one run.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
+from rich.text import Text
 from typing_extensions import override
 
 from metarl_cli.cli.process import tune_process
@@ -23,12 +25,14 @@ from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.report import table
+from metarl_cli.evaluation.statistics import Interval
 from metarl_cli.processes import Watch, join
-from metarl_cli.progress import PLAIN_EVERY, listening, status, wide_console
-from metarl_cli.runs.folder import RunFolder
+from metarl_cli.progress import PLAIN_EVERY, Keep, listening, log_console, status, wide_console
+from metarl_cli.runs.folder import RunFolder, default_path
 from metarl_cli.runs.loop import Listener, Progress, follow, train
 from metarl_cli.runs.profile import Profile, tables
 
+BESIDE_BAR = 40  # [characters] for a word, the count, and two times
 TITLES = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
 
 
@@ -49,7 +53,8 @@ def run(config: TrainConfig, job: Job) -> float:
     try:
         with Watch(joined) as processes:
             if processes.rank == 0:
-                return train(config, job, Terminal(wide_console()), processes)[1]
+                with Terminal(wide_console()) as terminal:
+                    return train(config, job, terminal, processes)[1]
             with listening(_silent, _silent):
                 follow(processes)
             return math.nan
@@ -57,6 +62,17 @@ def run(config: TrainConfig, job: Job) -> float:
         if joined.size == 1:
             raise
         raise SystemExit(_tell(error, joined.rank)) from error
+
+
+def outcome(config: TrainConfig, job: Job) -> dict[str, str]:
+    """Return the return on the test tasks before and after adaptation, for the table of a sweep."""
+    folder = RunFolder(config.run or default_path(config, job))
+    try:
+        curve = json.loads((folder.results / "test.json").read_text(encoding="utf-8"))["adapted"]
+        points = [Interval(**point) for point in curve.get("iqm") or curve["mean"]]
+    except OSError:  # a process of several that has no folder
+        return {}
+    return {"before": str(points[0]), "after": str(points[-1])}
 
 
 def _silent(text: str) -> None:
@@ -73,7 +89,7 @@ def _tell(error: Exception, rank: int) -> int:
 
 
 class Terminal(Listener):
-    """Prints the events of a run.
+    """Prints the events of a run, and keeps what it prints in ``console.log`` of the run folder, errors included.
 
     Args:
         console: where to.
@@ -81,10 +97,22 @@ class Terminal(Listener):
 
     def __init__(self, console: Console):
         self.console = console
+        self.log: Console | None = None
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: object) -> None:
+        if self.log and isinstance(error, UserError):
+            self.log.file.writelines(f"metarl: error: {problem.text}\n" for problem in error.problems)
+        elif self.log and error:
+            self.log.file.writelines(traceback.format_exception(error))
 
     @override
     def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
-        self.bar = Bar(self.console, iterations, iteration)
+        self.log = log_console(folder.path / "console.log")
+        self.console.push_render_hook(Keep(self.log))
+        self.bar = Bar(self.console, iterations, iteration, self.log)
         text = f"going on from iteration {iteration} of {iterations}: {folder}" if iteration else f"new run folder: {folder}"
         self.console.print(text, soft_wrap=True)
 
@@ -136,32 +164,47 @@ class Terminal(Listener):
         self.console.print(f"look at it: tensorboard --logdir {folder.path.parent}", soft_wrap=True)
 
 
+class Lines(ProgressBar):
+    """A progress bar with text below it, which a narrow terminal folds: neither takes room from the other."""
+
+    below = Text()
+
+    @override
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield self.below
+
+
 class Bar:
-    """Progress with the numbers that matter: a bar on a terminal, a plain line now and then elsewhere."""
+    """Progress with the numbers that matter: a bar on a terminal, a plain line now and then elsewhere.
+
+    Args:
+        console: where to.
+        total: iterations.
+        done: iterations that were made before.
+        log: where plain lines go beside a terminal.
+    """
 
     NUMBERS = (("eval/return_before", "before"), ("eval/return_after", "after"), ("eval/return_learned", "learned"))
     OF_TRIALS = (("eval/return_before", "first"), ("eval/return_after", "last"), ("eval/trial_return", "trial"))
 
-    def __init__(self, console: Console, total: int, done: int):
-        self.console, self.total, self.first, self.done = console, total, done, done
+    def __init__(self, console: Console, total: int, done: int, log: Console | None = None):
+        self.total, self.first, self.done = total, done, done
+        self.plain = log if console.is_terminal else console
         self.numbers: dict[str, float] = {}
         self.text = ""
         self.began, self.printed = time.monotonic(), -math.inf  # the first line is printed at once
-        columns = (
+        self.progress = Lines(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(max(10, min(40, console.width - BESIDE_BAR))),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-        )
-        self.progress = ProgressBar(
-            *columns,
-            TextColumn("{task.fields[numbers]}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self.task = self.progress.add_task("train", total=total, completed=done, numbers="")
+        self.task = self.progress.add_task("train", total=total, completed=done)
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -181,18 +224,20 @@ class Bar:
             self.text += f"  return on validation tasks: {numbers}"
         if "loss/query" in metrics:
             self.text += f"  loss {metrics['loss/query']:.3g}"
-        self.progress.update(self.task, completed=iteration, numbers=self.text)
+        self.progress.below = Text(self.text)
+        self.progress.update(self.task, completed=iteration)
         left = self.total - iteration
         seconds = (time.monotonic() - self.began) / max(iteration - self.first, 1) * left
         self._plain(f"{self.text}  about {seconds:.0f} s left" if left else self.text, at_once=not left)
 
     def report(self, what: str) -> None:
         """Show how far the current iteration is."""
-        self.progress.update(self.task, numbers=f"{self.text}  {what}")
-        self._plain(f"{self.text}  {what}")
+        text = f"{self.text}  {what}".lstrip()
+        self.progress.below = Text(text)
+        self._plain(text)
 
     def _plain(self, text: str, at_once: bool = False) -> None:
         moment = time.monotonic()
-        if not self.console.is_terminal and (at_once or moment - self.printed >= PLAIN_EVERY):
-            self.console.print(f"{self.done}/{self.total}  {text}", soft_wrap=True)
+        if self.plain and (at_once or moment - self.printed >= PLAIN_EVERY):
+            self.plain.print(f"{self.done}/{self.total}  {text}", soft_wrap=True)
             self.printed = moment

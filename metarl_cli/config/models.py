@@ -15,6 +15,7 @@ class Job(NamedTuple):
     choices: dict[str, str | None]
     overrides: list[str]
     number: int = 0  # of the job within its sweep
+    flags: tuple[str, ...] = ()  # of the command line, that say where configurations lie
 
 
 class Hardware(StrictModel):
@@ -62,8 +63,8 @@ class TrainConfig(StrictModel):
     )
     outputs: Annotated[str, Operational()] = Field(description="where new run folders go")
     train: TrainLoop
-    eval: Evaluation
-    test: Evaluation
+    eval: Evaluation = Field(description="on validation tasks, during training; chooses the best checkpoint")
+    test: Evaluation = Field(description="on test and out-of-distribution tasks, at the end")
     algo: Annotated[Group, Part("algo")]
     learner: Annotated[Group | None, Part("learner")] = None  # an algorithm without a learner removes the group
     env: Annotated[Group, Part("env")]

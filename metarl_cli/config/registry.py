@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from metarl_cli.config.base import Group, Part
 from metarl_cli.config.compatibility import check_run
-from metarl_cli.config.messages import describe, known_options, one_line, show
+from metarl_cli.config.messages import describe, expected, known_options, one_line, show
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.errors import Problem, UserError
 
@@ -126,6 +126,26 @@ def owner(config: BaseModel, path: Sequence[str]) -> tuple[type[BaseModel], Sequ
     if isinstance(value, dict) and len(path) > 2 and isinstance(inner := value.get(path[1]), Group):
         return owner(inner.config, path[2:])
     return type(config), path
+
+
+def meanings(model: type[BaseModel], values: Mapping[str, Any]) -> Callable[[Sequence[str]], tuple[str, str]]:
+    """Return a function from the path of a value to its meaning and what is allowed there; empty where nobody knows.
+
+    Args:
+        model: the command's ``Config``.
+        values: as composed; groups with wrong values have no meaning.
+    """
+    parsed, _, failed = _load_parts(model, values, "")
+
+    def meaning(path: Sequence[str]) -> tuple[str, str]:
+        group = parsed.get(path[0])
+        if path[-1] == "module" or path[0] in failed or (isinstance(group, Group) and len(path) == 1):
+            return "", ""
+        inside, rest = owner(group.config, path[1:]) if isinstance(group, Group) else (model, path)
+        allowed, text, _ = expected(inside, list(rest))
+        return text, allowed
+
+    return meaning
 
 
 def _module(kind: str, name: object, place: str) -> ModuleType:

@@ -4,6 +4,7 @@ config.yaml     the resolved configuration (all but where the folder lies)
 run.json        format, command, versions, git revision, seed, task hashes, status
 tasks.json      the held-out tasks, value by value, with their hashes
 metrics.jsonl   every metric; events.out.tfevents.* the same for TensorBoard
+console.log     what the command has printed, with the traceback of an error
 last.pt best.pt the state from which training goes on; the weights chosen on validation tasks
 results/        test results and figures
 adapted/        policies adapted with ``metarl adapt``
@@ -15,9 +16,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import shlex
+import re
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,54 @@ from metarl_cli.evaluation.held_out import check_disjoint, held_out_tasks, task_
 from metarl_cli.interfaces import Family
 from metarl_cli.runs.build import Components
 from metarl_cli.runs.checkpoint import refuse_unsafe, write_whole
-from metarl_cli.runs.provenance import git_revision, now, versions
+from metarl_cli.runs.provenance import command, git_revision, now, versions
 
 FORMAT = 3  # of run folders
 INCOMPLETE_FILES = {".lock", "results", "tasks.json", "config.yaml"}  # a run killed while its folder was made leaves these
 LOCATION_KEYS = {"run", "outputs"}
+IN_THE_NAME = {"algo", "env", "experiment", "seed"}  # of a run anyway
+LEAST_TELLING = ("train", "eval", "test")  # groups whose overrides come last in a run's name
+LONGEST_CHANGES = 80  # [characters] of the overrides in a run's name; a file name has room for 255
 
 
-def default_name(config: TrainConfig, choices: Mapping[str, str | None]) -> str:
-    """Return ``<algo>-<env>-seed<n>-<hash>``, the hash over every value that can change the result.
-
-    The same experiment has the same folder, so a sweep can be run again, on another machine too.
-    """
+def default_name(config: TrainConfig, job: Job) -> str:
+    """Return ``<algo>-<env>-<key>_<value>-...-seed<n>-<hash>``, the hash over every value that can change the result."""
     text = json.dumps(result_values(config), sort_keys=True)
-    algo, env, experiment = (choices.get(group) or "" for group in ("algo", "env", "experiment"))
+    algo, env, experiment = (job.choices.get(group) or "" for group in ("algo", "env", "experiment"))
     names = [experiment, *([] if algo in experiment else [algo])] if experiment else [algo, env]
-    return "-".join([*names, f"seed{config.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]).replace("/", "_")
+    changed = sorted(overridden(config, job.overrides).items(), key=lambda item: _within(item[0], LEAST_TELLING))
+    changes = [_file_name(f"{key.removeprefix('algo.')}_{value}") for key, value in changed]
+    while len("-".join(changes)) > LONGEST_CHANGES:
+        changes.pop()
+    names = [name.replace("/", "_") for name in names]
+    return "-".join([*names, *changes, f"seed{config.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]])
+
+
+def default_path(config: TrainConfig, job: Job) -> Path:
+    """Return where a run goes that is not told where.
+
+    The same experiment has the same folder, so a sweep can be run again, on another machine too: a run whose values are the
+    same is found, though other overrides led to them.
+    """
+    outputs = Path(config.outputs)
+    first, *last = default_name(config, job._replace(overrides=[])).rsplit("-", 2)
+    for path in sorted(outputs.glob(f"*-{'-'.join(last)}")):
+        if path.name.startswith(f"{first}-") and (path / "run.json").is_file():
+            return path
+    return outputs / default_name(config, job)
+
+
+def _file_name(text: str) -> str:
+    """Return a text without what means something to a shell, to Hydra or to a terminal."""
+    return re.sub(r"_{2,}", "_", re.sub(r"[^A-Za-z0-9.+-]", "_", text)).strip("_")
+
+
+def overridden(config: TrainConfig, overrides: Iterable[str]) -> dict[str, str]:
+    """Return the overrides that can change the result, as text by key; those of a run's place and seed are left out."""
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    values = {key.replace("/", "."): value for key, _, value in pairs}
+    free = {"hydra", *operational_keys(config)}
+    return {key: value for key, value in values.items() if key not in IN_THE_NAME and not _within(key, free)}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,7 +171,8 @@ class RunFolder:
             "format": FORMAT,
             "status": "created",
             "choices": job.choices,
-            "command": shlex.join(["metarl", "train", *job.overrides]),
+            "overridden": list(overridden(config, job.overrides)),
+            "command": command(job),
             "created": now(),
             "seed": config.seed,
             "tasks": {split: entry["hash"] for split, entry in saved.items()},
@@ -226,6 +260,20 @@ class RunFolder:
             advice = "train it again, or use the version in its run.json"
             raise UserError(f"{self} was made by {age} version of metarl (format {found}); {advice}")
         return manifest
+
+    def hparams(self, config: TrainConfig) -> dict[str, Any]:
+        """Return what distinguishes the run from others: its options, its seed, and the values that were overridden."""
+        manifest = self.manifest()
+        options = {name.replace("/", "."): option for name, option in manifest["choices"].items()}
+        keys = manifest.get("overridden", [])
+        shown = [key for key in options if key in (*keys, "algo", "env", "experiment")]
+        values = {key: value for key, value in _leaves(config.model_dump()) if _within(key, set(keys) - options.keys())}
+        return {key: options[key] for key in shown} | {"seed": config.seed} | values
+
+    def texts(self) -> dict[str, str]:
+        """Return the command and the configuration as Markdown, by their tags in TensorBoard."""
+        config = (self.path / "config.yaml").read_text(encoding="utf-8")
+        return {"run/command": f"    {self.manifest()['command']}", "run/configuration": f"```yaml\n{config}```"}
 
     def note(self, **changes: Any) -> None:
         """Change entries of the manifest (status, times)."""

@@ -29,7 +29,7 @@ from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, threads
-from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
+from metarl_cli.runs.folder import RunFolder, default_path
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
@@ -89,7 +89,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         ProcessLost: if another process has ended.
         KeyboardInterrupt: after a signal, once the run is saved.
     """
-    folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, job.choices)))
+    folder = RunFolder(config.run or default_path(config, job))
     if config.run and folder.exists:
         config = folder.continued(config, job.overrides)
     if folder.exists and folder.manifest().get("status") == "finished":
@@ -230,7 +230,7 @@ class Training:
             done, device = self.iteration, components.device
             self.train_step = Profiler(self.train_step, done, self.iterations, folder.path, device, listener.profiled)
         listener.started(folder, self.iteration, self.iterations)
-        self.tracker = Tracker(folder.path, config.model_dump(exclude=LOCATION_KEYS), resume_step)
+        self.tracker = Tracker(folder.path, folder.hparams(config), folder.texts(), resume_step)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
 
     def _evaluator(self, split: str, tasks: int, episodes: int) -> Evaluator:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
+import shlex
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from metarl_cli import __version__
+from metarl_cli.config.models import Job
 
 
 def now() -> str:
@@ -25,6 +28,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             installed[name] = "not installed"
     return installed
+
+
+def command(job: Job) -> str:
+    """Return the command line that repeats one ``metarl train``, be it a job of a sweep, as a shell reads it."""
+    size, local = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    nodes = [] if size == local else ["--nnodes", str(int(size) // int(local))]
+    started = ["metarl"] if size == "1" else ["torchrun", *nodes, "--nproc-per-node", local, "-m", "metarl_cli"]
+    return shlex.join([*started, "train", *job.flags, *job.overrides])
 
 
 def git_revision() -> str | None:

@@ -1,6 +1,7 @@
 """Metrics, figures and hyper-parameters of a run: TensorBoard events, and the same numbers in ``metrics.jsonl``.
 
-The x-axis of every algorithm is the environment steps of meta-training, so that runs are comparable.
+The x-axis of every algorithm is the environment steps of meta-training, so that runs are comparable. TensorBoard sorts what it
+shows by name, and shows the first five metrics in its HParams tab; so the returns before and after adaptation come first there.
 """
 
 from __future__ import annotations
@@ -9,26 +10,35 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import custom_scalars
+from torch.utils.tensorboard.summary import hparams as summaries
 
-from metarl_cli.evaluation.pictures import gif, png
+from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Diagnostics
 from metarl_cli.runs.checkpoint import write_whole
 
-LAYOUT = {  # tags are regular expressions
+FIRST = {  # metric -> its tag in TensorBoard, where it differs
+    "eval/return_before": "adaptation/return_before",
+    "eval/return_after": "adaptation/return_after",
+    "test/return_before": "adaptation/return_before_test",
+    "test/return_after": "adaptation/return_after_test",
+    "ood/return_after": "adaptation/return_after_ood",
+}
+LAYOUT = {  # of the Custom Scalars tab; tags are regular expressions
     "Adaptation": {
-        "validation: before and after": ["Multiline", ["eval/return_before$", "eval/return_after$", "eval/return_learned$"]],
+        "validation: before and after": ["Multiline", ["adaptation/return_(before|after)$", "eval/return_learned$"]],
         "validation: each step": ["Multiline", [r"eval/return_step_\d+$"]],
-        "validation: after, 95 %": ["Margin", ["eval/return_after", "eval/return_after_low", "eval/return_after_high"]],
+        "validation: after, 95 %": ["Margin", ["adaptation/return_after", "eval/return_after_low", "eval/return_after_high"]],
         "validation: whole trial": ["Multiline", ["eval/trial_return$"]],
-        "held out: before and after": ["Multiline", ["(test|ood)/return_before$", "(test|ood)/return_after$"]],
+        "held out: before and after": ["Multiline", ["adaptation/return_(before|after)_(test|ood)$"]],
     },
     "Training": {
         "trial": ["Multiline", ["train/trial_return$"]],
@@ -40,6 +50,7 @@ LAYOUT = {  # tags are regular expressions
         "inner learning rate": ["Multiline", ["train/inner_lr$"]],
     },
 }
+Scalar = str | bool | int | float
 
 
 class Tracker:
@@ -47,11 +58,12 @@ class Tracker:
 
     Args:
         folder: the run folder; it holds the events directly, so that its name is the run's name in TensorBoard.
-        config: nested values for the HParams tab.
+        hparams: the columns of the HParams tab: what the run has been told to be; those of None are left out.
+        texts: for the Text tab, by tag, as Markdown.
         resume_step: the step of the checkpoint that a run resumes from; later rows are dropped. None: a new run.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], resume_step: int | None):
+    def __init__(self, folder: Path, hparams: Mapping[str, Any], texts: Mapping[str, str], resume_step: int | None):
         self.path = folder / "metrics.jsonl"
         purge = 0 if resume_step is None else resume_step + 1
         if self.path.exists():
@@ -60,19 +72,34 @@ class Tracker:
         self.lines = self.path.open("a")
         self.writer = SummaryWriter(str(folder), purge_step=purge)
         self.events = cast(Any, self.writer.file_writer)  # all tags of a step go into one event
+        self.tags = set[str]()  # in TensorBoard, since the process has started
         # without the experiment's summary, TensorBoard shows the union of all runs' hyper-parameters
-        _, start, self.end = hparams(flatten(config), {})  # type: ignore[no-untyped-call]
-        if resume_step is None:
-            self.writer.add_custom_scalars(LAYOUT)
+        _, start, self.end = summaries(_columns(hparams), {})  # type: ignore[no-untyped-call]
         self.events.add_summary(start)
+        if resume_step is None:
+            for tag, text in texts.items():
+                self.writer.add_text(tag, text, 0)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write scalars ``{"group/name": value}`` at ``step`` [environment steps]."""
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+        values = [Summary.Value(tag=FIRST.get(tag, tag), simple_value=value) for tag, value in metrics.items()]
         self.events.add_summary(Summary(value=values), step)
+        self._lay_out({value.tag for value in values}, step)
         finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
         self.lines.write(json.dumps({"step": step, **finite}) + "\n")
         self.flush()
+
+    def _lay_out(self, tags: set[str], step: int) -> None:
+        """Show the charts of the Custom Scalars tab that have something to show, once there are new tags."""
+        if tags <= self.tags:
+            return
+        self.tags |= tags
+        layout = {
+            group: {name: chart for name, chart in charts.items() if any(re.match(chart[1][0], tag) for tag in self.tags)}
+            for group, charts in LAYOUT.items()
+        }
+        shown = {group: charts for group, charts in layout.items() if charts}
+        self.events.add_summary(custom_scalars(shown), step)  # type: ignore[no-untyped-call]
 
     def diagnostics(self, diagnostics: Diagnostics, step: int) -> None:
         """Show an algorithm's diagnostics in the Histograms, Text and Images tabs."""
@@ -83,12 +110,8 @@ class Tracker:
         for tag, figure in diagnostics.figures.items():
             self.image(tag, png(figure), step)
 
-    def animation(self, tag: str, frames: Sequence[Image.Image], step: int) -> None:
-        """Show an animated GIF in the Images tab."""
-        self.image(tag, gif(frames), step)
-
     def image(self, tag: str, encoded: bytes, step: int) -> None:
-        """Show a PNG or GIF in the Images tab."""
+        """Show a PNG in the Images tab."""
         width, height = Image.open(io.BytesIO(encoded)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
         self.events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
@@ -117,12 +140,6 @@ def _kept(line: str, purge: int) -> bool:
         return False
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | bool | int | float]:
-    """Flatten nested values, ``{"algo": {"lr": 1}}`` -> ``{"algo.lr": 1}``, with lists and None as text."""
-    flat: dict[str, str | bool | int | float] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str | bool | int | float) else str(value)
-    return flat
+def _columns(hparams: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Return hyper-parameters as TensorBoard takes them: lists as text; a None would turn a column of numbers into text."""
+    return {key: value if isinstance(value, Scalar) else str(value) for key, value in hparams.items() if value is not None}

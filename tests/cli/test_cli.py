@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Every run asked for, none made: ``(config, choices, overrides, number)``."""
+    """Every run asked for, none made: ``(config, choices, overrides, number, flags)``."""
     made = []
     for module in (train, test, adapt):
         monkeypatch.setattr(module, "run", lambda config, job: made.append((config, *job)) or 1.5)
@@ -101,8 +102,19 @@ def test_help_of_a_command_teaches(command, capsys, elsewhere):
 def test_help_shows_the_overrides(capsys):
     assert cli.main(["train", "algo=dqn", "--help", "seed=77"]) == 0
     shown = capsys.readouterr().out
-    assert "\nseed: 77\n" in shown
+    assert re.search(r"^seed: 77 +the one seed every random stream derives from; an integer >= 0$", shown, re.MULTILINE)
     assert ", ".join(options("algo")) in shown
+
+
+@pytest.mark.parametrize("command", COMPOSED)
+def test_help_has_the_meaning_of_every_value_beside_it(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    values = shown[shown.index("\nhardware:\n") : shown.index("\nexamples\n")]
+    told = [line for line in values.splitlines() if line.strip() and not line.rstrip().endswith(":")]
+    bare = {line.split(":")[0].strip() for line in told if not re.search(r"\S {2,}\S|^ {12,}", line)}
+    assert bare <= {"module"}, "a value without its meaning"
+    assert max(map(len, values.splitlines())) <= 120
 
 
 def test_examples_in_the_help_are_valid(capsys):
@@ -198,8 +210,8 @@ def test_every_command_is_described():
 def test_train_is_given_the_configuration_the_choices_and_the_overrides(runs, elsewhere):
     argv = list(sys.argv)
     assert cli.main(["train", "algo=dqn", "seed=3", "train.iterations=1e3"]) == 0
-    ((config, choices, overrides, number),) = runs
-    assert number == 0
+    ((config, choices, overrides, number, flags),) = runs
+    assert (number, flags) == (0, ())
     assert config.seed == 3
     assert config.train.iterations == 1000
     assert config.algo.name == "dqn"
@@ -237,9 +249,9 @@ def test_a_task_can_be_written_in_many_ways(word, runs):
 def test_overrides_stand_anywhere_around_the_flags(words, runs, elsewhere):
     assert cli.main(["train", *words]) == 0
     assert [(c.seed, c.algo.name, c.env.name) for c, *_ in runs] == [(s, "dqn", "navigation_2d") for s in (0, 1)]
-    assert [overrides for *_, overrides, _ in runs][1].count("seed=1") == 1
-    assert [number for *_, number in runs] == list(range(len(runs)))
-    (record,) = (path for path in elsewhere.rglob("*") if path.is_file())
+    assert [overrides for *_, overrides, _, _ in runs][1].count("seed=1") == 1
+    assert [number for *_, number, _ in runs] == list(range(len(runs)))
+    (record,) = (path for path in elsewhere.rglob("*.yaml") if path.is_file())
     outputs = runs[0][0].outputs
     assert record.relative_to(elsewhere).match(f"{outputs}/sweeps/*/multirun.yaml")
 
@@ -357,6 +369,7 @@ def test_an_algorithm_leaves_out_what_it_does_not_use(runs, capsys):
     assert cli.main(["train", "-m", "algo=maml_dqn,rl2,fomaml_dqn"]) == 0
     assert [c.learner and c.learner.name for c, *_ in runs] == ["dqn", None, "dqn"]
     assert [(c.eval.steps, c.test.steps) for c, *_ in runs] == [(1, 3), (None, None), (1, 3)]
+    assert "\n│ 1   │ algo=rl2 " in capsys.readouterr().out, "the table of the sweep"
     for words in (["algo=rl2"], ["experiment=rl2_bandit_n100_k10"], ["algo=thompson", "env=bandit"]):
         assert cli.main(["train", *words, "--cfg", "job"]) == 0
         shown = yaml.safe_load(capsys.readouterr().out)
@@ -728,7 +741,7 @@ def test_composer_makes_the_jobs_that_hydra_runs(runs, mine):
     words = ["algo=glob(m*_dqn)", "seed=1"]
     jobs = composing.Composer("train", None).jobs(words, multirun=True)
     assert cli.main(["train", "-m", *words]) == 0
-    assert [overrides for *_, overrides, _ in runs] == jobs
+    assert [overrides for *_, overrides, _, _ in runs] == jobs
     assert composing.Composer("train", str(mine)).jobs(["experiment=swept"], multirun=False) == [
         [f"seed={seed}", f"algo={algo}", "experiment=swept"] for seed in (0, 1) for algo in ("dqn", "mine")
     ]

@@ -16,6 +16,7 @@ from pydantic import Field
 from metarl_cli.config import models, registry
 from metarl_cli.config.base import StrictModel, operational_keys, result_values
 from metarl_cli.config.messages import closest, did_you_mean, flatten
+from metarl_cli.config.models import Job
 from metarl_cli.config.registry import ConfigError, load, validate
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm
@@ -298,7 +299,7 @@ def test_each_group_is_parsed_once_and_the_family_is_built_once(algo, more, monk
 def test_only_what_can_change_a_result_is_in_the_name():
     config = compose_train()
     same = ["hardware=cpu", "train.log_every=7", "train.checkpoint_every=1", "run=here", "outputs=there", "hardware.threads=2"]
-    assert default_name(compose_train(*same), {"algo": "a"}) == default_name(config, {"algo": "a"})
+    assert default_name(compose_train(*same), Job({"algo": "a"}, same)) == default_name(config, Job({"algo": "a"}, []))
     assert operational_keys(config) == {
         "run",
         "outputs",

@@ -67,7 +67,7 @@ def test_a_run_prints_its_profile(tmp_path):
     assert {"    inner gradient", "everything else"} <= {row[2:].split("│")[0].rstrip() for row in rows}
     assert any("aten::" in row for row in rows)
     assert max(len(row) for row in rows) <= 80
-    assert default_name(config, {}) == default_name(compose_train(*small), {})
+    assert default_name(config, Job({}, [])) == default_name(compose_train(*small), Job({}, []))
 
 
 def test_the_time_of_a_part_is_in_those_around_it():
