@@ -7,7 +7,7 @@ observation's shape.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -170,6 +170,10 @@ class Family(ABC):
         Raises:
             ValueError: for an unknown parameter, or a value that the family does not allow.
         """
+
+    def untrained(self, values: Mapping[str, float]) -> list[str]:
+        """Return in words which parameters of a task are beyond what training draws, and whether ood tasks have them."""
+        return []
 
     @abstractmethod
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> Env:

@@ -150,20 +150,24 @@ def written(group: str, option: str) -> dict[str, Any]:
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
+def bases(group: str, option: str) -> list[str]:
+    """What an option inherits from: other options, or a base that is none itself."""
+    names = [name.removesuffix("@_here_") for name in written(group, option).get("defaults", []) if isinstance(name, str)]
+    return [name for name in names if (CONF / group / f"{name}.yaml").is_file()]
+
+
 @cache
 def inherited(group: str, option: str) -> dict[str, Any]:
     """The values of an option over those of what it inherits from; read, not composed: collection has no time for that."""
-    own = written(group, option)
-    bases = [name for name in own.get("defaults", []) if isinstance(name, str) and name in options(group)]
     values: dict[str, Any] = {}
-    for base in bases:
+    for base in bases(group, option):
         values |= inherited(group, base)
-    return values | own
+    return values | written(group, option)
 
 
 def variant(group: str, option: str) -> bool:
     """Whether an option is another one with a few values changed: it names no module, but inherits it."""
-    return "module" not in written(group, option)
+    return "module" not in written(group, option) and not {*bases(group, option)}.isdisjoint(options(group))
 
 
 def slow_if(cases: Iterable[Any], slow: Callable[[Any], bool]) -> list[Any]:

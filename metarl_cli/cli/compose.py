@@ -193,6 +193,8 @@ class Composer:
             return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=single)
         except (ValueError, AssertionError, TypeError) as error:  # Hydra's answer to, say, algo=null
             raise HydraException(one_line(error)) from None
+        except RecursionError as error:
+            raise HydraException("the configuration is nested too deeply") from error
 
     def settle(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig | None:
         """Compose what can be composed; None if that is nothing."""
@@ -230,8 +232,12 @@ class Composer:
         written = override.lstrip("+")
         name, value = _name(override), override.partition("=")[2]
         group = name.partition(".")[0]
-        if isinstance(error, OverrideParseException):
-            reason = "write key=value" if "=" not in override else f"cannot be read ({one_line(str(error).splitlines()[0])})"
+        if isinstance(error, OverrideParseException) or not name:
+            reason = (
+                "write key=value"
+                if not name or "=" not in override
+                else f"cannot be read ({one_line(str(error).splitlines()[0])})"
+            )
             return f"{written}: {reason}; quote what the shell would split: 'key=[1, 2]'"
         if isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{name}/{value}":
             options = list(error.options or [])

@@ -21,6 +21,7 @@ nominal values of the families it does not belong to.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
@@ -74,6 +75,11 @@ class FlatActions:
             return index
         places = self.bins.num ** torch.arange(self.bins.actions.size, device=index.device)
         return self.bins.decode(index[..., None] // places % self.bins.num)
+
+
+def _own(values: Mapping[str, float], name: str) -> dict[str, float]:
+    """Return the parameters of one family in a mix, by their names there."""
+    return {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(f"{name}.")}
 
 
 class Mix(interfaces.Family):
@@ -154,9 +160,12 @@ class Mix(interfaces.Family):
             raise ValueError(f"one task belongs to one family: parameters of {', '.join(sorted(asked | {chosen}))} do not mix")
         task: Task = {"family": torch.full((1,), int(number), device=self.device)}
         for name, family in self.families.items():
-            own = {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(f"{name}.")}
-            task |= {f"{name}.{key}": value for key, value in family.named_task(own).items()}
+            task |= {f"{name}.{key}": value for key, value in family.named_task(_own(values, name)).items()}
         return task
+
+    @override
+    def untrained(self, values: Mapping[str, float]) -> list[str]:
+        return [f"{n}.{text}" for n, family in self.families.items() for text in family.untrained(_own(values, n))]
 
     def part(self, task: Task, name: str, rows: Tensor) -> Task:
         """Return the tasks ``rows [m]`` of one family, with that family's own parameters."""

@@ -71,6 +71,9 @@ class Uniform(Distribution):
     def finite(self) -> bool:
         return self.low == self.high
 
+    def __str__(self) -> str:
+        return f"{'+-' if self.signed else ''}[{self.low:g}, {self.high:g}]"
+
     @override
     def sample(self, unit: np.ndarray) -> np.ndarray:
         if not self.signed:
@@ -100,6 +103,9 @@ class Choice(Distribution):
     @override
     def finite(self) -> bool:
         return True
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(f'{value:g}' for value in self.values)}}}"
 
     @override
     def sample(self, unit: np.ndarray) -> np.ndarray:
@@ -244,3 +250,17 @@ class ParametricFamily(Family):
             self.check(name, value)
         merged = {**self.parameters, **values}
         return {name: torch.full((1,), float(value), device=self.device) for name, value in merged.items()}
+
+    @override
+    def untrained(self, values: Mapping[str, float]) -> list[str]:
+        if not self.distributions:  # what tasks have in common are no parameters that are drawn alone
+            return []
+        beyond = []
+        for name, value in values.items():
+            nominal = Choice((self.parameters[name],))
+            inside, wider = self.distributions.get(name, nominal), self.ood_distributions.get(name)
+            if not inside.contains(np.asarray(value)):
+                where = "" if wider is None else "within" if wider.contains(np.asarray(value)) else "and outside"
+                tested = f", {where} {wider} of the out-of-distribution tasks" if where else ""
+                beyond.append(f"{name}={value:g} is outside {inside} of the training tasks{tested}")
+        return beyond

@@ -20,6 +20,7 @@ from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.report import as_json
 from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Task
+from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
@@ -163,9 +164,12 @@ class Run:
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise ValueError(f"{name} must be a finite number, got {value:g}")
-            return self.family.named_task(values)
+            task = self.family.named_task(values)
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error
+        for beyond in self.family.untrained(values):
+            note(f"task.{beyond}")
+        return task
 
     def adapt(
         self,

@@ -187,7 +187,7 @@ def test_a_simulator_that_is_not_installed(monkeypatch, capsys):
     monkeypatch.setattr("metarl_cli.envs.gymnasium.build.find_spec", lambda name: None)
     assert "lunar_lander_family" in said(capsys, "envs")
     shown = said(capsys, "envs", "lunar_lander_family")
-    assert 'pip install "metarl-cli[box2d]"\n' in shown
+    assert "pip install 'gymnasium[box2d]'\n" in shown
     assert "\nwind_power " in shown
     assert "metarl train env" not in shown
 

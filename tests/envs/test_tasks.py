@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import compose_values, load
+from conftest import ENVS, compose_values, load, short
 from probes import Buttons
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily
@@ -35,6 +35,41 @@ def test_choice_by_hand():
     assert distribution.sample(UNIT).tolist() == [5, 5, 10, 20]
     assert distribution.contains(np.array([10.0, 10.1])).tolist() == [True, False]
     assert distribution.finite
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, []),
+        ({"gravity": 9.8, "force_mag": -8.0}, []),
+        (
+            {"gravity": 20.0},
+            ["gravity=20 is outside [4.9, 19.6] of TRAIN, within [2.5, 25] of OOD"],
+        ),
+        (
+            {"gravity": 1e9},
+            ["gravity=1e+09 is outside [4.9, 19.6] of TRAIN, and outside [2.5, 25] of OOD"],
+        ),
+        (
+            {"force_mag": -2.0},
+            ["force_mag=-2 is outside +-[5, 15] of TRAIN, and outside +-[4, 20] of OOD"],
+        ),
+    ],
+)
+def test_what_no_training_task_has_is_said(values, said):
+    said = [text.replace("TRAIN", "the training tasks").replace("OOD", "the out-of-distribution tasks") for text in said]
+    assert short("cartpole_family").untrained(values) == said
+    mixed = {f"cartpole_family.{name}": value for name, value in values.items()}
+    assert short("classic_mix").untrained(mixed) == [f"cartpole_family.{text}" for text in said]
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_nothing_is_said_of_a_task_that_training_may_draw(name):
+    family = short(name)
+    tasks = family.sample_tasks(20, "train", np.random.default_rng(0))
+    for row in range(20):
+        values = {key: float(value[row]) for key, value in tasks.items() if value.dim() == 1}
+        assert family.untrained(values) == []
 
 
 def test_a_range_of_one_value_beside_choices():

@@ -16,24 +16,25 @@ from metarl_cli.config.messages import did_you_mean, one_line
 from metarl_cli.envs.gymnasium.config import Config, Row
 from metarl_cli.envs.gymnasium.wrappers import OWN, WRAPPERS
 
-# extra -> what it installs, its name, and how the ids or entry points of its environments begin
-EXTRAS = {
-    "mujoco": ("mujoco", "MuJoCo", ("gymnasium.envs.mujoco",)),
-    "box2d": ("Box2D", "Box2D", ("gymnasium.envs.box2d",)),
+# what pip installs -> the module it brings, its name, and how the ids or entry points of its environments begin
+SIMULATORS = {
+    "gymnasium[mujoco]": ("mujoco", "MuJoCo", ("gymnasium.envs.mujoco",)),
+    "gymnasium[box2d]": ("Box2D", "Box2D", ("gymnasium.envs.box2d",)),
     "minigrid": ("minigrid", "MiniGrid", ("MiniGrid-", "BabyAI-", "minigrid")),
-    "atari": ("ale_py", "the Arcade Learning Environment", ("ALE/", "ale_py")),
+    "ale-py": ("ale_py", "the Arcade Learning Environment", ("ALE/", "ale_py")),
+    "opencv-python-headless": ("cv2", "OpenCV", ()),
 }
 
 
 def missing(config: Config) -> str | None:
-    """Return the extra of this package that the environment needs and that is not installed; None where none is missing."""
+    """Return what pip has to install before the environment can be built; None where nothing is missing."""
     registered = gymnasium.registry.get(config.id)
     names = (config.id, str(registered.entry_point) if registered else "")
-    for extra, (package, _, beginnings) in EXTRAS.items():
-        if any(name.startswith(beginnings) for name in names) and find_spec(package) is None:
-            return extra
+    for package, (module, _, beginnings) in SIMULATORS.items():
+        if any(name.startswith(beginnings) for name in names) and find_spec(module) is None:
+            return package
     if any(w.name in ("AtariPreprocessing", "ResizeObservation") for w in config.wrappers) and find_spec("cv2") is None:
-        return "atari"
+        return "opencv-python-headless"
     return None
 
 
@@ -43,9 +44,8 @@ def register(config: Config) -> None:
     Raises:
         ValueError: if there is no such environment, or the package it needs is not installed.
     """
-    if extra := missing(config):
-        needed = EXTRAS[extra][1]
-        raise ValueError(f'{config.id} needs {needed}: pip install "metarl-cli[{extra}]"')
+    if package := missing(config):
+        raise ValueError(f"{config.id} needs {SIMULATORS[package][1]}: pip install '{package}'")
     if config.id not in gymnasium.registry:
         for package in ("minigrid", "ale_py"):
             if find_spec(package) is not None:

@@ -56,7 +56,7 @@ class CMAES(Base):
         try:
             import cma
         except ImportError as error:
-            raise UserError("this search needs the package cma: pip install 'metarl-cli[evolution]'") from error
+            raise UserError("this search needs the package cma: pip install cma") from error
         self.config, self.start, self.scale, self.rng = config, start, scale, rng
         options = {
             "popsize": config.population,
