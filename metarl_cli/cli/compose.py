@@ -233,12 +233,10 @@ class Composer:
         name, value = _name(override), override.partition("=")[2]
         group = name.partition(".")[0]
         if isinstance(error, OverrideParseException) or not name:
-            reason = (
-                "write key=value"
-                if not name or "=" not in override
-                else f"cannot be read ({one_line(str(error).splitlines()[0])})"
+            wrong = (
+                f"cannot be read ({one_line(str(error).splitlines()[0])})" if name and "=" in override else "write key=value"
             )
-            return f"{written}: {reason}; quote what the shell would split: 'key=[1, 2]'"
+            return f"{written}: {wrong}; quote what the shell would split: 'key=[1, 2]'"
         if isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{name}/{value}":
             options = list(error.options or [])
             if best := closest(value, options):
