@@ -1,6 +1,7 @@
 """Long work says how far it is."""
 
 import io
+import re
 
 import pytest
 from conftest import compose_train, tiny
@@ -56,6 +57,25 @@ def test_a_long_iteration_is_shown_beside_the_numbers_before(monkeypatch):
     assert first.startswith("1/2  100 env steps  about ")
     assert second == "1/2  100 env steps  candidate 1/1"
     assert third == "2/2  200 env steps  return on validation tasks: before 1  after 2"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_bar_count_and_time_left_stay_on_any_terminal(width):
+    """The numbers of a long run, on lines of their own."""
+    shown = Console(file=io.StringIO(), force_terminal=True, width=width)
+    with train.Bar(shown, 2000, 0) as bar:
+        metrics = {"eval/return_before": 46.72, "eval/return_after": 468.8, "loss/query": 0.00107}
+        bar.update(Progress(1200, 2000, 25_401_230, metrics))
+        bar.report("adaptation, point 1/5")
+        plain = Console(file=io.StringIO(), width=width)
+        plain.print(bar.progress.get_renderable())
+    first, *rest = plain.file.getvalue().splitlines()
+    assert re.match(r"training ━+ +1200/2000 \d:\d\d:\d\d [-\d]:[-\d]{2}:[-\d]{2} *$", first)
+    assert len(first.rstrip()) <= width
+    told = " ".join(" ".join(rest).split())
+    assert told == (
+        "25,401,230 env steps return on validation tasks: before 46.72 after 468.8 loss 0.00107 adaptation, point 1/5"
+    )
 
 
 @pytest.mark.parametrize(("algo", "said"), [("maml_dqn", "adaptation, point 3/3"), ("rl2", "step of the trials 1/")])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
@@ -233,10 +233,9 @@ class Composer:
         name, value = _name(override), override.partition("=")[2]
         group = name.partition(".")[0]
         if isinstance(error, OverrideParseException) or not name:
-            wrong = (
-                f"cannot be read ({one_line(str(error).splitlines()[0])})" if name and "=" in override else "write key=value"
-            )
-            return f"{written}: {wrong}; quote what the shell would split: 'key=[1, 2]'"
+            reason = f"cannot be read ({one_line(str(error).splitlines()[0])})"
+            advice = "quote what the shell would split: 'key=[1, 2]'"
+            return f"{written}: {reason if name and '=' in override else 'write key=value'}; {advice}"
         if isinstance(error, MissingConfigException) and error.missing_cfg_file == f"{name}/{value}":
             options = list(error.options or [])
             if best := closest(value, options):
@@ -280,6 +279,12 @@ class Composer:
         parsed = OverridesParser.create(self.loader).parse_overrides([*task, *master.hydra.overrides.task])
         (split,) = BasicSweeper.split_arguments(parsed, None)
         return [[*master.hydra.overrides.hydra, *job] for job in split]
+
+
+def swept_keys(overrides: Iterable[str]) -> frozenset[str]:
+    """Return the keys to which the command line gives several values, in whatever way its sweeper understands."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return frozenset(override.key_or_group for override in parsed if override.is_sweep_override())
 
 
 def _name(override: str) -> str:

@@ -51,7 +51,7 @@ def run(command: Command, words: list[str]) -> int:
                 with closing_pipes():
                     print(page, end="")
                 return 0
-        task = Task(command)
+        task = Task(command, compose.swept_keys(args.overrides) if args.multirun else frozenset())
         compose.set_version_base()
         compose.register_installed()
         try:
@@ -114,6 +114,7 @@ class Task:
     """
 
     command: Command
+    swept: frozenset[str] = frozenset()
     failure: UserError | None = None
 
     def __call__(self, config: DictConfig) -> Any:
@@ -124,7 +125,7 @@ class Task:
         hydra = HydraConfig.get()
         several = hydra.mode == RunMode.MULTIRUN
         number = hydra.job.num if several else 0
-        job = Job(compose.group_choices(hydra), list(hydra.overrides.task), number, compose.source_flags(hydra))
+        job = Job(compose.group_choices(hydra), list(hydra.overrides.task), number, self.swept, compose.source_flags(hydra))
         try:
             module, values = self.command.load(), compose.plain(config)
             checked = _checked.pop(_key(self.command, values, job.choices), None)

@@ -15,6 +15,7 @@ class Job(NamedTuple):
     choices: dict[str, str | None]
     overrides: list[str]
     number: int = 0  # of the job within its sweep
+    swept: frozenset[str] = frozenset()  # keys to which the sweep gives several values
     flags: tuple[str, ...] = ()  # of the command line, that say where configurations lie
 
 

@@ -39,7 +39,7 @@ INCOMPLETE_FILES = {".lock", "results", "tasks.json", "config.yaml"}  # a run ki
 LOCATION_KEYS = {"run", "outputs"}
 IN_THE_NAME = {"algo", "env", "experiment", "seed"}  # of a run anyway
 LEAST_TELLING = ("train", "eval", "test")  # groups whose overrides come last in a run's name
-LONGEST_CHANGES = 80  # [characters] of the overrides in a run's name; a file name has room for 255
+LONGEST_CHANGES = 60  # [characters] of the overrides in a run's name; a file name has room for 255
 
 
 def default_name(config: TrainConfig, job: Job) -> str:
@@ -47,8 +47,9 @@ def default_name(config: TrainConfig, job: Job) -> str:
     text = json.dumps(result_values(config), sort_keys=True)
     algo, env, experiment = (job.choices.get(group) or "" for group in ("algo", "env", "experiment"))
     names = [experiment, *([] if algo in experiment else [algo])] if experiment else [algo, env]
-    changed = sorted(overridden(config, job.overrides).items(), key=lambda item: _within(item[0], LEAST_TELLING))
-    changes = [_file_name(f"{key.removeprefix('algo.')}_{value}") for key, value in changed]
+    values = overridden(config, job.overrides)
+    keys = sorted(values, key=lambda key: (key not in job.swept, _within(key, LEAST_TELLING)))
+    changes = [_file_name(f"{key.removeprefix('algo.')}_{values[key]}") for key in keys]
     while len("-".join(changes)) > LONGEST_CHANGES:
         changes.pop()
     names = [name.replace("/", "_") for name in names]

@@ -1,7 +1,8 @@
 """Metrics, figures and hyper-parameters of a run: TensorBoard events, and the same numbers in ``metrics.jsonl``.
 
 The x-axis of every algorithm is the environment steps of meta-training, so that runs are comparable. TensorBoard sorts what it
-shows by name, and shows the first five metrics in its HParams tab; so the returns before and after adaptation come first there.
+shows by name, and its HParams tab shows the first five metrics: so the returns before and after adaptation have a group of
+their own, ``adaptation``, which comes first.
 """
 
 from __future__ import annotations
@@ -25,20 +26,17 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Diagnostics
 from metarl_cli.runs.checkpoint import write_whole
 
-FIRST = {  # metric -> its tag in TensorBoard, where it differs
-    "eval/return_before": "adaptation/return_before",
-    "eval/return_after": "adaptation/return_after",
-    "test/return_before": "adaptation/return_before_test",
-    "test/return_after": "adaptation/return_after_test",
-    "ood/return_after": "adaptation/return_after_ood",
-}
+FIRST = {"eval/return_before", "eval/return_after", "test/return_before", "test/return_after", "ood/return_after"}
 LAYOUT = {  # of the Custom Scalars tab; tags are regular expressions
     "Adaptation": {
-        "validation: before and after": ["Multiline", ["adaptation/return_(before|after)$", "eval/return_learned$"]],
+        "validation: before and after": ["Multiline", ["adaptation/eval_return_(before|after)$", "eval/return_learned$"]],
         "validation: each step": ["Multiline", [r"eval/return_step_\d+$"]],
-        "validation: after, 95 %": ["Margin", ["adaptation/return_after", "eval/return_after_low", "eval/return_after_high"]],
+        "validation: after, 95 %": [
+            "Margin",
+            ["adaptation/eval_return_after", "eval/return_after_low", "eval/return_after_high"],
+        ],
         "validation: whole trial": ["Multiline", ["eval/trial_return$"]],
-        "held out: before and after": ["Multiline", ["adaptation/return_(before|after)_(test|ood)$"]],
+        "held out: before and after": ["Multiline", ["adaptation/(test|ood)_return_(before|after)$"]],
     },
     "Training": {
         "trial": ["Multiline", ["train/trial_return$"]],
@@ -82,7 +80,7 @@ class Tracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write scalars ``{"group/name": value}`` at ``step`` [environment steps]."""
-        values = [Summary.Value(tag=FIRST.get(tag, tag), simple_value=value) for tag, value in metrics.items()]
+        values = [Summary.Value(tag=tag_of(tag), simple_value=value) for tag, value in metrics.items()]
         self.events.add_summary(Summary(value=values), step)
         self._lay_out({value.tag for value in values}, step)
         finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
@@ -129,6 +127,11 @@ class Tracker:
         with contextlib.suppress(OSError):  # an earlier write has already reported the reason
             self.lines.close()
             self.writer.close()
+
+
+def tag_of(metric: str) -> str:
+    """Return the tag of a metric in TensorBoard: ``adaptation/eval_return_after`` for ``eval/return_after``, else the same."""
+    return f"adaptation/{metric.replace('/', '_')}" if metric in FIRST else metric
 
 
 def _kept(line: str, purge: int) -> bool:

@@ -46,7 +46,7 @@ def runs(monkeypatch):
     """Every run asked for, none made: ``(config, choices, overrides, number, flags)``."""
     made = []
     for module in (train, test, adapt):
-        monkeypatch.setattr(module, "run", lambda config, job: made.append((config, *job)) or 1.5)
+        monkeypatch.setattr(module, "run", lambda config, job: made.append((config, *job[:3], job.flags)) or 1.5)
     return made
 
 

@@ -7,6 +7,7 @@ import platform
 import random
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -149,7 +150,8 @@ def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
 
 def test_a_run_folder_holds_what_it_must(finished):
     names = {p.name for p in finished.iterdir() if not p.name.startswith("events")}
-    assert names == {".lock", "config.yaml", "run.json", "tasks.json", "metrics.jsonl", "last.pt", "best.pt", "results"}
+    written = {"config.yaml", "run.json", "tasks.json", "metrics.jsonl", "last.pt", "best.pt", "results", "console.log"}
+    assert names == {".lock", *written}
     manifest = json.loads((finished / "run.json").read_text())
     assert manifest["choices"]["algo"] == "maml_dqn"
     assert manifest["versions"]["torch"] == importlib.metadata.version("torch")
@@ -169,6 +171,39 @@ def test_a_run_goes_on_with_other_values_that_change_no_result(finished):
     for word in ("train.eval_every=9", "algo.outer.lr=0.5", "algo=dqn", "algo/search=snes"):
         with pytest.raises(UserError, match="goes on as it was made; "):
             folder.continued(compose_train(*([word] if "/" not in word else ["algo=evo_dqn", word])), [word])
+
+
+def test_what_was_printed_is_kept(finished, tmp_path):
+    log = (finished / "console.log").read_text()
+    for text in ("new run folder: ", "4/4  ", "4 held-out tasks", "after step 2", "look at it: tensorboard --logdir"):
+        assert text in log
+    words = [*small("maml_dqn"), "algo.inner.lr=1e30", "algo.inner.steps=3", f"run={tmp_path / 'run'}"]
+    done = metarl("train", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] in (tmp_path / "run" / "console.log").read_text()
+
+
+def test_the_command_of_a_run_repeats_it(tmp_path):
+    """In a sweep each job has its own, quoted, and with the folder of configurations that it needs."""
+    mine = tmp_path / "my conf"
+    (mine / "algo").mkdir(parents=True)
+    (mine / "algo" / "mine.yaml").write_text("defaults: [maml_dqn]\nouter: {lr: 0.005}\n")
+    words = [word for word in small("maml_dqn")[1:] if not word.startswith("learner.")]
+    words += ["algo=mine", "learner.network.hidden=[8],[8,8]"]
+    sweep = metarl("train", "-m", "--config-dir", str(mine), *words, cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr
+    table = sweep.stdout[sweep.stdout.index("2 jobs") :]
+    assert "hidden=[8] " in table
+    assert "hidden=[8,8] " in table
+    assert len(json.loads(next((tmp_path / "outputs" / "sweeps").rglob("jobs/1.json")).read_text())["columns"]) == 2
+    runs = sorted(path for path in (tmp_path / "outputs").iterdir() if path.name != "sweeps")
+    assert [path.name.split("-")[:2] for path in runs] == [["mine", "cartpole_family"]] * 2
+    for path, hidden in zip(runs, ("8", "8_8"), strict=True):
+        assert f"-learner.network.hidden_{hidden}-" in path.name
+    for path in runs:
+        _, *again = shlex.split(RunFolder(path).manifest()["command"])
+        repeated = metarl(*again, cwd=tmp_path)
+        assert f"{path.relative_to(tmp_path)} is finished already" in repeated.stdout, repeated.stderr
 
 
 @pytest.mark.parametrize(
@@ -476,18 +511,32 @@ def test_tensorboard_serves_scalars_hparams_and_figures(finished, tmp_path):
 
         wait_until(lambda: finished.name in ask("runs"), "the run in TensorBoard")
         tags = ask("plugin/scalars/tags")[finished.name]
-        assert {"eval/return_before", "eval/return_after", "test/return_step_2", "loss/query"} <= set(tags)
-        points = ask(f"plugin/scalars/scalars?run={finished.name}&tag=eval/return_after")
+        first = [f"adaptation/{name}" for name in ("eval_return_after", "eval_return_before", "ood_return_after")]
+        first += [f"adaptation/{name}" for name in ("test_return_after", "test_return_before")]
+        assert sorted(tags)[:5] == first, "the first panel, and the metrics that HParams shows"
+        assert {"test/return_step_2", "loss/query"} <= set(tags)
+        points = ask(f"plugin/scalars/scalars?run={finished.name}&tag=adaptation/eval_return_after")
         mine = [row["eval/return_after"] for row in logged(finished) if "eval/return_after" in row]
         assert [p[2] for p in points] == pytest.approx(mine)
         images = ask("plugin/images/tags")[finished.name]
         assert {"test/adaptation", "ood/adaptation"} <= set(images)
         layout = ask("plugin/custom_scalars/layout")
-        assert [c["title"] for c in layout["category"]] == ["Adaptation", "Training"]
+        charts = {category["title"]: {chart["title"] for chart in category["chart"]} for category in layout["category"]}
+        assert charts == {
+            "Adaptation": {"validation: before and after", "validation: each step", "validation: after, 95 %"}
+            | {"held out: before and after"},
+            "Training": {"loss", "gradient norm", "inner learning rate"},
+        }, "what a run of MAML has, and nothing else"
+        texts = ask("plugin/text/tags")[finished.name]
+        assert {"run/command/text_summary", "run/configuration/text_summary"} <= set(texts)
         session = {"experimentName": "", "colParams": [], "startIndex": 0, "sliceSize": 10}
         session["allowedStatuses"] = ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING"]
         groups = ask("plugin/hparams/session_groups", session)["sessionGroups"]
-        assert groups[0]["hparams"]["algo.inner.steps"] == 1
+        shown = groups[0]["hparams"]
+        assert (shown["algo"], shown["env"], shown["seed"]) == ("maml_dqn", "cartpole_family", 0)
+        assert shown["algo.outer.batch"] == 8, "what was overridden"
+        assert "experiment" not in shown, "there is none, and no None"
+        assert "algo.inner.steps" not in shown
         assert groups[0]["sessions"][0]["status"] == "STATUS_SUCCESS"
     finally:
         server.terminate()

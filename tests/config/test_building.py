@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +23,7 @@ from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm
 from metarl_cli.learners import dqn
 from metarl_cli.runs.build import build
-from metarl_cli.runs.folder import default_name
+from metarl_cli.runs.folder import default_name, default_path
 
 TRAIN = compose_values("train", [])
 MINIGRID = compose_values("train", ["env=minigrid_crossing"])["env"]
@@ -313,6 +314,42 @@ def test_only_what_can_change_a_result_is_in_the_name():
     chunked = compose_train("algo=es_dqn", "algo.chunk=2")
     assert result_values(chunked) == result_values(compose_train("algo=es_dqn"))
     assert "algo.chunk" in operational_keys(chunked)
+
+
+@pytest.mark.parametrize(
+    ("words", "middle"),
+    [
+        ([], ""),
+        (["seed=3", "hardware=cpu", "outputs=here", "train.log_every=9", "algo=maml_dqn"], ""),
+        (["algo.outer.lr=0.002"], "outer.lr_0.002-"),
+        (["train.iterations=9", "++algo.outer.lr=2e-3"], "outer.lr_2e-3-train.iterations_9-"),
+        (["learner.network.hidden=[8, 8]"], "learner.network.hidden_8_8-"),
+        (["eval.tasks=5"] * 2, "eval.tasks_5-"),
+        (["eval.episodes=9", "env.horizon=9"], "env.horizon_9-eval.episodes_9-"),
+        (
+            ["algo.inner.returns.lambda=0.5", "learner.gamma=0.1", "train.iterations=9"],
+            "inner.returns.lambda_0.5-learner.gamma_0.1-",
+        ),
+    ],
+)
+def test_a_name_tells_what_was_overridden(words, middle):
+    config = compose_train(*[word.lstrip("+") for word in words])
+    name = default_name(config, Job({"algo": "maml_dqn", "env": "cartpole_family"}, words))
+    assert re.fullmatch(rf"maml_dqn-cartpole_family-{re.escape(middle)}seed{config.seed}-[0-9a-f]{{8}}", name), name
+
+
+def test_the_same_values_are_the_same_run(tmp_path):
+    """However they were written; another algorithm of the same values is another run."""
+    config, job = compose_train(f"outputs={tmp_path}"), Job({"algo": "a", "env": "e"}, [])
+    written = job._replace(overrides=["train.iterations=200"])
+    path = default_path(config, job)
+    assert default_path(config, written) != path
+    path.mkdir()
+    assert default_path(config, written) != path, "no run yet"
+    (path / "run.json").touch()
+    assert default_path(config, written) == path
+    assert default_path(config, written._replace(choices={"algo": "b", "env": "e"})) != path
+    assert default_path(compose_train(f"outputs={tmp_path}", "seed=1"), job) != path
 
 
 def test_the_processes_of_a_simulator_are_not_in_the_name():
