@@ -9,6 +9,7 @@ from rich.console import Console
 
 from metarl_cli import progress
 from metarl_cli.cli import train
+from metarl_cli.cli.terminal import waiting
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.interfaces import Budget
 from metarl_cli.progress import listening, status, track
@@ -95,3 +96,29 @@ def test_candidates_are_counted():
         for _ in range(4):
             algorithm.train_step()
     assert heard[-1].endswith("candidates learn 2 validation tasks, step 4/4")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_sign_of_life_is_gone_before_anything_else_is_shown(terminal, monkeypatch):
+    shown = io.StringIO()
+    shown.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", shown)
+    with waiting("loading ..."):
+        assert shown.getvalue() == ("loading ..." if terminal else "")
+    assert shown.getvalue().endswith("\r\x1b[2K") == terminal
+
+
+def test_what_a_console_prints_is_kept_in_a_file(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=40)
+    console.push_render_hook(progress.Keep(progress.log_console(tmp_path / "console.log")))
+    console.print("a path that is longer than the terminal is wide: /a/b/c", soft_wrap=True)
+    with status(console, "testing"):
+        list(track("abc", 3, "letter"))
+    console.print("the end")
+    assert (tmp_path / "console.log").read_text().splitlines() == [
+        "a path that is longer than the terminal is wide: /a/b/c",
+        "the end",
+    ]
+    (tmp_path / "console.log").unlink()
+    (tmp_path / "console.log").mkdir()
+    console.print("cannot be kept")  # and does no harm

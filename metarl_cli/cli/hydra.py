@@ -52,6 +52,7 @@ def run(command: Command, words: list[str]) -> int:
                     print(page, end="")
                 return 0
         task = Task(command, compose.swept_keys(args.overrides) if args.multirun else frozenset())
+        args.overrides += [sweep.CALLBACK] if args.multirun else []
         compose.set_version_base()
         compose.register_installed()
         try:

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from typing_extensions import override
 
+CALLBACK = f"+hydra.callbacks.sweep._target_={__name__}.Sweep"  # no configuration names code
 JOBS = "jobs"  # folder of the jobs' files, in the folder of the sweep
 
 
