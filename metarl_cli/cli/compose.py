@@ -193,8 +193,8 @@ class Composer:
             return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=single)
         except (ValueError, AssertionError, TypeError) as error:  # Hydra's answer to, say, algo=null
             raise HydraException(one_line(error)) from None
-        except RecursionError as error:
-            raise HydraException("the configuration is nested too deeply") from error
+        except RecursionError:
+            raise HydraException("the configuration is nested too deeply, or in itself") from None
 
     def settle(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig | None:
         """Compose what can be composed; None if that is nothing."""
@@ -245,6 +245,9 @@ class Composer:
         groups, choices = self.loader.list_groups(""), group_choices(config.hydra)
         if group in groups and choices.get(group) is None and group not in ("experiment", "hydra"):
             return f"{written}: {self._absent(group, choices)}"
+        parent, _, part = group.rpartition("/")
+        if parent and part in self.loader.list_groups(parent):
+            return f"{written}: {parent}={choices.get(parent)} has no {part}"
         text = str(error).splitlines() or [""]
         if text[0].startswith("Could not override"):
             keys = [k for k in flatten(OmegaConf.to_container(config)) if k.startswith("hydra") == name.startswith("hydra")]
@@ -253,7 +256,8 @@ class Composer:
                 return f"{written}: no such key; did you mean {means}?"
             return f"{written}: {no_such_key(name, [*keys, *(g for g in groups if g in choices)])}"
         if text[0].startswith(("Ambiguous value", "Sweep parameters")):
-            return f"{written}: several values; add -m to try each, or write a list as {name}=[1,2]"
+            listed = f", or write a list as {name}=[1,2]" if OmegaConf.is_list(OmegaConf.select(config, name)) else ""
+            return f"{written}: several values; add -m to try each{listed}"
         return f"{written}: {error_text(error)}"
 
     def _absent(self, group: str, choices: Mapping[str, str | None]) -> str:

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from metarl_cli.cli import compose as composing
 from metarl_cli.cli.commands import commands
+from metarl_cli.cli.terminal import waiting
 from metarl_cli.config import messages as problems
 from metarl_cli.errors import UserError
 
@@ -63,7 +64,7 @@ def run(command: str, words: list[str]) -> int:
         raise composing.UsageError(*(f"{n}: no such option of {group}{problems.known_options(n, known)}" for n in wrong))
     console = Console(highlight=False)
     console.width = min(console.width, MOST_COLUMNS) if console.is_terminal else PIPE_COLUMNS
-    with console.capture() as page:
+    with waiting("loading ..."), console.capture() as page:
         if not args.overrides:
             _list(console, catalogue)
         for name in args.overrides:

@@ -142,7 +142,7 @@ def one_line(error: object) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:
-    """Return the names most like this one, best first; ``lr`` finds ``algo.outer.lr``, whose last part it is."""
+    """Return the names most like this one, best first; ``lr`` finds ``algo.outer.lr``, and ``cartpole`` all its families."""
     known = set(known)
     if SYNONYMS.get(name) in known:
         return [SYNONYMS[name]]
@@ -151,7 +151,7 @@ def closest(name: str, known: Iterable[str]) -> list[str]:
         return SequenceMatcher(None, a, b).ratio()
 
     def score(key: str) -> float:
-        if key.endswith(f".{name}"):
+        if key.endswith(f".{name}") or key.startswith(f"{name}_"):
             return 1.0
         whole, last = like(name, key), like(name.rpartition(".")[2], key.rpartition(".")[2])
         return max(whole, 0.9 * last) if "." not in name else 0.5 * whole + 0.5 * last

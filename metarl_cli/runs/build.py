@@ -76,7 +76,7 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
         algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
-        raise ConfigError(Problem("algo", str(error))) from error
+        raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
     return Components(family, algorithm, device)
 
 

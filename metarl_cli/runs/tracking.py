@@ -27,6 +27,7 @@ from metarl_cli.interfaces import Diagnostics
 from metarl_cli.runs.checkpoint import write_whole
 
 FIRST = {"eval/return_before", "eval/return_after", "test/return_before", "test/return_after", "ood/return_after"}
+LARGEST = 1e20  # of a number in TensorBoard's histograms
 LAYOUT = {  # of the Custom Scalars tab; tags are regular expressions
     "Adaptation": {
         "validation: before and after": ["Multiline", ["adaptation/eval_return_(before|after)$", "eval/return_learned$"]],
@@ -102,7 +103,9 @@ class Tracker:
     def diagnostics(self, diagnostics: Diagnostics, step: int) -> None:
         """Show an algorithm's diagnostics in the Histograms, Text and Images tabs."""
         for tag, values in diagnostics.histograms.items():
-            self.writer.add_histogram(tag, values.detach().double().cpu().numpy(), step)
+            numbers = values.detach().double().flatten().cpu()
+            if len(numbers := numbers[numbers.isfinite()].clamp(-LARGEST, LARGEST)):
+                self.writer.add_histogram(tag, numbers.numpy(), step)
         for tag, text in diagnostics.texts.items():
             self.writer.add_text(tag, text, step)
         for tag, figure in diagnostics.figures.items():
