@@ -30,7 +30,7 @@ class UserError(Exception):
 
 
 class ProcessLost(UserError):
-    """A process that shares the run has ended before the others; every process that notices may print it."""
+    """A process that others wait for has ended, or does not answer; every process that notices may print it."""
 
     def __init__(self, *problems: str | Problem):
         super().__init__(*problems, exit_code=1)

@@ -174,7 +174,7 @@ def test_a_process_that_is_killed_ends_the_run(rank, tmp_path):
     out, err = going_on.said()
     assert f"going on from iteration {done}" in out
     assert "saved; go on with" in out
-    assert not err
+    assert err == "saving after this iteration; again to stop at once\n"
     assert RunFolder(run).manifest()["status"] == "interrupted"
 
 
@@ -231,7 +231,7 @@ def test_an_error_of_one_process_of_several_is_printed_and_ends_it(rank, error, 
     """Hydra, which begins the next job of a sweep after an exception, does not see it."""
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(train_command, "join", lambda: Processes(2, rank))
-    monkeypatch.setattr(train_command, "Watch", contextlib.nullcontext)
+    monkeypatch.setattr(train_command, "Watch", lambda processes, patience: contextlib.nullcontext(processes))
     for name in ("train", "follow"):
         monkeypatch.setattr(train_command, name, mock.Mock(side_effect=error))
     with pytest.raises(SystemExit) as ended:
@@ -248,7 +248,7 @@ def test_one_process_alone_raises_its_errors(monkeypatch):
 
 def test_notes_are_of_the_first_process(monkeypatch, capsys, caplog):
     monkeypatch.setattr(train_command, "join", lambda: Processes(2, 1))
-    monkeypatch.setattr(train_command, "Watch", contextlib.nullcontext)
+    monkeypatch.setattr(train_command, "Watch", lambda processes, patience: contextlib.nullcontext(processes))
     monkeypatch.setattr(train_command, "follow", lambda processes: note("there is no C++ compiler"))
     train_command.run(compose_train(), Job({}, []))
     assert not caplog.text
@@ -258,7 +258,7 @@ def test_notes_are_of_the_first_process(monkeypatch, capsys, caplog):
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_process_ends_that_waits_for_a_gpu_and_the_gpu_for_a_lost_process(raises, monkeypatch, capsys):
     """Its main thread does not return to Python, where it would raise the loss."""
-    watch, done = ranks_module.Watch(Processes(2, 0)), []
+    watch, done = ranks_module.Watch(Processes(2, 0), PATIENCE), []
     watch.group = None
 
     def signalled(thread, number):
@@ -282,8 +282,8 @@ def test_a_process_ends_that_waits_for_a_gpu_and_the_gpu_for_a_lost_process(rais
 
 def test_listeners_are_silent_before_the_handlers_go(monkeypatch):
     """A signal without its handler would kill this process."""
-    watch = ranks_module.Watch(Processes(2, 1))
-    watch.threads, watch.before, silent = {}, {signal.SIGUSR1: signal.SIG_DFL}, []
+    watch = ranks_module.Watch(Processes(2, 1), PATIENCE)
+    watch.threads, watch.before, silent = [], {signal.SIGUSR1: signal.SIG_DFL}, []
     monkeypatch.setattr(ranks_module.signal, "signal", lambda number, handler: silent.append(watch.over.is_set()))
     watch.__exit__(None, None, None)
     assert silent == [True]
@@ -347,7 +347,7 @@ def test_rows_are_shared_out(num, size):
 )
 def test_jobs_take_turns_on_the_gpus(device, number, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert choose_device(Hardware(device=device, threads=1), number) == torch.device(chosen)
+    assert choose_device(Hardware(device=device, threads=1, patience=PATIENCE), number) == torch.device(chosen)
 
 
 def test_the_processes_of_parallel_jobs_take_turns_on_the_gpus(monkeypatch):
@@ -379,4 +379,4 @@ def test_one_gpu_for_several_processes_is_refused():
 def test_a_gpu_that_is_not_there_is_refused(device, gpus, line, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(UserError, match=re.escape(line)):
-        choose_device(Hardware(device=device, threads=1))
+        choose_device(Hardware(device=device, threads=1, patience=PATIENCE))

@@ -5,11 +5,12 @@ Nothing slow is imported before it is needed: ``metarl --help`` loads no Hydra, 
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from metarl_cli import __version__
 from metarl_cli.cli.commands import commands
-from metarl_cli.cli.terminal import closing_pipes, print_error
+from metarl_cli.cli.terminal import closing_pipes, print_error, stoppable
 from metarl_cli.errors import UserError
 
 HELP = """\
@@ -42,10 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 a fault of the program."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(words)
+        with stoppable():
+            return _run(words)
     except UserError as error:
         return print_error(error)
     except KeyboardInterrupt:
+        if arguments is None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process ends: another one needs no traceback
         print("metarl: interrupted", file=sys.stderr)
         return 130
 

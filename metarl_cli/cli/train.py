@@ -18,7 +18,7 @@ from rich.progress import Progress as ProgressBar
 from typing_extensions import override
 
 from metarl_cli.cli.process import tune_process
-from metarl_cli.cli.terminal import print_error
+from metarl_cli.cli.terminal import print_error, write_line
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report
@@ -47,7 +47,7 @@ def run(config: TrainConfig, job: Job) -> float:
     tune_process(config.hardware)
     joined = join()
     try:
-        with Watch(joined) as processes:
+        with Watch(joined, config.hardware.patience) as processes:
             if processes.rank == 0:
                 return train(config, job, Terminal(wide_console()), processes)[1]
             with listening(_silent, _silent):
@@ -111,6 +111,10 @@ class Terminal(Listener):
     @override
     def testing(self, split: str, tasks: int) -> AbstractContextManager[None]:
         return status(self.console, f"testing on {tasks} {split} tasks")
+
+    @override
+    def stopping(self) -> None:
+        write_line("saving after this iteration; again to stop at once")
 
     @override
     def interrupted(self, folder: RunFolder) -> None:

@@ -14,7 +14,7 @@ from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm, Context, Family
 from metarl_cli.networks.compiling import Compiled, can_compile
-from metarl_cli.processes import ALONE, Processes
+from metarl_cli.processes import ALONE, Processes, waiting
 
 
 class Components(NamedTuple):
@@ -74,7 +74,8 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
-        algorithm = algo.module.Algo(algo.config, context)
+        with waiting(config.hardware.patience):  # some start environments
+            algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
         raise ConfigError(Problem("algo", str(error))) from error
     return Components(family, algorithm, device)
@@ -85,11 +86,12 @@ def _learner(group: Group, family: Family) -> Any:
 
 
 @contextlib.contextmanager
-def threads(hardware: Hardware) -> Iterator[None]:
-    """Compute with the configured number of threads within the block."""
+def using(hardware: Hardware) -> Iterator[None]:
+    """Compute with the configured threads within the block, and wait for other processes no longer than configured."""
     before = torch.get_num_threads()
     torch.set_num_threads(hardware.threads)
     try:
-        yield
+        with waiting(hardware.patience):
+            yield
     finally:
         torch.set_num_threads(before)

@@ -7,16 +7,14 @@ processes that ``torchrun`` started share one run. The loop prints nothing: a :c
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
@@ -28,8 +26,9 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Components, build, threads
+from metarl_cli.runs.build import Components, build, using
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
+from metarl_cli.runs.interrupt import Interrupt
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
@@ -65,11 +64,14 @@ class Listener:
         """A test runs within this block."""
         return contextlib.nullcontext()
 
+    def stopping(self) -> None:
+        """A signal asks the run to stop: it saves after this iteration. Called within a signal handler."""
+
     def interrupted(self, folder: RunFolder) -> None:
         """A signal stopped the run, which is saved."""
 
     def failed(self, folder: RunFolder) -> None:
-        """An error stopped the run, which has a checkpoint."""
+        """An error, or a second signal, stopped the run, which has a checkpoint."""
 
     def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
         """The run is finished; ``reports`` are None where it was before."""
@@ -110,16 +112,18 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         _same_device(folder, components)
     else:
         folder.create(config, job, components)
+    if processes.watch:
+        processes.watch.last_words = functools.partial(_lost, folder)
     try:
         training = Training(config, folder, components, listener)
         processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
         processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
-        with threads(config.hardware):
+        with using(config.hardware):
             return folder, training.run(processes)
     except BaseException as error:
-        _note_failure(folder, error)
         if isinstance(error, ProcessLost):
-            raise ProcessLost(f"{error}; {_how_to_go_on(folder)}") from error
+            raise _lost(folder, error) from error
+        _note_failure(folder, error)
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
         if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
@@ -145,6 +149,12 @@ def _how_to_go_on(folder: RunFolder) -> str:
     return f"{saved}; go on with: metarl train run={folder}"
 
 
+def _lost(folder: RunFolder, error: ProcessLost) -> ProcessLost:
+    """Note in the manifest that a process is lost, and return the error with what there is to go on from."""
+    _note_failure(folder, error)
+    return ProcessLost(f"{error}; {_how_to_go_on(folder)}")
+
+
 def follow(processes: Processes) -> None:
     """Train along with rank 0, whatever it trains and from wherever it goes on, until it has finished.
 
@@ -161,15 +171,16 @@ def follow(processes: Processes) -> None:
         algorithm = build(config, gpu_number(started["job"]), processes).algorithm
         if state := processes.broadcast():
             algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
-        with threads(config.hardware):
+        with using(config.hardware):
             while processes.broadcast_flag():
                 algorithm.train_step()
         processes.wait()
     except ProcessLost as error:
+        if processes.watch is None or processes.watch.lost is None:  # a simulator of this process
+            raise
         if processes.rank > 1:
             raise ProcessLost from error
-        _note_failure(folder, error)
-        raise ProcessLost(f"{error}; {_how_to_go_on(folder)}") from error
+        raise _lost(folder, error) from error
 
 
 def _same_device(folder: RunFolder, components: Components) -> None:
@@ -177,31 +188,6 @@ def _same_device(folder: RunFolder, components: Components) -> None:
     made, kind = str(folder.manifest().get("device")).partition(":")[0], components.device.type
     if made != kind:
         raise UserError(f"{folder} was made on {made} and cannot go on on {kind}; use hardware={made}")
-
-
-class Interrupt:
-    """Note SIGTERM, SIGUSR2 and Ctrl-C, so that the loop can save; then hand the signal to its handler of before."""
-
-    def __enter__(self) -> Interrupt:
-        self.received: int | None = None
-        self.before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self.before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def hand_on(self) -> None:
-        """Send the noted signal again; call it once the handlers are restored."""
-        if self.received is not None:
-            os.kill(os.getpid(), self.received)
 
 
 class Training:
@@ -244,20 +230,24 @@ class Training:
         return of an episode over the whole trial.
         """
         self.folder.note(status="running", started=now(), error=None)
+        interrupt = Interrupt(self.listener.stopping)
         try:
-            with Interrupt() as interrupt, self.listener.training():
-                for progress in self.iterate(processes, interrupt):
-                    self.listener.progress(progress)
-            if interrupt.received is not None:
-                self._interrupted(interrupt)
-            reports = self.test()
-        except BaseException:
+            with interrupt:
+                with self.listener.training():
+                    for progress in self.iterate(processes, interrupt):
+                        self.listener.progress(progress)
+                interrupt.saved = True
+                if interrupt.received is not None:
+                    raise KeyboardInterrupt
+                reports = self.test()
+                score = reports["test"].score
+                self.tracker.close(finished=True)
+                self.folder.note(status="finished", ended=now(), score=score)
+        except BaseException as error:
             self.tracker.close(finished=False)
+            if isinstance(error, KeyboardInterrupt) and interrupt.received is not None:
+                self._interrupted(interrupt)
             raise
-        self.tracker.close(finished=True)
-        tested = reports["test"]
-        score = tested.score
-        self.folder.note(status="finished", ended=now(), score=score)
         self.listener.finished(self.folder, reports)
         return score
 
@@ -288,13 +278,16 @@ class Training:
             yield Progress(self.iteration, self.iterations, algorithm.env_steps, logged)
         if interrupt.received is not None:
             self.save()
+            interrupt.saved = True
 
     def _interrupted(self, interrupt: Interrupt) -> None:
+        """Say what is saved, and let the signal take its course; returns if a job scheduler's handler does."""
         self.folder.note(status="interrupted", ended=now())
-        self.tracker.flush()
-        self.listener.interrupted(self.folder)
+        if interrupt.saved:
+            self.listener.interrupted(self.folder)
+        elif self.folder.last.exists():
+            self.listener.failed(self.folder)
         interrupt.hand_on()
-        raise KeyboardInterrupt  # the signal had an owner (a job scheduler's) that came back
 
     def validate(self) -> dict[str, float]:
         """Measure adaptation on validation tasks, and keep the best weights."""

@@ -21,7 +21,7 @@ from metarl_cli.evaluation.report import as_json
 from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Task
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import build, threads
+from metarl_cli.runs.build import build, using
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
 from metarl_cli.runs.results import load_weights, measure
@@ -119,7 +119,7 @@ class Run:
         self.folder.check_tasks(self.config, self.family)
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
-        with threads(self.config.hardware):
+        with using(self.config.hardware):
             spent = f"steps{budget.steps}"
             if self.algorithm.adapts_by == "memory":
                 spent = f"trial{next(self.algorithm.adapt(held_out, budget, torch.Generator(self.device))).episodes}"
@@ -214,7 +214,7 @@ class Run:
     def adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None = None, frames: int = 0) -> Adaptation:
         """Adapt to one task, in the environments of ``family`` or of the run's own; a policy with memory plays a trial."""
         seed = number("seed", seed, 0) or 0
-        with threads(self.config.hardware):
+        with using(self.config.hardware):
             return self._adaptation(task, budget, seed, family, frames)
 
     def _adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None, frames: int) -> Adaptation:
@@ -240,7 +240,7 @@ class Run:
         """Draw one greedy episode."""
         env = self.family.make(task, 1, torch_rng(seed, "adapt", "film", device=self.device), True)
         state = adapted.policy.start(1, torch_rng(seed, "adapt", "trial", device=self.device))
-        with threads(self.config.hardware):
+        with using(self.config.hardware):
             return play(self.family, env, adapted.policy, state, frames=FRAMES)
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.envs.gymnasium import build, workers
-from metarl_cli.errors import UserError
+from metarl_cli.errors import ProcessLost, UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Continuous, Discrete
 
@@ -200,7 +200,7 @@ def test_a_simulator_that_ends_its_process_is_told_of():
     env = start(CARTPOLE, processes=2)[1]
     env.workers[0].process.kill()
     env.workers[0].process.join()
-    with pytest.raises(RuntimeError, match="the simulator ended its process"):
+    with pytest.raises(ProcessLost, match=r"^env.id=CartPole-v1: it ended its process \(signal SIGKILL\)$"):
         env.step(torch.zeros(3, 2, dtype=torch.long))
 
 

@@ -109,5 +109,5 @@ def test_reading_a_run_compiles_and_profiles_nothing(tmp_path):
         train(config, Job({}, []), Listener())
     assert folder.config().hardware.compile, "a run goes on as it was made"
     assert not folder.config().hardware.profile, "unless it is asked again"
-    read = folder.config(Hardware(device="cpu", threads=1)).hardware
+    read = folder.config(Hardware(device="cpu", threads=1, patience=60)).hardware
     assert (read.compile, read.profile) == (False, False)
