@@ -28,11 +28,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from metarl_cli.errors import ProcessLost
 
 LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
 GRACE = 30.0  # [s] from a signal to the end of a process, as torchrun has it
+AT_ONCE = 2.0  # [s] the same where there is nothing to wait for
 BEAT = 5.0  # [s] at most between the signs of life of a process
 DONE = -1  # sent in place of a sign of life
 
@@ -153,13 +155,27 @@ class Processes(NamedTuple):
 ALONE = Processes()
 
 
-def join() -> Processes:
-    """Join the process group, if ``torchrun`` started this process. Only commands call this: importing has no effects."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def join(patience: float) -> Processes:
+    """Join the process group, if ``torchrun`` started this process. Only commands call this: importing has no effects.
+
+    Args:
+        patience: how long to wait for the other processes to start [s].
+
+    Raises:
+        ProcessLost: if they do not.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         return ALONE
     nccl = distributed.is_nccl_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
     if not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=LONGEST)
+        limit = datetime.timedelta(seconds=patience)
+        try:
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=limit)
+        except distributed.DistError as error:
+            who = f"process {os.environ.get('RANK')} has waited {patience:g} s for the other {size - 1} (hardware.patience)"
+            raise ProcessLost(f"{who}: {str(error).splitlines()[0]}") from error
+        _set_pg_timeout(LONGEST)
         atexit.register(distributed.destroy_process_group)  # its threads would sometimes abort the interpreter's end
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
@@ -230,7 +246,7 @@ class Watch:
         if self.rank == 0:
             self._dismiss()
         if self.over.is_set():
-            self._join(GRACE if self.lost is None else 1.0)
+            self._join(GRACE if self.lost is None else AT_ONCE)
         self.over.set()  # before the handlers go: a listener that is left signals no more
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -266,26 +282,29 @@ class Watch:
                     break
                 since = self.waits_since
                 if self.rank == 0 and since and int(message) < self.exchanges and heard - since > self.patience:
-                    self._lose(peer, f"has kept the others waiting for {self.patience:g} s")
+                    self._lose(peer, f"has kept the others waiting for {self.patience:g} s", AT_ONCE)
                     return
         except RuntimeError:
             silent = time.monotonic() - heard >= self.patience
-            self._lose(peer, f"has not answered for {self.patience:g} s" if silent else "has ended")
+            if silent:
+                self._lose(peer, f"has not answered for {self.patience:g} s", AT_ONCE)
+            else:
+                self._lose(peer, "has ended")
             return
         self.over.set()
         self.leaving.set()
 
-    def _lose(self, peer: int, how: str) -> None:
-        """Have the main thread raise the loss of a process."""
+    def _lose(self, peer: int, how: str, grace: float | None = None) -> None:
+        """Have the main thread raise the loss of a process within ``grace`` [s]; it cannot where it waits for that one."""
         if not self.over.is_set():
             self.lost = f"process {peer} of the {self.size} that share the run {how}"
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             self.over.set()
-            self._insist()
+            self._insist(GRACE if grace is None else grace)
 
-    def _insist(self) -> None:
+    def _insist(self, grace: float) -> None:
         """End this process if its main thread does not raise: it waits for the lost process, or for a GPU that does."""
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + grace
         while not self.raised:
             if time.monotonic() > deadline:
                 print(f"metarl: error: {self.last_words(ProcessLost(self.lost or ''))}", file=sys.stderr, flush=True)
@@ -315,6 +334,6 @@ class Watch:
         """Let a signal take its course, unless ``torchrun`` sent it because another process has ended."""
         if not self.over.wait(1):
             self._dismiss()
-            self._join(2)
+            self._join(AT_ONCE)
             signal.signal(number, self.before[signal.Signals(number)])
             os.kill(os.getpid(), number)

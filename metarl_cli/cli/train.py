@@ -45,7 +45,10 @@ def run(config: TrainConfig, job: Job) -> float:
         SystemExit: where several processes share the run, for any error; it is printed.
     """
     tune_process(config.hardware)
-    joined = join()
+    try:
+        joined = join(config.hardware.patience)
+    except ProcessLost as error:
+        raise SystemExit(print_error(error, own=True)) from error
     try:
         with Watch(joined, config.hardware.patience) as processes:
             if processes.rank == 0:
