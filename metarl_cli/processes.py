@@ -35,6 +35,7 @@ from metarl_cli.errors import ProcessLost
 LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
 GRACE = 30.0  # [s] from a signal to the end of a process, as torchrun has it
 AT_ONCE = 2.0  # [s] the same where there is nothing to wait for
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # that ask a run to stop
 BEAT = 5.0  # [s] at most between the signs of life of a process
 DONE = -1  # sent in place of a sign of life
 
@@ -223,11 +224,11 @@ class Watch:
     def __enter__(self) -> Processes:
         if self.size > 1:
             self.group = distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self.patience))
-            stops = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
             if self.rank > 0:
-                handlers = dict.fromkeys((*stops, signal.SIGINT), self._ignore)
-            else:
-                handlers = {n: self._obey for n in stops if signal.getsignal(n) is not signal.SIG_IGN}
+                handlers = dict.fromkeys(SIGNALS, self._ignore)
+            else:  # Ctrl-C leaves the block by itself
+                obeyed = [n for n in SIGNALS if n != signal.SIGINT and signal.getsignal(n) is not signal.SIG_IGN]
+                handlers = dict.fromkeys(obeyed, self._obey)
             handlers[signal.SIGUSR1] = self._raise
             self.before: dict[int, Any] = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             peers = range(1, self.size) if self.rank == 0 else (0,)

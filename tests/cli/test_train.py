@@ -286,6 +286,7 @@ def test_divergence_stops_the_run(tmp_path):
     ("number", "code"),
     [
         (signal.SIGTERM, -signal.SIGTERM),
+        pytest.param(signal.SIGHUP, -signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, -signal.SIGUSR2, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
@@ -303,10 +304,24 @@ def test_signals_save_first(number, code, tmp_path):
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, err
     assert b"saved; go on with: metarl train run=" in out
+    assert err.startswith(b"saving after this iteration; again to stop at once\n")
     assert b"Traceback" not in err
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert state["iteration"] >= 2
     assert RunFolder(tmp_path / "run").manifest()["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_stops_the_test_at_the_end_at_once(number, tmp_path):
+    run = tmp_path / "run"
+    process = start("train", *small("maml_dqn"), "test.episodes=100000", f"run={run}", cwd=tmp_path, out=str(tmp_path / "out"))
+    wait_until((run / "last.pt").exists, "the end of training")
+    os.kill(process.pid, number)
+    process.join(PATIENCE)
+    assert process.exitcode == {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 130}[number]
+    assert RunFolder(run).manifest()["status"] == "interrupted"
+    assert "saved; go on with: metarl train run=" in (tmp_path / "out").read_text()
+    assert not (run / "results" / "test.json").exists()
 
 
 def test_evaluation_changes_no_training_bit(tmp_path):

@@ -4,7 +4,6 @@ import gc
 import itertools
 import math
 import os
-import signal
 import subprocess
 import sys
 
@@ -470,7 +469,7 @@ def test_few_tasks_all_come_up_before_one_comes_again():
     assert rows[:6] != rows[6:12], "in another order"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", workers.SIGNALS)
 def test_signals_are_for_the_process_that_saves(number):
     """A scheduler signals every process of a job; the simulators must outlive what asks them to save."""
     family, env = start(CARTPOLE, processes=2)

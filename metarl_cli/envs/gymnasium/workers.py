@@ -21,10 +21,9 @@ from typing_extensions import override
 from metarl_cli.envs.gymnasium.build import build
 from metarl_cli.envs.gymnasium.config import Config, Row
 from metarl_cli.errors import ProcessLost
-from metarl_cli.processes import end_with_owner, patience
+from metarl_cli.processes import SIGNALS, end_with_owner, patience
 
 ENDING = 5.0  # [s] for a process to end that was asked to, and for its exit status to be known
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # that ask a run to stop
 MOST_IDLE = 256  # environments kept for later
 
 
