@@ -1,8 +1,13 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and text of any origin on a screen."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+
+def visible(text: str) -> str:
+    """Return a text with everything that is no printable character written out, as in ``\\x1b``: a terminal obeys it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Problem(NamedTuple):

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from metarl_cli.errors import ProcessLost
+from metarl_cli.errors import ProcessLost, visible
 
 LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
 GRACE = 30.0  # [s] from a signal to the end of a process, as torchrun has it
@@ -308,7 +308,8 @@ class Watch:
         deadline = time.monotonic() + grace
         while not self.raised:
             if time.monotonic() > deadline:
-                print(f"metarl: error: {self.last_words(ProcessLost(self.lost or ''))}", file=sys.stderr, flush=True)
+                error = self.last_words(ProcessLost(self.lost or ""))
+                print(f"metarl: error: {visible(str(error))}", file=sys.stderr, flush=True)
                 os._exit(1)
             time.sleep(0.1)
 

@@ -8,9 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+from typing_extensions import override
+
+from metarl_cli.errors import visible
 
 Item = TypeVar("Item")
 Arguments = ParamSpec("Arguments")
@@ -77,11 +82,15 @@ def timing(timer: Timer | None) -> Iterator[None]:
         _timer.reset(token)
 
 
+def _shown(text: str) -> Text:
+    return Text(visible(text))
+
+
 @contextmanager
 def status(console: Console, label: str) -> Iterator[None]:
     """Show ``label`` and its progress: a spinner on a terminal, elsewhere a line at most every ``PLAIN_EVERY`` seconds."""
     if console.is_terminal:
-        with console.status(label) as spinner, listening(lambda text: spinner.update(f"{label}: {text}")):
+        with console.status(_shown(label)) as spinner, listening(lambda text: spinner.update(_shown(f"{label}: {text}"))):
             yield
         return
     printed = time.monotonic()
@@ -99,7 +108,26 @@ def status(console: Console, label: str) -> Iterator[None]:
 PLAIN_WIDTH = 120  # [characters] of output where there is no terminal
 
 
-def wide_console() -> Console:
+class Plain(Console):
+    """A console on which text is data: no markup, no emoji names, no colours of numbers, and nothing a terminal would obey."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments, markup=False, emoji=False, highlight=False)
+
+    @override
+    def render_str(self, text: str, **arguments: Any) -> Text:
+        return super().render_str(visible(text), **arguments)
+
+    @override
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(map(visible, segment.text.split("\n"))), segment.style)
+
+
+def wide_console() -> Plain:
     """Return the console of a command; its width fits every table, in a file or a pipe too."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    console = Plain()
+    return console if console.is_terminal else Plain(width=PLAIN_WIDTH)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from importlib.metadata import version as installed_version
@@ -33,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarl_cli.cli.commands import Command
-from metarl_cli.config.messages import closest, did_you_mean, flatten, known_options, no_such_key, one_line
+from metarl_cli.config.messages import closest, did_you_mean, flatten, known_options, no_such_key, one_line, quoted
 from metarl_cli.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -126,12 +127,20 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
         problems.append("use only one of --run, --multirun, --cfg and --info")
     if args.resolve and not (args.cfg or args.help):
         problems.append("--resolve goes with --cfg or --help")
+    args.overrides = [_read_as_text(override) for override in args.overrides]
     args.config_dir = args.config_dir or os.environ.get("METARL_CONFIG_DIR") or None
     if args.config_dir and not os.path.isdir(args.config_dir):
         problems.append(f"--config-dir (or METARL_CONFIG_DIR): no such folder: {os.path.abspath(args.config_dir)}")
     if problems:
         raise UsageError(*problems)
     return args
+
+
+def _read_as_text(override: str) -> str:
+    """Quote a value that Hydra's grammar has no place for, and in which nothing could mean a list, a choice or a quotation."""
+    key, equals, value = override.partition("=")
+    foreign = not value.isascii() or not value.isprintable() or re.search(r"[#;!&<>~^`]", value)
+    return f"{key}={quoted(value)}" if equals and foreign and not re.search(r"[][{}()'\"=,\\$]", value) else override
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

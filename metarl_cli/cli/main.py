@@ -5,6 +5,8 @@ Nothing slow is imported before it is needed: ``metarl --help`` loads no Hydra, 
 
 from __future__ import annotations
 
+import io
+import re
 import signal
 import sys
 
@@ -13,6 +15,7 @@ from metarl_cli.cli.commands import commands
 from metarl_cli.cli.terminal import closing_pipes, print_error, stoppable
 from metarl_cli.errors import UserError
 
+UNDECODED = re.compile("[\udc80-\udcff]")  # how Python holds bytes that are no UTF-8
 HELP = """\
 metarl {version}: meta-reinforcement learning from one command.
 
@@ -42,7 +45,12 @@ where to look next
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 a fault of the program."""
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal cannot show
     try:
+        if wrong := [word for word in words if not word.isascii() and UNDECODED.search(word)]:
+            raise UserError(*(f"{word}: is no UTF-8" for word in wrong))
         with stoppable():
             return _run(words)
     except UserError as error:

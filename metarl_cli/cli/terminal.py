@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from metarl_cli.errors import UserError
+from metarl_cli.errors import UserError, visible
 from metarl_cli.runs.interrupt import SIGNALS, TOGETHER
 
 AT_ONCE = 2.0  # [s] from a second signal to the end of the process, whatever it is doing
@@ -23,7 +23,8 @@ def print_error(error: UserError, where: str = "", own: bool = False) -> int:
     """
     if own or os.environ.get("RANK", "0") == "0":
         for problem in error.problems:
-            print(f"metarl: error: {where}{' '.join(problem.text.split())}", file=sys.stderr)
+            text = " ".join(filter(None, map(str.strip, problem.text.splitlines())))
+            print(f"metarl: error: {visible(where + text)}", file=sys.stderr)
     return error.exit_code
 
 

@@ -7,6 +7,7 @@ several processes share one run.
 from __future__ import annotations
 
 import math
+import shlex
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing_extensions import override
 from metarl_cli.cli.process import tune_process
 from metarl_cli.cli.terminal import print_error, write_line
 from metarl_cli.config.models import Job, TrainConfig
-from metarl_cli.errors import ProcessLost, UserError
+from metarl_cli.errors import ProcessLost, UserError, visible
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.report import table
 from metarl_cli.processes import Watch, join
@@ -121,16 +122,16 @@ class Terminal(Listener):
 
     @override
     def interrupted(self, folder: RunFolder) -> None:
-        self.console.print(f"saved; go on with: metarl train run={folder}", soft_wrap=True)
+        self.console.print(f"saved; go on with: {folder.command('train')}", soft_wrap=True)
 
     @override
     def failed(self, folder: RunFolder) -> None:
-        self.console.print(f"the last checkpoint is {folder.last}; go on with: metarl train run={folder}", soft_wrap=True)
+        self.console.print(f"the last checkpoint is {folder.last}; go on with: {folder.command('train')}", soft_wrap=True)
 
     @override
     def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
         if reports is None:
-            self.console.print(f"{folder} is finished already; test it again with: metarl test run={folder}", soft_wrap=True)
+            self.console.print(f"{folder} is finished already; test it again with: {folder.command('test')}", soft_wrap=True)
             return
         for split, report in reports.items():
             repeats, tasks = report.curve.returns.shape[1:]
@@ -140,7 +141,7 @@ class Terminal(Listener):
         if own := reports["test"].own_tasks:
             self.console.print(f"return on the training tasks, each learned on its own: {own}")
         self.console.print(f"run folder: {folder}", soft_wrap=True)
-        self.console.print(f"look at it: tensorboard --logdir {folder.path.parent}", soft_wrap=True)
+        self.console.print(f"look at it: tensorboard --logdir {shlex.quote(str(folder.path.parent))}", soft_wrap=True)
 
 
 class Bar:
@@ -163,7 +164,7 @@ class Bar:
         )
         self.progress = ProgressBar(
             *columns,
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -195,7 +196,7 @@ class Bar:
 
     def report(self, what: str) -> None:
         """Show how far the current iteration is."""
-        self.progress.update(self.task, numbers=f"{self.text}  {what}")
+        self.progress.update(self.task, numbers=visible(f"{self.text}  {what}"))
         self._plain(f"{self.text}  {what}")
 
     def _plain(self, text: str, at_once: bool = False) -> None:

@@ -24,9 +24,10 @@ from typing import Any
 import yaml
 
 from metarl_cli.config.base import operational_keys, result_values
+from metarl_cli.config.messages import quoted
 from metarl_cli.config.models import Hardware, Job, TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
-from metarl_cli.errors import UserError
+from metarl_cli.errors import UserError, visible
 from metarl_cli.evaluation.held_out import check_disjoint, held_out_tasks, task_hash
 from metarl_cli.interfaces import Family
 from metarl_cli.runs.build import Components
@@ -46,7 +47,12 @@ def default_name(config: TrainConfig, choices: Mapping[str, str | None]) -> str:
     text = json.dumps(result_values(config), sort_keys=True)
     algo, env, experiment = (choices.get(group) or "" for group in ("algo", "env", "experiment"))
     names = [experiment, *([] if algo in experiment else [algo])] if experiment else [algo, env]
-    return "-".join([*names, f"seed{config.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]).replace("/", "_")
+    return file_name("-".join([*names, f"seed{config.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]))
+
+
+def file_name(text: str) -> str:
+    """Return a text as the name of one file, not of several folders."""
+    return visible(text).replace("/", "_")
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -103,6 +109,10 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def command(self, name: str) -> str:
+        """Return ``metarl NAME run=FOLDER`` as it is typed."""
+        return shlex.join(["metarl", name, f"run={quoted(str(self))}"])
 
     def checkpoint(self, name: str) -> Path:
         """Return the file of the ``best`` or the ``last`` checkpoint."""

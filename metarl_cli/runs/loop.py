@@ -125,7 +125,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             raise _lost(folder, error) from error
         _note_failure(folder, error)
         if isinstance(error, OSError):
-            raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
+            raise UserError(f"{folder}: {error.strerror or error}; go on with: {folder.command('train')}") from error
         if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
             listener.failed(folder)
         raise
@@ -146,7 +146,7 @@ def _note_failure(folder: RunFolder, error: BaseException) -> None:
 
 def _how_to_go_on(folder: RunFolder) -> str:
     saved = f"the last checkpoint is {folder.last}" if folder.last.exists() else "there is no checkpoint yet"
-    return f"{saved}; go on with: metarl train run={folder}"
+    return f"{saved}; go on with: {folder.command('train')}"
 
 
 def _lost(folder: RunFolder, error: ProcessLost) -> ProcessLost:
