@@ -91,22 +91,31 @@ class What(NamedTuple):
 
 
 def _train(*overrides: str, launcher: list[str] = METARL) -> What:
-    return What(
-        lambda place, run: [*launcher, "train", "--config-dir", str(place.parent / "conf"), *overrides, f"run={place / 'run'}"]
-    )
+    def command(place: Path, run: Path) -> list[str]:
+        return [*launcher, "train", "--config-dir", str(place.parent / "conf"), *overrides, f"run={place / 'run'}"]
+
+    return What(command, launcher=launcher)
+
+
+def _sweep(place: Path, run: Path) -> list[str]:
+    return [*METARL, "train", "-m", *MAML, *SMALL, "train.iterations=40", "train.eval_every=20", "seed=0,1", f"outputs={place}"]
+
+
+def _test(place: Path, run: Path) -> list[str]:
+    return [*METARL, "test", f"run={place / 'run'}", "tasks=40", "episodes=20"]
+
+
+def _adapt(place: Path, run: Path) -> list[str]:
+    return [*METARL, "adapt", f"run={place / 'run'}", "task.gravity=15", "episodes=300"]
 
 
 WHATS = {
     "train": _train(*MAML, *SMALL),
     "workers": _train(*MAML, *SMALL, *WORKERS),
     "two ranks": _train(*EVOLUTION, *SMALL, "train.iterations=40", "train.eval_every=20", launcher=TORCHRUN),
-    "sweep": What(
-        lambda place, run: [*METARL, "train", "-m", *MAML, *SMALL, "train.iterations=200", "seed=0,1", f"outputs={place}"]
-    ),
+    "sweep": What(_sweep),
     "test": What(_test, needs_run=True),
-    "adapt": What(
-        lambda place, run: [*METARL, "adapt", f"run={place / 'run'}", "task.gravity=15", "episodes=300"], needs_run=True
-    ),
+    "adapt": What(_adapt, needs_run=True),
 }
 
 
@@ -274,14 +283,11 @@ class Kills:
             where = f"{number.name} after {moment:.1f} of {self.seconds:.1f} s"
             if orphans:
                 self._fault("orphans", f"{where}: {orphans} processes left")
-            if "Traceback" in said and moment > IMPORTING and "torch.distributed.run" not in process.process.args:
+            if self.what.launcher != METARL or targets != [process.process.pid]:
+                continue  # torchrun prints tracebacks of its own, and has its own exit codes
+            if "Traceback" in said and moment > IMPORTING:
                 self._fault("tracebacks", f"{where}: {said[-1500:]}")
-            if (
-                code not in _codes(number)
-                and targets == [process.process.pid]
-                and code
-                and "torch.distributed.run" not in process.process.args
-            ):
+            if code not in (0, *_codes(number)) and moment > IMPORTING:
                 self._fault("exit codes", f"{where}: exit code {code}")
         if not landed:
             return False
