@@ -300,7 +300,7 @@ class Kills:
         if wrong:
             self._fault("different", f"{where}: {', '.join(wrong)}")
         else:
-            self.counts["same"] += 1
+            self.counts["same"] += landed
         return True
 
     def _fault(self, kind: str, text: str) -> None:
