@@ -347,7 +347,7 @@ def main() -> int:
         turn = 0
         while total < options.kills and time.monotonic() < deadline:
             name = options.only[turn % len(options.only)]
-            number = SIGNALS[(turn + turn // len(options.only)) % len(SIGNALS)]  # another one in each round
+            number = SIGNALS[sum(divmod(turn, len(options.only))) % len(SIGNALS)]  # another one in each round
             turn += 1
             before = every[name].counts["kills"]
             every[name].kill(number, rng)
