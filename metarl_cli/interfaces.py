@@ -190,6 +190,10 @@ class Family(ABC):
         """Return the expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
         return None
 
+    def solved(self, task: Task) -> Tensor | None:
+        """Return the mean return ``[M]`` of an episode from which a task counts as solved; None where nothing says that."""
+        return None
+
     def groups(self, task: Task) -> dict[str, Tensor]:
         """Return the task indices ``[m]`` of each group, for families whose returns are not on one scale; empty otherwise."""
         return {}
@@ -353,6 +357,7 @@ class Algorithm(ABC):
     uses_learner: ClassVar[bool] = True  # whether the configuration's learner is a part of it
     adapts_by: ClassVar[Literal["gradient", "memory"]]
     own_tasks: ClassVar[bool] = False  # whether it is judged by its training tasks, each learned on its own
+    trained_steps: int | None = None  # adaptation steps that it is trained for; None: any number
     saved: ClassVar[tuple[str, ...]] = ()  # attributes with a ``state_dict`` that training goes on from
     counters: ClassVar[tuple[str, ...]] = ("iteration", "env_steps")  # numbers likewise
 

@@ -28,6 +28,7 @@ collection), and the query is replayed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -40,6 +41,7 @@ from metarl_cli.adaptation.gradient import (
     NetworkPolicy,
     adapt,
     collect_support,
+    fading,
     fine_tune,
     initial_rates,
     inner_step,
@@ -137,6 +139,7 @@ class MAML(Algorithm):
         init = self.learner.init(self.rng["init"])
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
+        self.trained_steps = config.inner.steps or None
         self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
         self.optimizer = torch.optim.Adam(
             [v.requires_grad_() for v in self._learned(self.meta)], lr=config.outer.lr, fused=True
@@ -280,8 +283,10 @@ class MAML(Algorithm):
         """Adapt to M tasks from the learned initialisation; see :meth:`Algorithm.adapt`."""
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
         params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
-        family = family or self.family
-        return adapt(self.learner, params, meta["rates"], family, task, budget, inner.support, inner.returns, rng, adam)
+        trained = self.trained_steps
+        factor = (lambda step: 1.0) if trained is None else partial(fading, trained=trained, decay=inner.decay)
+        parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
+        return adapt(self.learner, params, meta["rates"], *parts, adam, factor)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metarl_cli.cli.process import tune_process
 from metarl_cli.config.models import Job, TestConfig
-from metarl_cli.evaluation.report import table
+from metarl_cli.evaluation.report import SHARED, table
 from metarl_cli.progress import status, wide_console
 from metarl_cli.runs.run import Run
 
@@ -19,6 +19,7 @@ def run(config: TestConfig, job: Job) -> float:
     with status(console, f"adapting to {config.split} tasks"):
         name, report = saved.measure(config.split, config.tasks, config.episodes, config.steps, config.trial)
     tasks = report.curve.returns.shape[-1]
-    console.print(table(report, f"{saved.folder.path.name}: {tasks} {config.split} tasks, {saved.checkpoint.name}"))
+    shared = SHARED if report.shared else ""
+    console.print(table(report, f"{saved.folder.path.name}: {tasks} {config.split} tasks{shared}, {saved.checkpoint.name}"))
     console.print(f"written: {saved.folder.results / name}.json and .png", soft_wrap=True)
     return report.score

@@ -172,13 +172,21 @@ class Mix(interfaces.Family):
 
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of the best policy that knows the task; None if unknown for any family."""
-        optimum = torch.zeros(num_tasks(task), device=self.device)
-        for (name, family), rows in zip(self.families.items(), self.rows(task), strict=True):
-            best = family.optimum(self.part(task, name, rows)) if len(rows) else optimum[rows]
-            if best is None:
+        return self._known(task, "optimum")
+
+    @override
+    def solved(self, task: Task) -> Tensor | None:
+        return self._known(task, "solved")
+
+    def _known(self, task: Task, name: str) -> Tensor | None:
+        """Return what the method ``name`` of each family says of its tasks ``[M]``; None if any says nothing."""
+        values = torch.zeros(num_tasks(task), device=self.device)
+        for (family, member), rows in zip(self.families.items(), self.rows(task), strict=True):
+            known = getattr(member, name)(self.part(task, family, rows)) if len(rows) else values[rows]
+            if known is None:
                 return None
-            optimum[rows] = best
-        return optimum
+            values[rows] = known
+        return values
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> MixEnv:

@@ -94,6 +94,7 @@ class Evolution(Algorithm):
         learner, family, seed, device = context.learner, context.family, context.seed, context.device
         self.learner, self.family, self.seed, self.device = learner, family, seed, device
         self.lifetime = config.lifetime.module.Lifetime(config.lifetime.config, learner, family, device)
+        self.trained_steps = self.lifetime.steps or None
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
         self.search: Search = config.search.module.Search(

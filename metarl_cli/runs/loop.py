@@ -76,7 +76,7 @@ class Listener:
 
 
 def train(config: TrainConfig, job: Job, listener: Listener, processes: Processes = ALONE) -> tuple[RunFolder, float]:
-    """Train a new run, or go on with the one in the folder; returns the folder and the score on the test tasks.
+    """Train a new run, or go on with the one in the folder; returns the folder and the best score on the validation tasks.
 
     Args:
         config: of the run.
@@ -95,7 +95,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
     if folder.exists and folder.manifest().get("status") == "finished":
         processes.broadcast()  # nothing to do
         listener.finished(folder, None)
-        return folder, float(folder.manifest()["score"])
+        return folder, folder.validation_score()
     components = build(config, gpu_number(job.number), processes)
     if processes.size > (most := components.algorithm.shares):
         raise UserError(
@@ -115,7 +115,8 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
         processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
         with threads(config.hardware):
-            return folder, training.run(processes)
+            training.run(processes)
+            return folder, training.best
     except BaseException as error:
         _note_failure(folder, error)
         if isinstance(error, ProcessLost):
@@ -237,8 +238,8 @@ class Training:
         family, config = self.components.family, self.config
         return Evaluator(family, held_out_tasks(family, split, tasks, config.tasks_seed), episodes, config.seed, split)
 
-    def run(self, processes: Processes) -> float:
-        """Train to the end and test; returns the score on the test tasks, ``score`` in run.json.
+    def run(self, processes: Processes) -> None:
+        """Train to the end and test; the score on the test tasks is ``score`` in run.json.
 
         The score is the IQM after adaptation, on the training tasks where each is learned on its own, and for trials the mean
         return of an episode over the whole trial.
@@ -255,11 +256,8 @@ class Training:
             self.tracker.close(finished=False)
             raise
         self.tracker.close(finished=True)
-        tested = reports["test"]
-        score = tested.score
-        self.folder.note(status="finished", ended=now(), score=score)
+        self.folder.note(status="finished", ended=now(), score=reports["test"].score)
         self.listener.finished(self.folder, reports)
-        return score
 
     def iterate(self, processes: Processes, interrupt: Interrupt) -> Iterator[Progress]:
         """Train, log, validate and save until the end or a signal; yields after every iteration."""
@@ -304,6 +302,7 @@ class Training:
         own = self.evaluator.own_tasks(algorithm)
         if own is not None:  # they are what the algorithm is for
             values["eval/return_learned"] = score = own.value
+        values["eval/score"] = score
         self.tracker.log(values, algorithm.env_steps)
         self.tracker.diagnostics(algorithm.diagnostics(), algorithm.env_steps)
         if score > self.best:

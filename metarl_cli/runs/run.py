@@ -20,6 +20,7 @@ from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.report import as_json
 from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Task
+from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
@@ -88,6 +89,11 @@ class Run:
         score = self.folder.manifest().get("score")
         return None if score is None else float(score)
 
+    @property
+    def validation_score(self) -> float:
+        """The best score on the validation tasks: what a search for settings may use."""
+        return self.folder.validation_score()
+
     def budget(self, steps: int | None, trial: int | None, default: int | None = None) -> Budget:
         """Return what an adaptation may spend; ``default`` steps, or those of the test at the end of training.
 
@@ -98,6 +104,10 @@ class Run:
         steps, trial = number("steps", steps, 0), number("trial", trial, 1)
         if self.algorithm.adapts_by == "memory":
             return Budget(0, trial)
+        trained = self.algorithm.trained_steps
+        if steps is not None and trained is not None and steps > trained:
+            text = f"this run was trained for {trained} adaptation step{'s' if trained > 1 else ''}"
+            note(f"steps={steps}: {text}; expect nothing of further ones")
         return Budget(steps if steps is not None else default or self.config.test.steps or 0)
 
     # -- evaluation

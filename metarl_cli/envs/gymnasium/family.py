@@ -21,7 +21,7 @@ from metarl_cli.envs.gymnasium.config import Config, Row
 from metarl_cli.envs.gymnasium.workers import LocalWorker, RemoteWorker, Worker, WorkerPool, close_all
 from metarl_cli.envs.tasks import ParametricFamily
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Env, State, Step, Task
+from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Discrete, Spec
 
 
@@ -146,6 +146,7 @@ class GymnasiumFamily(ParametricFamily):
         env = build(config, self._row(self.parameters))
         self.spec, self.action = _spec(env, config.horizon), _action(env)
         self.first_action = int(getattr(env.action_space, "start", 0))
+        self.threshold = _threshold(config)
         self._try(env)
         env.close()
         for row in self._extremes():
@@ -178,6 +179,10 @@ class GymnasiumFamily(ParametricFamily):
         build(self.config, self.rows(task)[0]).close()  # the simulator may reject a value
         return task
 
+    @override
+    def solved(self, task: Task) -> Tensor | None:
+        return None if self.threshold is None else torch.full((num_tasks(task),), self.threshold)
+
     def rows(self, task: Task) -> list[Row]:
         """Return the parameters of each task."""
         columns = [value.tolist() for value in task.values()]
@@ -195,6 +200,14 @@ class GymnasiumFamily(ParametricFamily):
             ValueError: if the simulator rejects a value of a task.
         """
         return GymnasiumEnv(self, task, num_envs, rng, render)
+
+
+def _threshold(config: Config) -> float | None:
+    """Return the registered ``reward_threshold``, where episodes are as long as registered and no wrapper changes them."""
+    registered = gymnasium.registry[config.id]
+    if config.wrappers or config.horizon != registered.max_episode_steps:
+        return None
+    return registered.reward_threshold
 
 
 def _action(env: gymnasium.Env[Any, Any]) -> np.ndarray:

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, support_gradients
-from metarl_cli.config.base import StrictModel
+from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, fading, support_gradients
+from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.evolution.interfaces import Traits
 from metarl_cli.evolution.lifetimes.traits import rates
 from metarl_cli.experience.returns import ReturnsConfig
@@ -31,6 +31,7 @@ class Config(StrictModel):
     steps: int = Field(gt=0, description="K, gradient steps of a lifetime, after which fitness is measured")
     rule: Literal["sgd", "adam"] = Field(description="update rule, if the genome has no optimizer")
     lr: float = Field(gt=0, description="base learning rate")
+    decay: Share = Field(description="factor of the rates at each adaptation step beyond those of a lifetime; 1: none")
     scope: Literal["all", "head", "context"] = Field(
         description="adapted weights: all, the head (ANIL), the context inputs (CAVIA)"
     )
@@ -88,7 +89,7 @@ class Life:
         names = adapted_names(self.params, config.scope)
         gradients = support_gradients(lifetime.learner, self.params, names, self.support, config.returns)
         progress = min(self.gradient_steps / config.steps, 1.0)
-        base: Tensor = self.traits["hyper"]["lr"]
+        base: Tensor = self.traits["hyper"]["lr"] * fading(self.gradient_steps + 1, config.steps, config.decay)
         steps = rates(base, self.traits.get("rates"), gradients, progress)
         self.params = self.optimizer.step(self.params, gradients, steps, progress)
         self.gradient_steps += 1
