@@ -216,7 +216,7 @@ def fading(step: int, trained: int, decay: float) -> float:
 
 def diverged(params: Params) -> int:
     """Return the number of tasks of ``params [M, ...]`` with a weight that is not finite."""
-    finite = [value.isfinite().flatten(1).all(1) for value in params.values()]
+    finite = [value.isfinite().reshape(len(value), -1).all(1) for value in params.values()]
     return int((~torch.stack(finite).all(0)).sum())
 
 

@@ -74,7 +74,9 @@ class Acrobot(NativeFamily):
         self.spec = Spec(obs_shape=(6,), actions=Discrete(3), horizon=config.horizon, obs_scale=(1.0, 1.0, 1.0, 1.0, 2.5, 5.0))
 
     @override
-    def solved(self, task: Task) -> Tensor:
+    def solved(self, task: Task) -> Tensor | None:
+        if self.spec.horizon <= -SOLVED:  # every episode has a higher return
+            return None
         return torch.full_like(task["torque"], SOLVED)
 
     @override

@@ -66,7 +66,9 @@ class MountainCar(NativeFamily):
             raise ValueError(f"goal_position must not be beyond the end of the track, {MAX_POSITION}, got {value:g}")
 
     @override
-    def solved(self, task: Task) -> Tensor:
+    def solved(self, task: Task) -> Tensor | None:
+        if self.spec.horizon <= -SOLVED:  # every episode has a higher return
+            return None
         return torch.full_like(task["force"], SOLVED)
 
     @override

@@ -23,8 +23,8 @@ ORACLE = "oracle (knows the task)"  # the optimal policy
 
 def empty_table(report: Report, title: str) -> Table:
     """Return an adaptation table without rows; a narrow terminal never truncates its numbers."""
-    look = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
-    empty = Table(title=title, caption="\n".join(notes(report)) or None, caption_justify="left", **look)
+    empty = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    empty.collapse_padding, empty.caption, empty.caption_justify = True, "\n".join(notes(report)) or None, "left"
     empty.add_column("", overflow="fold", vertical="bottom")
     estimate = f"return: {report.curve.aggregate}\n[95 % over {report.curve.over}]"
     for heading in ("gradient\nsteps", "env\nsteps", estimate, *(name.replace(" ", "\n") for name in beside(report))):
@@ -49,6 +49,8 @@ def notes(report: Report) -> list[str]:
     lines = []
     if report.curve.reuses:
         lines.append("Every gradient step learns from the same env steps.")
+    if report.total and report.total.standard_error is not None:
+        lines.append(f"± is the standard error over {'trials' if report.curve.over == 'episodes' else 'tasks'}.")
     if report.trained_steps is not None and report.curve.steps[-1] > report.trained_steps:
         steps = f"{report.trained_steps} step{'s' if report.trained_steps > 1 else ''}"
         lines.append(f"It was trained for {steps} of adaptation: expect nothing of further ones.")

@@ -231,6 +231,8 @@ class Run:
         rng = torch_rng(seed, "adapt", "support", device=self.device)
         steps = list(self.algorithm.adapt(task, budget, rng, family))
         last, live = steps[-1], family or self.family
+        if lost := [name for name, value in last.policy.state_dict().get("params", {}).items() if not value.isfinite().all()]:
+            raise UserError(f"the adapted weights are not finite; take fewer steps ({', '.join(lost[:3])})")
         chance = torch_rng(seed, "adapt", "trial", device=self.device)
         state, played = last.policy.start(1, chance), None
         if last.episodes is not None:
