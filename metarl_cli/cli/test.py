@@ -11,8 +11,8 @@ from metarl_cli.runs.run import Run
 Config = TestConfig
 
 
-def run(config: TestConfig, job: Job) -> float:
-    """Repeat the evaluation of a saved run; returns its ``score``."""
+def run(config: TestConfig, job: Job) -> float | None:
+    """Repeat the evaluation of a saved run; returns its score on validation tasks, and None on others: no sweeper may see it."""
     tune_process(config.hardware)
     saved = Run(config.run, config.hardware, config.checkpoint)
     console = wide_console()
@@ -22,4 +22,4 @@ def run(config: TestConfig, job: Job) -> float:
     shared = SHARED if report.shared else ""
     console.print(table(report, f"{saved.folder.path.name}: {tasks} {config.split} tasks{shared}, {saved.checkpoint.name}"))
     console.print(f"written: {saved.folder.results / name}.json and .png", soft_wrap=True)
-    return report.score
+    return report.score if config.split == "validation" else None
