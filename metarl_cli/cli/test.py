@@ -12,7 +12,7 @@ Config = TestConfig
 
 
 def run(config: TestConfig, job: Job) -> float | None:
-    """Repeat the evaluation of a saved run; returns its score on validation tasks, and None on others: no sweeper may see it."""
+    """Repeat the evaluation of a saved run; returns its score on validation tasks, else None: sweepers see no test."""
     tune_process(config.hardware)
     saved = Run(config.run, config.hardware, config.checkpoint)
     console = wide_console()
