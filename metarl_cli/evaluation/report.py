@@ -53,7 +53,7 @@ def notes(report: Report) -> list[str]:
         lines.append(f"± is the standard error over {'trials' if report.curve.over == 'episodes' else 'tasks'}.")
     if report.trained_steps is not None and report.curve.steps[-1] > report.trained_steps:
         steps = f"{report.trained_steps} step{'s' if report.trained_steps > 1 else ''}"
-        lines.append(f"It was trained for {steps} of adaptation: expect nothing of further ones.")
+        lines.append(f"It was trained for {steps} of adaptation; further ones are beyond its training.")
     return lines
 
 

@@ -76,6 +76,10 @@ class Lifetime(Protocol):
         """
         ...
 
+    def without_genome(self) -> Lifetime:
+        """The same lifetime for learners that nothing was evolved for: none of its steps is beyond what they are made for."""
+        ...
+
     def at(self, family: Family, episodes: int | None) -> Lifetime:
         """The same lifetime in the environments of another family, with so many episodes of support if given.
 

@@ -256,7 +256,7 @@ class Evolution(Algorithm):
             lifetime = lifetime.at(family or self.family, budget.episodes)
         life: Any
         if schedule is None:
-            life = lifetime.begin(fresh(self.learner, num, rng), lifetime.default, task, rng)
+            life = lifetime.without_genome().begin(fresh(self.learner, num, rng), lifetime.default, task, rng)
         else:
             life = self._begin(schedule[:1], task, rng, lifetime=lifetime)
             schedule = schedule[:, None]

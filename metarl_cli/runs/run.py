@@ -107,7 +107,7 @@ class Run:
         trained = self.algorithm.trained_steps
         if steps is not None and trained is not None and steps > trained:
             text = f"this run was trained for {trained} adaptation step{'s' if trained > 1 else ''}"
-            note(f"steps={steps}: {text}; expect nothing of further ones")
+            note(f"steps={steps}: {text}; further ones are beyond its training")
         return Budget(steps if steps is not None else default or self.config.test.steps or 0)
 
     # -- evaluation

@@ -61,6 +61,14 @@ def test_without_rates_beyond_training_nothing_moves_there(algo, key):
     assert not all(torch.equal(one[k], two[k]) for k in one)
 
 
+def test_learners_without_a_genome_go_on():
+    """Evolution chose nothing for them, so that the reference has all its steps."""
+    family, algorithm, _ = parts("es_dqn", "algo.lifetime.decay=0")
+    task = family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
+    _, one, two = (a.policy.params for a in algorithm.adapt_from_scratch(task, Budget(2), torch_rng(0, "support")))
+    assert not all(torch.equal(one[k], two[k]) for k in one)
+
+
 def test_fine_tuning_has_no_trained_steps():
     family, algorithm, _ = parts("pretrain_dqn")
     assert algorithm.trained_steps is None
@@ -99,7 +107,9 @@ def told_by(function):
 
 @pytest.mark.parametrize(("steps", "warns"), [(None, False), (1, False), (2, True), (10, True)])
 def test_a_user_who_asks_for_more_steps_than_trained_is_warned(run, steps, warns):
-    expected = [f"steps={steps}: this run was trained for 1 adaptation step; expect nothing of further ones"] if warns else []
+    expected = (
+        [f"steps={steps}: this run was trained for 1 adaptation step; further ones are beyond its training"] if warns else []
+    )
     assert told_by(lambda: run.test(tasks=2, episodes=1, steps=steps)) == expected
     assert told_by(lambda: run.adapt(steps=steps)) == expected
 

@@ -78,7 +78,7 @@ def test_a_table_says_that_steps_are_reused_and_beyond_training():
     more, _ = report("cartpole_family", steps=3)
     assert notes(more) == [
         "Every gradient step learns from the same env steps.",
-        "It was trained for 1 step of adaptation: expect nothing of further ones.",
+        "It was trained for 1 step of adaptation; further ones are beyond its training.",
     ]
     assert all(line in text(table(more, "title")) for line in notes(more))
     one, _ = report("cartpole_family", steps=1)

@@ -84,6 +84,10 @@ class DQNLife:
         self.config, self.learner, self.family, self.steps, self.device = config, learner, family, config.steps, device
         self.default: Traits = {"hyper": {k: torch.tensor([v], device=device) for k, v in config.hyper.model_dump().items()}}
 
+    def without_genome(self) -> DQNLife:
+        """Return the lifetime itself: its settings stay in force after its end."""
+        return self
+
     def at(self, family: Family, episodes: int | None) -> DQNLife:
         """Return the same lifetime in the environments of another family.
 

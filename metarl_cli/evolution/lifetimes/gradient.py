@@ -54,6 +54,10 @@ class Gradient:
         adapted_names(learner.init(torch.Generator(device)), config.scope)
         self.default: Traits = {"hyper": {"lr": torch.tensor([config.lr], device=device)}}
 
+    def without_genome(self) -> Gradient:
+        """Return the same lifetime with rates that stay as they are after its end."""
+        return Gradient(self.config.model_copy(update={"decay": 1.0}), self.learner, self.family, self.device)
+
     def at(self, family: Family, episodes: int | None) -> Gradient:
         """Return the same lifetime in the environments of another family, with so many support episodes if given."""
         support = self.config.support

@@ -23,6 +23,10 @@ class NoLearning:
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
         self.default: Traits = {}
 
+    def without_genome(self) -> NoLearning:
+        """Return itself: there are no steps."""
+        return self
+
     def at(self, family: Family, episodes: int | None) -> NoLearning:
         """Return itself: nothing is collected."""
         return self
