@@ -93,6 +93,15 @@ class Env(ABC):
     obs: Tensor  # [M, N, ...] what to act on now
     can_select_rows: bool = False  # whether ``select_rows`` works
 
+    @property
+    def name(self) -> str:
+        """The key and the value by which messages name the environment."""
+        return type(self).__name__
+
+    def details(self, row: int) -> str:
+        """Return what messages add about the task ``row``, such as its parameters."""
+        return ""
+
     @abstractmethod
     def step(self, action: Tensor) -> Step:
         """Act in every environment; ``action [M, N]``, or ``[M, N, D]`` where the action space is continuous."""

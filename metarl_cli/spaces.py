@@ -6,6 +6,7 @@ from bound to bound, and is chosen on its own.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -133,9 +134,9 @@ class Continuous(ActionSpace):
         return len(self.low)
 
     def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the least and the greatest actions, ``[D]`` each."""
-        low, high = (constant(edge, torch.get_default_dtype(), device) for edge in (self.low, self.high))
-        return low, high
+        """Return the least and the greatest actions, ``[D]`` each; within the true bounds where they have to be rounded."""
+        dtype = torch.get_default_dtype()
+        return inside(self.low, math.inf, dtype, device), inside(self.high, -math.inf, dtype, device)
 
     @override
     def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
@@ -201,6 +202,15 @@ class Bins(Choices):
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the values as a tensor that is made once: never change it."""
     return torch.tensor(values, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=64)
+def inside(bound: tuple[float, ...], inwards: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a bound as a tensor that is made once, rounded towards ``inwards`` (plus or minus infinity): never change it."""
+    exact = torch.tensor(bound, dtype=torch.float64)
+    rounded = exact.to(dtype)
+    beyond = rounded.double() < exact if inwards > 0 else rounded.double() > exact
+    return torch.where(beyond, torch.nextafter(rounded, torch.full_like(rounded, inwards)), rounded).to(device)
 
 
 class Spec(NamedTuple):

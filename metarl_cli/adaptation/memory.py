@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
+from metarl_cli.experience.finite import Watch
 from metarl_cli.experience.rollout import rollout
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, Step, Task
@@ -257,10 +258,11 @@ def collect_trials(
     env = family.make(task, num_envs, env_rng)
     state, steps, starts = policy.start(num_envs, rng, greedy=False), [], []
     weight = torch.ones(env.obs.shape[:2].numel(), device=env.obs.device)
-    hidden = _memory(state)["hidden"]
+    hidden, watch = _memory(state)["hidden"], Watch(env)
     for t, moment in zip(range(episodes * family.spec.horizon), rollout(env, policy, state), strict=False):
         if t % segment == 0:
             starts.append(hidden)
+        watch.see(moment.step)
         action, step = moment.action.flatten(0, 1), Step(*(x.flatten(0, 1) for x in moment.step))
         steps.append(
             {
@@ -276,6 +278,7 @@ def collect_trials(
         hidden, weight = memory["hidden"], weight * (memory["before"]["episode"] < episodes)
         if not weight.any():
             break
+    watch.finish()
     kept = {k: torch.stack([start[k] for start in starts]) for k in starts[0]}
     return Trials(**{k: torch.stack([step[k] for step in steps]) for k in steps[0]}, starts=kept)
 

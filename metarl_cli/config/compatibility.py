@@ -44,7 +44,8 @@ def check_run(
         try:
             values["env"] = env = replace(env, instance=env.module.Family(env.config))
         except (ValueError, UserError) as error:
-            problems.append(Problem("env", f"env: {one_line(error)}"))
+            text = one_line(error)
+            problems.append(Problem("env", text if text.startswith("env.") else f"env: {text}"))
             return values, problems
         if isinstance(learner, Group):
             try:

@@ -209,6 +209,18 @@ class MixEnv(Env):
                 self.envs.append(family.members[i].make(family.part(task, name, rows), num_envs, rng, render))
         self.obs = self._merge([env.obs for env in self.envs])
 
+    @property
+    @override
+    def name(self) -> str:
+        return "env.families"
+
+    @override
+    def details(self, row: int) -> str:
+        for i, rows, env in zip(self.members, self.rows, self.envs, strict=True):
+            if row in rows:
+                return f", which is {list(self.family.families)[i]}{env.details(int((rows == row).nonzero()))}"
+        return ""
+
     def _merge(self, parts: list[Tensor]) -> Tensor:
         """Merge the families' observations, ``[m, N, ...]`` each, into ``[M, N, O + A]``."""
         spec = self.family.spec

@@ -22,6 +22,7 @@ from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.evolution.interfaces import Life, Search, Traits
 from metarl_cli.evolution.lineage import markdown
 from metarl_cli.evolution.searches.population import shape_by_rank
+from metarl_cli.experience.finite import Watch
 from metarl_cli.experience.rollout import Moment, rollout
 from metarl_cli.interfaces import (
     Adapted,
@@ -181,11 +182,12 @@ class Evolution(Algorithm):
             env = self.family.make(tile(task, copies), episodes, rng)
         env.one_episode()
         params, alive = life.params, torch.arange(copies, device=self.device)
-        moments = self._rollout(env, params, copies)
+        moments, watch = self._rollout(env, params, copies), Watch(env)
         returns, lengths = torch.zeros(2, copies, num_tasks(task), episodes, device=self.device)
         total, length, running = returns.clone(), lengths.clone(), torch.ones_like(returns)  # of individuals in the batch
         for _ in range(steps or self.family.spec.horizon):
             step = next(moments).step
+            watch.see(step)
             total.addcmul_(step.reward.view_as(total), running)
             length += running
             running.masked_fill_(step.ended.view_as(running), 0)
@@ -201,9 +203,11 @@ class Evolution(Algorithm):
                 returns[alive], lengths[alive] = total, length
                 alive, total, length, running = (x[left] for x in (alive, total, length, running))
                 rows = left.repeat_interleave(num_tasks(task))
+                watch.finish()
                 env.select_rows(rows)
                 params = select_rows(params, left if len(first(params)) == len(left) else rows)
                 moments = self._rollout(env, params, num)
+        watch.finish()
         returns[alive], lengths[alive] = total, length
         return returns.double().mean(2), lengths.sum(2).long().flatten()
 

@@ -16,10 +16,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.config.messages import one_line
-from metarl_cli.envs.gymnasium.build import build
+from metarl_cli.envs.gymnasium.build import simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.envs.gymnasium.trial import check_held, try_out
 from metarl_cli.envs.gymnasium.workers import LocalWorker, RemoteWorker, Worker, WorkerPool, close_all
-from metarl_cli.envs.tasks import ParametricFamily
+from metarl_cli.envs.simulator import whole
+from metarl_cli.envs.tasks import ParametricFamily, in_words
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Discrete, Spec
@@ -38,7 +40,7 @@ class GymnasiumEnv(Env):
 
     def __init__(self, family: GymnasiumFamily, task: Task, num_envs: int, rng: torch.Generator, render: bool):
         config, rows = family.config, family.rows(task)
-        self.family, self.shape = family, (len(rows), num_envs)
+        self.family, self.rows, self.shape = family, rows, (len(rows), num_envs)
         total = len(rows) * num_envs
         copies = [row for row in rows for _ in range(num_envs)]
         self.parts = np.array_split(np.arange(total), min(config.processes, total))
@@ -58,6 +60,15 @@ class GymnasiumEnv(Env):
         action = family.action
         self.history = np.zeros((config.horizon, total, *action.shape), action.dtype)  # the actions of each episode so far
         self._begin()
+
+    @property
+    @override
+    def name(self) -> str:
+        return f"env.id={self.family.config.id}"
+
+    @override
+    def details(self, row: int) -> str:
+        return in_words(self.rows[row])
 
     def _call(self, method: str, *values: list[Any]) -> list[Any]:
         """Run a method in all workers at once and return their results; ``values`` has one entry per worker."""
@@ -82,7 +93,7 @@ class GymnasiumEnv(Env):
     @override
     def step(self, action: Tensor) -> Step:
         inside = self.family.spec.actions.clip(action)
-        actions = inside.detach().flatten(0, 1).cpu().numpy().astype(self.history.dtype)
+        actions = whole(inside.detach().flatten(0, 1).cpu().numpy(), self.history.dtype)
         clock = self.clock.flatten().numpy()
         self.history[clock, np.arange(len(clock))] = actions
         results = self._call("step", [actions[part] for part in self.parts])
@@ -143,28 +154,12 @@ class GymnasiumFamily(ParametricFamily):
         self.positive = frozenset(name for name, p in config.parameters.items() if p.set.startswith("scale."))
         super().__init__(config, device)
         self.config, self.pool = config, WorkerPool()
-        env = build(config, self._row(self.parameters))
-        self.spec, self.action = _spec(env, config.horizon), _action(env)
-        self.first_action = int(getattr(env.action_space, "start", 0))
+        nominal = simulator(config, self._row(self.parameters))
+        self.spec, self.action = _spec(nominal.env, config.horizon), _action(nominal.env)
+        self.first_action = nominal.first_action
         self.threshold = _threshold(config)
-        self._try(env)
-        env.close()
-        for row in self._extremes():
-            build(config, row).close()
-
-    def _try(self, env: gymnasium.Env[Any, Any]) -> None:
-        """Take one step, to find a wrapper that needs what the environment does not report.
-
-        Raises:
-            ValueError: if the step fails for that reason.
-        """
-        env.action_space.seed(0)
-        env.reset(seed=0)
-        try:
-            env.step(env.action_space.sample())
-        except KeyError as error:
-            names = ", ".join(wrapper.name for wrapper in self.config.wrappers)
-            raise ValueError(f"{self.config.id} does not report {error}, which a wrapper needs (of {names})") from error
+        try_out(config, nominal, list(self._extremes()))
+        nominal.env.close()
 
     def _extremes(self) -> Iterator[Row]:
         """Tasks with the extreme values of every parameter: what the simulator rejects, it rejects before training."""
@@ -176,7 +171,9 @@ class GymnasiumFamily(ParametricFamily):
     @override
     def named_task(self, values: dict[str, float]) -> Task:
         task = super().named_task(values)
-        build(self.config, self.rows(task)[0]).close()  # the simulator may reject a value
+        named = simulator(self.config, self.rows(task)[0])  # the simulator may reject a value, or overwrite it
+        check_held(self.config, named)
+        named.env.close()
         return task
 
     @override
