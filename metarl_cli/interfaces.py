@@ -78,14 +78,6 @@ class Transitions(NamedTuple):
         """Select the experience of some tasks."""
         return Transitions(*(x[tasks] for x in self))
 
-    def summary(self) -> dict[str, float]:
-        """Return the metrics of collected experience."""
-        steps = self.reward.numel()
-        return {
-            "train/reward": float(self.reward.mean()),
-            "train/episode_length": steps / max(float(self.ended.sum()), 1.0),
-        }
-
 
 class Env(ABC):
     """M x N running environments, reset automatically when an episode ends."""
@@ -194,6 +186,10 @@ class Family(ABC):
     def compile(self, compiler: Compiler) -> None:
         """Have ``compiler`` compile what runs often, where the family can."""
         return
+
+    def horizons(self, task: Task) -> Tensor:
+        """Return the time limit ``[M]`` of an episode of each task [steps]."""
+        return torch.full((num_tasks(task),), float(self.spec.horizon), device=device_of(task))
 
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""

@@ -22,6 +22,7 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
 )
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.returns import ReturnsConfig
@@ -75,7 +76,7 @@ class IndependentDQN(Algorithm):
     adapts_by = "gradient"
     replays = True
     own_tasks = True
-    saved = ("optimizer", "rng", "env", "replay")
+    saved = ("optimizer", "rng", "env", "replay", "episodes")
     counters = ("iteration", "updates", "env_steps")
 
     def __init__(self, config: Config, context: Context):
@@ -89,6 +90,7 @@ class IndependentDQN(Algorithm):
         self.optimizer = torch.optim.Adam([self.flat], lr=config.lr, fused=True)  # elementwise, so rows stay independent
         self.env = self.family.make(self.task, config.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.capacity, context.device)
+        self.episodes = Episodes()
         self.rows = torch.arange(config.tasks, device=context.device)
         self.processes, self.shares = context.processes, config.tasks
         self.own = self.processes.shard(config.tasks)  # the networks that this process updates
@@ -106,7 +108,7 @@ class IndependentDQN(Algorithm):
         experience = collect(self.env, policy, policy.start(config.envs, self.rng["exploration"]), config.steps)
         self.replay.add(experience)
         self.env_steps += experience.reward.numel()
-        metrics = {"train/epsilon": epsilon, **experience.summary()}
+        metrics = {"train/epsilon": epsilon, **self.episodes.summary(experience)}
         if self.iteration >= config.warmup:
             share = linear((1.0, config.final_lr), self.iteration / self.context.iterations)
             self.optimizer.param_groups[0]["lr"] = config.lr * share

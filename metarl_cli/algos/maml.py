@@ -51,6 +51,7 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
 )
 from metarl_cli.config.base import Operational, Share, StrictModel
+from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
@@ -130,7 +131,7 @@ class MAML(Algorithm):
 
     adapts_by = "gradient"
     replays = True
-    saved = ("optimizer", "rng", "env", "replay")
+    saved = ("optimizer", "rng", "env", "replay", "episodes")
 
     def __init__(self, config: Config, context: Context):
         self.config, self.context, self.learner, self.family = config, context, context.learner, context.family
@@ -146,6 +147,7 @@ class MAML(Algorithm):
         )
         self.env: Env = self.family.make(self.task, config.query.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.query.capacity, context.device)
+        self.episodes = Episodes()
         self.processes, self.shares = context.processes, config.outer.tasks
         self.gradient = compiled(self._gradient, "the meta-gradient", context.compile)
         self.iteration = self.env_steps = 0
@@ -194,7 +196,7 @@ class MAML(Algorithm):
         query = collect(self.env, policy, policy.start(config.query.envs, self.rng["exploration"]), config.query.steps)
         self.replay.add(query)
         self.env_steps += query.reward.numel()
-        return supports, {"train/epsilon": epsilon, **query.summary()}
+        return supports, {"train/epsilon": epsilon, **self.episodes.summary(query)}
 
     @timed("outer update")
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing_extensions import override
 from metarl_cli.adaptation.memory import Agent, InputsConfig, MemoryPolicy
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Distribution, Family, Params, State, Task, num_tasks
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Distribution, Family, Params, State, Task
 from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.seeding import Streams, numpy_rng
@@ -77,13 +77,13 @@ class MemoryAlgorithm(Algorithm):
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
         """Return the policies of R trials from features ``[R, H]`` and inputs ``[R, I]``."""
 
-    def policy(self, params: Params, num_tasks: int, episodes: int) -> MemoryPolicy:
-        """Return the policy with these weights, in trials of ``episodes`` episodes on M tasks."""
+    def policy(self, params: Params, horizons: Tensor, episodes: int) -> MemoryPolicy:
+        """Return the policy with these weights, in trials of ``episodes`` episodes on M tasks, ``horizons [M]``."""
 
         def head(features: Tensor, inputs: Tensor) -> Distribution:
             return self.head(params, features, inputs)
 
-        return MemoryPolicy(self.agent, params, head, num_tasks, episodes, self.stochastic)
+        return MemoryPolicy(self.agent, params, head, horizons, episodes, self.stochastic)
 
     @abstractmethod
     def tested(self) -> Params:
@@ -97,10 +97,11 @@ class MemoryAlgorithm(Algorithm):
         """
         episodes = self.config.episodes if budget.episodes is None else budget.episodes
         self._check_length(episodes)
-        yield Adapted(0, 0, 0, self.policy(detached(self.tested()), num_tasks(task), episodes), episodes)
+        horizons = (family or self.family).horizons(task)
+        yield Adapted(0, 0, 0, self.policy(detached(self.tested()), horizons, episodes), episodes)
 
     @override
     def load_policy(self, state: State, task: Task) -> MemoryPolicy:
         params = {name: torch.empty_like(value) for name, value in detached(self.tested()).items()}
         load_params(params, state["params"])
-        return self.policy(params, num_tasks(task), int(state["episodes"]))
+        return self.policy(params, state["horizons"], int(state["episodes"]))

@@ -130,7 +130,7 @@ class RL2(MemoryAlgorithm):
         config, ppo = self.config, self.config.ppo
         if config.fresh:
             self.task = self.draw_tasks()
-        policy = self.policy(detached(self.params), config.tasks, config.episodes)
+        policy = self.policy(detached(self.params), self.family.horizons(self.task), config.episodes)
         rngs = self.rng["episodes"], self.rng["exploration"]
         trials = collect_trials(self.family, self.task, policy, config.envs, config.episodes, *rngs, self._segment)
         self.env_steps += round(float(trials.weight.sum()))

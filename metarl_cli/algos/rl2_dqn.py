@@ -169,7 +169,7 @@ class RL2DQN(MemoryAlgorithm):
         if self.iteration == 0:
             self.agent.measure(trials)
         else:
-            self.replay.add(trials, self.discounts(trials))
+            self.replay.add(trials, self.discounts(trials, self.family.horizons(self.task).repeat_interleave(config.envs)))
             self.optimizer.param_groups[0]["lr"] = dqn.lr * linear((1.0, dqn.final_lr), self.progress)
             updates = [self._update(self.replay.sample(self.rng["minibatch"])) for _ in range(dqn.updates)]
             loss, norm, q = torch.stack([torch.stack(update) for update in updates]).mean(0).tolist()
@@ -181,14 +181,19 @@ class RL2DQN(MemoryAlgorithm):
         """Collect one trial in each environment, with an epsilon of its own."""
         config, rng, rows = self.config, self.rng["exploration"], (self.config.tasks, self.config.envs)
         power = 1 + config.exploration.spread * torch.rand(rows, generator=rng, device=rng.device)
-        greedy = self.policy(detached(self.params), config.tasks, config.episodes)
+        greedy = self.policy(detached(self.params), self.family.horizons(self.task), config.episodes)
         policy = EpsilonGreedy(greedy, self.actions, epsilon**power, config.exploration.repeat)
         rngs = self.rng["episodes"], rng
         return collect_trials(self.family, self.task, policy, config.envs, config.episodes, *rngs, self.replay.stride)
 
-    def discounts(self, trials: Trials) -> Tensor:
-        """Return the discount g of each step, ``[T, R]``: see the module docstring; 0 from the last step of a trial on."""
-        dqn, horizon = self.config.dqn, self.family.spec.horizon
+    def discounts(self, trials: Trials, horizon: Tensor) -> Tensor:
+        """Return the discount g of each step, ``[T, R]``: see the module docstring; 0 from the last step of a trial on.
+
+        Args:
+            trials: R trials.
+            horizon: ``[R]``, of an episode of each.
+        """
+        dqn = self.config.dqn
         discount = torch.full_like(trials.reward, dqn.gamma)
         if dqn.wait:
             left = horizon - trials.clock[..., 0] * horizon

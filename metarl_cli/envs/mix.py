@@ -170,6 +170,14 @@ class Mix(interfaces.Family):
         """Return the task indices ``[m]`` of each family, whose returns are not on one scale."""
         return dict(zip(self.families, self.rows(task), strict=True))
 
+    @override
+    def horizons(self, task: Task) -> Tensor:
+        horizons = torch.zeros(num_tasks(task), device=self.device)
+        for (name, family), rows in zip(self.families.items(), self.rows(task), strict=True):
+            if len(rows):
+                horizons[rows] = family.horizons(self.part(task, name, rows))
+        return horizons
+
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of the best policy that knows the task; None if unknown for any family."""
         return self._known(task, "optimum")
