@@ -7,7 +7,7 @@ observation's shape.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -191,6 +191,10 @@ class Family(ABC):
         """Return the time limit ``[M]`` of an episode of each task [steps]."""
         return torch.full((num_tasks(task),), float(self.spec.horizon), device=device_of(task))
 
+    def bytes_per_env(self) -> float:
+        """Return the bytes of one running environment."""
+        return 8 * self.spec.bytes_per_obs + 64
+
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
         return None
@@ -354,6 +358,25 @@ class Context(NamedTuple):
     compile: bool = False  # whether hot functions are compiled
 
 
+class Holding(NamedTuple):
+    """Memory that a value of the configuration decides over."""
+
+    key: str  # to lower
+    bytes: float
+
+
+class Footprint(NamedTuple):
+    """The memory of a piece of work: what stays, and what comes and goes in turn, of which the largest counts."""
+
+    held: Sequence[Holding] = ()
+    passing: Sequence[Holding] = ()
+
+    @property
+    def total(self) -> float:
+        """The bytes at its peak."""
+        return sum(each.bytes for each in self.held) + max((each.bytes for each in self.passing), default=0.0)
+
+
 class Algorithm(ABC):
     """What is learned across tasks; built by ``Algo(config, context)``."""
 
@@ -370,6 +393,19 @@ class Algorithm(ABC):
     shares: int = 1  # the most processes that can share a ``train_step``
     iteration: int = 0
     env_steps: int = 0  # environment steps of meta-training so far, the x-axis of every curve
+
+    @classmethod
+    def cost_of_building(cls, config: Any, context: Context) -> Footprint:
+        """Return the memory that building it takes; nothing of it is built, and what is not known counts nothing."""
+        return Footprint()
+
+    def cost_of_training(self) -> Footprint:
+        """Return the memory that :meth:`train_step` and a checkpoint take, beyond what the algorithm holds already."""
+        return Footprint()
+
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        """Return the bytes that adapting to so many tasks takes, with so many episodes at a time by each policy."""
+        return 0.0
 
     @abstractmethod
     def train_step(self) -> dict[str, float]:

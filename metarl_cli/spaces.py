@@ -220,6 +220,19 @@ class Spec(NamedTuple):
     actions: Discrete | Continuous
     horizon: int  # [steps] of an episode, the longest where tasks differ
     obs_scale: tuple[float, ...] = ()  # [O] the usual size of each entry, for a network to divide by; none: about 1 already
+    pixels: bool = False  # whether the entries are bytes or booleans, and not numbers of the default type
+
+    @property
+    def bytes_per_obs(self) -> int:
+        """The bytes of an observation."""
+        return math.prod(self.obs_shape) * (1 if self.pixels else torch.get_default_dtype().itemsize)
+
+    @property
+    def bytes_per_transition(self) -> int:
+        """The bytes of a transition: two observations, an action, the reward, two ends and the weight."""
+        number = torch.get_default_dtype().itemsize
+        action = number * self.actions.size if isinstance(self.actions, Continuous) else 8
+        return 2 * self.bytes_per_obs + action + 2 * number + 2
 
     def observation(self, array: np.ndarray, device: torch.device) -> Tensor:
         """Return observations as a tensor: images in bytes, booleans as they are, numbers in the default type."""

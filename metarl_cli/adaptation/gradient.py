@@ -18,6 +18,7 @@ from torch.func import vmap
 from typing_extensions import override
 
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.footprint import experience, peak, size_of, without_content
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
@@ -255,6 +256,36 @@ def adapt(
             note(f"after adaptation step {k} the weights of {lost} of {len(first(params))} tasks are not finite")
             told = True
         yield Adapted(k, k, env_steps, NetworkPolicy(learner, params))
+
+
+def cost_of_steps(
+    learner: Learner,
+    params: Params,
+    family: Family,
+    tasks: int,
+    support: SupportConfig,
+    returns: ReturnsConfig,
+    episodes: int,
+) -> float:
+    """Return the bytes that gradient steps on so many tasks take from ``params``, one network, and then acting in them.
+
+    Args:
+        learner: the learner.
+        params: the weights of one network.
+        family: of the tasks.
+        tasks: M.
+        support: what is collected.
+        returns: the estimate of its returns.
+        episodes: played at a time by the adapted policy of each task.
+    """
+    weights = {name: value.expand(tasks, *value.shape) for name, value in without_content(params).items()}
+    batch = experience(family.spec, tasks, support.steps, support.rollouts)
+    obs = experience(family.spec, tasks, 1, episodes).obs[:, 0]
+    step = peak(lambda: support_gradients(learner, weights, list(weights), batch, returns))
+    act = peak(lambda: learner.policy(weights, obs).mode())
+    networks = 2 * tasks * size_of(params)  # of this step and the next
+    collected = 2 * tasks * support.steps * support.rollouts * family.spec.bytes_per_transition
+    return networks + max(collected / 2 + step, collected, act) + tasks * episodes * family.bytes_per_env()
 
 
 def fine_tune(

@@ -16,22 +16,37 @@ from typing_extensions import override
 from metarl_cli.adaptation.gradient import (
     NetworkPolicy,
     SupportConfig,
+    cost_of_steps,
     fine_tune,
     load_network_policy,
     loss_gradients,
     prepare_each,
 )
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.footprint import COPIES, blank, bytes_per_task, experience, factor, peak, size_of, without_content
 from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import linear
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, Transitions, num_tasks
+from metarl_cli.interfaces import (
+    Adapted,
+    Algorithm,
+    Budget,
+    Context,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    State,
+    Task,
+    Transitions,
+    num_tasks,
+)
 from metarl_cli.networks.compiling import compiled
 from metarl_cli.networks.optimizers import clip_rows
-from metarl_cli.networks.stacked import flatten, fresh, load_params, select_rows, unflatten
+from metarl_cli.networks.stacked import first, flatten, fresh, load_params, select_rows, unflatten
 from metarl_cli.networks.target import TargetConfig, follow
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
@@ -99,6 +114,39 @@ class IndependentDQN(Algorithm):
         self.flat.grad = self.gradients = torch.zeros_like(self.flat)  # 0 for the networks of other processes
         self.gradient = compiled(self._gradient, "the gradient of dqn", context.compile)
         self.iteration = self.updates = self.env_steps = 0
+
+    @override
+    @classmethod
+    def cost_of_building(cls, config: Config, context: Context) -> Footprint:
+        family, rows = context.family, config.tasks * config.envs
+        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        tasks = Holding("algo.tasks", config.tasks * (bytes_per_task(family) + 4 * weights))
+        return Footprint([tasks, Holding("algo.envs", rows * family.bytes_per_env())])
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, spec = self.config, self.family.spec
+        replay = config.tasks * config.capacity * spec.bytes_per_transition
+        params, target = without_content((self.own_params, self.own_target_params))
+        own = len(first(params))
+        update = peak(lambda: self._gradient(params, target, experience(spec, own, 1, config.batch)))
+        capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
+        window = 2 * config.tasks * config.envs * config.steps * spec.bytes_per_transition
+        return Footprint(
+            [Holding(capacity, replay), Holding("algo.tasks", 2 * size_of(self.flat))],
+            [
+                Holding(
+                    factor(algo__batch=config.batch, algo__tasks=own), update + own * config.batch * spec.bytes_per_transition
+                ),
+                Holding(capacity, COPIES * replay),
+                Holding(factor(algo__steps=config.steps, algo__envs=config.envs, algo__tasks=config.tasks), window),
+            ],
+        )
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        config, network = self.config, {name: value[0] for name, value in self.params.items()}
+        return cost_of_steps(self.learner, network, self.family, tasks, config.support, config.returns, episodes)
 
     def train_step(self) -> dict[str, float]:
         """Collect experience with every network on its own task, then update the networks from replay."""

@@ -41,6 +41,7 @@ from metarl_cli.adaptation.gradient import (
     NetworkPolicy,
     adapt,
     collect_support,
+    cost_of_steps,
     fading,
     fine_tune,
     initial_rates,
@@ -51,12 +52,27 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
 )
 from metarl_cli.config.base import Operational, Share, StrictModel
+from metarl_cli.config.footprint import COPIES, blank, bytes_per_task, experience, factor, peak, size_of, without_content
 from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import cosine, linear
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Env, Family, Params, State, Task, Transitions, num_tasks
+from metarl_cli.interfaces import (
+    Adapted,
+    Algorithm,
+    Budget,
+    Context,
+    Env,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    State,
+    Task,
+    Transitions,
+    num_tasks,
+)
 from metarl_cli.networks.compiling import compiled
 from metarl_cli.networks.optimizers import Adam, backward
 from metarl_cli.networks.stacked import detached, expand, fresh, load_params
@@ -151,6 +167,50 @@ class MAML(Algorithm):
         self.processes, self.shares = context.processes, config.outer.tasks
         self.gradient = compiled(self._gradient, "the meta-gradient", context.compile)
         self.iteration = self.env_steps = 0
+
+    @override
+    @classmethod
+    def cost_of_building(cls, config: Config, context: Context) -> Footprint:
+        family, rows = context.family, config.tasks * config.query.envs
+        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        tasks = Holding("algo.tasks", config.tasks * bytes_per_task(family) + rows * family.bytes_per_env())
+        return Footprint([tasks, Holding("learner.network", 3 * weights)])
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, spec, each = self.config, self.family.spec, self.family.spec.bytes_per_transition
+        outer, query, support = config.outer, config.query, config.inner.support
+        replay = config.tasks * query.capacity * each
+        chunk = min(outer.chunk or outer.tasks, outer.tasks, -(-outer.tasks // self.processes.size))
+        meta, slow = without_content((self.meta, self.slow))
+        supports = [experience(spec, chunk, support.steps, support.rollouts)] * config.inner.steps
+        update = peak(lambda: self._gradient(meta, slow, supports, experience(spec, chunk, 1, outer.batch)))
+        drawn = outer.tasks * outer.batch * each
+        lists = config.inner.steps if support.fresh else min(config.inner.steps, 1)
+        held = lists * config.tasks * support.rollouts * support.steps * each
+        capacity = factor(algo__query__capacity=query.capacity, algo__tasks=config.tasks)
+        numbers = {"algo__inner__support__rollouts": support.rollouts, "algo__inner__support__steps": support.steps}
+        collected = factor(algo__tasks=config.tasks, **numbers)
+        updated = factor(algo__outer__chunk=chunk, algo__outer__batch=outer.batch, **numbers)
+        window = 2 * config.tasks * query.envs * query.steps * each
+        return Footprint(
+            [
+                Holding(capacity, replay),
+                Holding(collected, held),
+                Holding("learner.network", 3 * size_of(self.meta["init"])),
+            ],
+            [
+                Holding(updated, update + drawn),
+                Holding(capacity, COPIES * replay),
+                Holding(collected, self.cost_of_adapting(config.tasks, query.envs) if config.inner.steps else 0.0),
+                Holding(factor(algo__query__steps=query.steps, algo__query__envs=query.envs, algo__tasks=config.tasks), window),
+            ],
+        )
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        inner = self.config.inner
+        return cost_of_steps(self.learner, self.meta["init"], self.family, tasks, inner.support, inner.returns, episodes)
 
     def _learned(self, meta: Meta) -> list[Tensor]:
         """Return the tensors that the outer optimiser updates."""

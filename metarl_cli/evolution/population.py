@@ -18,8 +18,9 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, load_network_policy
 from metarl_cli.config.base import Group, Part, StrictModel
+from metarl_cli.config.footprint import blank, bytes_per_task, experience, peak, size_of
 from metarl_cli.config.registry import ConfigError, load
-from metarl_cli.evolution.interfaces import Life, Search, Traits
+from metarl_cli.evolution.interfaces import Cost, Life, Search, Traits
 from metarl_cli.evolution.lineage import markdown
 from metarl_cli.evolution.searches.population import shape_by_rank
 from metarl_cli.experience.finite import Watch
@@ -32,6 +33,8 @@ from metarl_cli.interfaces import (
     Diagnostics,
     Env,
     Family,
+    Footprint,
+    Holding,
     Learner,
     Params,
     State,
@@ -43,6 +46,8 @@ from metarl_cli.networks.q_network import structured
 from metarl_cli.networks.stacked import first, fresh, select_rows
 from metarl_cli.progress import timed
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
+
+BYTES = 4  # of a number
 
 
 class FitnessConfig(StrictModel):
@@ -110,6 +115,32 @@ class Evolution(Algorithm):
         self.held_out = family.sample_tasks(config.validation.tasks, "validation", numpy_rng(seed, "tasks", "candidates"))
         self.champion = self.genome.start[None]  # [S, G] one genome for each adaptation step, or for all
         self.iteration = self.env_steps = 0
+
+    @override
+    @classmethod
+    def cost_of_building(cls, config: EvolutionConfig, context: Context) -> Footprint:
+        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        genes = weights if any(group.name == "init" for group in config.genome.values()) else 0.0
+        search = config.search.values
+        drawn = (config.fitness.tasks + config.validation.tasks) * bytes_per_task(context.family)
+        held = [Holding("algo.search.population", 3 * int(search.get("population", 0)) * genes)]
+        if search.get("covariance") == "full":  # three matrices in float64
+            held.append(Holding("algo.search.covariance", 6 * genes**2 / BYTES))
+        return Footprint([*held, Holding("algo.fitness.tasks", drawn), Holding("learner.network", 4 * weights)])
+
+    def cost_of_lives(self, copies: int, tasks: int, episodes: int) -> float:
+        """Return the bytes that the lifetimes of P individuals on M tasks take, with the measurement at their end."""
+        network = blank(lambda: self.learner.init(torch.Generator())) or {}
+        rows = copies * tasks
+        weights = {name: value.expand(rows, *value.shape) for name, value in network.items()}
+        obs = experience(self.family.spec, rows, 1, episodes).obs[:, 0]
+        act = peak(lambda: self.learner.policy(weights, obs).mode()) if weights else 0.0
+        life: Cost = self.lifetime.cost(weights, copies)
+        return life.held + max(life.passing, act + rows * episodes * self.family.bytes_per_env())
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        return self.cost_of_lives(1, tasks, episodes)
 
     def _check_traits(self) -> None:
         """Raise ValueError for traits that the lifetime does not read, and for values outside its limits."""

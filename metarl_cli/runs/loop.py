@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
 
+from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import ProcessLost, UserError
@@ -28,7 +29,7 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Components, build, threads
+from metarl_cli.runs.build import Components, build, judge_training, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
@@ -102,6 +103,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
             f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
+    judge_training(config, components)
     if config.hardware.profile and not folder.exists:
         check_left(config.train.iterations)
     folder.lock()
@@ -121,6 +123,8 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         _note_failure(folder, error)
         if isinstance(error, ProcessLost):
             raise ProcessLost(f"{error}; {_how_to_go_on(folder)}") from error
+        if out_of_memory(error):
+            raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
         if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):

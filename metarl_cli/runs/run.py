@@ -11,6 +11,7 @@ import gymnasium
 import torch
 
 from metarl_cli.config.compatibility import check_budget
+from metarl_cli.config.footprint import cost_of_evaluating, judge
 from metarl_cli.config.models import Hardware
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
@@ -19,7 +20,7 @@ from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.report import as_json
 from metarl_cli.experience.rollout import Played, play
-from metarl_cli.interfaces import Adapted, Budget, Family, Task
+from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Task
 from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build, threads
@@ -127,6 +128,8 @@ class Run:
         tasks, episodes = number("tasks", tasks, 1) or default.tasks, number("episodes", episodes, 1) or default.episodes
         budget = self.budget(steps, trial, default.steps)
         self.folder.check_tasks(self.config, self.family)
+        cost = cost_of_evaluating(self.algorithm, self.family, tasks, episodes, "tasks")
+        judge(Footprint([cost]), self.device, "the test")
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
         with threads(self.config.hardware):

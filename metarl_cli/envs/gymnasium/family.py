@@ -26,6 +26,8 @@ from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Discrete, Spec
 
+SIMULATOR = 50_000  # [bytes] of a simulator with its wrappers, at least
+
 
 class GymnasiumEnv(Env):
     """M x N environments in one or more processes; once it is garbage, its workers wait in the pool for the same tasks.
@@ -190,6 +192,10 @@ class GymnasiumFamily(ParametricFamily):
         whole = {name for name, choices in self.config.choices.items() if all(isinstance(c, int) for c in choices)}
         return {name: round(value) if name in whole else value for name, value in values.items()}
 
+    @override
+    def bytes_per_env(self) -> float:
+        return super().bytes_per_env() + SIMULATOR + self.config.horizon * self.action.nbytes
+
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> GymnasiumEnv:
         """Start ``num_envs`` environments of each task.
 
@@ -219,8 +225,9 @@ def _spec(env: gymnasium.Env[Any, Any], horizon: int) -> Spec:
     shape = observations.shape
     if len(shape) == 3 and shape[-1] < min(shape[:2]):
         raise ValueError(f"images of {list(shape)} have their channels last: add the wrapper ChannelsFirst")
+    pixels = observations.dtype == bool or (len(shape) == 3 and observations.dtype == np.uint8)
     if isinstance(actions, spaces.Discrete):
-        return Spec(shape, Discrete(int(actions.n)), horizon)
+        return Spec(shape, Discrete(int(actions.n)), horizon, pixels=pixels)
     if not isinstance(actions, spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
         raise ValueError(f"actions are {actions}: only discrete ones and bounded vectors can be learned here")
-    return Spec(shape, Continuous(tuple(actions.low.tolist()), tuple(actions.high.tolist())), horizon)
+    return Spec(shape, Continuous(tuple(actions.low.tolist()), tuple(actions.high.tolist())), horizon, pixels=pixels)

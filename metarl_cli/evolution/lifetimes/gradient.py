@@ -16,12 +16,13 @@ from torch import Tensor
 
 from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, fading, support_gradients
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.config.footprint import experience, peak, size_of
+from metarl_cli.evolution.interfaces import Cost, Traits
 from metarl_cli.evolution.lifetimes.traits import rates
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import Family, Learner, Params, Task, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
-from metarl_cli.networks.stacked import repeat_per_task
+from metarl_cli.networks.stacked import first, repeat_per_task
 from metarl_cli.progress import timed
 
 
@@ -57,6 +58,16 @@ class Gradient:
     def without_genome(self) -> Gradient:
         """Return the same lifetime with rates that stay as they are after its end."""
         return Gradient(self.config.model_copy(update={"decay": 1.0}), self.learner, self.family, self.device)
+
+    def cost(self, params: Params, copies: int) -> Cost:
+        """Return the memory of the support, of the weights before and after a step, and of the gradient."""
+        support, spec = self.config.support, self.family.spec
+        batch = experience(spec, len(first(params)), support.steps, support.rollouts)
+        collected = batch.reward.numel() * spec.bytes_per_transition
+        names = adapted_names(params, self.config.scope)
+        step = peak(lambda: support_gradients(self.learner, params, names, batch, self.config.returns))
+        moments = 2 * (self.config.rule == "adam")
+        return Cost((2 + moments) * size_of(params) + collected, max(step + size_of(params), collected))
 
     def at(self, family: Family, episodes: int | None) -> Gradient:
         """Return the same lifetime in the environments of another family, with so many support episodes if given."""
