@@ -1,7 +1,6 @@
 """The words every part shares: what a task, a step, an environment, a family and an algorithm are.
 
-Axes, always in this order: M tasks, N envs per task, T time, B minibatch, D action dimensions, A actions; ``...`` is the
-observation's shape.
+Axes, in this order: M tasks, N envs per task, T time, B minibatch, D action dimensions, A actions; ``...`` an observation.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class Env(ABC):
         return type(self).__name__
 
     def details(self, row: int) -> str:
-        """Return what messages add about the task ``row``, such as its parameters."""
+        """Return what messages add about the task ``row``."""
         return ""
 
     @abstractmethod
@@ -154,6 +153,7 @@ class Family(ABC):
     splits: tuple[str, ...] = ("train", "validation", "test")  # which of train, validation, test and ood the family has
     finite: bool = False  # whether the tasks are so few that the splits share them
     first_action: int = 0  # the number that the environment itself gives its first action, where actions are discrete
+    simulator_bytes: float = 0  # of one environment, beside its observations
     max_envs: int | None = None  # the most environments of one task that can run at once; None: any number
 
     @abstractmethod
@@ -190,10 +190,6 @@ class Family(ABC):
     def horizons(self, task: Task) -> Tensor:
         """Return the time limit ``[M]`` of an episode of each task [steps]."""
         return torch.full((num_tasks(task),), float(self.spec.horizon), device=device_of(task))
-
-    def bytes_per_env(self) -> float:
-        """Return the bytes of one running environment."""
-        return 8 * self.spec.bytes_per_obs + 64
 
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
@@ -232,19 +228,19 @@ class Distribution(Protocol):
         ...
 
 
-class Batch(NamedTuple):
-    """Experience, and what a learner derived from it for its loss: targets of values, advantages of actions."""
-
-    experience: Transitions
-    signal: dict[str, Tensor]  # {name: [T, N]}
-
-
 class Layers(NamedTuple):
     """The hidden layers of a network whose structure can vary."""
 
     widths: tuple[int, ...]  # units of each
     activation: str
     normalised: bool  # whether they have layer norm
+
+
+class Batch(NamedTuple):
+    """Experience, and what a learner derived from it for its loss: targets of values, advantages of actions."""
+
+    experience: Transitions
+    signal: dict[str, Tensor]  # {name: [T, N]}
 
 
 class Learner(ABC):
@@ -370,11 +366,6 @@ class Footprint(NamedTuple):
 
     held: Sequence[Holding] = ()
     passing: Sequence[Holding] = ()
-
-    @property
-    def total(self) -> float:
-        """The bytes at its peak."""
-        return sum(each.bytes for each in self.held) + max((each.bytes for each in self.passing), default=0.0)
 
 
 class Algorithm(ABC):

@@ -18,7 +18,7 @@ from torch.func import vmap
 from typing_extensions import override
 
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import experience, peak, size_of, without_content
+from metarl_cli.config.footprint import bytes_per_env, experience, peak, size_of, without_content
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
@@ -285,7 +285,7 @@ def cost_of_steps(
     act = peak(lambda: learner.policy(weights, obs).mode())
     networks = 2 * tasks * size_of(params)  # of this step and the next
     collected = 2 * tasks * support.steps * support.rollouts * family.spec.bytes_per_transition
-    return networks + max(collected / 2 + step, collected, act) + tasks * episodes * family.bytes_per_env()
+    return networks + max(collected / 2 + step, collected, act) + tasks * episodes * bytes_per_env(family)
 
 
 def fine_tune(

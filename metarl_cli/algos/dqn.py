@@ -23,7 +23,17 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
 )
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import COPIES, blank, bytes_per_task, experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import (
+    COPIES,
+    blank,
+    bytes_per_env,
+    bytes_per_task,
+    experience,
+    factor,
+    peak,
+    size_of,
+    without_content,
+)
 from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
@@ -121,7 +131,7 @@ class IndependentDQN(Algorithm):
         family, rows = context.family, config.tasks * config.envs
         weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
         tasks = Holding("algo.tasks", config.tasks * (bytes_per_task(family) + 4 * weights))
-        return Footprint([tasks, Holding("algo.envs", rows * family.bytes_per_env())])
+        return Footprint([tasks, Holding("algo.envs", rows * bytes_per_env(family))])
 
     @override
     def cost_of_training(self) -> Footprint:
@@ -130,6 +140,7 @@ class IndependentDQN(Algorithm):
         params, target = without_content((self.own_params, self.own_target_params))
         own = len(first(params))
         update = peak(lambda: self._gradient(params, target, experience(spec, own, 1, config.batch)))
+        update += own * config.batch * spec.bytes_per_transition
         capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
         window = 2 * config.tasks * config.envs * config.steps * spec.bytes_per_transition
         return Footprint(

@@ -52,7 +52,17 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
 )
 from metarl_cli.config.base import Operational, Share, StrictModel
-from metarl_cli.config.footprint import COPIES, blank, bytes_per_task, experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import (
+    COPIES,
+    blank,
+    bytes_per_env,
+    bytes_per_task,
+    experience,
+    factor,
+    peak,
+    size_of,
+    without_content,
+)
 from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
@@ -171,10 +181,16 @@ class MAML(Algorithm):
     @override
     @classmethod
     def cost_of_building(cls, config: Config, context: Context) -> Footprint:
-        family, rows = context.family, config.tasks * config.query.envs
+        family, envs = context.family, config.tasks * config.query.envs
         weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
-        tasks = Holding("algo.tasks", config.tasks * bytes_per_task(family) + rows * family.bytes_per_env())
-        return Footprint([tasks, Holding("learner.network", 3 * weights)])
+        envs_key = factor(algo__query__envs=config.query.envs, algo__tasks=config.tasks)
+        return Footprint(
+            [
+                Holding("algo.tasks", config.tasks * bytes_per_task(family)),
+                Holding(envs_key, envs * bytes_per_env(family)),
+                Holding("learner.network", 3 * weights),
+            ]
+        )
 
     @override
     def cost_of_training(self) -> Footprint:

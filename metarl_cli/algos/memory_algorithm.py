@@ -14,7 +14,17 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Agent, InputsConfig, MemoryPolicy
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import META, blank, bytes_per_task, experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import (
+    META,
+    blank,
+    bytes_per_env,
+    bytes_per_task,
+    experience,
+    factor,
+    peak,
+    size_of,
+    without_content,
+)
 from metarl_cli.errors import UserError
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import (
@@ -86,7 +96,7 @@ class MemoryAlgorithm(Algorithm):
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
         agent, rows = self.agent, tasks * episodes
         start = 2 * size_of(agent.memory.start(1, META))  # of this step and the next
-        return rows * (start + 4 * BYTES * (agent.inputs.size + agent.memory.size) + self.family.bytes_per_env())
+        return rows * (start + 4 * BYTES * (agent.inputs.size + agent.memory.size) + bytes_per_env(self.family))
 
     def cost_of_trials(self, segments: int) -> Holding:
         """Return the most memory of the training trials of an iteration, with ``segments`` states of the memory each."""

@@ -33,6 +33,11 @@ UNLIMITED = 2**60  # [bytes] a limit at or above means that there is none
 OUT = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
 
 
+def total_of(footprint: Footprint) -> float:
+    """Return the bytes of a footprint at its peak."""
+    return sum(each.bytes for each in footprint.held) + max((each.bytes for each in footprint.passing), default=0.0)
+
+
 def factor(**numbers: int) -> str:
     """Return the key of the largest of some numbers whose product memory grows with; ``__`` stands for a dot in a key."""
     return max(numbers, key=lambda key: numbers[key]).replace("__", ".")
@@ -44,13 +49,13 @@ def judge(footprint: Footprint, device: torch.device, what: str = "the run") -> 
     Raises:
         UserError: if it does not fit; it names the key that decides over most of it.
     """
-    available = free(device)
-    if available is None or footprint.total <= available:
+    available, total = free(device), total_of(footprint)
+    if available is None or total <= available:
         return
     most = max([*footprint.held, *footprint.passing], key=lambda each: each.bytes)
     where = f" on {device}" if device.type != "cpu" else ""
-    share = "" if most.bytes == footprint.total else f", {in_words(most.bytes)} of them by {most.key}"
-    text = f"{what} would hold about {in_words(footprint.total)} of memory{share}, and {in_words(available)} are free{where}"
+    share = "" if most.bytes == total else f", {in_words(most.bytes)} of them by {most.key}"
+    text = f"{what} would hold about {in_words(total)} of memory{share}, and {in_words(available)} are free{where}"
     raise UserError(Problem(most.key, f"{most.key}: {text}; lower it"))
 
 
@@ -203,6 +208,11 @@ def bytes_per_task(family: Family) -> float:
     return 4 * size_of(family.sample_tasks(1, "train", np.random.default_rng(0))) + PYTHON
 
 
+def bytes_per_env(family: Family) -> float:
+    """Return the bytes of one running environment, with a step of its experience."""
+    return 8 * family.spec.bytes_per_obs + 64 + family.simulator_bytes
+
+
 def cost_of_evaluating(algorithm: Algorithm, family: Family, tasks: int, episodes: int, key: str) -> Holding:
     """Return the memory of measuring adaptation to so many tasks, with so many episodes of each at a time.
 
@@ -214,7 +224,7 @@ def cost_of_evaluating(algorithm: Algorithm, family: Family, tasks: int, episode
         key: of the number of tasks.
     """
     adapting = algorithm.cost_of_adapting(tasks, episodes)
-    envs = tasks * episodes * family.bytes_per_env()
+    envs = tasks * episodes * bytes_per_env(family)
     return Holding(key, tasks * bytes_per_task(family) + max(adapting, envs))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from conftest import compose_train
 
-from metarl_cli.config.footprint import cost_of_evaluating
+from metarl_cli.config.footprint import cost_of_evaluating, total_of
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.interfaces import Budget
@@ -28,7 +28,7 @@ def main(what: str, overrides: list[str]) -> None:
     build(compose_train("hardware=cpu", "algo=dqn", "algo.tasks=1")).algorithm.train_step()  # what torch loads at first
     family, algorithm, _ = build(config := compose_train("hardware=cpu", *overrides))
     if what == "training":
-        estimate = algorithm.cost_of_training().total
+        estimate = total_of(algorithm.cost_of_training())
     else:
         tasks, episodes = config.test.tasks, config.test.episodes
         estimate = cost_of_evaluating(algorithm, family, tasks, episodes, "tasks").bytes

@@ -160,6 +160,7 @@ class GymnasiumFamily(ParametricFamily):
         self.spec, self.action = _spec(nominal.env, config.horizon), _action(nominal.env)
         self.first_action = nominal.first_action
         self.threshold = _threshold(config)
+        self.simulator_bytes = SIMULATOR + config.horizon * self.action.nbytes
         try_out(config, nominal, list(self._extremes()))
         nominal.env.close()
 
@@ -191,10 +192,6 @@ class GymnasiumFamily(ParametricFamily):
         """Round the parameters whose choices are all whole numbers."""
         whole = {name for name, choices in self.config.choices.items() if all(isinstance(c, int) for c in choices)}
         return {name: round(value) if name in whole else value for name, value in values.items()}
-
-    @override
-    def bytes_per_env(self) -> float:
-        return super().bytes_per_env() + SIMULATOR + self.config.horizon * self.action.nbytes
 
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> GymnasiumEnv:
         """Start ``num_envs`` environments of each task.
