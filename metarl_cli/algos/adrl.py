@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.config.footprint import COPIES
+from metarl_cli.config.footprint import COPIES, factor
 from metarl_cli.evolution.interfaces import LastingLife
 from metarl_cli.evolution.lineage import draw_lineage, markdown
 from metarl_cli.evolution.population import Evolution, EvolutionConfig, FitnessConfig
@@ -81,7 +81,9 @@ class ADRL(Evolution):
         passing = [Holding("algo.lifetime.capacity", COPIES * lives)]
         if candidates := 2 * config.validation.candidates:
             each = self.cost_of_lives(candidates, config.validation.tasks, config.validation.episodes)
-            passing.append(Holding("algo.validation.tasks", each))
+            capacity = int(config.lifetime.values.get("capacity", 0))
+            key = factor(algo__validation__tasks=config.validation.tasks, algo__lifetime__capacity=capacity)
+            passing.append(Holding(key, each))
         return Footprint(held, passing)
 
     # -- one generation
