@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
-from metarl_cli.errors import ProcessLost, UserError
+from metarl_cli.errors import EnvironmentFault, ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
@@ -127,7 +127,8 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
-        if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
+        told = isinstance(error, UserError | KeyboardInterrupt) and not isinstance(error, EnvironmentFault)
+        if folder.last.exists() and not told:
             listener.failed(folder)
         raise
     finally:
