@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from metarl_cli.processes import ALONE, Processes
-from metarl_cli.spaces import ActionSpace, Spec
+from metarl_cli.spaces import ActionSpace, Layers, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -226,14 +226,6 @@ class Distribution(Protocol):
     def entropy(self) -> Tensor:
         """The entropy ``[...]`` [nats]."""
         ...
-
-
-class Layers(NamedTuple):
-    """The hidden layers of a network whose structure can vary."""
-
-    widths: tuple[int, ...]  # units of each
-    activation: str
-    normalised: bool  # whether they have layer norm
 
 
 class Batch(NamedTuple):

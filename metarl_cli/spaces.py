@@ -1,4 +1,4 @@
-"""Action spaces: what a family's actions are, and what a learner chooses among.
+"""Action spaces: what a family's actions are, what a learner chooses among, and the layers of its network.
 
 Factorised discretisation (Seyde 2022, arXiv:2210.12566): each of D dimensions of a vector has B bins at equal distances,
 from bound to bound, and is chosen on its own.
@@ -238,3 +238,11 @@ class Spec(NamedTuple):
         """Return observations as a tensor: images in bytes, booleans as they are, numbers in the default type."""
         keep = array.dtype == bool or (array.dtype == np.uint8 and len(self.obs_shape) == 3)
         return torch.as_tensor(array, dtype=None if keep else torch.get_default_dtype(), device=device)
+
+
+class Layers(NamedTuple):
+    """The hidden layers of a network whose structure can vary."""
+
+    widths: tuple[int, ...]  # units of each
+    activation: str
+    normalised: bool  # whether they have layer norm
