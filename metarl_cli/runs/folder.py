@@ -31,7 +31,7 @@ from metarl_cli.errors import UserError, visible
 from metarl_cli.evaluation.held_out import check_disjoint, held_out_tasks, task_hash
 from metarl_cli.interfaces import Family
 from metarl_cli.runs.build import Components
-from metarl_cli.runs.checkpoint import refuse_unsafe, write_whole
+from metarl_cli.runs.checkpoint import load, refuse_unsafe, write_whole
 from metarl_cli.runs.provenance import git_revision, now, versions
 
 FORMAT = 3  # of run folders
@@ -117,6 +117,17 @@ class RunFolder:
     def checkpoint(self, name: str) -> Path:
         """Return the file of the ``best`` or the ``last`` checkpoint."""
         return self.best if name == "best" else self.last
+
+    def validation_score(self) -> float:
+        """Return the best score on the validation tasks so far, that of the ``best`` checkpoint.
+
+        Raises:
+            UserError: if there is no such checkpoint, or it is damaged.
+        """
+        try:
+            return float(load(self.best)["score"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"refused {self.best}: it has no score") from error
 
     @property
     def exists(self) -> bool:

@@ -8,7 +8,7 @@ from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.pictures import png
-from metarl_cli.evaluation.report import as_json, figure
+from metarl_cli.evaluation.report import SHARED, as_json, figure
 from metarl_cli.interfaces import Algorithm, Budget, num_tasks
 from metarl_cli.runs.checkpoint import load, write_whole
 from metarl_cli.runs.folder import RunFolder
@@ -41,7 +41,7 @@ def measure(
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     folder.write_json(f"results/{name}.json", as_json(report, task, {"split": split, "env_steps": env_steps}))
-    picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
+    picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks{SHARED if report.shared else ''}"))
     write_whole(folder.results / f"{name}.png", picture)
     return Measured(report, picture)
 
