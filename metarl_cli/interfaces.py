@@ -403,6 +403,9 @@ class Algorithm(ABC):
     def load_weights(self, state: State) -> None:
         """Take over what :meth:`weights` returned."""
 
+    def drop_replay(self) -> None:  # noqa: B027 - by default, there is none
+        """Forget the experience that is kept for replay; training that goes on collects it anew."""
+
     def state_dict(self) -> State:
         """Return everything that training goes on from; the weights under ``weights``."""
         parts = {name: getattr(self, name).state_dict() for name in self.saved}
@@ -414,4 +417,6 @@ class Algorithm(ABC):
         for name in self.saved:
             getattr(self, name).load_state_dict(state[name])
         for name in self.counters:
+            if type(state[name]) is not int or state[name] < 0:
+                raise ValueError(f"{name} is {state[name]!r}")
             setattr(self, name, state[name])

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
 
+from metarl_cli import progress
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import ProcessLost, UserError
@@ -29,6 +30,7 @@ from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, threads
+from metarl_cli.runs.files import free_memory, read, write_whole
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
@@ -90,30 +92,35 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         KeyboardInterrupt: after a signal, once the run is saved.
     """
     folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, job.choices)))
-    if config.run and folder.exists:
-        config = folder.continued(config, job.overrides)
-    if folder.exists and folder.manifest().get("status") == "finished":
-        processes.broadcast()  # nothing to do
-        listener.finished(folder, None)
-        return folder, float(folder.manifest()["score"])
+    begun = folder.exists
+    if begun:
+        config = folder.continued(config, job.overrides) if config.run else folder.prolonged(config)
+        longer = config.train.iterations > folder.config().train.iterations
+        if folder.manifest()["status"] == "finished" and not longer:
+            processes.broadcast()  # nothing to do
+            listener.finished(folder, None)
+            return folder, float(folder.manifest()["score"])
+    elif config.run:
+        folder.refuse_mistyped(config, job.overrides)
     components = build(config, gpu_number(job.number), processes)
     if processes.size > (most := components.algorithm.shares):
         raise UserError(
             f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
             f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
-    if config.hardware.profile and not folder.exists:
+    if config.hardware.profile and not begun:
         check_left(config.train.iterations)
     folder.lock()
     if folder.exists:
         folder.check_tasks(config, components.family)
         _same_device(folder, components)
+        _check_saved(folder)
     else:
         folder.create(config, job, components)
     try:
         training = Training(config, folder, components, listener)
         processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
-        processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
+        processes.broadcast(read(folder.last, free_memory()) if folder.last.exists() else b"")
         with threads(config.hardware):
             return folder, training.run(processes)
     except BaseException as error:
@@ -136,6 +143,7 @@ def _note_failure(folder: RunFolder, error: BaseException) -> None:
     """Note in the manifest of a run that was running why it is not any more."""
     with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
         if folder.manifest().get("status") == "running":
+            folder.free_reserve()
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             folder.note(status=status, error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR], ended=now())
 
@@ -179,11 +187,20 @@ def _same_device(folder: RunFolder, components: Components) -> None:
         raise UserError(f"{folder} was made on {made} and cannot go on on {kind}; use hardware={made}")
 
 
+def _check_saved(folder: RunFolder) -> None:
+    """Raise UserError where a run would begin again over what it has written."""
+    if folder.manifest().get("saved") and not folder.last.exists():
+        rest = f"; its best weights are left: metarl test run={folder}" if folder.best.exists() else ""
+        missing = f"{folder} cannot go on, for {folder.last.name} is gone"
+        raise UserError(f"{missing}: put it back, or choose another folder to train from the start{rest}")
+
+
 class Interrupt:
     """Note SIGTERM, SIGUSR2 and Ctrl-C, so that the loop can save; then hand the signal to its handler of before."""
 
     def __enter__(self) -> Interrupt:
         self.received: int | None = None
+        self.at_once = False  # whether a signal ends the block, instead of being noted alone
         self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
@@ -193,6 +210,8 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if self.at_once:
+            raise KeyboardInterrupt
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self.before.items():
@@ -219,11 +238,12 @@ class Training:
         self.algorithm = components.algorithm
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
         self.iterations = config.train.iterations
+        self.saved = False  # whether the manifest says that there is a checkpoint
         resume_step = None
         if folder.last.exists():
             self._restore()
             resume_step = self.algorithm.env_steps
-        else:
+        else:  # it has not come to its first checkpoint
             folder.best.unlink(missing_ok=True)
         self.train_step = self.algorithm.train_step
         if config.hardware.profile:
@@ -243,14 +263,18 @@ class Training:
         The score is the IQM after adaptation, on the training tasks where each is learned on its own, and for trials the mean
         return of an episode over the whole trial.
         """
-        self.folder.note(status="running", started=now(), error=None)
+        raised = {} if self.iterations == self.folder.config().train.iterations else {"iterations": self.iterations}
+        self.folder.note(status="running", started=now(), error=None, **raised)
         try:
-            with Interrupt() as interrupt, self.listener.training():
-                for progress in self.iterate(processes, interrupt):
-                    self.listener.progress(progress)
+            with Interrupt() as interrupt, contextlib.suppress(KeyboardInterrupt):
+                with self.listener.training():
+                    for state in self.iterate(processes, interrupt):
+                        self.listener.progress(state)
+                if interrupt.received is None:
+                    interrupt.at_once = True  # all that the test needs is saved
+                    reports = self.test()
             if interrupt.received is not None:
                 self._interrupted(interrupt)
-            reports = self.test()
         except BaseException:
             self.tracker.close(finished=False)
             raise
@@ -282,6 +306,8 @@ class Training:
             last = self.iteration == self.iterations
             if self.iteration % loop.eval_every == 0 or last:
                 logged |= self.validate()
+            if last:  # what comes is the test, which needs none of the experience
+                algorithm.drop_replay()
             if time.monotonic() - saved >= loop.checkpoint_every or last:
                 self.save()
                 saved = time.monotonic()
@@ -308,9 +334,13 @@ class Training:
         self.tracker.diagnostics(algorithm.diagnostics(), algorithm.env_steps)
         if score > self.best:
             self.best = score
-            weights = {"algorithm": {"weights": algorithm.weights()}}
-            checkpoint.save(self.folder.best, {**weights, "env_steps": algorithm.env_steps, "score": score})
+            self._keep_best()
         return values
+
+    def _keep_best(self) -> None:
+        """Write the weights as they are as the best of the run."""
+        weights = {"algorithm": {"weights": self.algorithm.weights()}}
+        checkpoint.save(self.folder.best, {**weights, "env_steps": self.algorithm.env_steps, "score": self.best})
 
     def test(self) -> dict[str, Report]:
         """Measure the best weights on test tasks, and on out-of-distribution ones where the family has them."""
@@ -331,9 +361,9 @@ class Training:
     def _keep(self, diagnostics: Diagnostics) -> None:
         """Keep the algorithm's diagnostics as files beside the results."""
         for name, text in diagnostics.texts.items():
-            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
+            write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
         for name, drawn in diagnostics.figures.items():
-            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.png", png(drawn))
+            write_whole(self.folder.results / f"{name.split('/')[-1]}.png", png(drawn))
 
     # -- saving
 
@@ -348,12 +378,20 @@ class Training:
         }
         self.tracker.flush()
         checkpoint.save(self.folder.last, state)
+        if not self.saved:
+            self.folder.note(saved=True)
+            self.saved = True
 
     def _restore(self) -> None:
         state = checkpoint.load(self.folder.last)
-        try:
+        with checkpoint.fitting(self.folder.last):
             self.algorithm.load_state_dict(state["algorithm"])
-            self.iteration, self.best = int(state["iteration"]), float(state["best"])
+            self.iteration, self.best = checkpoint.count(state["iteration"]), float(state["best"])
             self.seconds = float(state["seconds"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"refused {self.folder.last}: it does not fit the run's configuration ({error})") from error
+            if self.iteration > self.iterations:
+                raise ValueError(f"{self.iteration} of {self.iterations} iterations")
+        if self.best > -math.inf and not self.folder.best.exists():
+            progress.note(f"{self.folder.best} is gone: the best weights are chosen anew, from here on")
+            self.best = -math.inf
+            if self.iteration == self.iterations:
+                self._keep_best()

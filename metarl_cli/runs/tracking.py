@@ -9,6 +9,8 @@ import contextlib
 import io
 import json
 import math
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +22,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from metarl_cli.evaluation.pictures import gif, png
 from metarl_cli.interfaces import Diagnostics
-from metarl_cli.runs.checkpoint import write_whole
+from metarl_cli.runs.files import free_memory, open_regular, read, write_whole
 
 LAYOUT = {  # tags are regular expressions
     "Adaptation": {
@@ -55,9 +57,11 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         purge = 0 if resume_step is None else resume_step + 1
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _kept(line, purge)]
-            write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self.lines = self.path.open("a")
+            kept = [line for line in read(self.path, free_memory()).split(b"\n") if _kept(line, purge)]
+            write_whole(self.path, b"".join(line + b"\n" for line in kept))
+        self.lines = os.fdopen(open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a")
+        self.hook = threading.excepthook
+        threading.excepthook = self._thread_failed
         self.writer = SummaryWriter(str(folder), purge_step=purge)
         self.events = cast(Any, self.writer.file_writer)  # all tags of a step go into one event
         # without the experiment's summary, TensorBoard shows the union of all runs' hyper-parameters
@@ -65,6 +69,11 @@ class Tracker:
         if resume_step is None:
             self.writer.add_custom_scalars(LAYOUT)
         self.events.add_summary(start)
+
+    def _thread_failed(self, arguments: threading.ExceptHookArgs) -> None:
+        """Be silent about a writer of events that fails: the next call to it raises the same error."""
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            self.hook(arguments)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write scalars ``{"group/name": value}`` at ``step`` [environment steps]."""
@@ -106,14 +115,16 @@ class Tracker:
         with contextlib.suppress(OSError):  # an earlier write has already reported the reason
             self.lines.close()
             self.writer.close()
+        if threading.excepthook == self._thread_failed:
+            threading.excepthook = self.hook
 
 
-def _kept(line: str, purge: int) -> bool:
+def _kept(line: bytes, purge: int) -> bool:
     """Return whether a line was logged before step ``purge``; results of tests are dropped, as a resumed run tests again."""
     try:
         row = json.loads(line)
-        return row["step"] < purge and not any(tag.startswith(("test/", "ood/")) for tag in row)
-    except (ValueError, KeyError, TypeError):  # a line that a crash truncated
+        return bool(row["step"] < purge) and not any(tag.startswith(("test/", "ood/")) for tag in row)
+    except (ValueError, LookupError, TypeError, RecursionError):  # a line that a crash truncated, or no line of a run
         return False
 
 
