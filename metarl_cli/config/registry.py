@@ -193,7 +193,7 @@ def _replaced(values: Any, path: Sequence[Any], value: Any) -> Any:
 
 
 def _unsafe(values: Any, prefix: str = "") -> Iterator[Problem]:
-    """Yield what no value may be: a number that is not finite, or a text that a run folder may not hold; modules are looked up."""
+    """Yield what no value may be: a number that is not finite, or a text that no run folder holds; modules are looked up."""
     pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in pairs:
         place = f"{prefix}{key}"

@@ -128,15 +128,19 @@ def parse_yaml(text: str) -> Any:
         ValueError: if its aliases stand for more than ``MOST_VALUES`` values, or for what they stand in.
         yaml.YAMLError: if it is no YAML.
     """
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
+    check_aliases(text)
+    return yaml.safe_load(text)
+
+
+def check_aliases(text: str) -> None:
+    """Judge a YAML text before it is read.
+
+    Raises:
+        ValueError: if its aliases stand for more than ``MOST_VALUES`` values, or for what they stand in.
+        yaml.YAMLError: if it is no YAML.
+    """
+    if node := yaml.compose(text, yaml.SafeLoader):
         _count(node, {})
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
 
 
 def _count(node: yaml.Node, counts: dict[int, int | None]) -> int:

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 import yaml
+from hostile import BOMB, MERGED
 from pydantic import BaseModel
 
 from metarl_cli.errors import UserError
@@ -15,10 +16,6 @@ from metarl_cli.runs import files
 class Form(BaseModel):
     score: float
     name: str
-
-
-BOMB = "x0: &x0 [a,a,a,a,a,a,a,a,a]\n" + "".join(f"x{n}: &x{n} [{','.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 12))
-MERGED = "x0: &x0 {a: 1}\n" + "".join(f"x{n}: &x{n} {{<<: [{','.join([f'*x{n - 1}'] * 9)}]}}\n" for n in range(1, 12))
 
 
 @pytest.mark.parametrize("kind", ["link", "link to nothing", "link to a device", "pipe", "socket", "folder"])
