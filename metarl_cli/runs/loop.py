@@ -213,9 +213,10 @@ class Interrupt:
         if self.at_once:
             raise KeyboardInterrupt
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> bool:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        return kind is KeyboardInterrupt and self.received is not None
 
     def hand_on(self) -> None:
         """Send the noted signal again; call it once the handlers are restored."""
@@ -266,7 +267,7 @@ class Training:
         raised = {} if self.iterations == self.folder.config().train.iterations else {"iterations": self.iterations}
         self.folder.note(status="running", started=now(), error=None, **raised)
         try:
-            with Interrupt() as interrupt, contextlib.suppress(KeyboardInterrupt):
+            with Interrupt() as interrupt:
                 with self.listener.training():
                     for state in self.iterate(processes, interrupt):
                         self.listener.progress(state)

@@ -64,9 +64,7 @@ def test_a_hostile_yaml_is_one_line(text, tmp_path, capsys):
     assert "evil.yaml: " in line
 
 
-@pytest.mark.parametrize(
-    "text", ["a: [", "a: 2020-13-45", f"a: {'9' * 5000}", "a: \x00", "- a"], ids=lambda text: repr(text[:9])
-)
+@pytest.mark.parametrize("text", ["a: [", f"a: {'9' * 5000}", "a: \x00", "- a"], ids=lambda text: repr(text[:9]))
 def test_a_broken_yaml_is_one_line_where_it_is_used_alone(text, tmp_path, capsys):
     folder = write(tmp_path, text)
     assert main(["train", "--config-dir", folder, "experiment=evil", "--cfg", "job"]) == 2
