@@ -49,6 +49,8 @@ WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # 
 class Format(BaseModel):
     """What run folders of every format say first."""
 
+    model_config = ConfigDict(strict=True)
+
     format: int = 1
 
 

@@ -240,9 +240,9 @@ class Training:
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
         self.iterations = config.train.iterations
         self.saved = False  # whether the manifest says that there is a checkpoint
-        resume_step = None
+        resume_step, logged = None, None
         if folder.last.exists():
-            self._restore()
+            logged = self._restore()
             resume_step = self.algorithm.env_steps
         else:  # it has not come to its first checkpoint
             folder.best.unlink(missing_ok=True)
@@ -251,7 +251,7 @@ class Training:
             done, device = self.iteration, components.device
             self.train_step = Profiler(self.train_step, done, self.iterations, folder.path, device, listener.profiled)
         listener.started(folder, self.iteration, self.iterations)
-        self.tracker = Tracker(folder.path, config.model_dump(exclude=LOCATION_KEYS), resume_step)
+        self.tracker = Tracker(folder.path, config.model_dump(exclude=LOCATION_KEYS), resume_step, logged)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
 
     def _evaluator(self, split: str, tasks: int, episodes: int) -> Evaluator:
@@ -376,6 +376,7 @@ class Training:
             "iteration": self.iteration,
             "best": self.best,
             "seconds": self.seconds,
+            "logged": self.tracker.state,
         }
         self.tracker.flush()
         checkpoint.save(self.folder.last, state)
@@ -383,7 +384,8 @@ class Training:
             self.folder.note(saved=True)
             self.saved = True
 
-    def _restore(self) -> None:
+    def _restore(self) -> tuple[int, str]:
+        """Take over the last checkpoint; returns the state of the tracker then."""
         state = checkpoint.load(self.folder.last)
         with checkpoint.fitting(self.folder.last):
             self.algorithm.load_state_dict(state["algorithm"])
@@ -391,8 +393,11 @@ class Training:
             self.seconds = float(state["seconds"])
             if self.iteration > self.iterations:
                 raise ValueError(f"{self.iteration} of {self.iterations} iterations")
+            lines, digest = state["logged"]
+            logged = checkpoint.count(lines), str(digest)
         if self.best > -math.inf and not self.folder.best.exists():
             progress.note(f"{self.folder.best} is gone: the best weights are chosen anew, from here on")
             self.best = -math.inf
             if self.iteration == self.iterations:
                 self._keep_best()
+        return logged
