@@ -24,7 +24,7 @@ from metarl_cli.config.messages import one_line
 from metarl_cli.config.registry import UNSAFE
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import State
-from metarl_cli.runs.files import free_memory, read, write_whole
+from metarl_cli.runs.files import memory, read, write_whole
 
 FORMAT = 4
 MARK, DIGITS = b"metarl sha256 ", 64  # the comment of the archive: the mark, and the hexadecimal digits
@@ -68,7 +68,7 @@ def load(path: Path) -> State:
     Raises:
         UserError: if the file is missing, damaged, of another format, or holds anything but tensors and plain values.
     """
-    return decode(read(path, free_memory()), str(path))
+    return decode(read(path, memory()), str(path))
 
 
 def decode(content: bytes, where: str) -> State:

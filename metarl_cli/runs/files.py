@@ -86,9 +86,9 @@ def read(path: Path, largest: int = LARGEST_TEXT) -> bytes:
         return file.read(largest + 1)
 
 
-def free_memory() -> int:
-    """Return the bytes of memory that are free now; the most that a checkpoint can have."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def memory() -> int:
+    """Return the bytes of memory that the machine has; the most that a checkpoint can have."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def sha256(path: Path) -> str:

@@ -30,7 +30,7 @@ from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, threads
-from metarl_cli.runs.files import free_memory, read, write_whole
+from metarl_cli.runs.files import memory, read, write_whole
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
@@ -92,10 +92,10 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         KeyboardInterrupt: after a signal, once the run is saved.
     """
     folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, job.choices)))
-    begun = folder.exists
+    begun, longer = folder.exists, False
     if begun:
         config = folder.continued(config, job.overrides) if config.run else folder.prolonged(config)
-        longer = config.train.iterations > folder.config().train.iterations
+        longer = config.run is not None and config.train.iterations > folder.config().train.iterations
         if folder.manifest()["status"] == "finished" and not longer:
             processes.broadcast()  # nothing to do
             listener.finished(folder, None)
@@ -119,8 +119,10 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         folder.create(config, job, components)
     try:
         training = Training(config, folder, components, listener)
+        if longer:
+            folder.note(status="interrupted", iterations=config.train.iterations)
         processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
-        processes.broadcast(read(folder.last, free_memory()) if folder.last.exists() else b"")
+        processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
         with threads(config.hardware):
             return folder, training.run(processes)
     except BaseException as error:
@@ -264,8 +266,7 @@ class Training:
         The score is the IQM after adaptation, on the training tasks where each is learned on its own, and for trials the mean
         return of an episode over the whole trial.
         """
-        raised = {} if self.iterations == self.folder.config().train.iterations else {"iterations": self.iterations}
-        self.folder.note(status="running", started=now(), error=None, **raised)
+        self.folder.note(status="running", started=now(), error=None)
         try:
             with Interrupt() as interrupt:
                 with self.listener.training():

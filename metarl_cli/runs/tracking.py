@@ -24,7 +24,7 @@ from torch.utils.tensorboard.summary import hparams
 from metarl_cli import progress
 from metarl_cli.evaluation.pictures import gif, png
 from metarl_cli.interfaces import Diagnostics
-from metarl_cli.runs.files import free_memory, open_regular, read, write_whole
+from metarl_cli.runs.files import memory, open_regular, read, write_whole
 
 LAYOUT = {  # tags are regular expressions
     "Adaptation": {
@@ -61,7 +61,7 @@ class Tracker:
         self.num_lines, self.digest = 0, hashlib.sha256()
         purge = 0 if resume_step is None else resume_step + 1
         if self.path.exists():
-            lines = read(self.path, free_memory()).split(b"\n")
+            lines = read(self.path, memory()).split(b"\n")
             self._add(lines[: logged[0] if logged else 0])
             if logged and self.state != logged:
                 progress.note(f"{self.path} is not as it was logged: the lines that can be read are kept")
