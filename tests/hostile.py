@@ -9,6 +9,8 @@ HYDRA = {  # experiments of a stranger's folder, of which Hydra, or logging, wou
     "callback": "hydra: {callbacks: {x: {_target_: shutil.copyfile, src: SRC, dst: DST}}}",
     "callback of a package": "hydra: {callbacks: {x: {_target_: metarl_cli.runs.files.write_whole, path: DST, content: a}}}",
     "callback behind a reference": "evil: {x: {_target_: shutil.copyfile, src: SRC, dst: DST}}\nhydra: {callbacks: '${evil}'}",
+    "callback made by a resolver": "hydra: {callbacks: {x: '${oc.create:{_target_:shutil.copyfile,src:SRC,dst:DST}}'}}",
+    "callback made later": "hydra: {callbacks: {x: '${oc.create:{_target_:shutil.copyfile,src:${hydra:runtime.cwd}}}'}}",
     "target behind a reference": "evil: shutil.copyfile\nhydra: {callbacks: {x: {_target_: '${evil}', src: SRC, dst: DST}}}",
     "target within a target": (
         "hydra: {callbacks: {x: {_target_: hydra.experimental.callbacks.LogJobReturnCallback, y: {_target_: shutil.copyfile}}}}"

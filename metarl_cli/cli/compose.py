@@ -187,7 +187,13 @@ class Composer:
         single = mode is RunMode.RUN  # refuses "seed=0,1"
         try:
             config = self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=single)
-        except (ValueError, AssertionError, TypeError, OverflowError) as error:  # Hydra's answer to, say, algo=null
+        except (
+            ValueError,
+            AssertionError,
+            TypeError,
+            OverflowError,
+            AttributeError,
+        ) as error:  # Hydra's answer to, say, algo=null
             raise HydraException(one_line(error)) from None
         except RecursionError as error:
             raise HydraException("the configuration is nested too deeply") from error

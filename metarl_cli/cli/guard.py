@@ -25,7 +25,8 @@ BUILT = re.compile(  # by Hydra: its parts, installed plugins, and what Hydra's 
 LOGGED = {"logging.StreamHandler", "logging.NullHandler", "logging.Formatter", "colorlog.ColoredFormatter"}
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # of Hydra's own option job_logging=default
-REFERENCE = re.compile(r"\$\{[^{}]*\}")  # a text that stands for another value of the configuration
+REFERENCE = re.compile(r"\$\{.*\}", re.DOTALL)  # a text that can stand for any value of the configuration, or for a new one
+LATER = re.compile(r"\$\{hydra[.:][\w.]+\}")  # one that stands for a value of this section, known once Hydra runs
 
 
 def check_folder(folder: str, groups: Iterable[str]) -> None:
@@ -74,7 +75,9 @@ def _refused(config: DictConfig, values: Any, place: str) -> Iterator[tuple[str,
             wrong = value not in LOGGED and not log_file
         elif isinstance(value, str) and REFERENCE.fullmatch(value.strip()):
             # a part of the configuration that is not looked at here, or a stream of logging's
-            wrong = isinstance(meant := _meant(config, inside), Container) or str(meant).startswith(("ext://", "cfg://"))
+            meant = _meant(config, inside)
+            unknown = meant is None and not LATER.fullmatch(value.strip())
+            wrong = unknown or isinstance(meant, Container) or str(meant).startswith(("ext://", "cfg://"))
         else:
             wrong = "logging" in place and str(value).startswith(("ext://", "cfg://")) and value not in STREAMS
         if wrong:
@@ -86,5 +89,5 @@ def _meant(config: DictConfig, place: str) -> Any:
     """Return the value at a place, its interpolation resolved; None where that is not possible yet."""
     try:
         return OmegaConf.select(config, place)
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, RecursionError):
         return None

@@ -161,10 +161,7 @@ class RunFolder:
         Raises:
             UserError: if it cannot be written, or a task stands in two splits of a family that has more than one.
         """
-        try:
-            self.results.mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write in {self}: {error.strerror}") from error
+        self.make_results()
         splits = {"validation": config.eval.tasks, "test": config.test.tasks}
         if "ood" in components.family.splits:
             splits["ood"] = config.test.tasks
@@ -198,6 +195,19 @@ class RunFolder:
             "versions": versions(),
         }
         write_json(self.path / "run.json", manifest, Manifest)  # last: a folder with a manifest is complete
+
+    def make_results(self) -> None:
+        """Make the folder of the results.
+
+        Raises:
+            UserError: if it cannot be made, or nothing can be written in it.
+        """
+        try:
+            self.results.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write in {self}: {error.strerror}") from error
+        if not os.access(self.results, os.W_OK):
+            raise UserError(f"cannot write in {self.results}: no permission")
 
     def config(self, hardware: Hardware | None = None) -> TrainConfig:
         """Read the configuration the run was made with, on other ``hardware`` if given, uncompiled then.

@@ -80,12 +80,9 @@ def measure(
         env_steps: environment steps of meta-training up to these weights.
         name: file name without its ending.
     """
+    folder.make_results()  # before the work
     report = evaluator.report(algorithm, budget)
     task, split = evaluator.task, evaluator.split
-    try:
-        folder.results.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     values = as_json(report, task, {"split": split, "env_steps": env_steps})
     write_json(folder.results / f"{name}.json", values, Result)
     picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
