@@ -193,7 +193,7 @@ class Composer:
             TypeError,
             OverflowError,
             AttributeError,
-        ) as error:  # Hydra's answer to, say, algo=null
+        ) as error:  # as for algo=null
             raise HydraException(one_line(error)) from None
         except RecursionError as error:
             raise HydraException("the configuration is nested too deeply") from error
