@@ -3,7 +3,7 @@
     import metarl_cli as metarl
 
     run = metarl.train("algo=maml_dqn", "env=cartpole_family", "seed=1")
-    policy = run.adapt(gravity=15, force_mag=-8, steps=3)
+    policy = run.adapt(gravity=15, force_mag=-8)
     action = policy(obs)
 
 Importing the package has no effects, and imports nothing slow before it is used.

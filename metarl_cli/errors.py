@@ -34,3 +34,7 @@ class ProcessLost(UserError):
 
     def __init__(self, *problems: str | Problem):
         super().__init__(*problems, exit_code=1)
+
+
+class EnvironmentFault(UserError):
+    """An environment fails, or returns what nobody can learn from; the text begins with its name."""

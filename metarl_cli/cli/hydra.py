@@ -113,6 +113,7 @@ class Task:
 
     def __call__(self, config: DictConfig) -> Any:
         """Run the job; returns its objective for sweepers."""
+        from metarl_cli.config.compatibility import memory_errors
         from metarl_cli.config.models import Job
         from metarl_cli.config.registry import validate
 
@@ -122,7 +123,8 @@ class Task:
         try:
             module, values = self.command.load(), compose.plain(config)
             checked = _checked.pop(_key(self.command, values, job.choices), None)
-            return module.run(checked or validate(module.Config, values, job.choices), job)
+            with memory_errors():
+                return module.run(checked or validate(module.Config, values, job.choices), job)
         except UserError as error:
             if not sweep:
                 self.failure = error

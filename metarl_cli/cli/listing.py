@@ -293,7 +293,8 @@ def _family_facts(family: Any) -> dict[str, str]:
         facts["action"] = _count(len(bounds), "number") + each
     else:
         facts["action"] = f"one of {spec.actions.n}" + (", some of them not legal everywhere" if spec.actions.masked else "")
-    facts["horizon"] = _count(spec.horizon, "step")
+    horizons = {int(member.spec.horizon) for member in getattr(family, "members", [family])}
+    facts["horizon"] = _count(" or ".join(map(str, sorted(horizons))), "step")
     facts["splits"] = ", ".join(family.splits) + (", which share their few tasks" if family.finite else "")
     return facts
 

@@ -25,7 +25,7 @@ examples
   metarl train algo=dqn env=navigation_2d seed=1           another algorithm, another family
   metarl train -m algo=maml_dqn,dqn 'seed=range(5)'        a sweep; run it again and finished runs are skipped
   metarl test run=outputs/RUN split=ood                    test a run again, on tasks beyond the training ranges
-  metarl adapt run=outputs/RUN task.gravity=20 steps=5     adapt to one task
+  metarl adapt run=outputs/RUN task.gravity=20             adapt to one task
   tensorboard --logdir outputs                             curves of all runs
 
 where to look next

@@ -22,7 +22,7 @@ from metarl_cli.cli.terminal import print_error
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report
-from metarl_cli.evaluation.report import table
+from metarl_cli.evaluation.report import SHARED, table
 from metarl_cli.processes import Watch, join
 from metarl_cli.progress import PLAIN_EVERY, listening, status, wide_console
 from metarl_cli.runs.folder import RunFolder
@@ -36,7 +36,9 @@ Config = TrainConfig
 
 
 def run(config: TrainConfig, job: Job) -> float:
-    """Train a new run, or go on with the one in the folder; returns its score on the test tasks.
+    """Train a new run, or go on with the one in the folder; returns its best score on the validation tasks.
+
+    That is what a sweeper optimises: it never sees the test tasks.
 
     Started by ``torchrun``, the first process does; the others compute their share of every iteration, and return nan. A
     failure, whatever it is, ends them all, also within a sweep.
@@ -129,7 +131,7 @@ class Terminal(Listener):
             repeats, tasks = report.curve.returns.shape[1:]
             what = "trial" if report.total else "episode"
             each = f"{repeats} {what}{'s' if repeats != 1 else ''} each"
-            self.console.print(table(report, f"{tasks} {TITLES[split]}, {each}"))
+            self.console.print(table(report, f"{tasks} {TITLES[split]}{SHARED if report.shared else ''}, {each}"))
         if own := reports["test"].own_tasks:
             self.console.print(f"return on the training tasks, each learned on its own: {own}")
         self.console.print(f"run folder: {folder}", soft_wrap=True)

@@ -36,6 +36,7 @@ from metarl_cli.errors import UserError
 from metarl_cli.evaluation.held_out import check_disjoint, held_out_tasks, task_hash
 from metarl_cli.interfaces import Family
 from metarl_cli.runs.build import Components
+from metarl_cli.runs.checkpoint import fitting, load
 from metarl_cli.runs.files import open_regular, read_json, read_yaml, refuse_links, sha256, write_json, write_whole
 from metarl_cli.runs.provenance import git_revision, now, versions
 
@@ -149,6 +150,16 @@ class RunFolder:
     def checkpoint(self, name: str) -> Path:
         """Return the file of the ``best`` or the ``last`` checkpoint."""
         return self.best if name == "best" else self.last
+
+    def validation_score(self) -> float:
+        """Return the best score on the validation tasks so far, that of the ``best`` checkpoint.
+
+        Raises:
+            UserError: if there is no such checkpoint, or it is damaged.
+        """
+        path, name = (self.best, "score") if self.best.exists() else (self.last, "best")
+        with fitting(path, "it has no score"):
+            return float(load(path)[name])
 
     @property
     def exists(self) -> bool:

@@ -19,9 +19,10 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from metarl_cli import progress
+from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
-from metarl_cli.errors import ProcessLost, UserError
+from metarl_cli.errors import EnvironmentFault, ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
@@ -29,7 +30,7 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Components, build, threads
+from metarl_cli.runs.build import Components, build, judge_training, threads
 from metarl_cli.runs.files import memory, read, write_whole
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
 from metarl_cli.runs.profile import Profile, Profiler, check_left
@@ -78,7 +79,7 @@ class Listener:
 
 
 def train(config: TrainConfig, job: Job, listener: Listener, processes: Processes = ALONE) -> tuple[RunFolder, float]:
-    """Train a new run, or go on with the one in the folder; returns the folder and the score on the test tasks.
+    """Train a new run, or go on with the one in the folder; returns the folder and the best score on the validation tasks.
 
     Args:
         config: of the run.
@@ -99,7 +100,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         if folder.manifest()["status"] == "finished" and not longer:
             processes.broadcast()  # nothing to do
             listener.finished(folder, None)
-            return folder, float(folder.manifest()["score"])
+            return folder, folder.validation_score()
     elif config.run:
         folder.refuse_mistyped(config, job.overrides)
     components = build(config, gpu_number(job.number), processes)
@@ -108,6 +109,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
             f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
+    judge_training(config, components)
     if config.hardware.profile and not begun:
         check_left(config.train.iterations)
     folder.lock()
@@ -124,14 +126,18 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
         processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
         with threads(config.hardware):
-            return folder, training.run(processes)
+            training.run(processes)
+            return folder, training.best
     except BaseException as error:
         _note_failure(folder, error)
         if isinstance(error, ProcessLost):
             raise ProcessLost(f"{error}; {_how_to_go_on(folder)}") from error
+        if out_of_memory(error):
+            raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
-        if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
+        told = isinstance(error, UserError | KeyboardInterrupt) and not isinstance(error, EnvironmentFault)
+        if folder.last.exists() and not told:
             listener.failed(folder)
         raise
     finally:
@@ -260,8 +266,8 @@ class Training:
         family, config = self.components.family, self.config
         return Evaluator(family, held_out_tasks(family, split, tasks, config.tasks_seed), episodes, config.seed, split)
 
-    def run(self, processes: Processes) -> float:
-        """Train to the end and test; returns the score on the test tasks, ``score`` in run.json.
+    def run(self, processes: Processes) -> None:
+        """Train to the end and test; the score on the test tasks is ``score`` in run.json.
 
         The score is the IQM after adaptation, on the training tasks where each is learned on its own, and for trials the mean
         return of an episode over the whole trial.
@@ -281,11 +287,8 @@ class Training:
             self.tracker.close(finished=False)
             raise
         self.tracker.close(finished=True)
-        tested = reports["test"]
-        score = tested.score
-        self.folder.note(status="finished", ended=now(), score=score)
+        self.folder.note(status="finished", ended=now(), score=reports["test"].score)
         self.listener.finished(self.folder, reports)
-        return score
 
     def iterate(self, processes: Processes, interrupt: Interrupt) -> Iterator[Progress]:
         """Train, log, validate and save until the end or a signal; yields after every iteration."""
@@ -332,6 +335,7 @@ class Training:
         own = self.evaluator.own_tasks(algorithm)
         if own is not None:  # they are what the algorithm is for
             values["eval/return_learned"] = score = own.value
+        values["eval/score"] = score
         self.tracker.log(values, algorithm.env_steps)
         self.tracker.diagnostics(algorithm.diagnostics(), algorithm.env_steps)
         if score > self.best:
@@ -390,6 +394,8 @@ class Training:
         state = checkpoint.load(self.folder.last)
         with checkpoint.fitting(self.folder.last):
             self.algorithm.load_state_dict(state["algorithm"])
+            for name in self.algorithm.counters:
+                checkpoint.count(getattr(self.algorithm, name))
             self.iteration, self.best = checkpoint.count(state["iteration"]), float(state["best"])
             self.seconds = float(state["seconds"])
             if self.iteration > self.iterations:

@@ -11,7 +11,7 @@ from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.pictures import png
-from metarl_cli.evaluation.report import as_json, figure
+from metarl_cli.evaluation.report import SHARED, as_json, figure
 from metarl_cli.interfaces import Algorithm, Budget, num_tasks
 from metarl_cli.runs.checkpoint import count, fitting, load
 from metarl_cli.runs.files import read_json, write_json, write_whole
@@ -85,7 +85,7 @@ def measure(
     task, split = evaluator.task, evaluator.split
     values = as_json(report, task, {"split": split, "env_steps": env_steps})
     write_json(folder.results / f"{name}.json", values, Result)
-    picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
+    picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks{SHARED if report.shared else ''}"))
     write_whole(folder.results / f"{name}.png", picture)
     return Measured(report, picture)
 

@@ -11,6 +11,7 @@ import gymnasium
 import torch
 
 from metarl_cli.config.compatibility import check_budget
+from metarl_cli.config.footprint import cost_of_evaluating, judge
 from metarl_cli.config.models import Hardware
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
@@ -19,7 +20,8 @@ from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.report import as_json
 from metarl_cli.experience.rollout import Played, play
-from metarl_cli.interfaces import Adapted, Budget, Family, Task
+from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Task
+from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build, threads
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
@@ -97,6 +99,11 @@ class Run:
         """
         return {path.stem: read_result(path) for path in sorted(self.folder.results.glob("*.json"))}
 
+    @property
+    def validation_score(self) -> float:
+        """The best score on the validation tasks: what a search for settings may use."""
+        return self.folder.validation_score()
+
     def budget(self, steps: int | None, trial: int | None, default: int | None = None) -> Budget:
         """Return what an adaptation may spend; ``default`` steps, or those of the test at the end of training.
 
@@ -107,6 +114,10 @@ class Run:
         steps, trial = number("steps", steps, 0), number("trial", trial, 1)
         if self.algorithm.adapts_by == "memory":
             return Budget(0, trial)
+        trained = self.algorithm.trained_steps
+        if steps is not None and trained is not None and steps > trained:
+            text = f"this run was trained for {trained} adaptation step{'s' if trained > 1 else ''}"
+            note(f"steps={steps}: {text}; further ones are beyond its training")
         return Budget(steps if steps is not None else default or self.config.test.steps or 0)
 
     # -- evaluation
@@ -126,6 +137,8 @@ class Run:
         tasks, episodes = number("tasks", tasks, 1) or default.tasks, number("episodes", episodes, 1) or default.episodes
         budget = self.budget(steps, trial, default.steps)
         self.folder.check_tasks(self.config, self.family)
+        cost = cost_of_evaluating(self.algorithm, self.family, tasks, episodes, "tasks")
+        judge(Footprint([cost]), self.device, "the test")
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
         with threads(self.config.hardware):
@@ -230,6 +243,8 @@ class Run:
         rng = torch_rng(seed, "adapt", "support", device=self.device)
         steps = list(self.algorithm.adapt(task, budget, rng, family))
         last, live = steps[-1], family or self.family
+        if lost := [name for name, value in last.policy.state_dict().get("params", {}).items() if not value.isfinite().all()]:
+            raise UserError(f"the adapted weights are not finite; take fewer steps ({', '.join(lost[:3])})")
         chance = torch_rng(seed, "adapt", "trial", device=self.device)
         state, played = last.policy.start(1, chance), None
         if last.episodes is not None:

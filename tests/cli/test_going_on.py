@@ -166,7 +166,8 @@ def test_a_finished_run_drops_its_replay_and_can_be_made_longer(algo, tmp_path, 
     score, weights = folder.manifest()["score"], flat(state["weights"])
     for fewer in (2, 4):
         if fewer == 4:  # as it is: nothing to do
-            assert run(folder.path, f"train.iterations={fewer}") == score
+            run(folder.path, f"train.iterations={fewer}")
+            assert folder.manifest()["score"] == score
         else:
             with pytest.raises(UserError, match=r"train.iterations is 4 in the run, 2 here"):
                 run(folder.path, f"train.iterations={fewer}")
@@ -290,4 +291,5 @@ def test_the_last_test_is_repeated_after_an_interruption(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "torn", *small("maml_dqn"))
     assert RunFolder(tmp_path / "torn").manifest()["status"] == "interrupted"
-    assert run(tmp_path / "torn") == RunFolder(tmp_path / "whole").manifest()["score"]
+    run(tmp_path / "torn")
+    assert RunFolder(tmp_path / "torn").manifest()["score"] == RunFolder(tmp_path / "whole").manifest()["score"]

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from metarl_cli.envs.gymnasium.build import build
+from metarl_cli.envs.gymnasium.build import simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.errors import EnvironmentFault
 
+ENDING = 5.0  # [s] until the exit status of a process that has closed its pipe is known
 MOST_IDLE = 256  # environments kept for later
 
 
@@ -32,16 +34,12 @@ class Simulators:
     """
 
     def __init__(self, config: Config, rows: list[Row], render: bool):
-        self.envs = [build(config, row, render and i == 0) for i, row in enumerate(rows)]
-        self.first_action = int(getattr(self.envs[0].action_space, "start", 0))
+        self.envs = [simulator(config, row, render and i == 0) for i, row in enumerate(rows)]
         self.seeds, self.episodes = [0] * len(rows), [0] * len(rows)
 
-    def _reset(self, i: int) -> Any:
+    def _reset(self, i: int) -> np.ndarray:
         seed = np.random.SeedSequence([self.seeds[i], self.episodes[i]]).generate_state(1)[0]
-        return self.envs[i].reset(seed=int(seed) // 2)[0]  # some simulators hold a seed in 31 bits
-
-    def _act(self, i: int, action: Any) -> Any:
-        return self.envs[i].step(action if action.ndim else int(action) + self.first_action)
+        return self.envs[i].reset(int(seed) // 2)  # some simulators hold a seed in 31 bits
 
     def begin(self, seeds: list[int], episodes: list[int], clocks: list[int], actions: np.ndarray) -> np.ndarray:
         """Play ``actions [T, K, ...]`` up to step ``clocks`` of the ``episodes``; return the last observations ``[K, ...]``."""
@@ -50,30 +48,30 @@ class Simulators:
         for i, clock in enumerate(clocks):
             obs = self._reset(i)
             for t in range(clock):
-                obs = self._act(i, actions[t, i])[0]
-            observations.append(np.asarray(obs))
+                obs = self.envs[i].step(actions[t, i]).obs
+            observations.append(obs)
         return np.stack(observations)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Take ``actions [K, ...]`` and reset what ends; return the fields of a :class:`Step`, ``[K, ...]`` each."""
         steps = []
         for i, action in enumerate(actions):
-            next_obs, reward, terminated, truncated, _ = self._act(i, action)
-            next_obs = obs = np.asarray(next_obs)
+            next_obs, reward, terminated, truncated = self.envs[i].step(action)
+            obs = next_obs
             if terminated or truncated:
                 self.episodes[i] += 1
-                next_obs, obs = next_obs.copy(), np.asarray(self._reset(i))
-            steps.append((next_obs, float(reward), bool(terminated), bool(truncated), obs))
+                next_obs, obs = next_obs.copy(), self._reset(i)
+            steps.append((next_obs, reward, terminated, truncated, obs))
         return tuple(np.stack(field) for field in zip(*steps, strict=True))
 
     def render(self) -> np.ndarray:
         """Draw the first environment, ``[H, W, 3]``."""
-        return np.asarray(self.envs[0].render())
+        return np.asarray(self.envs[0].env.render())
 
     def close(self) -> None:
         """Close every environment."""
-        for env in self.envs:
-            env.close()
+        for simulated in self.envs:
+            simulated.env.close()
 
 
 class Worker(ABC):
@@ -115,7 +113,7 @@ class RemoteWorker(Worker):
     """Worker in a process of its own, which ends with this one; takes the arguments of :class:`Simulators`."""
 
     def __init__(self, *arguments: Any):
-        self.owner = os.getpid()
+        self.owner, self.id = os.getpid(), arguments[0].id
         self.pipe, remote_end = multiprocessing.Pipe()
         self.process = multiprocessing.Process(target=_work, args=(remote_end, self.pipe, arguments), daemon=True)
         self.process.start()
@@ -132,15 +130,20 @@ class RemoteWorker(Worker):
         """Wait for the method and return its result; raises what the method raised.
 
         Raises:
-            RuntimeError: if the process has ended.
+            EnvironmentFault: if the process has ended.
         """
         try:
             result = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise RuntimeError("the simulator ended its process") from None
+            raise EnvironmentFault(f"env.id={self.id}: it ended its process ({self._how_it_ended()})") from None
         if isinstance(result, Exception):
             raise result
         return result
+
+    def _how_it_ended(self) -> str:
+        self.process.join(ENDING)
+        code = self.process.exitcode
+        return f"exit status {code}" if code is None or code >= 0 else f"signal {signal.Signals(-code).name}"
 
     @override
     def close(self) -> None:
