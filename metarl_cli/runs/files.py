@@ -83,7 +83,7 @@ def read(path: Path, largest: int = LARGEST_TEXT) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > largest:
             raise UserError(f"refused {path}: it has {size / 1e6:,.0f} MB, more than the {largest / 1e6:,.0f} MB there can be")
-        return file.read(largest + 1)
+        return file.read(size)  # a greater number would be allocated at once
 
 
 def memory() -> int:

@@ -279,6 +279,8 @@ class Training:
                     for state in self.iterate(processes, interrupt):
                         self.listener.progress(state)
                 if interrupt.received is None:
+                    if not self.folder.best.exists():  # it went on without, and had no iteration left to choose it in
+                        self.validate()
                     interrupt.at_once = True  # all that the test needs is saved
                     reports = self.test()
             if interrupt.received is not None:
@@ -340,13 +342,9 @@ class Training:
         self.tracker.diagnostics(algorithm.diagnostics(), algorithm.env_steps)
         if score > self.best:
             self.best = score
-            self._keep_best()
+            weights = {"algorithm": {"weights": algorithm.weights()}}
+            checkpoint.save(self.folder.best, {**weights, "env_steps": algorithm.env_steps, "score": score})
         return values
-
-    def _keep_best(self) -> None:
-        """Write the weights as they are as the best of the run."""
-        weights = {"algorithm": {"weights": self.algorithm.weights()}}
-        checkpoint.save(self.folder.best, {**weights, "env_steps": self.algorithm.env_steps, "score": self.best})
 
     def test(self) -> dict[str, Report]:
         """Measure the best weights on test tasks, and on out-of-distribution ones where the family has them."""
@@ -405,6 +403,4 @@ class Training:
         if self.best > -math.inf and not self.folder.best.exists():
             progress.note(f"{self.folder.best} is gone: the best weights are chosen anew, from here on")
             self.best = -math.inf
-            if self.iteration == self.iterations:
-                self._keep_best()
         return logged
