@@ -432,6 +432,9 @@ class Algorithm(ABC):
     def load_weights(self, state: State) -> None:
         """Take over what :meth:`weights` returned."""
 
+    def drop_replay(self) -> None:  # noqa: B027 - by default, there is none
+        """Forget the experience that is kept for replay; training that goes on collects it anew."""
+
     def state_dict(self) -> State:
         """Return everything that training goes on from; the weights under ``weights``."""
         parts = {name: getattr(self, name).state_dict() for name in self.saved}

@@ -181,6 +181,10 @@ class ADRL(Evolution):
 
     # -- diagnostics and saving
 
+    @override
+    def drop_replay(self) -> None:
+        self.lives = None  # they end with the run: its length is theirs
+
     def diagnostics(self) -> Diagnostics:
         """Return the population's diagnostics, the champion's schedule and a figure of the lineages."""
         diagnostics = super().diagnostics()

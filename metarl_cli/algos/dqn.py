@@ -227,6 +227,10 @@ class IndependentDQN(Algorithm):
         return load_network_policy(self.learner, state)
 
     @override
+    def drop_replay(self) -> None:
+        self.replay.clear()
+
+    @override
     def weights(self) -> State:
         return {"params": {name: value.clone() for name, value in self.params.items()}}
 

@@ -378,6 +378,10 @@ class MAML(Algorithm):
     # -- saving
 
     @override
+    def drop_replay(self) -> None:
+        self.replay.clear()
+
+    @override
     def weights(self) -> State:
         return {"meta": {group: detached(params) for group, params in self.meta.items()}, "slow": self.slow}
 

@@ -276,6 +276,10 @@ class RL2DQN(MemoryAlgorithm):
     # -- saving
 
     @override
+    def drop_replay(self) -> None:
+        self.replay.clear()
+
+    @override
     def weights(self) -> State:
         return {"params": detached(self.params), "slow": self.slow, "measured": self.agent.measured}
 

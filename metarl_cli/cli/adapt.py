@@ -17,7 +17,7 @@ from metarl_cli.evaluation.report import figure, table
 from metarl_cli.experience.rollout import Played
 from metarl_cli.interfaces import Task
 from metarl_cli.progress import status, wide_console
-from metarl_cli.runs.checkpoint import write_whole
+from metarl_cli.runs.files import write_whole
 from metarl_cli.runs.folder import file_name
 from metarl_cli.runs.run import FRAMES, Adaptation, Run
 from metarl_cli.runs.tracking import Tracker

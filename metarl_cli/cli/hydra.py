@@ -46,6 +46,8 @@ def run(command: Command, words: list[str]) -> int:
                 problems = compose.find_problems(command, args, check)
             if problems and not traces:
                 raise compose.UsageError(*problems)
+        elif args.hydra_help:
+            compose.Composer(command.name, args.config_dir, command.open_groups).settle(args.overrides)
         task = Task(command)
         compose.set_version_base()
         compose.register_installed()

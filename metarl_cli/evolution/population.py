@@ -43,7 +43,7 @@ from metarl_cli.interfaces import (
     num_tasks,
 )
 from metarl_cli.networks.q_network import structured
-from metarl_cli.networks.stacked import first, fresh, select_rows
+from metarl_cli.networks.stacked import first, fresh, select_rows, sound
 from metarl_cli.progress import timed
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
@@ -329,7 +329,7 @@ class Evolution(Algorithm):
 
     @override
     def load_weights(self, state: State) -> None:
-        champion = state["champion"].to(self.device)
+        champion = sound(state["champion"], "champion", self.genome.start).to(self.device)
         if champion.shape[1:] != self.genome.start.shape:
             raise ValueError(f"a genome has {len(self.genome.start)} genes, not {champion.shape[-1]}")
         self.champion = champion

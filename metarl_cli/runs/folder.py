@@ -12,31 +12,74 @@ profile.*       the trace of some iterations, with ``hardware.profile=true``
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import os
 import shlex
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from metarl_cli import progress
 from metarl_cli.config.base import operational_keys, result_values
-from metarl_cli.config.messages import quoted
+from metarl_cli.config.messages import did_you_mean, quoted
 from metarl_cli.config.models import Hardware, Job, TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.errors import UserError, visible
 from metarl_cli.evaluation.held_out import check_disjoint, held_out_tasks, task_hash
 from metarl_cli.interfaces import Family
 from metarl_cli.runs.build import Components
-from metarl_cli.runs.checkpoint import load, refuse_unsafe, write_whole
+from metarl_cli.runs.checkpoint import fitting, load
+from metarl_cli.runs.files import open_regular, read_json, read_yaml, refuse_links, sha256, write_json, write_whole
 from metarl_cli.runs.provenance import git_revision, now, versions
 
-FORMAT = 3  # of run folders
-INCOMPLETE_FILES = {".lock", "results", "tasks.json", "config.yaml"}  # a run killed while its folder was made leaves these
+FORMAT = 4  # of run folders
+INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
 LOCATION_KEYS = {"run", "outputs"}
+RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # answers of a file system that has none
+
+
+class Format(BaseModel):
+    """What run folders of every format say first."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int = 1
+
+
+class Manifest(BaseModel):
+    """run.json: what a run was made with, and how it stands."""
+
+    model_config = ConfigDict(strict=True)  # entries that are no business of going on are free
+
+    format: Literal[4]
+    status: Literal["created", "running", "interrupted", "failed", "finished"]
+    choices: dict[str, str | None]
+    command: str
+    created: str
+    seed: int
+    sha256: dict[Literal["config.yaml", "tasks.json"], str]
+    tasks: dict[Literal["validation", "test", "ood"], str]
+    device: str
+    saved: bool = False  # whether there has been a checkpoint to go on from
+    iterations: int | None = None  # ``train.iterations`` since it was raised; config.yaml says with how many the run began
+    score: float | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        if self.status == "finished" and self.score is None:
+            raise ValueError("a finished run has a score")
+        if len(self.sha256) != 2 or not {"validation", "test"} <= set(self.tasks):
+            raise ValueError("a hash is missing")
+        return self
 
 
 def default_name(config: TrainConfig, choices: Mapping[str, str | None]) -> str:
@@ -88,7 +131,6 @@ def read_config(
     Raises:
         UserError: if it is unsafe or invalid.
     """
-    refuse_unsafe(values, where)
     try:
         return validate(TrainConfig, {**values, **place}, choices)
     except ConfigError as error:
@@ -105,7 +147,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.last, self.best = self.path / "last.pt", self.path / "best.pt"
-        self.results = self.path / "results"
+        self.results, self.reserve = self.path / "results", self.path / ".reserve"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -124,15 +166,14 @@ class RunFolder:
         Raises:
             UserError: if there is no such checkpoint, or it is damaged.
         """
-        try:
-            return float(load(self.best)["score"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"refused {self.best}: it has no score") from error
+        path, name = (self.best, "score") if self.best.exists() else (self.last, "best")
+        with fitting(path, "it has no score"):
+            return float(load(path)[name])
 
     @property
     def exists(self) -> bool:
         """Whether the folder holds a run."""
-        return (self.path / "run.json").is_file()
+        return os.path.lexists(self.path / "run.json")
 
     def create(self, config: TrainConfig, job: Job, components: Components) -> None:
         """Write the configuration, the manifest and the held-out tasks of a new run into the locked folder.
@@ -140,21 +181,26 @@ class RunFolder:
         Raises:
             UserError: if it cannot be written, or a task stands in two splits of a family that has more than one.
         """
-        self.results.mkdir(exist_ok=True)
+        self.make_results()
         splits = {"validation": config.eval.tasks, "test": config.test.tasks}
         if "ood" in components.family.splits:
             splits["ood"] = config.test.tasks
         tasks = {split: held_out_tasks(components.family, split, num, config.tasks_seed) for split, num in splits.items()}
         if not components.family.finite:
             check_disjoint({"train": components.algorithm.task, **tasks})
+        hashes = {split: task_hash(task) for split, task in tasks.items()}
         saved = {
-            split: {"hash": task_hash(task), "parameters": {k: v.tolist() for k, v in task.items()}}
+            split: {"hash": hashes[split], "parameters": {k: v.tolist() for k, v in task.items()}}
             for split, task in tasks.items()
         }
-        self.write_json("tasks.json", saved, indent=None)  # may be many numbers
         values = config.model_dump(exclude=LOCATION_KEYS)
         values["hardware"]["profile"] = False  # a profile is made by the command that asks for it
-        write_whole(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+        files = {
+            "tasks.json": (json.dumps(saved) + "\n").encode(),
+            "config.yaml": yaml.safe_dump(values, sort_keys=False).encode(),
+        }
+        for name, content in files.items():
+            write_whole(self.path / name, content)
         manifest = {
             "format": FORMAT,
             "status": "created",
@@ -162,12 +208,26 @@ class RunFolder:
             "command": shlex.join(["metarl", "train", *job.overrides]),
             "created": now(),
             "seed": config.seed,
-            "tasks": {split: entry["hash"] for split, entry in saved.items()},
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+            "tasks": hashes,
             "device": str(components.device),
             "git": git_revision(),
             "versions": versions(),
         }
-        self.write_json("run.json", manifest)  # last: a folder with a manifest is complete
+        write_json(self.path / "run.json", manifest, Manifest)  # last: a folder with a manifest is complete
+
+    def make_results(self) -> None:
+        """Make the folder of the results.
+
+        Raises:
+            UserError: if it cannot be made, or nothing can be written in it.
+        """
+        try:
+            self.results.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write in {self}: {error.strerror}") from error
+        if not os.access(self.results, os.W_OK):
+            raise UserError(f"cannot write in {self.results}: no permission")
 
     def config(self, hardware: Hardware | None = None) -> TrainConfig:
         """Read the configuration the run was made with, on other ``hardware`` if given, uncompiled then.
@@ -179,6 +239,8 @@ class RunFolder:
 
     def continued(self, config: TrainConfig, overrides: list[str]) -> TrainConfig:
         """Return the run's own configuration, with the overridden values of ``config`` that cannot change a result.
+
+        A finished run can be given more iterations.
 
         Args:
             config: of the command line, composed from the defaults and ``overrides``.
@@ -192,6 +254,8 @@ class RunFolder:
         saved = self.config()
         given, kept = dict(_leaves(config.model_dump())), dict(_leaves(saved.model_dump()))
         asked = [key for key in sorted(given | kept) if "experiment" in named or _within(key, named)]
+        if self.manifest()["status"] == "finished" and given["train.iterations"] > kept["train.iterations"]:
+            free = free | {"train.iterations"}
         changed = [
             f"{key} is {kept.get(key, 'not there')} in the run, {given.get(key, 'not there')} here"
             for key in asked
@@ -202,18 +266,25 @@ class RunFolder:
         changes = {key: given[key] for key in asked if key in given and _within(key, free - LOCATION_KEYS)}
         return self._config(changes) if changes else saved
 
+    def refuse_mistyped(self, config: TrainConfig, overrides: list[str]) -> None:
+        """Raises UserError where ``overrides`` name this folder, in which there is no run, and nothing to train in it."""
+        named = {o.split("=", 1)[0].lstrip("+~") for o in overrides}
+        if named and all(_within(key, operational_keys(config) | {"train", "eval", "test"}) for key in named):
+            runs = [path.parent.name for path in self.path.parent.glob("*/run.json")]
+            hint = did_you_mean(self.path.name, runs) or "; to begin one there, say what it learns: algo=NAME env=NAME"
+            raise UserError(f"no such run: {self}{hint}")
+
     def _config(self, changes: Mapping[str, Any]) -> TrainConfig:
         """Read the saved configuration with other values at some dotted keys."""
         if not self.exists:
             raise UserError(f"{self} is not a run folder (no run.json in it)")
-        choices = self.manifest().get("choices")
-        path = self.path / "config.yaml"
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        manifest, path = self.manifest(), self.path / "config.yaml"
+        self._check_hash("config.yaml", "undo the change, or begin a new run: the command in its run.json, with your values")
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise UserError(f"refused {path}: not a configuration")
+        if manifest.get("iterations"):
+            changes = {"train.iterations": manifest["iterations"], **changes}
         for key, value in changes.items():
             *groups, last = key.split(".")
             holder: Any = values
@@ -221,44 +292,57 @@ class RunFolder:
                 holder = holder[group] if isinstance(holder.get(group), dict) else holder.setdefault(group, {})
             holder[last] = value
         place = {"run": str(self.path), "outputs": str(self.path.parent)}
-        return read_config(values, place, str(path), choices if isinstance(choices, dict) else None)
+        return read_config(values, place, str(path), manifest["choices"])
+
+    def prolonged(self, config: TrainConfig) -> TrainConfig:
+        """Return a configuration of this run with the iterations that it has since they were raised."""
+        if (iterations := self.manifest().get("iterations")) is None:
+            return config
+        return config.model_copy(update={"train": config.train.model_copy(update={"iterations": iterations})})
+
+    def _check_hash(self, name: str, advice: str) -> None:
+        """Raises UserError if a file is not the one that the run was made with."""
+        if sha256(self.path / name) != self.manifest()["sha256"][name]:
+            raise UserError(f"refused {self.path / name}: it is not as the run was made with; {advice}")
 
     def check_tasks(self, config: TrainConfig, family: Family) -> None:
         """Raises UserError if the held-out tasks are no longer the ones the run was made with."""
-        for split, saved in self.manifest().get("tasks", {}).items():
+        saved = self.manifest()["tasks"]
+        if (self.path / "tasks.json").exists():  # without it, the tasks are drawn as they were, and compared
+            self._check_hash("tasks.json", "remove it: the tasks are drawn again")
+        for split in family.splits[1:]:
             num = config.eval.tasks if split == "validation" else config.test.tasks
-            if task_hash(held_out_tasks(family, split, num, config.tasks_seed)) != saved:
+            if task_hash(held_out_tasks(family, split, num, config.tasks_seed)) != saved.get(split):
                 raise UserError(f"the {split} tasks of {self} are not those it was made with; use the version in its run.json")
 
     def manifest(self) -> dict[str, Any]:
-        """Read run.json.
+        """Read run.json: the values of a :class:`Manifest`, and more that nothing depends on.
 
         Raises:
-            UserError: if it cannot be read, or is of another format.
+            UserError: if it cannot be read, is of another format, or the folder holds a link.
         """
-        try:
-            manifest = json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.path / 'run.json'}: {error}") from error
-        if not isinstance(manifest, dict):
-            raise UserError(f"refused {self.path / 'run.json'}: not a manifest")
-        if (found := manifest.get("format", 1)) != FORMAT:
-            age = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
+        refuse_links(self.path)
+        path = self.path / "run.json"
+        found = read_json(path, Format, complete=False).get("format", 1)
+        if found != FORMAT:
+            age = "an older" if found < FORMAT else "a newer"
             advice = "train it again, or use the version in its run.json"
             raise UserError(f"{self} was made by {age} version of metarl (format {found}); {advice}")
-        return manifest
+        return read_json(path, Manifest)
 
     def note(self, **changes: Any) -> None:
         """Change entries of the manifest (status, times)."""
-        self.write_json("run.json", {**self.manifest(), **changes})
-
-    def write_json(self, name: str, value: Any, indent: int | None = 1) -> None:
-        """Write a value as a JSON file of the folder, whole or not at all."""
-        write_whole(self.path / name, (json.dumps(value, indent=indent) + "\n").encode())
+        write_json(self.path / "run.json", {**self.manifest(), **changes}, Manifest)
 
     def unlock(self) -> None:
         """Let other processes use the folder."""
+        self.free_reserve()
         self._lock.close()
+
+    def free_reserve(self) -> None:
+        """Give back the space that was kept for the last note of a run whose disk is full."""
+        with contextlib.suppress(OSError):
+            self.reserve.unlink(missing_ok=True)
 
     def lock(self) -> None:
         """Make the folder if need be, and keep it to this process until it ends.
@@ -268,17 +352,23 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            refuse_links(self.path)
             names = {p.name for p in self.path.iterdir() if not p.name.endswith(".tmp")}
             foreign = sorted(names - INCOMPLETE_FILES)
             if foreign and not self.exists:
                 raise UserError(f"{self} is not empty and not a run (it holds {foreign[0]}); choose another folder")
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = os.fdopen(open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT), "rb+")
             weakref.finalize(self, self._lock.close)
         except OSError as error:
             raise UserError(f"cannot write in {self}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(f"another process is training {self}") from error
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise UserError(f"cannot lock {self}: {error.strerror}") from error
+            progress.note(f"the file system of {self} has no locks: see to it that no other process trains this run")
         for leftover in (*self.path.glob(".*.tmp"), *self.results.glob(".*.tmp")):  # of a process killed while it wrote
             leftover.unlink(missing_ok=True)
+        write_whole(self.reserve, os.urandom(RESERVE))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+from metarl_cli import progress
 from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
@@ -28,6 +29,7 @@ from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, judge_training, using
+from metarl_cli.runs.files import memory, read, write_whole
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, default_name
 from metarl_cli.runs.interrupt import Interrupt
 from metarl_cli.runs.profile import Profile, Profiler, check_left
@@ -93,12 +95,16 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         KeyboardInterrupt: after a signal, once the run is saved.
     """
     folder = RunFolder(config.run or os.path.join(config.outputs, default_name(config, job.choices)))
-    if config.run and folder.exists:
-        config = folder.continued(config, job.overrides)
-    if folder.exists and folder.manifest().get("status") == "finished":
-        processes.broadcast()  # nothing to do
-        listener.finished(folder, None)
-        return folder, folder.validation_score()
+    begun, longer = folder.exists, False
+    if begun:
+        config = folder.continued(config, job.overrides) if config.run else folder.prolonged(config)
+        longer = config.run is not None and config.train.iterations > folder.config().train.iterations
+        if folder.manifest()["status"] == "finished" and not longer:
+            processes.broadcast()  # nothing to do
+            listener.finished(folder, None)
+            return folder, folder.validation_score()
+    elif config.run:
+        folder.refuse_mistyped(config, job.overrides)
     components = build(config, gpu_number(job.number), processes)
     if processes.size > (most := components.algorithm.shares):
         raise UserError(
@@ -106,20 +112,23 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
     judge_training(config, components)
-    if config.hardware.profile and not folder.exists:
+    if config.hardware.profile and not begun:
         check_left(config.train.iterations)
     folder.lock()
     if folder.exists:
         folder.check_tasks(config, components.family)
         _same_device(folder, components)
+        _check_saved(folder)
     else:
         folder.create(config, job, components)
     if processes.watch:
         processes.watch.last_words = functools.partial(_lost, folder)
     try:
         training = Training(config, folder, components, listener)
+        if longer:
+            folder.note(status="interrupted", iterations=config.train.iterations)
         processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
-        processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
+        processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
         with using(config.hardware):
             training.run(processes)
             return folder, training.best
@@ -146,6 +155,7 @@ def _note_failure(folder: RunFolder, error: BaseException) -> None:
     """Note in the manifest of a run that was running why it is not any more."""
     with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
         if folder.manifest().get("status") == "running":
+            folder.free_reserve()
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             folder.note(status=status, error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR], ended=now())
 
@@ -196,6 +206,14 @@ def _same_device(folder: RunFolder, components: Components) -> None:
         raise UserError(f"{folder} was made on {made} and cannot go on on {kind}; use hardware={made}")
 
 
+def _check_saved(folder: RunFolder) -> None:
+    """Raise UserError where a run would begin again over what it has written."""
+    if folder.manifest().get("saved") and not folder.last.exists():
+        rest = f"; its best weights are left: {folder.command('test')}" if folder.best.exists() else ""
+        missing = f"{folder} cannot go on, for {folder.last.name} is gone"
+        raise UserError(f"{missing}: put it back, or choose another folder to train from the start{rest}")
+
+
 class Training:
     """A run and its state: the algorithm, and the best validation score so far.
 
@@ -211,18 +229,19 @@ class Training:
         self.algorithm = components.algorithm
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
         self.iterations = config.train.iterations
-        resume_step = None
+        self.saved = False  # whether the manifest says that there is a checkpoint
+        resume_step, logged = None, None
         if folder.last.exists():
-            self._restore()
+            logged = self._restore()
             resume_step = self.algorithm.env_steps
-        else:
+        else:  # it has not come to its first checkpoint
             folder.best.unlink(missing_ok=True)
         self.train_step = self.algorithm.train_step
         if config.hardware.profile:
             done, device = self.iteration, components.device
             self.train_step = Profiler(self.train_step, done, self.iterations, folder.path, device, listener.profiled)
         listener.started(folder, self.iteration, self.iterations)
-        self.tracker = Tracker(folder.path, config.model_dump(exclude=LOCATION_KEYS), resume_step)
+        self.tracker = Tracker(folder.path, config.model_dump(exclude=LOCATION_KEYS), resume_step, logged)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
 
     def _evaluator(self, split: str, tasks: int, episodes: int) -> Evaluator:
@@ -240,11 +259,13 @@ class Training:
         try:
             with interrupt:
                 with self.listener.training():
-                    for progress in self.iterate(processes, interrupt):
-                        self.listener.progress(progress)
+                    for state in self.iterate(processes, interrupt):
+                        self.listener.progress(state)
                 interrupt.saved = True
                 if interrupt.received is not None:
                     raise KeyboardInterrupt
+                if not self.folder.best.exists():  # it went on without, and had no iteration left to choose it in
+                    self.validate()
                 reports = self.test()
                 self.tracker.close(finished=True)
                 self.folder.note(status="finished", ended=now(), score=reports["test"].score)
@@ -276,6 +297,8 @@ class Training:
             last = self.iteration == self.iterations
             if self.iteration % loop.eval_every == 0 or last:
                 logged |= self.validate()
+            if last:  # what comes is the test, which needs none of the experience
+                algorithm.drop_replay()
             if time.monotonic() - saved >= loop.checkpoint_every or last:
                 self.save()
                 saved = time.monotonic()
@@ -329,9 +352,9 @@ class Training:
     def _keep(self, diagnostics: Diagnostics) -> None:
         """Keep the algorithm's diagnostics as files beside the results."""
         for name, text in diagnostics.texts.items():
-            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
+            write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
         for name, drawn in diagnostics.figures.items():
-            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.png", png(drawn))
+            write_whole(self.folder.results / f"{name.split('/')[-1]}.png", png(drawn))
 
     # -- saving
 
@@ -343,15 +366,28 @@ class Training:
             "iteration": self.iteration,
             "best": self.best,
             "seconds": self.seconds,
+            "logged": self.tracker.state,
         }
         self.tracker.flush()
         checkpoint.save(self.folder.last, state)
+        if not self.saved:
+            self.folder.note(saved=True)
+            self.saved = True
 
-    def _restore(self) -> None:
+    def _restore(self) -> tuple[int, str]:
+        """Take over the last checkpoint; returns the state of the tracker then."""
         state = checkpoint.load(self.folder.last)
-        try:
+        with checkpoint.fitting(self.folder.last):
             self.algorithm.load_state_dict(state["algorithm"])
-            self.iteration, self.best = int(state["iteration"]), float(state["best"])
+            for name in self.algorithm.counters:
+                checkpoint.count(getattr(self.algorithm, name))
+            self.iteration, self.best = checkpoint.count(state["iteration"]), float(state["best"])
             self.seconds = float(state["seconds"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"refused {self.folder.last}: it does not fit the run's configuration ({error})") from error
+            if self.iteration > self.iterations:
+                raise ValueError(f"{self.iteration} of {self.iterations} iterations")
+            lines, digest = state["logged"]
+            logged = checkpoint.count(lines), str(digest)
+        if self.best > -math.inf and not self.folder.best.exists():
+            progress.note(f"{self.folder.best} is gone: the best weights are chosen anew, from here on")
+            self.best = -math.inf
+        return logged

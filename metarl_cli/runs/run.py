@@ -26,7 +26,7 @@ from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build, using
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
-from metarl_cli.runs.results import load_weights, measure
+from metarl_cli.runs.results import load_weights, measure, read_result
 from metarl_cli.seeding import torch_rng
 
 FRAMES = 400  # at most, of a film
@@ -89,6 +89,15 @@ class Run:
         """The score on the test tasks; None while it trains."""
         score = self.folder.manifest().get("score")
         return None if score is None else float(score)
+
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Every test result in the folder, by the name of its file, such as ``test`` and ``ood``.
+
+        Raises:
+            UserError: if one is damaged or was changed.
+        """
+        return {path.stem: read_result(path) for path in sorted(self.folder.results.glob("*.json"))}
 
     @property
     def validation_score(self) -> float:
@@ -266,7 +275,7 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
         UserError: if it is damaged, or no such file.
     """
     saved = checkpoint.load(path)
-    try:
+    with checkpoint.fitting(path, "it is no adapted policy"):
         values = saved["config"]
         if hardware:
             values = {**values, "hardware": {**values["hardware"], **reading(hardware)}}
@@ -274,5 +283,3 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
         family, algorithm, device = build(config)
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
         return restore(algorithm, task, saved, family.spec, torch_rng(config.seed, "adapt", "loaded", device=device))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"refused {path}: it is no adapted policy ({error})") from error

@@ -1,5 +1,6 @@
 """The commands end to end: train, go on after a kill, test, adapt, and what TensorBoard serves of it."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import (
     CONF,
     TINY_REFERENCE,
@@ -184,13 +186,13 @@ def test_a_run_goes_on_with_other_values_that_change_no_result(finished):
     ("number", "age"),
     [
         (None, "an older version of metarl .format 1"),
-        (2, "an older version of metarl .format 2"),
-        (4, "a newer version of metarl .format 4"),
+        (3, "an older version of metarl .format 3"),
+        (5, "a newer version of metarl .format 5"),
     ],
 )
 def test_a_run_of_another_format_is_refused(number, age, finished, tmp_path):
     manifest = json.loads((finished / "run.json").read_text())
-    assert manifest.pop("format") == 3
+    assert manifest.pop("format") == 4
     (tmp_path / "run.json").write_text(json.dumps(manifest | ({"format": number} if number else {})))
     with pytest.raises(UserError, match=f"was made by {age}.; train it again, or use the version in its run.json"):
         RunFolder(tmp_path).config()
@@ -361,7 +363,7 @@ def test_going_on_keeps_the_hardware_it_was_made_with(finished, tmp_path):
 def test_going_on_refuses_other_tasks(finished, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
-    RunFolder(copy).note(tasks={"test": "0123456789abcdef"})
+    RunFolder(copy).note(tasks={**RunFolder(copy).manifest()["tasks"], "test": "0123456789abcdef"})
     done = metarl("test", f"run={copy}", cwd=tmp_path)
     assert done.returncode == 2
     assert "the test tasks of" in done.stderr
@@ -443,29 +445,36 @@ def test_a_damaged_run_is_refused_in_one_line(finished, tmp_path, file):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("algo", {"module": "../../evil"}, "could name code"),
-        ("algo", {"_target_": "os.system"}, "could name code"),
-        ("env", {"module": "${oc.env:HOME}"}, "could name code"),
+        ("algo", {"module": "../../evil"}, "no such module"),
+        ("algo", {"_target_": "os.system"}, "code is named by module"),
+        ("env", {"module": "${oc.env:HOME}"}, "no such module"),
+        ("learner", {"loss": "${oc.env:HOME}"}, "a text may not name code"),
+        ("learner", {"loss": "/etc/passwd"}, "a text may not name code"),
         ("seed", -1, "seed"),
+        ("seed", float("inf"), "seed"),
     ],
 )
 def test_a_hostile_configuration_is_refused(finished, tmp_path, key, value, said):
-    import yaml
-
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    configured(copy, yaml.safe_dump(config))
     with pytest.raises(UserError, match=said):
         RunFolder(copy).config()
+
+
+def configured(folder: Path, text: str) -> None:
+    """Change a run's configuration as a stranger could: with the right hash."""
+    (folder / "config.yaml").write_text(text)
+    hashes = RunFolder(folder).manifest()["sha256"]
+    RunFolder(folder).note(sha256={**hashes, "config.yaml": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def test_weights_of_another_network_are_refused(finished, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
-    text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("layer_norm: false", "layer_norm: true"))
+    configured(copy, (copy / "config.yaml").read_text().replace("layer_norm: false", "layer_norm: true"))
     done = metarl("test", f"run={copy}", cwd=tmp_path)
     assert done.returncode == 2
     assert "does not fit the run's configuration" in done.stderr
