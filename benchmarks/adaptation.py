@@ -5,10 +5,13 @@
     python benchmarks/adaptation.py cartpole_evolution                     evolution on the same tasks
     python benchmarks/adaptation.py classic_mix                            one line for each family of a mix
 
+    python benchmarks/adaptation.py docs                                   tables of the documents, from benchmarks/results
+
 Every run is an ordinary ``metarl train experiment=maml_dqn_<family>`` (evolution's are experiments of their own) with the
-overrides named below, so that it can be repeated alone. Scores are the mean returns of each held-out task after adaptation; the
-IQM goes over seeds and tasks, its interval is the stratified bootstrap over seeds within tasks. Each run uses one core; time is
-its own training time.
+overrides named below, so that it can be repeated alone. What the tables need of the runs is kept in
+``benchmarks/results/learning/<family>.json``: the mean return of each held-out task, for each seed. A cell is the mean over
+seeds of each run's IQM over tasks, with Student's 95 % interval over the seeds. The mean, the worst tenth of the tasks and the
+share of tasks solved are those after adaptation. Each run uses one core; time is its own training time.
 """
 
 from __future__ import annotations
@@ -16,13 +19,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from metarl_cli.evaluation.statistics import iqm_interval
+from metarl_cli.evaluation.statistics import iqm, mean, over_seeds, worst_tenth
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "learning"
+MARKER = re.compile(r"(<!-- learning: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+HEAD = ["algorithm", "seeds", "before", "after", "mean", "worst tenth", "solved", "steps"]
+HEAD += ["out of distribution", "from scratch", "env steps", "training"]
 
 # What a variant changes. pretrain_dqn's iterations are cheaper and collect no support: it gets so many more of them that it
 # has at least the environment steps and the wall time of maml_dqn; its fine-tuning was tuned on the validation tasks.
@@ -88,46 +99,87 @@ def done(folder: Path) -> bool:
     return bool(json.loads((folder / "run.json").read_text())["status"] == "finished")
 
 
-def rows(name: str, folders: list[Path]) -> list[str]:
-    """The lines of the table from the finished runs of a variant: one, or one for each family of a mix."""
-    lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
-    minutes = np.mean([max(x.get("time/training_seconds", 0.0) for x in found) for found in lines]) / 60
-    millions = np.mean([found[-1]["step"] for found in lines]) / 1e6
-    results = {
-        split: [json.loads((f / "results" / f"{split}.json").read_text()) for f in folders]
-        for split in ("test", "ood")
-        if (folders[0] / "results" / f"{split}.json").exists()
+def kept(folder: Path) -> dict[str, Any]:
+    """What the tables need of a finished run: the mean returns of its held-out tasks ``[M]``, and what it cost."""
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    manifest = json.loads((folder / "run.json").read_text())
+    test, ood = (folder / "results" / f"{split}.json" for split in ("test", "ood"))
+    tested = json.loads(test.read_text())
+    groups = list(tested["adapted"].get("groups", {}))
+    numbers = tested["tasks"]["parameters"].get("family")
+
+    def scores(result: dict[str, Any] | None, k: int) -> list[float] | None:
+        return None if result is None else [round(value, 4) for value in result["task_returns"][k]]
+
+    return {
+        "seed": manifest["seed"],
+        "command": manifest["command"].split(" run=")[0],
+        "revision": manifest["git"],
+        "env_steps": log[-1]["step"],
+        "minutes": round(max(line.get("time/training_seconds", 0.0) for line in log) / 60, 2),
+        "steps": tested["adapted"]["gradient_steps"][-1],
+        "groups": [groups[int(number)] for number in numbers] if groups else None,  # [M]
+        "before": scores(tested["adapted"], 0),
+        "after": scores(tested["adapted"], -1),
+        "from_scratch": scores(tested["from_scratch"], -1),
+        "ood": scores(json.loads(ood.read_text())["adapted"], -1) if ood.exists() else None,
+        "solved": tested["adapted"]["beside"][-1]["solved"],
     }
-    steps = results["test"][0]["adapted"]["gradient_steps"][-1]
 
-    def cell(split: str, who: str, k: int, group: int | None) -> str:
-        if split not in results:
+
+def rows(name: str, runs: list[dict[str, Any]]) -> list[str]:
+    """The lines of the table from the runs of a variant: one, or one for each family of a mix."""
+
+    def cell(who: str, group: str | None) -> str:
+        if runs[0][who] is None:
             return "-"
-        found = np.array([result[who]["task_returns"][k] for result in results[split]])  # [seeds, M]
-        if group is not None:
-            found = found[:, np.array(results[split][0]["tasks"]["parameters"]["family"]) == group]
-        return str(iqm_interval(found))
+        return str(over_seeds(iqm(chosen(who, group))))
 
-    def line(title: str, group: int | None) -> str:
-        cells = [title, str(len(folders)), cell("test", "adapted", 0, group), cell("test", "adapted", -1, group), str(steps)]
-        cells += [cell("ood", "adapted", -1, group), cell("test", "from_scratch", -1, group)]
-        return f"| {' | '.join([*cells, f'{millions:.1f} M', f'{minutes:.1f} min'])} |"
+    def chosen(who: str, group: str | None) -> np.ndarray:
+        found = np.array([run[who] for run in runs])  # [seeds, M]
+        return found if group is None else found[:, [other == group for other in runs[0]["groups"]]]
 
-    families = list(results["test"][0]["adapted"].get("groups", {}))
-    if not families:
+    def line(title: str, group: str | None) -> str:
+        after = chosen("after", group)
+        known = group is None and runs[0]["solved"] is not None
+        cells = [title, str(len(runs)), cell("before", group), cell("after", group)]
+        cells += [f"{float(aggregate(after).mean()):.2f}" for aggregate in (mean, worst_tenth)]
+        cells += [f"{np.mean([run['solved'] for run in runs]):.0%}" if known else "-", str(runs[0]["steps"])]
+        cells += [cell("ood", group), cell("from_scratch", group)]
+        spent = [f"{np.mean([run['env_steps'] for run in runs]) / 1e6:.1f} M"]
+        spent += [f"{np.mean([run['minutes'] for run in runs]):.1f} min"]
+        return f"| {' | '.join([*cells, *spent])} |"
+
+    if runs[0]["groups"] is None:
         return [line(f"`{name}`", None)]
-    return [line(f"`{name}`, {family}", number) for number, family in enumerate(families)]
+    return [line(f"`{name}`, {group}", group) for group in dict.fromkeys(runs[0]["groups"])]
+
+
+def table(family: str) -> str:
+    """The table of a family from what is kept of its runs."""
+    found = json.loads((RESULTS / f"{family}.json").read_text())
+    lines = [line for name, runs in found.items() for line in rows(name, runs)]
+    return "\n".join([f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD), *lines])
+
+
+def fill(page: str) -> str:
+    """The page with the tables that its markers name."""
+    return MARKER.sub(lambda match: match[1] + table(match[2]) + match[3], page)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=VARIANTS)
+    parser.add_argument("family", choices=[*VARIANTS, "docs"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--only", nargs="*", help="these variants alone")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/adaptation"))
     parser.add_argument("--no-train", action="store_true", help="print the table of what is finished")
     args = parser.parse_args()
+    if args.family == "docs":
+        for page in (ROOT / "docs" / "results.md", ROOT / "README.md"):
+            page.write_text(fill(page.read_text()))
+        return
     chosen = {k: v for k, v in VARIANTS[args.family].items() if not args.only or k in args.only}
     folders = {
         n: [args.outputs / f"{args.family}-{n.replace(', ', '-').replace(' ', '_')}-seed{s}" for s in range(args.seeds)]
@@ -142,12 +194,14 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             for command, code in zip(commands, pool.map(train, commands), strict=True):
                 print(code, " ".join(command), flush=True)
-    print("\n| algorithm | seeds | before | after | steps | out of distribution | from scratch | env steps | training |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{args.family}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
     for name, all_folders in folders.items():
-        finished = [f for f in all_folders if (f / "results" / "test.json").exists() and done(f)]
-        if finished:
-            print(*rows(name, finished), sep="\n")
+        if finished := [f for f in all_folders if (f / "results" / "test.json").exists() and done(f)]:
+            found[name] = [kept(folder) for folder in finished]
+    path.write_text(json.dumps(found) + "\n")
+    print(table(args.family))
 
 
 if __name__ == "__main__":

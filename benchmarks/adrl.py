@@ -5,9 +5,8 @@
 
 *Learners* is the return of the sixteen networks themselves on their training tasks, mean over the last five generations and
 ± standard error over seeds: the best one and the mean of all. *Settings* is what is found, put to use: a fresh network on each
-held-out task learns alone by the champion's settings; IQM over seeds and tasks after the lifetime, and as the mean of the last
-quarter of it, with the stratified bootstrap interval. That takes a seed's tasks for independent, though they have one
-champion in common: *by seed* is Student's 95 % interval over the IQMs of the seeds. *Default* are the settings of
+held-out task learns alone by the champion's settings; the mean over seeds of the IQM over tasks after the lifetime, and as the
+mean of the last quarter of it, with Student's 95 % interval over the seeds. *Default* are the settings of
 ``algo.lifetime``.
 """
 
@@ -19,10 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 from adaptation import done, train
 
-from metarl_cli.evaluation.statistics import Scores, iqm, iqm_interval
+from metarl_cli.evaluation.statistics import iqm, over_seeds
 
 SEEDS = {  # of each family, the most that docs/results.md has
     "cartpole": 10,
@@ -45,15 +43,6 @@ def mean(values: list[float]) -> str:
     return f"{np.mean(values):.1f}{error}"
 
 
-def by_seed(scores: Scores) -> str:
-    """Student's 95 % interval of the mean over seeds of the IQM over tasks, from ``scores [seeds, M]``."""
-    seeds = iqm(scores, axis=1)
-    if len(seeds) < 2:
-        return ""
-    low, high = scipy.stats.t.interval(0.95, len(seeds) - 1, seeds.mean(), scipy.stats.sem(seeds))
-    return f"[{low:.1f}, {high:.1f}]"
-
-
 def lines(family: str, kind: str, folders: list[Path]) -> list[str]:
     """The row of a search; after random search's that of the default settings."""
     logs = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
@@ -65,7 +54,7 @@ def lines(family: str, kind: str, folders: list[Path]) -> list[str]:
     def settings(who: str) -> str:
         found = np.array([result[who]["task_returns"] for result in results])  # [seeds, P, M]
         late = found[:, -(found.shape[1] // 4) :].mean(1)
-        return " | ".join(f"{iqm_interval(scores)} | {by_seed(scores)}" for scores in (found[:, -1], late))
+        return " | ".join(str(over_seeds(iqm(scores))) for scores in (found[:, -1], late))
 
     learners = f"{mean(best)} | {mean(everyone)}"
     rows = [f"| {family} | {kind} | {len(folders)} | {learners} | {settings('adapted')} | {minutes:.1f} min |"]
@@ -96,8 +85,8 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             for command, code in zip(commands, pool.map(train, commands), strict=True):
                 print(code, " ".join(command), flush=True)
-    columns = ["family", "search", "seeds", "learners: best", "all", "settings: after a lifetime", "by seed"]
-    columns += ["its last quarter", "by seed", "training"]
+    columns = ["family", "search", "seeds", "learners: best", "all", "settings: after a lifetime"]
+    columns += ["its last quarter", "training"]
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for (family, kind), each in folders.items():
         if finished := [f for f in each if (f / "results" / "test.json").exists() and done(f)]:

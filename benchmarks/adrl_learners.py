@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
@@ -41,7 +40,7 @@ from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.cli.compose import conf_dir, plain
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import validate
-from metarl_cli.evaluation.statistics import Scores
+from metarl_cli.evaluation.statistics import Scores, over_seeds
 from metarl_cli.evolution.population import tile
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Task
@@ -120,14 +119,6 @@ def by_default(parts: Components, task: Task, num: int, steps: int, episodes: in
     return {"returns": returns.tolist(), "fittest": int(fitness.mean(1).argmax()), "env_steps": learning + spent}
 
 
-def interval(scores: Scores) -> str:
-    """Mean over seeds with Student's 95 % interval, from ``scores [seeds]``."""
-    if len(scores) < 2:
-        return f"{scores.mean():.2f}"
-    low, high = scipy.stats.t.interval(0.95, len(scores) - 1, scores.mean(), scipy.stats.sem(scores))
-    return f"{scores.mean():.2f} [{low:.2f}, {high:.2f}]"
-
-
 def lines(family: str, outputs: Path, seeds: int) -> list[str]:
     """The rows of a family, of the seeds that all have learned."""
     files = [[outputs / f"{kind}_{family}-seed{seed}.json" for kind in KINDS] for seed in range(seeds)]
@@ -139,7 +130,7 @@ def lines(family: str, outputs: Path, seeds: int) -> list[str]:
     millions = np.array([[r["env_steps"] for r in each] for each in found]).mean(0) / 1e6
 
     def row(who: str, best: Scores, everyone: Scores, more: str = "") -> str:
-        return f"| {family} | {who} | {len(found)} | {interval(best)} | {interval(everyone)} | {more} |"
+        return f"| {family} | {who} | {len(found)} | {over_seeds(best)} | {over_seeds(everyone)} | {more} |"
 
     return [row(k, best[:, i], everyone[:, i], f"{millions[i]:.2f} M") for i, k in enumerate(KINDS)] + [
         row(f"pbt less {k}", best[:, 0] - best[:, i], everyone[:, 0] - everyone[:, i]) for i, k in enumerate(KINDS) if i > 0

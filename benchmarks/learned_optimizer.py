@@ -4,8 +4,8 @@
     python benchmarks/learned_optimizer.py outputs/learned/seed*
 
 Adam and SGD get the best learning rate of a grid of nine, by the return at the end of the lifetime on validation tasks: for one
-lifetime and for a longer one. Then all live on the test tasks, from the same initial weights. IQM over seeds and tasks with a
-stratified bootstrap interval over seeds.
+lifetime and for a longer one. Then all live on the test tasks, from the same initial weights. Cells are the mean over seeds of
+the IQM over tasks, with Student's 95 % interval over the seeds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import load
 from metarl_cli.evaluation.held_out import held_out_tasks
-from metarl_cli.evaluation.statistics import iqm, iqm_interval
+from metarl_cli.evaluation.statistics import iqm, over_seeds
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Budget, Task
 from metarl_cli.runs.build import Components, build
@@ -84,7 +84,7 @@ def main() -> None:
     print(f"\n| rule | return after one lifetime (about {updates} updates) | after {args.longer} |\n|---|---|---|")
     for name, each in found.items():
         scores_ = np.stack(each)  # [seeds, 2, M]
-        print(f"| {name} | {iqm_interval(scores_[:, 0])} | {iqm_interval(scores_[:, 1])} |")
+        print(f"| {name} | {over_seeds(iqm(scores_[:, 0]))} | {over_seeds(iqm(scores_[:, 1]))} |")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     python benchmarks/rl2_tables.py --no-train --curve bandit_n500_k5   beside the table, validation over training as a figure
 
 Every run is an ordinary ``metarl train experiment=rl2_<name> seed=<n>``, so that it can be repeated alone. A trial's return is
-the mean over held-out tasks; the standard error is over the seeds' means and, in parentheses, over the tasks within a seed.
+the mean over held-out tasks, with Student's 95 % interval over the seeds; in parentheses the standard error over the tasks of a
+seed.
 Each run uses one core; time is the wall time of its training, without validation and test.
 """
 
@@ -21,6 +22,8 @@ import numpy as np
 from adaptation import done, train
 from matplotlib.figure import Figure
 
+from metarl_cli.evaluation.statistics import over_seeds
+
 CONF = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 EXPERIMENTS = sorted(path.stem.removeprefix("rl2_") for path in CONF.glob("rl2_*.yaml"))
 
@@ -32,13 +35,12 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
 
 
 def totals(results: list[dict[str, Any]], which: str) -> str:
-    """Mean and standard error over seeds of whole trials' returns, and the error over tasks within a seed."""
+    """Mean over seeds of whole trials' returns with its interval, and the standard error over tasks within a seed."""
     if results[0][which] is None:
         return "-"
     found = [result[which]["mean"] for result in results]
     within = np.mean([result[which]["standard_error"] for result in results])
-    across = f" ± {np.std(found, ddof=1) / np.sqrt(len(found)):.2f}" if len(found) > 1 else ""
-    return f"{np.mean(found):.2f}{across} ({within:.2f})"
+    return f"{over_seeds(found)} ({within:.2f})"
 
 
 def episodes(results: list[dict[str, Any]]) -> str:

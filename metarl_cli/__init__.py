@@ -3,7 +3,7 @@
     import metarl_cli as metarl
 
     run = metarl.train("algo=maml_dqn", "env=cartpole_family", "seed=1")
-    policy = run.adapt(gravity=15, force_mag=-8, steps=3)
+    policy = run.adapt(gravity=15, force_mag=-8)
     action = policy(obs)
 
 Importing the package has no effects, and imports nothing slow before it is used.
@@ -65,11 +65,15 @@ def load(path: str | Path, device: str = "auto") -> Run | AdaptedPolicy:
     Raises:
         UserError: if there is neither, or it cannot be read.
     """
+    import yaml
+
+    from metarl_cli.cli.compose import conf_dir
     from metarl_cli.config.models import Hardware
     from metarl_cli.config.registry import validate
     from metarl_cli.runs.run import Run, load_policy
 
-    path, hardware = Path(path), validate(Hardware, {"device": device, "threads": 1})
+    values = yaml.safe_load(Path(conf_dir(), "hardware", "auto.yaml").read_text())
+    path, hardware = Path(path), validate(Hardware, {**values, "device": device})
     if path.is_dir() and (path / "policy.pt").is_file() and not (path / "run.json").is_file():
         path = path / "policy.pt"
     return load_policy(path, hardware) if path.is_file() else Run(path, hardware)

@@ -1,8 +1,13 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and text of any origin on a screen."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+
+def visible(text: str) -> str:
+    """Return a text with everything that is no printable character written out, as in ``\\x1b``: a terminal obeys it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Problem(NamedTuple):
@@ -30,7 +35,11 @@ class UserError(Exception):
 
 
 class ProcessLost(UserError):
-    """A process that shares the run has ended before the others; every process that notices may print it."""
+    """A process that others wait for has ended, or does not answer; every process that notices may print it."""
 
     def __init__(self, *problems: str | Problem):
         super().__init__(*problems, exit_code=1)
+
+
+class EnvironmentFault(UserError):
+    """An environment fails, or returns what nobody can learn from; the text begins with its name."""

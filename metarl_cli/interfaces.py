@@ -1,13 +1,12 @@
 """The words every part shares: what a task, a step, an environment, a family and an algorithm are.
 
-Axes, always in this order: M tasks, N envs per task, T time, B minibatch, D action dimensions, A actions; ``...`` is the
-observation's shape.
+Axes, in this order: M tasks, N envs per task, T time, B minibatch, D action dimensions, A actions; ``...`` an observation.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from metarl_cli.processes import ALONE, Processes
-from metarl_cli.spaces import ActionSpace, Spec
+from metarl_cli.spaces import ActionSpace, Layers, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,20 +77,21 @@ class Transitions(NamedTuple):
         """Select the experience of some tasks."""
         return Transitions(*(x[tasks] for x in self))
 
-    def summary(self) -> dict[str, float]:
-        """Return the metrics of collected experience."""
-        steps = self.reward.numel()
-        return {
-            "train/reward": float(self.reward.mean()),
-            "train/episode_length": steps / max(float(self.ended.sum()), 1.0),
-        }
-
 
 class Env(ABC):
     """M x N running environments, reset automatically when an episode ends."""
 
     obs: Tensor  # [M, N, ...] what to act on now
     can_select_rows: bool = False  # whether ``select_rows`` works
+
+    @property
+    def name(self) -> str:
+        """The key and the value by which messages name the environment."""
+        return type(self).__name__
+
+    def details(self, row: int) -> str:
+        """Return what messages add about the task ``row``."""
+        return ""
 
     @abstractmethod
     def step(self, action: Tensor) -> Step:
@@ -153,6 +153,7 @@ class Family(ABC):
     splits: tuple[str, ...] = ("train", "validation", "test")  # which of train, validation, test and ood the family has
     finite: bool = False  # whether the tasks are so few that the splits share them
     first_action: int = 0  # the number that the environment itself gives its first action, where actions are discrete
+    simulator_bytes: float = 0  # of one environment, beside its observations
     max_envs: int | None = None  # the most environments of one task that can run at once; None: any number
 
     @abstractmethod
@@ -165,14 +166,10 @@ class Family(ABC):
 
     @abstractmethod
     def named_task(self, values: dict[str, float]) -> Task:
-        """Return one task (M=1) with these parameters; the others have the family's nominal values.
+        """Return one task (M=1) with these parameters, else nominal ones; raises ValueError for those it does not allow."""
 
-        Raises:
-            ValueError: for an unknown parameter, or a value that the family does not allow.
-        """
-
-    def untrained(self, values: Mapping[str, float]) -> list[str]:
-        """Return in words which parameters of a task are beyond what training draws, and whether ood tasks have them."""
+    def untrained(self, values: dict[str, float]) -> list[str]:
+        """Return in words which of a task's parameters training does not draw, and whether ood tasks have them."""
         return []
 
     @abstractmethod
@@ -190,8 +187,16 @@ class Family(ABC):
         """Have ``compiler`` compile what runs often, where the family can."""
         return
 
+    def horizons(self, task: Task) -> Tensor:
+        """Return the time limit ``[M]`` of an episode of each task [steps]."""
+        return torch.full((num_tasks(task),), float(self.spec.horizon), device=device_of(task))
+
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of an episode under the best policy that knows the task; None where unknown."""
+        return None
+
+    def solved(self, task: Task) -> Tensor | None:
+        """Return the mean return ``[M]`` of an episode from which a task counts as solved; None where nothing says that."""
         return None
 
     def groups(self, task: Task) -> dict[str, Tensor]:
@@ -228,14 +233,6 @@ class Batch(NamedTuple):
 
     experience: Transitions
     signal: dict[str, Tensor]  # {name: [T, N]}
-
-
-class Layers(NamedTuple):
-    """The hidden layers of a network whose structure can vary."""
-
-    widths: tuple[int, ...]  # units of each
-    activation: str
-    normalised: bool  # whether they have layer norm
 
 
 class Learner(ABC):
@@ -349,6 +346,20 @@ class Context(NamedTuple):
     compile: bool = False  # whether hot functions are compiled
 
 
+class Holding(NamedTuple):
+    """Memory that a value of the configuration decides over."""
+
+    key: str  # to lower
+    bytes: float
+
+
+class Footprint(NamedTuple):
+    """The memory of a piece of work: what stays, and what comes and goes in turn, of which the largest counts."""
+
+    held: Sequence[Holding] = ()
+    passing: Sequence[Holding] = ()
+
+
 class Algorithm(ABC):
     """What is learned across tasks; built by ``Algo(config, context)``."""
 
@@ -357,6 +368,7 @@ class Algorithm(ABC):
     uses_learner: ClassVar[bool] = True  # whether the configuration's learner is a part of it
     adapts_by: ClassVar[Literal["gradient", "memory"]]
     own_tasks: ClassVar[bool] = False  # whether it is judged by its training tasks, each learned on its own
+    trained_steps: int | None = None  # adaptation steps that it is trained for; None: any number
     saved: ClassVar[tuple[str, ...]] = ()  # attributes with a ``state_dict`` that training goes on from
     counters: ClassVar[tuple[str, ...]] = ("iteration", "env_steps")  # numbers likewise
 
@@ -364,6 +376,19 @@ class Algorithm(ABC):
     shares: int = 1  # the most processes that can share a ``train_step``
     iteration: int = 0
     env_steps: int = 0  # environment steps of meta-training so far, the x-axis of every curve
+
+    @classmethod
+    def cost_of_building(cls, config: Any, context: Context) -> Footprint:
+        """Return the memory that building it takes; nothing of it is built, and what is not known counts nothing."""
+        return Footprint()
+
+    def cost_of_training(self) -> Footprint:
+        """Return the memory that :meth:`train_step` and a checkpoint take, beyond what the algorithm holds already."""
+        return Footprint()
+
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        """Return the bytes that adapting to so many tasks takes, with so many episodes at a time by each policy."""
+        return 0.0
 
     @abstractmethod
     def train_step(self) -> dict[str, float]:
@@ -406,6 +431,9 @@ class Algorithm(ABC):
     @abstractmethod
     def load_weights(self, state: State) -> None:
         """Take over what :meth:`weights` returned."""
+
+    def drop_replay(self) -> None:  # noqa: B027 - by default, there is none
+        """Forget the experience that is kept for replay; training that goes on collects it anew."""
 
     def state_dict(self) -> State:
         """Return everything that training goes on from; the weights under ``weights``."""

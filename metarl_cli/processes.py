@@ -5,30 +5,78 @@ individuals, and one sum over the processes brings the shares together. A proces
 so that one run is the same, up to the rounding of sums, for any number of processes. Only rank 0 has a run folder; it
 broadcasts the state that training starts from.
 
-A process that ends before the others ends them all within moments: see :class:`Watch`.
+A process that ends before the others ends them all within moments, and so does one that does not answer for longer than
+``hardware.patience``: see :class:`Watch`. Whatever else waits for another process keeps to :func:`patience`, too.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import datetime
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from metarl_cli.errors import ProcessLost
+from metarl_cli.errors import ProcessLost, visible
 
-PATIENCE = datetime.timedelta(days=1)  # the other ranks wait while rank 0 validates and tests; a dead one is noticed at once
+LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
 GRACE = 30.0  # [s] from a signal to the end of a process, as torchrun has it
+AT_ONCE = 2.0  # [s] the same where there is nothing to wait for
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # that ask a run to stop
+BEAT = 5.0  # [s] at most between the signs of life of a process
+DONE = -1  # sent in place of a sign of life
+
+_patience: ContextVar[float | None] = ContextVar("patience", default=None)
+
+
+@contextlib.contextmanager
+def waiting(seconds: float) -> Iterator[None]:
+    """Have what waits for another process within the block give up after ``seconds``."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def patience() -> float | None:
+    """Return how long one may wait for another process [s]; None: for ever."""
+    return _patience.get()
+
+
+def end_with_owner(from_main_thread: bool) -> None:
+    """Have this process of ``multiprocessing`` end when the process that started it has ended, whatever it is doing then.
+
+    Linux kills it, even within foreign code that never returns to Python; there as elsewhere, a thread waits for the end of
+    the owner, which is noticed as a pipe that closes.
+
+    Args:
+        from_main_thread: whether the owner's main thread started it; Linux takes the end of the thread for that of the owner.
+    """
+    owner = multiprocessing.parent_process()
+    if owner is None:
+        return
+
+    def wait() -> None:
+        owner.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+    if sys.platform == "linux" and from_main_thread:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Processes(NamedTuple):
@@ -91,24 +139,44 @@ class Processes(NamedTuple):
 
     def _exchange(self, operation: Callable[..., object], *arguments: Any) -> None:
         """Run a collective operation, which fails when another process ends."""
+        if self.watch is not None:
+            self.watch.exchanges += 1
+            self.watch.waits_since = time.monotonic()
         try:
             operation(*arguments)
         except RuntimeError:
             if self.watch is not None:
                 self.watch.explain()
             raise
+        finally:
+            if self.watch is not None:
+                self.watch.waits_since = None
 
 
 ALONE = Processes()
 
 
-def join() -> Processes:
-    """Join the process group, if ``torchrun`` started this process. Only commands call this: importing has no effects."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def join(patience: float) -> Processes:
+    """Join the process group, if ``torchrun`` started this process. Only commands call this: importing has no effects.
+
+    Args:
+        patience: how long to wait for the other processes to start [s].
+
+    Raises:
+        ProcessLost: if they do not.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         return ALONE
     nccl = distributed.is_nccl_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
     if not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE)
+        limit = datetime.timedelta(seconds=patience)
+        try:
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=limit)
+        except distributed.DistError as error:
+            who = f"process {os.environ.get('RANK')} has waited {patience:g} s for the other {size - 1} (hardware.patience)"
+            raise ProcessLost(f"{who}: {str(error).splitlines()[0]}") from error
+        _set_pg_timeout(LONGEST)
         atexit.register(distributed.destroy_process_group)  # its threads would sometimes abort the interpreter's end
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
@@ -132,30 +200,44 @@ class Watch:
     """Raises :class:`ProcessLost` in the main thread, within the block, when another process ends before it should.
 
     Rank 0 listens to every other process, and each of these to rank 0, on connections that the system closes with a process.
-    At the end of its block, rank 0 dismisses the others. It alone obeys signals; the others end with it.
+    Each sends a sign of life now and then, with the number of exchanges it has begun: a process is lost, too, if it is silent
+    for longer than ``patience``, or if rank 0 waits so long for it in an exchange. The others wait for rank 0 as long as it
+    lives, as it may validate. At the end of its block, rank 0 dismisses the others. It alone obeys signals; the others end
+    with it.
 
     Args:
         processes: those that share the run.
+        patience: how long a process may leave the others waiting [s].
     """
 
-    def __init__(self, processes: Processes):
-        self.size, self.rank = processes.size, processes.rank
+    def __init__(self, processes: Processes, patience: float):
+        self.size, self.rank, self.patience = processes.size, processes.rank, patience
         self.processes = processes._replace(watch=self)
+        self.exchanges = 0  # begun
+        self.waits_since: float | None = None  # the moment at which the exchange began that is not over
         self.over = threading.Event()  # dismissed, or a process is lost
-        self.lost: int | None = None
+        self.leaving = threading.Event()  # the other processes are to be told so
+        self.lost: str | None = None  # which process, and how
         self.raised = False
+        self.last_words: Callable[[ProcessLost], ProcessLost] = lambda error: error  # before the process ends by itself
 
     def __enter__(self) -> Processes:
         if self.size > 1:
-            self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
-            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGUSR2), self._obey)
+            self.group = distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self.patience))
             if self.rank > 0:
-                handlers = dict.fromkeys((*handlers, signal.SIGINT), self._ignore)
+                handlers = dict.fromkeys(SIGNALS, self._ignore)
+            else:  # Ctrl-C leaves the block by itself
+                obeyed = [n for n in SIGNALS if n != signal.SIGINT and signal.getsignal(n) is not signal.SIG_IGN]
+                handlers = dict.fromkeys(obeyed, self._obey)
             handlers[signal.SIGUSR1] = self._raise
             self.before: dict[int, Any] = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             peers = range(1, self.size) if self.rank == 0 else (0,)
-            self.threads = {peer: threading.Thread(target=self._listen, args=(peer,), daemon=True) for peer in peers}
-            for thread in self.threads.values():
+            self.threads = [
+                threading.Thread(target=target, args=(peer,), daemon=True)
+                for peer in peers
+                for target in (self._listen, self._tell)
+            ]
+            for thread in self.threads:
                 thread.start()
         return self.processes
 
@@ -165,8 +247,7 @@ class Watch:
         if self.rank == 0:
             self._dismiss()
         if self.over.is_set():
-            for thread in self.threads.values():
-                thread.join(GRACE)
+            self._join(GRACE if self.lost is None else AT_ONCE)
         self.over.set()  # before the handlers go: a listener that is left signals no more
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -182,43 +263,71 @@ class Watch:
             raise SystemExit(1)
         self._raise()
 
-    def _listen(self, peer: int) -> None:
-        """Wait until a process says that it is done, or ends without a word."""
-        try:
-            distributed.recv(torch.zeros(1), peer, group=self.group)
-            if self.rank:
-                distributed.send(torch.zeros(1), peer, group=self.group)
-        except RuntimeError:
-            if not self.over.is_set():
-                self.lost = peer
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-                self.over.set()
-                self._insist()
-        self.over.set()
+    def _tell(self, peer: int) -> None:
+        """Send signs of life to a process, and the end of this one's work; ends where the process does not listen."""
+        with contextlib.suppress(RuntimeError):
+            while True:
+                leaving = self.leaving.wait(min(BEAT, self.patience / 4))
+                distributed.send(torch.tensor([DONE if leaving else self.exchanges]), peer, group=self.group)
+                if leaving:
+                    return
 
-    def _insist(self) -> None:
-        """End this process if its main thread does not raise: it waits for a GPU, which waits for the lost process."""
-        deadline = time.monotonic() + GRACE
+    def _listen(self, peer: int) -> None:
+        """Listen to a process until it says that it is done; it is lost if it ends without a word, or stops answering."""
+        message, heard = torch.zeros(1, dtype=torch.long), time.monotonic()
+        try:
+            while True:
+                distributed.recv(message, peer, group=self.group)
+                heard = time.monotonic()
+                if int(message) == DONE:
+                    break
+                since = self.waits_since
+                if self.rank == 0 and since and int(message) < self.exchanges and heard - since > self.patience:
+                    self._lose(peer, f"has kept the others waiting for {self.patience:g} s", AT_ONCE)
+                    return
+        except RuntimeError:
+            silent = time.monotonic() - heard >= self.patience
+            if silent:
+                self._lose(peer, f"has not answered for {self.patience:g} s", AT_ONCE)
+            else:
+                self._lose(peer, "has ended")
+            return
+        self.over.set()
+        self.leaving.set()
+
+    def _lose(self, peer: int, how: str, grace: float | None = None) -> None:
+        """Have the main thread raise the loss of a process within ``grace`` [s]; it cannot where it waits for that one."""
+        if not self.over.is_set():
+            self.lost = f"process {peer} of the {self.size} that share the run {how}"
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            self.over.set()
+            self._insist(GRACE if grace is None else grace)
+
+    def _insist(self, grace: float) -> None:
+        """End this process if its main thread does not raise: it waits for the lost process, or for a GPU that does."""
+        deadline = time.monotonic() + grace
         while not self.raised:
             if time.monotonic() > deadline:
-                print(f"metarl: error: {self._loss()}", file=sys.stderr, flush=True)
+                error = self.last_words(ProcessLost(self.lost or ""))
+                print(f"metarl: error: {visible(str(error))}", file=sys.stderr, flush=True)
                 os._exit(1)
             time.sleep(0.1)
 
     def _dismiss(self) -> None:
         """Tell the other processes that this one, of rank 0, is done with the run."""
         self.over.set()
-        for peer in self.threads:
-            with contextlib.suppress(RuntimeError):
-                distributed.send(torch.zeros(1), peer, group=self.group)
+        self.leaving.set()
+
+    def _join(self, seconds: float) -> None:
+        """Wait until the other processes are told, and have answered."""
+        deadline = time.monotonic() + seconds
+        for thread in self.threads:
+            thread.join(max(deadline - time.monotonic(), 0))
 
     def _raise(self, number: int = 0, frame: FrameType | None = None) -> None:
         if self.lost is not None and not self.raised:
             self.raised = True
-            raise ProcessLost(self._loss())
-
-    def _loss(self) -> str:
-        return f"process {self.lost} of the {self.size} that share the run has ended"
+            raise ProcessLost(self.lost)
 
     def _ignore(self, number: int, frame: FrameType | None) -> None:
         pass
@@ -227,5 +336,6 @@ class Watch:
         """Let a signal take its course, unless ``torchrun`` sent it because another process has ended."""
         if not self.over.wait(1):
             self._dismiss()
+            self._join(AT_ONCE)
             signal.signal(number, self.before[signal.Signals(number)])
             os.kill(os.getpid(), number)

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar, cast
+from typing import IO, Any, ParamSpec, TypeVar, cast
 
-from rich.console import Console, ConsoleRenderable, RenderHook
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
+
+from metarl_cli.errors import visible
 
 Item = TypeVar("Item")
 Arguments = ParamSpec("Arguments")
@@ -83,11 +86,15 @@ def timing(timer: Timer | None) -> Iterator[None]:
         _timer.reset(token)
 
 
+def _shown(text: str) -> Text:
+    return Text(visible(text))
+
+
 @contextmanager
 def status(console: Console, label: str) -> Iterator[None]:
     """Show ``label`` and its progress: a spinner on a terminal, elsewhere a line at most every ``PLAIN_EVERY`` seconds."""
     if console.is_terminal:
-        with console.status(label) as spinner, listening(lambda text: spinner.update(f"{label}: {text}")):
+        with console.status(_shown(label)) as spinner, listening(lambda text: spinner.update(_shown(f"{label}: {text}"))):
             yield
         return
     printed = time.monotonic()
@@ -121,7 +128,7 @@ class Appended(io.TextIOBase):
 
 def log_console(path: Path) -> Console:
     """Return a console that writes to the end of a file."""
-    return Console(file=cast(IO[str], Appended(path)), width=PLAIN_WIDTH, highlight=False)
+    return Plain(file=cast(IO[str], Appended(path)), width=PLAIN_WIDTH)
 
 
 class Keep(RenderHook):
@@ -145,7 +152,26 @@ class Keep(RenderHook):
 PLAIN_WIDTH = 120  # [characters] of output where there is no terminal
 
 
-def wide_console() -> Console:
+class Plain(Console):
+    """A console on which text is data: no markup, no emoji names, no colours of numbers, and nothing a terminal would obey."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments, markup=False, emoji=False, highlight=False)
+
+    @override
+    def render_str(self, text: str, **arguments: Any) -> Text:
+        return super().render_str(visible(text), **arguments)
+
+    @override
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(map(visible, segment.text.split("\n"))), segment.style)
+
+
+def wide_console() -> Plain:
     """Return the console of a command; its width fits every table, in a file or a pipe too."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    console = Plain()
+    return console if console.is_terminal else Plain(width=PLAIN_WIDTH)

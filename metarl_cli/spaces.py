@@ -1,4 +1,4 @@
-"""Action spaces: what a family's actions are, and what a learner chooses among.
+"""Action spaces: what a family's actions are, what a learner chooses among, and the layers of its network.
 
 Factorised discretisation (Seyde 2022, arXiv:2210.12566): each of D dimensions of a vector has B bins at equal distances,
 from bound to bound, and is chosen on its own.
@@ -6,6 +6,7 @@ from bound to bound, and is chosen on its own.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -133,9 +134,9 @@ class Continuous(ActionSpace):
         return len(self.low)
 
     def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the least and the greatest actions, ``[D]`` each."""
-        low, high = (constant(edge, torch.get_default_dtype(), device) for edge in (self.low, self.high))
-        return low, high
+        """Return the least and the greatest actions, ``[D]`` each; within the true bounds where they have to be rounded."""
+        dtype = torch.get_default_dtype()
+        return inside(self.low, math.inf, dtype, device), inside(self.high, -math.inf, dtype, device)
 
     @override
     def random(self, obs: Tensor, rng: torch.Generator) -> Tensor:
@@ -203,6 +204,15 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
     return torch.tensor(values, dtype=dtype, device=device)
 
 
+@lru_cache(maxsize=64)
+def inside(bound: tuple[float, ...], inwards: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a bound as a tensor that is made once, rounded towards ``inwards`` (plus or minus infinity): never change it."""
+    exact = torch.tensor(bound, dtype=torch.float64)
+    rounded = exact.to(dtype)
+    beyond = rounded.double() < exact if inwards > 0 else rounded.double() > exact
+    return torch.where(beyond, torch.nextafter(rounded, torch.full_like(rounded, inwards)), rounded).to(device)
+
+
 class Spec(NamedTuple):
     """The interface between the environments of a family and a learner."""
 
@@ -210,8 +220,29 @@ class Spec(NamedTuple):
     actions: Discrete | Continuous
     horizon: int  # [steps] of an episode, the longest where tasks differ
     obs_scale: tuple[float, ...] = ()  # [O] the usual size of each entry, for a network to divide by; none: about 1 already
+    pixels: bool = False  # whether the entries are bytes or booleans, and not numbers of the default type
+
+    @property
+    def bytes_per_obs(self) -> int:
+        """The bytes of an observation."""
+        return math.prod(self.obs_shape) * (1 if self.pixels else torch.get_default_dtype().itemsize)
+
+    @property
+    def bytes_per_transition(self) -> int:
+        """The bytes of a transition: two observations, an action, the reward, two ends and the weight."""
+        number = torch.get_default_dtype().itemsize
+        action = number * self.actions.size if isinstance(self.actions, Continuous) else 8
+        return 2 * self.bytes_per_obs + action + 2 * number + 2
 
     def observation(self, array: np.ndarray, device: torch.device) -> Tensor:
         """Return observations as a tensor: images in bytes, booleans as they are, numbers in the default type."""
         keep = array.dtype == bool or (array.dtype == np.uint8 and len(self.obs_shape) == 3)
         return torch.as_tensor(array, dtype=None if keep else torch.get_default_dtype(), device=device)
+
+
+class Layers(NamedTuple):
+    """The hidden layers of a network whose structure can vary."""
+
+    widths: tuple[int, ...]  # units of each
+    activation: str
+    normalised: bool  # whether they have layer norm

@@ -53,8 +53,28 @@ def _kill_after(checkpoints: int, share: float) -> None:
     checkpoint.save = saving
 
 
+def _hang_after(steps: int) -> None:
+    """Have this process compute for ever after a number of training steps."""
+    from metarl_cli.algos import maml
+
+    train_step, done = maml.Algo.train_step, iter(range(steps))
+
+    def hanging(self):
+        while next(done, None) is None:
+            time.sleep(0.01)
+        return train_step(self)
+
+    maml.Algo.train_step = hanging
+
+
 def _child(
-    arguments: tuple[str, ...], cwd: str, environment: dict[str, str], out: str, err: str, kill: tuple[int, float] | None
+    arguments: tuple[str, ...],
+    cwd: str,
+    environment: dict[str, str],
+    out: str,
+    err: str,
+    kill: tuple[int, float] | None,
+    hang: bool,
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
@@ -65,20 +85,28 @@ def _child(
 
     if kill:
         _kill_after(*kill)
+    if hang:
+        _hang_after(5)
     sys.argv = ["metarl", *arguments]
     sys.exit(main())
 
 
 def start(
-    *arguments: str, cwd: Path, out: str = os.devnull, err: str = os.devnull, kill: tuple[int, float] | None = None
+    *arguments: str,
+    cwd: Path,
+    out: str = os.devnull,
+    err: str = os.devnull,
+    kill: tuple[int, float] | None = None,
+    hang: bool = False,
 ) -> BaseProcess:
     """``metarl ARGUMENTS``, begun; ``kill``, ``is_alive``, ``join`` and ``exitcode`` are those of ``multiprocessing``.
 
     With ``kill=(checkpoints, share)`` it is killed after so many checkpoints, and a share of the time from one to the next.
+    With ``hang`` it computes for ever after a few training steps.
     """
     with mock.patch.dict(os.environ, ONE_THREAD):
         forkserver.ensure_running()  # which imports torch
-        process = FORKS.Process(target=_child, args=(arguments, str(cwd), dict(os.environ), out, err, kill), daemon=True)
+        process = FORKS.Process(target=_child, args=(arguments, str(cwd), dict(os.environ), out, err, kill, hang), daemon=True)
     process.start()
     return process
 

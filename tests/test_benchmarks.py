@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import adaptation
 import harness
 import pytest
 import report
@@ -12,6 +13,7 @@ from report import Spread
 from tables import COMPILED, GROWTH, Case, Entry, tables
 from torch.utils.flop_counter import FlopCounterMode
 
+from metarl_cli.evaluation.statistics import over_seeds
 from metarl_cli.interfaces import Transitions
 from metarl_cli.runs.build import build
 
@@ -186,3 +188,40 @@ def test_contenders_of_the_meta_gradient_compute_the_same_loss():
 def test_the_documentation_has_the_numbers_of_the_results():
     """``python benchmarks/speed docs`` makes them the same."""
     assert report.fill(PAGE, RESULTS) == PAGE
+
+
+# -- learning
+
+
+def kept(seed, before, after, **more):
+    run = {"seed": seed, "command": "", "revision": "", "env_steps": 2e6, "minutes": 1.5, "steps": 1, "groups": None}
+    run |= {"before": before, "after": after, "from_scratch": before, "ood": None, "solved": None}
+    return run | more
+
+
+def test_a_cell_is_the_mean_of_the_runs_with_the_interval_over_them():
+    runs = [kept(0, [1.0, 1.0], [0.0, 2.0]), kept(1, [2.0, 2.0], [1.0, 5.0]), kept(2, [6.0, 6.0], [4.0, 6.0])]
+    (line,) = adaptation.rows("a", runs)
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert len(cells) == len(adaptation.HEAD)
+    assert cells[:4] == ["`a`", "3", str(over_seeds([1, 2, 6])), str(over_seeds([1, 3, 5]))]
+    assert cells[4:] == ["3.00", "1.67", "-", "1", "-", str(over_seeds([1, 2, 6])), "2.0 M", "1.5 min"]
+
+
+def test_a_mix_has_a_line_for_each_family():
+    runs = [kept(seed, [1.0, 10.0, 3.0], [2.0, 20.0, 4.0], groups=["a", "b", "a"], solved=0.5) for seed in range(2)]
+    one, other = adaptation.rows("x", runs)
+    assert one.startswith("| `x`, a | 2 | 2.00 [2.00, 2.00] | 3.00 [3.00, 3.00] | 3.00 | 2.00 | - |")
+    assert other.startswith("| `x`, b | 2 | 10.00 [10.00, 10.00] | 20.00 [20.00, 20.00] | 20.00 | 20.00 | - |")
+
+
+@pytest.mark.parametrize("page", ["docs/results.md", "README.md"])
+def test_the_tables_of_learning_have_the_numbers_of_the_results(page):
+    """``python benchmarks/adaptation.py docs`` makes them the same."""
+    text = (ROOT / page).read_text()
+    assert adaptation.fill(text) == text
+
+
+def test_what_is_kept_of_runs_is_in_the_documents():
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert {match[2] for match in adaptation.MARKER.finditer(page)} == {path.stem for path in adaptation.RESULTS.glob("*.json")}

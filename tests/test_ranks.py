@@ -34,20 +34,24 @@ SECONDS = 20  # until a run has ended of which a process is lost: the machine ma
 ENDLESS = ["train.iterations=100000", "train.eval_every=100000", "train.checkpoint_every=0.01"]
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 class Ranks:
     """``metarl train`` in several processes, which meet as those of ``torchrun`` do."""
 
-    def __init__(self, folder, num, *overrides):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+    def __init__(self, folder, num, *overrides, hang=False):
+        port = free_port()
         meet = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         folder.mkdir(parents=True)
         self.outs, self.errs = ([folder / f"{name}{rank}" for rank in range(num)] for name in ("out", "err"))
         self.all = []
         for rank, (out, err) in enumerate(zip(self.outs, self.errs, strict=True)):
             with mock.patch.dict(os.environ, {**meet, "RANK": str(rank), "LOCAL_RANK": str(rank)}):
-                self.all.append(start("train", *overrides, cwd=folder, out=str(out), err=str(err)))
+                self.all.append(start("train", *overrides, cwd=folder, out=str(out), err=str(err), hang=hang and rank > 0))
 
     def join(self, seconds=PATIENCE):
         """Wait for all to end; returns their exit codes."""
@@ -174,8 +178,52 @@ def test_a_process_that_is_killed_ends_the_run(rank, tmp_path):
     out, err = going_on.said()
     assert f"going on from iteration {done}" in out
     assert "saved; go on with" in out
-    assert not err
+    assert err == "saving after this iteration; again to stop at once\n"
     assert RunFolder(run).manifest()["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("hang", ["silent", pytest.param("behind", marks=pytest.mark.slow)])
+def test_a_process_that_does_not_answer_ends_the_run(hang, tmp_path):
+    """Be it stopped as a whole, or one that lives and computes for ever."""
+    run, small = tmp_path / "run", ["algo=maml_dqn", *(o for o in tiny("maml_dqn") if not o.startswith("train."))]
+    ranks = Ranks(tmp_path / "ranks", 2, f"run={run}", *small, *ENDLESS, "hardware.patience=4", hang=hang == "behind")
+    wait_until((run / "last.pt").exists, f"no checkpoint: {ranks.said()}")
+    if hang == "silent":
+        os.kill(ranks.all[1].pid, signal.SIGSTOP)
+    first, other = ranks.all
+    first.join(PATIENCE)
+    other.kill()
+    assert first.exitcode == 1
+    how = "has not answered for 4 s" if hang == "silent" else "has kept the others waiting for 4 s"
+    line = rf"metarl: error: process 1 of the 2 that share the run {how}; the last checkpoint is .*last.pt; go on with: .*\n"
+    assert re.fullmatch(line, ranks.errs[0].read_text())
+    assert RunFolder(run).manifest()["status"] == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_second_signal_ends_a_process_that_waits_for_another(number, tmp_path):
+    run, small = tmp_path / "run", ["algo=maml_dqn", *(o for o in tiny("maml_dqn") if not o.startswith("train."))]
+    ranks = Ranks(tmp_path / "ranks", 2, f"run={run}", *small, *ENDLESS)
+    wait_until((run / "last.pt").exists, f"no checkpoint: {ranks.said()}")
+    os.kill(ranks.all[1].pid, signal.SIGSTOP)
+    first, other = ranks.all
+    for pause in (1.0, 0.0):
+        os.kill(first.pid, number)
+        time.sleep(pause)
+    first.join(SECONDS)
+    other.kill()
+    assert first.exitcode == 128 + number
+    assert not ranks.errs[0].read_text() or "Traceback" not in ranks.errs[0].read_text()
+
+
+def test_a_process_that_never_comes_is_waited_for_as_long_as_configured(tmp_path):
+    meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "RANK": "0", "LOCAL_RANK": "0"}
+    err = tmp_path / "err"
+    with mock.patch.dict(os.environ, {**meet, "MASTER_PORT": str(free_port())}):
+        first = start("train", *tiny("maml_dqn"), "hardware.patience=1", cwd=tmp_path, err=str(err))
+    first.join(PATIENCE)
+    assert first.exitcode == 1
+    assert "metarl: error: process 0 has waited 1 s for the other 1 (hardware.patience): " in err.read_text()
 
 
 def test_a_process_killed_while_the_first_tests_ends_the_run(tmp_path):
@@ -230,8 +278,8 @@ LOST = ProcessLost("process 0 of the 2 that share the run has ended")
 def test_an_error_of_one_process_of_several_is_printed_and_ends_it(rank, error, code, said, monkeypatch, capsys):
     """Hydra, which begins the next job of a sweep after an exception, does not see it."""
     monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setattr(train_command, "join", lambda: Processes(2, rank))
-    monkeypatch.setattr(train_command, "Watch", contextlib.nullcontext)
+    monkeypatch.setattr(train_command, "join", lambda patience: Processes(2, rank))
+    monkeypatch.setattr(train_command, "Watch", lambda processes, patience: contextlib.nullcontext(processes))
     for name in ("train", "follow"):
         monkeypatch.setattr(train_command, name, mock.Mock(side_effect=error))
     with pytest.raises(SystemExit) as ended:
@@ -247,8 +295,8 @@ def test_one_process_alone_raises_its_errors(monkeypatch):
 
 
 def test_notes_are_of_the_first_process(monkeypatch, capsys, caplog):
-    monkeypatch.setattr(train_command, "join", lambda: Processes(2, 1))
-    monkeypatch.setattr(train_command, "Watch", contextlib.nullcontext)
+    monkeypatch.setattr(train_command, "join", lambda patience: Processes(2, 1))
+    monkeypatch.setattr(train_command, "Watch", lambda processes, patience: contextlib.nullcontext(processes))
     monkeypatch.setattr(train_command, "follow", lambda processes: note("there is no C++ compiler"))
     train_command.run(compose_train(), Job({}, []))
     assert not caplog.text
@@ -258,7 +306,7 @@ def test_notes_are_of_the_first_process(monkeypatch, capsys, caplog):
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_process_ends_that_waits_for_a_gpu_and_the_gpu_for_a_lost_process(raises, monkeypatch, capsys):
     """Its main thread does not return to Python, where it would raise the loss."""
-    watch, done = ranks_module.Watch(Processes(2, 0)), []
+    watch, done = ranks_module.Watch(Processes(2, 0), PATIENCE), []
     watch.group = None
 
     def signalled(thread, number):
@@ -282,8 +330,8 @@ def test_a_process_ends_that_waits_for_a_gpu_and_the_gpu_for_a_lost_process(rais
 
 def test_listeners_are_silent_before_the_handlers_go(monkeypatch):
     """A signal without its handler would kill this process."""
-    watch = ranks_module.Watch(Processes(2, 1))
-    watch.threads, watch.before, silent = {}, {signal.SIGUSR1: signal.SIG_DFL}, []
+    watch = ranks_module.Watch(Processes(2, 1), PATIENCE)
+    watch.threads, watch.before, silent = [], {signal.SIGUSR1: signal.SIG_DFL}, []
     monkeypatch.setattr(ranks_module.signal, "signal", lambda number, handler: silent.append(watch.over.is_set()))
     watch.__exit__(None, None, None)
     assert silent == [True]
@@ -347,7 +395,7 @@ def test_rows_are_shared_out(num, size):
 )
 def test_jobs_take_turns_on_the_gpus(device, number, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert choose_device(Hardware(device=device, threads=1), number) == torch.device(chosen)
+    assert choose_device(Hardware(device=device, threads=1, patience=PATIENCE), number) == torch.device(chosen)
 
 
 def test_the_processes_of_parallel_jobs_take_turns_on_the_gpus(monkeypatch):
@@ -379,4 +427,4 @@ def test_one_gpu_for_several_processes_is_refused():
 def test_a_gpu_that_is_not_there_is_refused(device, gpus, line, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(UserError, match=re.escape(line)):
-        choose_device(Hardware(device=device, threads=1))
+        choose_device(Hardware(device=device, threads=1, patience=PATIENCE))

@@ -8,7 +8,7 @@ all tasks; another one, written for a single task, is called through ``vmap``. G
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.func import vmap
 from typing_extensions import override
 
-from metarl_cli.config.base import StrictModel
+from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.footprint import bytes_per_env, experience, peak, size_of, without_content
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
@@ -25,7 +26,7 @@ from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Param
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
 from metarl_cli.networks.stacked import first
-from metarl_cli.progress import timed
+from metarl_cli.progress import note, timed
 
 
 class SupportConfig(StrictModel):
@@ -52,6 +53,7 @@ class InnerConfig(StrictModel):
         description="weights that the inner loop adapts: all, the head (ANIL), the context inputs (CAVIA)"
     )
     returns: ReturnsConfig = Field(description="estimate of the returns of the support")
+    decay: Share = Field(description="factor of the rates at each adaptation step beyond the K of meta-training; 1: none")
     scratch_lr: float = Field(gt=0, description="learning rate of Adam for the reference that adapts from fresh weights")
     support: SupportConfig
 
@@ -205,6 +207,20 @@ def collect_support(
     return parts[0] if len(parts) == 1 else Transitions(*(torch.cat(field, 2) for field in zip(*parts, strict=True)))
 
 
+def fading(step: int, trained: int, decay: float) -> float:
+    """Return the factor of the rates at an adaptation step, counted from 1: it falls beyond the ``trained`` steps.
+
+    Learned rates are made for so many steps. With the same rates, further steps overshoot until the weights are not finite.
+    """
+    return decay ** max(step - trained, 0)
+
+
+def diverged(params: Params) -> int:
+    """Return the number of tasks of ``params [M, ...]`` with a weight that is not finite."""
+    finite = [value.isfinite().reshape(len(value), -1).all(1) for value in params.values()]
+    return int((~torch.stack(finite).all(0)).sum())
+
+
 @torch.no_grad()
 def adapt(
     learner: Learner,
@@ -217,21 +233,59 @@ def adapt(
     returns: ReturnsConfig,
     rng: torch.Generator,
     adam: Adam | None = None,
+    factor: Callable[[int], float] = lambda step: 1.0,
 ) -> Iterator[Adapted]:
-    """Adapt ``params [M, ...]`` to M tasks by gradient steps, or by ``adam``; yield before the first step and after each."""
+    """Adapt ``params [M, ...]`` to M tasks by gradient steps, or by ``adam``; yield before the first step and after each.
+
+    ``factor`` is that of the rates at each step, counted from 1.
+    """
     if budget.episodes is not None:
         support = support.model_copy(update={"rollouts": budget.episodes})
-    env_steps, batch = 0, None
+    env_steps, batch, told = 0, None, False
     yield Adapted(0, 0, 0, NetworkPolicy(learner, params))
     for k in range(1, budget.steps + 1):
         if batch is None or support.fresh:
             batch = collect_support(learner, params, family, task, support, rng)
             env_steps += round(float(batch.weight.sum()) / batch.weight.shape[0])
+        now = {name: rate * factor(k) for name, rate in rates.items()}
         if adam is None:
-            params = inner_step(learner, params, rates, batch, returns)
+            params = inner_step(learner, params, now, batch, returns)
         else:
-            params = adam.step(params, support_gradients(learner, params, list(rates), batch, returns), rates)
+            params = adam.step(params, support_gradients(learner, params, list(now), batch, returns), now)
+        if not told and (lost := diverged(params)):
+            note(f"after adaptation step {k} the weights of {lost} of {len(first(params))} tasks are not finite")
+            told = True
         yield Adapted(k, k, env_steps, NetworkPolicy(learner, params))
+
+
+def cost_of_steps(
+    learner: Learner,
+    params: Params,
+    family: Family,
+    tasks: int,
+    support: SupportConfig,
+    returns: ReturnsConfig,
+    episodes: int,
+) -> float:
+    """Return the bytes that gradient steps on so many tasks take from ``params``, one network, and then acting in them.
+
+    Args:
+        learner: the learner.
+        params: the weights of one network.
+        family: of the tasks.
+        tasks: M.
+        support: what is collected.
+        returns: the estimate of its returns.
+        episodes: played at a time by the adapted policy of each task.
+    """
+    weights = {name: value.expand(tasks, *value.shape) for name, value in without_content(params).items()}
+    batch = experience(family.spec, tasks, support.steps, support.rollouts)
+    obs = experience(family.spec, tasks, 1, episodes).obs[:, 0]
+    step = peak(lambda: support_gradients(learner, weights, list(weights), batch, returns))
+    act = peak(lambda: learner.policy(weights, obs).mode())
+    networks = 2 * tasks * size_of(params)  # of this step and the next
+    collected = 2 * tasks * support.steps * support.rollouts * family.spec.bytes_per_transition
+    return networks + max(collected / 2 + step, collected, act) + tasks * episodes * bytes_per_env(family)
 
 
 def fine_tune(

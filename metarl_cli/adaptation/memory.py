@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
+from metarl_cli.experience.finite import Watch
 from metarl_cli.experience.rollout import rollout
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, Step, Task
@@ -98,9 +99,9 @@ class Inputs:
         """Encode actions ``[..., A]``: one-hot, or scaled so that the bounds are -1 and 1."""
         return self.spec.actions.encode(self.spec.actions.clip(action))
 
-    def clock(self, before: State, episodes: int) -> Tensor:
-        """Return the shares ``[R, 2]`` of the episode and of the trial that have passed."""
-        return torch.stack([before["step"] / self.spec.horizon, before["episode"] / episodes], -1)
+    def clock(self, before: State, horizon: Tensor, episodes: int) -> Tensor:
+        """Return the shares ``[R, 2]`` of the episode, of ``horizon [R]`` steps at most, and of the trial that have passed."""
+        return torch.stack([before["step"] / horizon, before["episode"] / episodes], -1)
 
     def __call__(self, obs: Tensor, before: State, reward: Tensor, clock: Tensor) -> Tensor:
         """Return the inputs ``[R, I]`` of the memory, the observation first; ``reward [R]`` is normalised already."""
@@ -161,9 +162,12 @@ class Agent:
         return {"hidden": self.memory.start(rows, self.device), "before": self.inputs.start(rows, self.device)}
 
     def see(self, state: State, obs: Tensor, episodes: int) -> tuple[Tensor, Tensor]:
-        """Return the inputs ``[R, I]`` and the clock ``[R, 2]`` of R trials for ``obs [R, ...]``."""
+        """Return the inputs ``[R, I]`` and the clock ``[R, 2]`` of R trials for ``obs [R, ...]``.
+
+        The state holds, beside what :meth:`begin` gives, the ``horizon [R]`` of an episode of each.
+        """
         before = state["before"]
-        clock = self.inputs.clock(before, episodes)
+        clock = self.inputs.clock(before, state["horizon"], episodes)
         started = (before["step"] + before["episode"]) > 0
         reward = (before["reward"] - self.measured["reward_mean"]) / self.measured["reward_scale"] * started
         return self.inputs(obs, before, reward, clock), clock
@@ -195,19 +199,20 @@ class MemoryPolicy(Policy):
         agent: the memory network and its inputs.
         params: the agent's weights.
         head: maps features and inputs to the distribution over actions.
-        num_tasks: M.
+        horizons: ``[M]``, of an episode of each task.
         episodes: episodes of a trial.
         stochastic: whether the policy can sample actions; False: it is deterministic.
     """
 
-    def __init__(self, agent: Agent, params: Params, head: Head, num_tasks: int, episodes: int, stochastic: bool):
-        self.agent, self.params, self.head, self.num_tasks, self.episodes = agent, params, head, num_tasks, episodes
+    def __init__(self, agent: Agent, params: Params, head: Head, horizons: Tensor, episodes: int, stochastic: bool):
+        self.agent, self.params, self.head, self.horizons, self.episodes = agent, params, head, horizons, episodes
         self.stochastic = stochastic
 
     @override
     def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
         """Return the state at the start of M x N trials, with tensors ``[M * N, ...]``."""
-        return self.agent.begin(self.num_tasks * num_envs) | {"rng": None if greedy else rng}
+        horizon = self.horizons.repeat_interleave(num_envs)
+        return self.agent.begin(len(horizon)) | {"horizon": horizon, "rng": None if greedy else rng}
 
     @override
     @torch.no_grad()
@@ -227,7 +232,8 @@ class MemoryPolicy(Policy):
 
     @override
     def state_dict(self) -> State:
-        return {"params": {name: value.detach() for name, value in self.params.items()}, "episodes": self.episodes}
+        params = {name: value.detach() for name, value in self.params.items()}
+        return {"params": params, "horizons": self.horizons, "episodes": self.episodes}
 
 
 @timed("collecting experience")
@@ -257,10 +263,11 @@ def collect_trials(
     env = family.make(task, num_envs, env_rng)
     state, steps, starts = policy.start(num_envs, rng, greedy=False), [], []
     weight = torch.ones(env.obs.shape[:2].numel(), device=env.obs.device)
-    hidden = _memory(state)["hidden"]
+    hidden, watch = _memory(state)["hidden"], Watch(env)
     for t, moment in zip(range(episodes * family.spec.horizon), rollout(env, policy, state), strict=False):
         if t % segment == 0:
             starts.append(hidden)
+        watch.see(moment.step)
         action, step = moment.action.flatten(0, 1), Step(*(x.flatten(0, 1) for x in moment.step))
         steps.append(
             {
@@ -276,6 +283,7 @@ def collect_trials(
         hidden, weight = memory["hidden"], weight * (memory["before"]["episode"] < episodes)
         if not weight.any():
             break
+    watch.finish()
     kept = {k: torch.stack([start[k] for start in starts]) for k in starts[0]}
     return Trials(**{k: torch.stack([step[k] for step in steps]) for k in steps[0]}, starts=kept)
 

@@ -22,10 +22,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.config.footprint import COPIES, factor
 from metarl_cli.evolution.interfaces import LastingLife
 from metarl_cli.evolution.lineage import draw_lineage, markdown
 from metarl_cli.evolution.population import Evolution, EvolutionConfig, FitnessConfig
-from metarl_cli.interfaces import Context, Diagnostics, Params, State, num_tasks
+from metarl_cli.interfaces import Context, Diagnostics, Footprint, Holding, Params, State, num_tasks
 from metarl_cli.progress import track
 from metarl_cli.seeding import CommonRandomNumbers, torch_rng
 
@@ -71,6 +72,19 @@ class ADRL(Evolution):
         self.lives: LastingLife | None = None
         self.untrained = torch.zeros(0, dtype=torch.float64, device=device)  # [P, M] of each lineage's first network, or 0
         self.line = self.genome.start[:0].reshape(0, 0, 0)  # [S, P, G] genomes of each individual's lineage
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, population = self.config, len(self.search.ask())
+        lives = self.cost_of_lives(population, config.fitness.tasks, config.fitness.episodes)
+        held = [Holding("algo.lifetime.capacity", lives)]
+        passing = [Holding("algo.lifetime.capacity", COPIES * lives)]
+        if candidates := 2 * config.validation.candidates:
+            each = self.cost_of_lives(candidates, config.validation.tasks, config.validation.episodes)
+            capacity = int(config.lifetime.values.get("capacity", 0))
+            key = factor(algo__validation__tasks=config.validation.tasks, algo__lifetime__capacity=capacity)
+            passing.append(Holding(key, each))
+        return Footprint(held, passing)
 
     # -- one generation
 
@@ -166,6 +180,10 @@ class ADRL(Evolution):
         life.learn()
 
     # -- diagnostics and saving
+
+    @override
+    def drop_replay(self) -> None:
+        self.lives = None  # they end with the run: its length is theirs
 
     def diagnostics(self) -> Diagnostics:
         """Return the population's diagnostics, the champion's schedule and a figure of the lineages."""

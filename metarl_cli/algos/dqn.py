@@ -16,21 +16,47 @@ from typing_extensions import override
 from metarl_cli.adaptation.gradient import (
     NetworkPolicy,
     SupportConfig,
+    cost_of_steps,
     fine_tune,
     load_network_policy,
     loss_gradients,
     prepare_each,
 )
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.footprint import (
+    COPIES,
+    blank,
+    bytes_per_env,
+    bytes_per_task,
+    experience,
+    factor,
+    peak,
+    size_of,
+    without_content,
+)
+from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import linear
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, Transitions, num_tasks
+from metarl_cli.interfaces import (
+    Adapted,
+    Algorithm,
+    Budget,
+    Context,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    State,
+    Task,
+    Transitions,
+    num_tasks,
+)
 from metarl_cli.networks.compiling import compiled
 from metarl_cli.networks.optimizers import clip_rows
-from metarl_cli.networks.stacked import flatten, fresh, load_params, select_rows, unflatten
+from metarl_cli.networks.stacked import first, flatten, fresh, load_params, select_rows, unflatten
 from metarl_cli.networks.target import TargetConfig, follow
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
@@ -75,7 +101,7 @@ class IndependentDQN(Algorithm):
     adapts_by = "gradient"
     replays = True
     own_tasks = True
-    saved = ("optimizer", "rng", "env", "replay")
+    saved = ("optimizer", "rng", "env", "replay", "episodes")
     counters = ("iteration", "updates", "env_steps")
 
     def __init__(self, config: Config, context: Context):
@@ -89,6 +115,7 @@ class IndependentDQN(Algorithm):
         self.optimizer = torch.optim.Adam([self.flat], lr=config.lr, fused=True)  # elementwise, so rows stay independent
         self.env = self.family.make(self.task, config.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.capacity, context.device)
+        self.episodes = Episodes()
         self.rows = torch.arange(config.tasks, device=context.device)
         self.processes, self.shares = context.processes, config.tasks
         self.own = self.processes.shard(config.tasks)  # the networks that this process updates
@@ -98,6 +125,40 @@ class IndependentDQN(Algorithm):
         self.gradient = compiled(self._gradient, "the gradient of dqn", context.compile)
         self.iteration = self.updates = self.env_steps = 0
 
+    @override
+    @classmethod
+    def cost_of_building(cls, config: Config, context: Context) -> Footprint:
+        family, rows = context.family, config.tasks * config.envs
+        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        tasks = Holding("algo.tasks", config.tasks * (bytes_per_task(family) + 4 * weights))
+        return Footprint([tasks, Holding("algo.envs", rows * bytes_per_env(family))])
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, spec = self.config, self.family.spec
+        replay = config.tasks * config.capacity * spec.bytes_per_transition
+        params, target = without_content((self.own_params, self.own_target_params))
+        own = len(first(params))
+        update = peak(lambda: self._gradient(params, target, experience(spec, own, 1, config.batch)))
+        update += own * config.batch * spec.bytes_per_transition
+        capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
+        window = 2 * config.tasks * config.envs * config.steps * spec.bytes_per_transition
+        return Footprint(
+            [Holding(capacity, replay), Holding("algo.tasks", 2 * size_of(self.flat))],
+            [
+                Holding(
+                    factor(algo__batch=config.batch, algo__tasks=own), update + own * config.batch * spec.bytes_per_transition
+                ),
+                Holding(capacity, COPIES * replay),
+                Holding(factor(algo__steps=config.steps, algo__envs=config.envs, algo__tasks=config.tasks), window),
+            ],
+        )
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        config, network = self.config, {name: value[0] for name, value in self.params.items()}
+        return cost_of_steps(self.learner, network, self.family, tasks, config.support, config.returns, episodes)
+
     def train_step(self) -> dict[str, float]:
         """Collect experience with every network on its own task, then update the networks from replay."""
         config = self.config
@@ -106,7 +167,7 @@ class IndependentDQN(Algorithm):
         experience = collect(self.env, policy, policy.start(config.envs, self.rng["exploration"]), config.steps)
         self.replay.add(experience)
         self.env_steps += experience.reward.numel()
-        metrics = {"train/epsilon": epsilon, **experience.summary()}
+        metrics = {"train/epsilon": epsilon, **self.episodes.summary(experience)}
         if self.iteration >= config.warmup:
             share = linear((1.0, config.final_lr), self.iteration / self.context.iterations)
             self.optimizer.param_groups[0]["lr"] = config.lr * share
@@ -164,6 +225,10 @@ class IndependentDQN(Algorithm):
     @override
     def load_policy(self, state: State, task: Task) -> NetworkPolicy:
         return load_network_policy(self.learner, state)
+
+    @override
+    def drop_replay(self) -> None:
+        self.replay.clear()
 
     @override
     def weights(self) -> State:

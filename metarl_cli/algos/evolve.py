@@ -30,7 +30,7 @@ from typing_extensions import override
 
 from metarl_cli.config.base import Operational
 from metarl_cli.evolution.population import Evolution, EvolutionConfig, ValidationConfig
-from metarl_cli.interfaces import Context, Task, num_tasks
+from metarl_cli.interfaces import Context, Footprint, Holding, Task, num_tasks
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
@@ -68,6 +68,21 @@ class Evolve(Evolution):
     def __init__(self, config: Config, context: Context):
         super().__init__(config, config.tasks, context)
         self.processes, self.shares = context.processes, len(self.search.ask())
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, validation = self.config, self.config.validation
+        individuals = -(-len(self.search.ask()) // self.processes.size)
+        together = min(config.chunk or individuals, individuals)
+        tasks, candidates = config.fitness.tasks, validation.candidates + 2
+        lives = self.cost_of_lives(together, tasks, config.fitness.episodes)
+        key = "algo.chunk" if config.chunk or together > 1 else "algo.fitness.tasks"
+        passing = [Holding(key, lives)]
+        if validation.candidates:
+            number = min(config.chunk or candidates, candidates)
+            most = max(validation.tasks, -(-config.tasks // validation.folds) if validation.folds else 0)
+            passing.append(Holding("algo.validation.tasks", self.cost_of_lives(number, most, validation.episodes)))
+        return Footprint((), passing)
 
     @override
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:

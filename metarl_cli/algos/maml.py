@@ -28,6 +28,7 @@ collection), and the query is replayed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -40,6 +41,8 @@ from metarl_cli.adaptation.gradient import (
     NetworkPolicy,
     adapt,
     collect_support,
+    cost_of_steps,
+    fading,
     fine_tune,
     initial_rates,
     inner_step,
@@ -49,11 +52,37 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
 )
 from metarl_cli.config.base import Operational, Share, StrictModel
+from metarl_cli.config.footprint import (
+    COPIES,
+    blank,
+    bytes_per_env,
+    bytes_per_task,
+    experience,
+    factor,
+    peak,
+    size_of,
+    without_content,
+)
+from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
 from metarl_cli.experience.rollout import collect
 from metarl_cli.experience.schedules import cosine, linear
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Env, Family, Params, State, Task, Transitions, num_tasks
+from metarl_cli.interfaces import (
+    Adapted,
+    Algorithm,
+    Budget,
+    Context,
+    Env,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    State,
+    Task,
+    Transitions,
+    num_tasks,
+)
 from metarl_cli.networks.compiling import compiled
 from metarl_cli.networks.optimizers import Adam, backward
 from metarl_cli.networks.stacked import detached, expand, fresh, load_params
@@ -128,7 +157,7 @@ class MAML(Algorithm):
 
     adapts_by = "gradient"
     replays = True
-    saved = ("optimizer", "rng", "env", "replay")
+    saved = ("optimizer", "rng", "env", "replay", "episodes")
 
     def __init__(self, config: Config, context: Context):
         self.config, self.context, self.learner, self.family = config, context, context.learner, context.family
@@ -137,15 +166,67 @@ class MAML(Algorithm):
         init = self.learner.init(self.rng["init"])
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
+        self.trained_steps = config.inner.steps or None
         self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
         self.optimizer = torch.optim.Adam(
             [v.requires_grad_() for v in self._learned(self.meta)], lr=config.outer.lr, fused=True
         )
         self.env: Env = self.family.make(self.task, config.query.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.query.capacity, context.device)
+        self.episodes = Episodes()
         self.processes, self.shares = context.processes, config.outer.tasks
         self.gradient = compiled(self._gradient, "the meta-gradient", context.compile)
         self.iteration = self.env_steps = 0
+
+    @override
+    @classmethod
+    def cost_of_building(cls, config: Config, context: Context) -> Footprint:
+        family, envs = context.family, config.tasks * config.query.envs
+        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        envs_key = factor(algo__query__envs=config.query.envs, algo__tasks=config.tasks)
+        return Footprint(
+            [
+                Holding("algo.tasks", config.tasks * bytes_per_task(family)),
+                Holding(envs_key, envs * bytes_per_env(family)),
+                Holding("learner.network", 3 * weights),
+            ]
+        )
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, spec, each = self.config, self.family.spec, self.family.spec.bytes_per_transition
+        outer, query, support = config.outer, config.query, config.inner.support
+        replay = config.tasks * query.capacity * each
+        chunk = min(outer.chunk or outer.tasks, outer.tasks, -(-outer.tasks // self.processes.size))
+        meta, slow = without_content((self.meta, self.slow))
+        supports = [experience(spec, chunk, support.steps, support.rollouts)] * config.inner.steps
+        update = peak(lambda: self._gradient(meta, slow, supports, experience(spec, chunk, 1, outer.batch)))
+        drawn = outer.tasks * outer.batch * each
+        lists = config.inner.steps if support.fresh else min(config.inner.steps, 1)
+        held = lists * config.tasks * support.rollouts * support.steps * each
+        capacity = factor(algo__query__capacity=query.capacity, algo__tasks=config.tasks)
+        numbers = {"algo__inner__support__rollouts": support.rollouts, "algo__inner__support__steps": support.steps}
+        collected = factor(algo__tasks=config.tasks, **numbers)
+        updated = factor(algo__outer__chunk=chunk, algo__outer__batch=outer.batch, **numbers)
+        window = 2 * config.tasks * query.envs * query.steps * each
+        return Footprint(
+            [
+                Holding(capacity, replay),
+                Holding(collected, held),
+                Holding("learner.network", 3 * size_of(self.meta["init"])),
+            ],
+            [
+                Holding(updated, update + drawn),
+                Holding(capacity, COPIES * replay),
+                Holding(collected, self.cost_of_adapting(config.tasks, query.envs) if config.inner.steps else 0.0),
+                Holding(factor(algo__query__steps=query.steps, algo__query__envs=query.envs, algo__tasks=config.tasks), window),
+            ],
+        )
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        inner = self.config.inner
+        return cost_of_steps(self.learner, self.meta["init"], self.family, tasks, inner.support, inner.returns, episodes)
 
     def _learned(self, meta: Meta) -> list[Tensor]:
         """Return the tensors that the outer optimiser updates."""
@@ -191,7 +272,7 @@ class MAML(Algorithm):
         query = collect(self.env, policy, policy.start(config.query.envs, self.rng["exploration"]), config.query.steps)
         self.replay.add(query)
         self.env_steps += query.reward.numel()
-        return supports, {"train/epsilon": epsilon, **query.summary()}
+        return supports, {"train/epsilon": epsilon, **self.episodes.summary(query)}
 
     @timed("outer update")
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:
@@ -280,8 +361,10 @@ class MAML(Algorithm):
         """Adapt to M tasks from the learned initialisation; see :meth:`Algorithm.adapt`."""
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
         params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
-        family = family or self.family
-        return adapt(self.learner, params, meta["rates"], family, task, budget, inner.support, inner.returns, rng, adam)
+        trained = self.trained_steps
+        factor = (lambda step: 1.0) if trained is None else partial(fading, trained=trained, decay=inner.decay)
+        parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
+        return adapt(self.learner, params, meta["rates"], *parts, adam, factor)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""
@@ -293,6 +376,10 @@ class MAML(Algorithm):
         return load_network_policy(self.learner, state)
 
     # -- saving
+
+    @override
+    def drop_replay(self) -> None:
+        self.replay.clear()
 
     @override
     def weights(self) -> State:

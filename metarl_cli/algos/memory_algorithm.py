@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -13,11 +14,39 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Agent, InputsConfig, MemoryPolicy
 from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import (
+    META,
+    blank,
+    bytes_per_env,
+    bytes_per_task,
+    experience,
+    factor,
+    peak,
+    size_of,
+    without_content,
+)
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Distribution, Family, Params, State, Task, num_tasks
+from metarl_cli.experience.trials import Trials
+from metarl_cli.interfaces import (
+    Adapted,
+    Algorithm,
+    Budget,
+    Context,
+    Distribution,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    State,
+    Task,
+)
 from metarl_cli.networks.memory_config import MemoryConfig
+from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.seeding import Streams, numpy_rng
+
+BYTES = 4  # of a number
+SHORT = (2, 4)  # steps of a trial, from whose memory that of longer ones follows
 
 
 class TrialsConfig(StrictModel):
@@ -44,6 +73,7 @@ class MemoryAlgorithm(Algorithm):
 
     uses_learner = False
     adapts_by = "memory"
+    params: Params
     stochastic: ClassVar[bool]  # whether its actions can be sampled
 
     def __init__(self, config: TrialsConfig, context: Context):
@@ -53,6 +83,68 @@ class MemoryAlgorithm(Algorithm):
         self._check_length(config.episodes)
         self.iteration = self.env_steps = 0
         self.task = self.draw_tasks()
+
+    @override
+    @classmethod
+    def cost_of_building(cls, config: TrialsConfig, context: Context) -> Footprint:
+        agent = Agent(config.memory, config.inputs, context.family.spec, context.device)
+        weights = size_of(blank(lambda: agent.memory.init(torch.Generator())))
+        tasks = config.tasks * bytes_per_task(context.family)
+        return Footprint([Holding("algo.tasks", tasks), Holding("algo.memory.size", 2 * weights)])
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        agent, rows = self.agent, tasks * episodes
+        start = 2 * size_of(agent.memory.start(1, META))  # of this step and the next
+        return rows * (start + 4 * BYTES * (agent.inputs.size + agent.memory.size) + bytes_per_env(self.family))
+
+    def cost_of_trials(self, segments: int) -> Holding:
+        """Return the most memory of the training trials of an iteration, with ``segments`` states of the memory each."""
+        config, agent = self.config, self.agent
+        steps = config.episodes * self.family.spec.horizon
+        each = agent.inputs.size + agent.memory.size + self.family.spec.actions.size + 6
+        bytes_each = steps * BYTES * each + segments * size_of(agent.memory.start(1, META))
+        numbers = {"algo__tasks": config.tasks, "algo__envs": config.envs, "algo__episodes": config.episodes}
+        key = factor(env__horizon=self.family.spec.horizon, **numbers)
+        return Holding(key, config.tasks * config.envs * bytes_each)
+
+    def blank_trials(self, steps: int, rows: int, segment: int) -> Trials:
+        """Return R trials of T steps without content."""
+        number, action = torch.zeros(steps, rows, device=META), experience(self.family.spec, steps, rows, 1).action[:, :, 0]
+        inputs = torch.zeros(steps, rows, self.agent.inputs.size, device=META)
+        start = self.agent.memory.start(rows, META)
+        position = {"position": torch.zeros(rows)} if "position" in start else {}  # a transformer looks at it
+        starts = {k: v.expand(-(-steps // segment), *v.shape) for k, v in (start | position).items()}
+        end = number.bool()
+        return Trials(inputs, action, number, end, end, number, number[..., None].expand(-1, -1, 2), inputs[..., :0], starts)
+
+    def cost_of_loss(self, steps: int, loss: Callable[[int], Tensor]) -> float:
+        """Return the bytes that a loss and its gradient take over ``steps`` steps of back-propagation.
+
+        Args:
+            steps: T.
+            loss: computes it over so many steps; it is called with a few, from which the rest follows.
+        """
+        few = [min(n, steps) for n in SHORT]
+
+        def take(n: int) -> float:
+            return peak(lambda: backward(loss(n), list(self.params.values())))
+
+        with self._blank():
+            small, large = map(take, few)
+        slope = (large - small) / (few[1] - few[0]) if few[1] > few[0] else 0.0
+        return large + max(slope, 0.0) * (steps - few[1])
+
+    @contextmanager
+    def _blank(self) -> Iterator[None]:
+        """Let the agent and the weights be without content for the block."""
+        agent, kept = self.agent, (self.params, self.agent.measured, self.agent.device)
+        self.params, agent.measured = (without_content(params) for params in (self.params, agent.measured))
+        agent.device = META
+        try:
+            yield
+        finally:
+            self.params, agent.measured, agent.device = kept
 
     def _check_length(self, episodes: int) -> None:
         """Raise UserError for a trial longer than a transformer can attend to."""
@@ -77,13 +169,13 @@ class MemoryAlgorithm(Algorithm):
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
         """Return the policies of R trials from features ``[R, H]`` and inputs ``[R, I]``."""
 
-    def policy(self, params: Params, num_tasks: int, episodes: int) -> MemoryPolicy:
-        """Return the policy with these weights, in trials of ``episodes`` episodes on M tasks."""
+    def policy(self, params: Params, horizons: Tensor, episodes: int) -> MemoryPolicy:
+        """Return the policy with these weights, in trials of ``episodes`` episodes on M tasks, ``horizons [M]``."""
 
         def head(features: Tensor, inputs: Tensor) -> Distribution:
             return self.head(params, features, inputs)
 
-        return MemoryPolicy(self.agent, params, head, num_tasks, episodes, self.stochastic)
+        return MemoryPolicy(self.agent, params, head, horizons, episodes, self.stochastic)
 
     @abstractmethod
     def tested(self) -> Params:
@@ -97,10 +189,11 @@ class MemoryAlgorithm(Algorithm):
         """
         episodes = self.config.episodes if budget.episodes is None else budget.episodes
         self._check_length(episodes)
-        yield Adapted(0, 0, 0, self.policy(detached(self.tested()), num_tasks(task), episodes), episodes)
+        horizons = (family or self.family).horizons(task)
+        yield Adapted(0, 0, 0, self.policy(detached(self.tested()), horizons, episodes), episodes)
 
     @override
     def load_policy(self, state: State, task: Task) -> MemoryPolicy:
         params = {name: torch.empty_like(value) for name, value in detached(self.tested()).items()}
         load_params(params, state["params"])
-        return self.policy(params, num_tasks(task), int(state["episodes"]))
+        return self.policy(params, state["horizons"], int(state["episodes"]))

@@ -22,12 +22,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Prediction, collect_trials
-from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
+from metarl_cli.algos.memory_algorithm import BYTES, MemoryAlgorithm, TrialsConfig
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.footprint import size_of
 from metarl_cli.experience.returns import generalized_advantages
 from metarl_cli.experience.schedules import linear
 from metarl_cli.experience.trials import Trials
-from metarl_cli.interfaces import Context, Distribution, Params, State
+from metarl_cli.interfaces import Context, Distribution, Footprint, Holding, Params, State
 from metarl_cli.networks.distributions import PolicyHead
 from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.optimizers import backward
@@ -125,12 +126,32 @@ class RL2(MemoryAlgorithm):
 
     # -- learning
 
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, ppo = self.config, self.config.ppo
+        rows, steps = config.tasks * config.envs, config.episodes * self.family.spec.horizon
+        trials = self.cost_of_trials(-(-steps // self._segment))
+        part = -(-rows // ppo.minibatches // self.processes.size)
+
+        def loss(n: int) -> Tensor:
+            of = self.blank_trials(n, part, n)
+            return self.loss(self.params, of, Signal(of.reward, of.reward, of.reward), 0.0, of.weight)[0]
+
+        heads = 2 * BYTES * rows * steps * (ppo.hidden + self.agent.memory.size + self.agent.inputs.size)
+        return Footprint(
+            [trials, Holding("algo.memory.size", 3 * size_of(self.params))],
+            [
+                Holding("algo.ppo.minibatches", self.cost_of_loss(steps, loss) + trials.bytes / ppo.minibatches),
+                Holding(trials.key, max(trials.bytes, heads)),
+            ],
+        )
+
     def train_step(self) -> dict[str, float]:
         """Collect a batch of trials and improve the policy on it; the first batch only sets the statistics of rewards."""
         config, ppo = self.config, self.config.ppo
         if config.fresh:
             self.task = self.draw_tasks()
-        policy = self.policy(detached(self.params), config.tasks, config.episodes)
+        policy = self.policy(detached(self.params), self.family.horizons(self.task), config.episodes)
         rngs = self.rng["episodes"], self.rng["exploration"]
         trials = collect_trials(self.family, self.task, policy, config.envs, config.episodes, *rngs, self._segment)
         self.env_steps += round(float(trials.weight.sum()))

@@ -30,14 +30,15 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Prediction, collect_trials
-from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
+from metarl_cli.algos.memory_algorithm import BYTES, MemoryAlgorithm, TrialsConfig
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.footprint import COPIES, META, size_of, without_content
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import trial_returns
 from metarl_cli.experience.schedules import linear
 from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay
 from metarl_cli.experience.trials import Trials
-from metarl_cli.interfaces import Context, Distribution, Params, State
+from metarl_cli.interfaces import Context, Distribution, Footprint, Holding, Params, State
 from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
@@ -157,6 +158,35 @@ class RL2DQN(MemoryAlgorithm):
 
     # -- learning
 
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, replay, inputs = self.config, self.replay.config, self.agent.inputs.size
+        steps = config.episodes * self.family.spec.horizon
+        segments = -(-steps // self.replay.stride)
+        trials = self.cost_of_trials(segments)
+        per_step = BYTES * (inputs + 3 + self.family.spec.actions.size)
+        state = size_of(self.agent.memory.start(1, META)) if replay.segment else 0
+        kept = replay.capacity * (steps * per_step + segments * state)
+        length, own = min(replay.burn_in + self.replay.segment + 1, steps), -(-replay.batch // self.processes.size)
+
+        def loss(n: int) -> Tensor:
+            of = self.blank_trials(n, own, n)
+            batch = Batch(of.inputs, of.action, of.reward, of.reward, of.weight, {k: v[0] for k, v in of.starts.items()})
+            return self.loss(self.params, without_content(self.slow), batch, of.weight)[0]
+
+        return Footprint(
+            [
+                Holding("algo.replay.capacity", kept),
+                trials,
+                Holding("algo.memory.size", 3 * size_of(self.params)),
+            ],
+            [
+                Holding("algo.replay.batch", self.cost_of_loss(length, loss) + replay.batch * length * per_step),
+                Holding("algo.replay.capacity", (COPIES - 1) * kept),
+                trials,
+            ],
+        )
+
     def train_step(self) -> dict[str, float]:
         """Collect a batch of trials and update on replayed trials; the first batch only sets the statistics of rewards."""
         config, dqn = self.config, self.config.dqn
@@ -169,7 +199,7 @@ class RL2DQN(MemoryAlgorithm):
         if self.iteration == 0:
             self.agent.measure(trials)
         else:
-            self.replay.add(trials, self.discounts(trials))
+            self.replay.add(trials, self.discounts(trials, self.family.horizons(self.task).repeat_interleave(config.envs)))
             self.optimizer.param_groups[0]["lr"] = dqn.lr * linear((1.0, dqn.final_lr), self.progress)
             updates = [self._update(self.replay.sample(self.rng["minibatch"])) for _ in range(dqn.updates)]
             loss, norm, q = torch.stack([torch.stack(update) for update in updates]).mean(0).tolist()
@@ -181,14 +211,19 @@ class RL2DQN(MemoryAlgorithm):
         """Collect one trial in each environment, with an epsilon of its own."""
         config, rng, rows = self.config, self.rng["exploration"], (self.config.tasks, self.config.envs)
         power = 1 + config.exploration.spread * torch.rand(rows, generator=rng, device=rng.device)
-        greedy = self.policy(detached(self.params), config.tasks, config.episodes)
+        greedy = self.policy(detached(self.params), self.family.horizons(self.task), config.episodes)
         policy = EpsilonGreedy(greedy, self.actions, epsilon**power, config.exploration.repeat)
         rngs = self.rng["episodes"], rng
         return collect_trials(self.family, self.task, policy, config.envs, config.episodes, *rngs, self.replay.stride)
 
-    def discounts(self, trials: Trials) -> Tensor:
-        """Return the discount g of each step, ``[T, R]``: see the module docstring; 0 from the last step of a trial on."""
-        dqn, horizon = self.config.dqn, self.family.spec.horizon
+    def discounts(self, trials: Trials, horizon: Tensor) -> Tensor:
+        """Return the discount g of each step, ``[T, R]``: see the module docstring; 0 from the last step of a trial on.
+
+        Args:
+            trials: R trials.
+            horizon: ``[R]``, of an episode of each.
+        """
+        dqn = self.config.dqn
         discount = torch.full_like(trials.reward, dqn.gamma)
         if dqn.wait:
             left = horizon - trials.clock[..., 0] * horizon
@@ -239,6 +274,10 @@ class RL2DQN(MemoryAlgorithm):
         return loss, (value.detach() * weight).sum()
 
     # -- saving
+
+    @override
+    def drop_replay(self) -> None:
+        self.replay.clear()
 
     @override
     def weights(self) -> State:

@@ -17,7 +17,8 @@ from metarl_cli.evaluation.report import figure, table
 from metarl_cli.experience.rollout import Played
 from metarl_cli.interfaces import Task
 from metarl_cli.progress import status, wide_console
-from metarl_cli.runs.checkpoint import write_whole
+from metarl_cli.runs.files import write_whole
+from metarl_cli.runs.naming import file_name
 from metarl_cli.runs.run import FRAMES, Adaptation, Run
 
 Config = AdaptConfig
@@ -34,7 +35,7 @@ def run(config: AdaptConfig, job: Job) -> float:
     saved, console = Run(config.run, config.hardware, config.checkpoint), wide_console()
     task, budget = saved.task(config.task), saved.budget(config.steps, config.trial)
     name = "-".join(f"{key}={value:g}" for key, value in config.task.items()) or "nominal"
-    out = Path(config.out) if config.out else saved.path / "adapted" / name
+    out = Path(config.out) if config.out else saved.path / "adapted" / file_name(name)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from importlib.metadata import version as installed_version
@@ -33,13 +34,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from metarl_cli.cli.commands import Command
-from metarl_cli.config.messages import closest, did_you_mean, flatten, known_options, no_such_key, one_line
+from metarl_cli.cli.guard import check_composed, check_folder
+from metarl_cli.config.messages import closest, did_you_mean, flatten, known_options, no_such_key, one_line, quoted
 from metarl_cli.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from metarl_cli.config.models import Job, TrainConfig
 
-ERRORS = (HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
+ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 REFUSED = {  # Hydra's flags that have no place here, and why
     "experimental_rerun": "--experimental-rerun: refused, it runs pickled code; start the run again: metarl train run=FOLDER",
     "config_name": "--config-name: the command chooses it; add your own as DIR/experiment/NAME.yaml with --config-dir DIR",
@@ -133,12 +135,20 @@ def parse_flags(words: list[str]) -> argparse.Namespace:
         problems.append("use only one of --run, --multirun, --cfg and --info")
     if args.resolve and not (args.cfg or args.help):
         problems.append("--resolve goes with --cfg or --help")
+    args.overrides = [_read_as_text(override) for override in args.overrides]
     args.config_dir = args.config_dir or os.environ.get("METARL_CONFIG_DIR") or None
     if args.config_dir and not os.path.isdir(args.config_dir):
         problems.append(f"--config-dir (or METARL_CONFIG_DIR): no such folder: {os.path.abspath(args.config_dir)}")
     if problems:
         raise UsageError(*problems)
     return args
+
+
+def _read_as_text(override: str) -> str:
+    """Quote a value that Hydra's grammar has no place for, and in which nothing could mean a list, a choice or a quotation."""
+    key, equals, value = override.partition("=")
+    foreign = not value.isascii() or not value.isprintable() or re.search(r"[#;!&<>~^`]", value)
+    return f"{key}={quoted(value)}" if equals and foreign and not re.search(r"[][{}()'\"=,\\$]", value) else override
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -180,6 +190,8 @@ class Composer:
             path.prepend("command-line", f"file://{os.path.abspath(config_dir)}", SearchPathQuery(provider="schema"))
         self.command, self.open_groups = command, open_groups
         self.loader = ConfigLoaderImpl(config_search_path=path)
+        if config_dir:
+            check_folder(config_dir, self.loader.list_groups(""))
         self.problems: dict[str, str] = {}  # override -> what is wrong with it
         self.instead: dict[str, str] = {}  # override -> what it probably means, to judge the others by
         self.ready: tuple[list[str], DictConfig] | None = None  # overrides that were composed already, and the result
@@ -190,11 +202,20 @@ class Composer:
         """Compose as Hydra does; raises Hydra's errors."""
         single = mode is RunMode.RUN  # refuses "seed=0,1"
         try:
-            return self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=single)
-        except (ValueError, AssertionError, TypeError) as error:  # Hydra's answer to, say, algo=null
+            config = self.loader.load_configuration(self.command, overrides, mode, validate_sweep_overrides=single)
+        except (
+            ValueError,
+            AssertionError,
+            TypeError,
+            OverflowError,
+            AttributeError,
+        ) as error:  # as for algo=null
             raise HydraException(one_line(error)) from None
         except RecursionError:
             raise HydraException("the configuration is nested too deeply, or in itself") from None
+
+        check_composed(config, overrides)
+        return config
 
     def settle(self, overrides: list[str], mode: RunMode = RunMode.RUN) -> DictConfig | None:
         """Compose what can be composed; None if that is nothing."""

@@ -51,6 +51,8 @@ def run(command: Command, words: list[str]) -> int:
                 with closing_pipes():
                     print(page, end="")
                 return 0
+        elif args.hydra_help:
+            compose.Composer(command.name, args.config_dir, command.open_groups).settle(args.overrides)
         task = Task(command, compose.swept_keys(args.overrides) if args.multirun else frozenset())
         args.overrides += [sweep.CALLBACK] if args.multirun else []
         compose.set_version_base()
@@ -120,6 +122,7 @@ class Task:
 
     def __call__(self, config: DictConfig) -> Any:
         """Run the job; returns its objective for sweepers."""
+        from metarl_cli.config.compatibility import memory_errors
         from metarl_cli.config.models import Job
         from metarl_cli.config.registry import validate
 
@@ -131,7 +134,8 @@ class Task:
             module, values = self.command.load(), compose.plain(config)
             checked = _checked.pop(_key(self.command, values, job.choices), None)
             checked = checked or validate(module.Config, values, job.choices)
-            objective = module.run(checked, job)
+            with memory_errors():
+                objective = module.run(checked, job)
             if several:
                 sweep.keep(hydra, module.outcome(checked, job) if hasattr(module, "outcome") else {"score": str(objective)})
             return objective

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +26,7 @@ from metarl_cli.cli.commands import commands
 from metarl_cli.cli.terminal import waiting
 from metarl_cli.config import messages as problems
 from metarl_cli.errors import UserError
+from metarl_cli.progress import Plain
 
 GROUPS = {"envs": "env", "algos": "algo"}  # command, which is also the folder of the modules -> config group
 SHOWN_ELSEWHERE = ("module", "ranges", "ood_ranges", "choices", "ood_choices")  # values with their own place on a page
@@ -62,7 +62,7 @@ def run(command: str, words: list[str]) -> int:
     wrong = [name for name in args.overrides if name not in known]
     if wrong:
         raise composing.UsageError(*(f"{n}: no such option of {group}{problems.known_options(n, known)}" for n in wrong))
-    console = Console(highlight=False)
+    console = Plain()
     console.width = min(console.width, MOST_COLUMNS) if console.is_terminal else PIPE_COLUMNS
     with waiting("loading ..."), console.capture() as page:
         if not args.overrides:
@@ -208,7 +208,7 @@ def _number(value: Any) -> str:
 # -- on the screen
 
 
-def _list(console: Console, catalogue: Catalogue) -> None:
+def _list(console: Plain, catalogue: Catalogue) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for name in catalogue.names:
         values = catalogue.values[name]
@@ -225,7 +225,7 @@ def _list(console: Console, catalogue: Catalogue) -> None:
         console.print(Text(f"\nEverything about one:  metarl {catalogue.command} {known[0]}"))
 
 
-def _show(console: Console, catalogue: Catalogue, name: str) -> None:
+def _show(console: Plain, catalogue: Catalogue, name: str) -> None:
     from metarl_cli.config import registry as building  # brings torch, which the list does without
 
     group = catalogue.group
@@ -268,7 +268,7 @@ def _show(console: Console, catalogue: Catalogue, name: str) -> None:
     console.print()
 
 
-def _table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[Text, ...]]) -> None:
+def _table(console: Plain, columns: tuple[str, ...], rows: Sequence[tuple[Text, ...]]) -> None:
     """A table without its empty columns, and an empty line after it; without a header if ``columns`` is empty."""
     filled = [place for place in range(len(rows[0])) if any(row[place].plain for row in rows)]
     columns, rows = tuple(columns[i] for i in filled if columns), [tuple(row[i] for i in filled) for row in rows]
@@ -294,7 +294,8 @@ def _family_facts(family: Any) -> dict[str, str]:
         facts["action"] = _count(len(bounds), "number") + each
     else:
         facts["action"] = f"one of {spec.actions.n}" + (", some of them not legal everywhere" if spec.actions.masked else "")
-    facts["horizon"] = _count(spec.horizon, "step")
+    horizons = {int(member.spec.horizon) for member in getattr(family, "members", [family])}
+    facts["horizon"] = _count(" or ".join(map(str, sorted(horizons))), "step")
     facts["splits"] = ", ".join(family.splits) + (", which share their few tasks" if family.finite else "")
     return facts
 

@@ -5,13 +5,17 @@ Nothing slow is imported before it is needed: ``metarl --help`` loads no Hydra, 
 
 from __future__ import annotations
 
+import io
+import re
+import signal
 import sys
 
 from metarl_cli import __version__
 from metarl_cli.cli.commands import commands
-from metarl_cli.cli.terminal import closing_pipes, print_error, waiting
+from metarl_cli.cli.terminal import closing_pipes, print_error, stoppable, waiting
 from metarl_cli.errors import UserError
 
+UNDECODED = re.compile("[\udc80-\udcff]")  # how Python holds bytes that are no UTF-8
 HELP = """\
 metarl {version}: meta-reinforcement learning from one command.
 
@@ -25,7 +29,7 @@ examples
   metarl train algo=dqn env=navigation_2d seed=1           another algorithm, another family
   metarl train -m algo=maml_dqn,dqn 'seed=range(5)'        a sweep; run it again and finished runs are skipped
   metarl test run=outputs/RUN split=ood                    test a run again, on tasks beyond the training ranges
-  metarl adapt run=outputs/RUN task.gravity=20 steps=5     adapt to one task
+  metarl adapt run=outputs/RUN task.gravity=20             adapt to one task
   tensorboard --logdir outputs                             curves of all runs
 
 where to look next
@@ -41,11 +45,19 @@ where to look next
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 a fault of the program."""
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal cannot show
     try:
-        return _run(words)
+        if wrong := [word for word in words if not word.isascii() and UNDECODED.search(word)]:
+            raise UserError(*(f"{word}: is no UTF-8" for word in wrong))
+        with stoppable():
+            return _run(words)
     except UserError as error:
         return print_error(error)
     except KeyboardInterrupt:
+        if arguments is None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process ends: another one needs no traceback
         print("metarl: interrupted", file=sys.stderr)
         return 130
 

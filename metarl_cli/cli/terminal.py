@@ -1,4 +1,4 @@
-"""Error lines on the terminal, a sign of life, and pipes that close early."""
+"""Error lines on the terminal, a sign of life, pipes that close early, and a second signal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
-from metarl_cli.errors import UserError
+from metarl_cli.errors import UserError, visible
+from metarl_cli.runs.interrupt import SIGNALS, TOGETHER
+
+AT_ONCE = 2.0  # [s] from a second signal to the end of the process, whatever it is doing
 
 
 def print_error(error: UserError, where: str = "", own: bool = False) -> int:
@@ -19,7 +23,8 @@ def print_error(error: UserError, where: str = "", own: bool = False) -> int:
     """
     if own or os.environ.get("RANK", "0") == "0":
         for problem in error.problems:
-            print(f"metarl: error: {where}{' '.join(problem.text.split())}", file=sys.stderr)
+            text = " ".join(filter(None, map(str.strip, problem.text.splitlines())))
+            print(f"metarl: error: {visible(where + text)}", file=sys.stderr)
     return error.exit_code
 
 
@@ -50,3 +55,45 @@ def closing_pipes() -> Iterator[None]:
         sys.stdout.flush()
     finally:
         signal.signal(signal.SIGPIPE, before)
+
+
+def write_line(text: str) -> None:
+    """Write a line to the standard error from within a signal handler, which may have interrupted any other output."""
+    erase = b"\r\x1b[2K" if sys.stderr.isatty() else b""
+    with contextlib.suppress(OSError):
+        os.write(2, erase + text.encode() + b"\n")
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Have a second signal end the process within ``AT_ONCE``, whatever it is doing.
+
+    The main thread handles signals between two steps of Python alone. Where it waits in foreign code, for another process or
+    for a simulator that does not come back, a thread ends the process by the exit code that a shell expects.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second, args=(reader,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+
+
+def _end_at_second(reader: int) -> None:
+    """Read the numbers of signals as they arrive."""
+    first = None
+    while numbers := os.read(reader, 64):
+        for number in numbers:
+            first = first or (time.monotonic() if number in SIGNALS else None)
+            if number in SIGNALS and first and time.monotonic() - first > TOGETHER:
+                time.sleep(AT_ONCE)
+                if sys.stdout.isatty():
+                    os.write(1, b"\x1b[?25h")  # the cursor, which a progress bar hides
+                os._exit(128 + number)
+    os.close(reader)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,16 +21,17 @@ from rich.text import Text
 from typing_extensions import override
 
 from metarl_cli.cli.process import tune_process
-from metarl_cli.cli.terminal import print_error
+from metarl_cli.cli.terminal import print_error, write_line
 from metarl_cli.config.models import Job, TrainConfig
-from metarl_cli.errors import ProcessLost, UserError
+from metarl_cli.errors import ProcessLost, UserError, visible
 from metarl_cli.evaluation.curves import Report
-from metarl_cli.evaluation.report import table
+from metarl_cli.evaluation.report import SHARED, table
 from metarl_cli.evaluation.statistics import Interval
 from metarl_cli.processes import Watch, join
 from metarl_cli.progress import PLAIN_EVERY, Keep, listening, log_console, status, wide_console
-from metarl_cli.runs.folder import RunFolder, default_path
+from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, Progress, follow, train
+from metarl_cli.runs.naming import default_path
 from metarl_cli.runs.profile import Profile, tables
 
 BESIDE_BAR = 40  # [characters] for a word, the count, and two times
@@ -40,7 +42,9 @@ Config = TrainConfig
 
 
 def run(config: TrainConfig, job: Job) -> float:
-    """Train a new run, or go on with the one in the folder; returns its score on the test tasks.
+    """Train a new run, or go on with the one in the folder; returns its best score on the validation tasks.
+
+    That is what a sweeper optimises: it never sees the test tasks.
 
     Started by ``torchrun``, the first process does; the others compute their share of every iteration, and return nan. A
     failure, whatever it is, ends them all, also within a sweep.
@@ -49,9 +53,12 @@ def run(config: TrainConfig, job: Job) -> float:
         SystemExit: where several processes share the run, for any error; it is printed.
     """
     tune_process(config.hardware)
-    joined = join()
     try:
-        with Watch(joined) as processes:
+        joined = join(config.hardware.patience)
+    except ProcessLost as error:
+        raise SystemExit(print_error(error, own=True)) from error
+    try:
+        with Watch(joined, config.hardware.patience) as processes:
             if processes.rank == 0:
                 with Terminal(wide_console()) as terminal:
                     return train(config, job, terminal, processes)[1]
@@ -141,27 +148,31 @@ class Terminal(Listener):
         return status(self.console, f"testing on {tasks} {split} tasks")
 
     @override
+    def stopping(self) -> None:
+        write_line("saving after this iteration; again to stop at once")
+
+    @override
     def interrupted(self, folder: RunFolder) -> None:
-        self.console.print(f"saved; go on with: metarl train run={folder}", soft_wrap=True)
+        self.console.print(f"saved; go on with: {folder.command('train')}", soft_wrap=True)
 
     @override
     def failed(self, folder: RunFolder) -> None:
-        self.console.print(f"the last checkpoint is {folder.last}; go on with: metarl train run={folder}", soft_wrap=True)
+        self.console.print(f"the last checkpoint is {folder.last}; go on with: {folder.command('train')}", soft_wrap=True)
 
     @override
     def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
         if reports is None:
-            self.console.print(f"{folder} is finished already; test it again with: metarl test run={folder}", soft_wrap=True)
+            self.console.print(f"{folder} is finished already; test it again with: {folder.command('test')}", soft_wrap=True)
             return
         for split, report in reports.items():
             repeats, tasks = report.curve.returns.shape[1:]
             what = "trial" if report.total else "episode"
             each = f"{repeats} {what}{'s' if repeats != 1 else ''} each"
-            self.console.print(table(report, f"{tasks} {TITLES[split]}, {each}"))
+            self.console.print(table(report, f"{tasks} {TITLES[split]}{SHARED if report.shared else ''}, {each}"))
         if own := reports["test"].own_tasks:
             self.console.print(f"return on the training tasks, each learned on its own: {own}")
         self.console.print(f"run folder: {folder}", soft_wrap=True)
-        self.console.print(f"look at it: tensorboard --logdir {folder.path.parent}", soft_wrap=True)
+        self.console.print(f"look at it: tensorboard --logdir {shlex.quote(str(folder.path.parent))}", soft_wrap=True)
 
 
 class Lines(ProgressBar):
@@ -232,7 +243,7 @@ class Bar:
 
     def report(self, what: str) -> None:
         """Show how far the current iteration is."""
-        text = f"{self.text}  {what}".lstrip()
+        text = visible(f"{self.text}  {what}".lstrip())
         self.progress.below = Text(text)
         self._plain(text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -42,9 +43,11 @@ def check_run(
             problems.append(Problem("learner", f"learner: missing; {name} needs one, say learner=dqn"))
     if isinstance(env, Group):
         try:
-            values["env"] = env = replace(env, instance=env.module.Family(env.config))
+            with memory_errors():
+                values["env"] = env = replace(env, instance=env.module.Family(env.config))
         except (ValueError, UserError) as error:
-            problems.append(Problem("env", f"env: {one_line(error)}"))
+            text = one_line(error)
+            problems.append(Problem("env", text if text.startswith("env.") else f"env: {text}"))
             return values, problems
         if isinstance(learner, Group):
             try:
@@ -53,6 +56,19 @@ def check_run(
             except (ValueError, UserError) as error:
                 problems.append(Problem("learner", f"learner: {one_line(error)}"))
     return values, problems
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise UserError where memory runs out within the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from metarl_cli.config.footprint import first_line, out_of_memory  # brings torch, which most of the checks do without
+
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {first_line(error)}") from error
 
 
 def _check_steps(values: Mapping[str, Any], algo: Group, name: str) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ The module knows none of the project's own models, and is fast to import.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
 from types import NoneType, UnionType
@@ -25,6 +26,7 @@ NAMES = {
     str: ("a text", "texts"),
 }
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+WORDS = r"(?i)null|true|false|[+-]?(nan|inf)|[+-]?[\d_.]+(e[+-]?[\d_]+)?"  # what Hydra reads as no text
 CLOSE = 0.66  # similarity from which a name is worth suggesting: one wrong letter in four or more
 SYNONYMS = {"gpu": "cuda"}  # what people write -> the name here, which no likeness of letters finds
 
@@ -134,6 +136,15 @@ def show(value: object) -> str:
     """Return a value as it is written on the command line, cut if long."""
     text = str(value) if isinstance(value, str | float) else json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def quoted(text: str) -> str:
+    """Return a text as Hydra reads it on the command line: in quotes, unless it means nothing else there."""
+    text = text.replace("${", r"\${")
+    if re.fullmatch(r"[\w./:@%+-]*[A-Za-z_/][\w./:@%+-]*", text, re.ASCII) and not re.fullmatch(WORDS, text):
+        return text
+    inside = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", r"\'"), text)
+    return f"'{inside}'"
 
 
 def one_line(error: object) -> str:

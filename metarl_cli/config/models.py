@@ -28,6 +28,9 @@ class Hardware(StrictModel):
         description="auto takes a GPU where there is one; without its number N, the jobs of a sweep take turns on the GPUs",
     )
     threads: int = Field(gt=0, description="CPU threads; small tensors are fastest with one")
+    patience: float = Field(
+        gt=0, le=1e6, description="seconds to wait for another process, of a simulator or of torchrun, before the run fails"
+    )
 
 
 class TrainHardware(Hardware):

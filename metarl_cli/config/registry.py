@@ -11,6 +11,7 @@ import copy
 import importlib
 import math
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
@@ -34,6 +35,10 @@ MODULES = {
     "lifetime": ("evolution.lifetimes", "Lifetime"),
     "search": ("evolution.searches", "Search"),
 }
+
+PLACES = ("run", "outputs", "out")  # keys of the commands that name a place on the user's own machine
+# Texts that a run folder never holds: the name of code, an interpolation, a path that is absolute or climbs with ``..``.
+UNSAFE = re.compile(r"_target_|\$\{|^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -60,7 +65,7 @@ def validate(model: type[Model], values: Mapping[str, Any], choices: Mapping[str
         config = _parse(model, parsed, failed=failed)
     except ConfigError as error:
         problems = error.problems + problems
-    problems += _unsafe(values)
+    problems += _unsafe({key: value for key, value in values.items() if key not in PLACES})
     if problems:
         raise ConfigError(*{problem.key: problem for problem in problems}.values())
     assert config is not None
@@ -208,7 +213,7 @@ def _replaced(values: Any, path: Sequence[Any], value: Any) -> Any:
 
 
 def _unsafe(values: Any, prefix: str = "") -> Iterator[Problem]:
-    """Yield what no value may be, anywhere: the name of code, a number that is not finite."""
+    """Yield what no value may be: a number that is not finite, or a text that no run folder holds; modules are looked up."""
     pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in pairs:
         place = f"{prefix}{key}"
@@ -216,4 +221,7 @@ def _unsafe(values: Any, prefix: str = "") -> Iterator[Problem]:
             yield Problem(place, f"{place}={show(value)}: refused; code is named by module, never by path")
         elif isinstance(value, float) and not math.isfinite(value):
             yield Problem(place, f"{place}={show(value)}: must be a finite number")
+        elif key != "module" and any(isinstance(text, str) and UNSAFE.search(text) for text in (key, value)):
+            why = "a text may not name code, nor a place outside the current folder (give ./NAME for a file in it)"
+            yield Problem(place, f"{place}={show(value)}: refused; {why}")
         yield from _unsafe(value, f"{place}.")

@@ -37,6 +37,7 @@ from metarl_cli.spaces import Discrete, Spec
 TAU = 0.02  # [s] between states; every constant here is CartPole-v1's
 X_LIMIT = 2.4  # [m]
 THETA_LIMIT = 12 * 2 * math.pi / 360  # [rad]
+SOLVED = 475 / 500  # share of the steps that Gymnasium's ``reward_threshold`` asks for
 
 
 class Config(NativeConfig):
@@ -55,6 +56,10 @@ class CartPole(NativeFamily):
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device, signed=["force_mag"] if config.reversible else [])
         self.spec = Spec(obs_shape=(4,), actions=Discrete(2), horizon=config.horizon)
+
+    @override
+    def solved(self, task: Task) -> Tensor:
+        return torch.full_like(task["gravity"], SOLVED * self.spec.horizon)
 
     @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:

@@ -88,6 +88,11 @@ class KeyToDoor(GridFamily):
         reached = steps <= self.spec.horizon
         return reached.to(task["key_x"].dtype) + (steps + self.distance(key, door) <= self.spec.horizon)
 
+    @override
+    def solved(self, task: Task) -> Tensor:
+        """Count a task as solved where every episode opens the door."""
+        return self.optimum(task)
+
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw the room from above: key golden, door brown, agent blue, and red with the key where that is observed."""
         state = int(obs.argmax())

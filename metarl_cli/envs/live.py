@@ -10,7 +10,9 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
+from metarl_cli.envs.simulator import Simulator, whole
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, Family, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Spec
@@ -80,24 +82,30 @@ class LiveEnv(Env):
 
     def __init__(self, family: LiveFamily, seed: int):
         self.family, self.clock = family, 0
-        self.obs = self._tensor(family.env.reset(seed=seed)[0])
+        self.simulator = Simulator(family.env, self.name)
+        self.obs = self._tensor(self.simulator.reset(seed))
 
-    def _tensor(self, obs: Any) -> Tensor:
-        return self.family.spec.observation(np.asarray(obs), self.family.device)[None, None]
+    @property
+    @override
+    def name(self) -> str:
+        spec = self.family.env.spec
+        return spec.id if spec else type(self.family.env.unwrapped).__name__
+
+    def _tensor(self, obs: np.ndarray) -> Tensor:
+        return self.family.spec.observation(obs, self.family.device)[None, None]
 
     def step(self, action: Tensor) -> Step:
         """Act; ``action [1, 1]`` or ``[1, 1, D]``."""
         family = self.family
         chosen = family.spec.actions.clip(action)[0, 0].cpu().numpy()
-        raw = chosen.astype(family.env.action_space.dtype) if chosen.ndim else int(chosen) + family.first_action
-        seen, reward, terminated, truncated, _ = family.env.step(raw)
+        seen, reward, terminated, truncated = self.simulator.step(whole(chosen, family.env.action_space.dtype))
         self.clock += 1
-        truncated = bool(truncated) or self.clock >= family.spec.horizon
+        truncated = truncated or self.clock >= family.spec.horizon
         next_obs = self.obs = self._tensor(seen)
         if terminated or truncated:
-            self.obs, self.clock = self._tensor(family.env.reset()[0]), 0
-        ends = [torch.tensor([[bool(flag)]], device=family.device) for flag in (terminated, truncated)]
-        return Step(next_obs, torch.tensor([[float(reward)]], device=family.device), ends[0], ends[1], self.obs)
+            self.obs, self.clock = self._tensor(self.simulator.reset()), 0
+        ends = [torch.tensor([[flag]], device=family.device) for flag in (terminated, truncated)]
+        return Step(next_obs, torch.tensor([[reward]], device=family.device), ends[0], ends[1], self.obs)
 
     def render(self) -> Image.Image:
         """Draw what the environment shows, if it was made to be drawn (``render_mode="rgb_array"``)."""

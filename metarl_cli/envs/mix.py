@@ -21,7 +21,6 @@ nominal values of the families it does not belong to.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
@@ -77,7 +76,7 @@ class FlatActions:
         return self.bins.decode(index[..., None] // places % self.bins.num)
 
 
-def _own(values: Mapping[str, float], name: str) -> dict[str, float]:
+def _own(values: dict[str, float], name: str) -> dict[str, float]:
     """Return the parameters of one family in a mix, by their names there."""
     return {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(f"{name}.")}
 
@@ -164,7 +163,7 @@ class Mix(interfaces.Family):
         return task
 
     @override
-    def untrained(self, values: Mapping[str, float]) -> list[str]:
+    def untrained(self, values: dict[str, float]) -> list[str]:
         return [f"{n}.{text}" for n, family in self.families.items() for text in family.untrained(_own(values, n))]
 
     def part(self, task: Task, name: str, rows: Tensor) -> Task:
@@ -179,15 +178,31 @@ class Mix(interfaces.Family):
         """Return the task indices ``[m]`` of each family, whose returns are not on one scale."""
         return dict(zip(self.families, self.rows(task), strict=True))
 
+    @override
+    def horizons(self, task: Task) -> Tensor:
+        horizons = torch.zeros(num_tasks(task), device=self.device)
+        for (name, family), rows in zip(self.families.items(), self.rows(task), strict=True):
+            if len(rows):
+                horizons[rows] = family.horizons(self.part(task, name, rows))
+        return horizons
+
     def optimum(self, task: Task) -> Tensor | None:
         """Return the expected return ``[M]`` of the best policy that knows the task; None if unknown for any family."""
-        optimum = torch.zeros(num_tasks(task), device=self.device)
-        for (name, family), rows in zip(self.families.items(), self.rows(task), strict=True):
-            best = family.optimum(self.part(task, name, rows)) if len(rows) else optimum[rows]
-            if best is None:
+        return self._known(task, "optimum")
+
+    @override
+    def solved(self, task: Task) -> Tensor | None:
+        return self._known(task, "solved")
+
+    def _known(self, task: Task, name: str) -> Tensor | None:
+        """Return what the method ``name`` of each family says of its tasks ``[M]``; None if any says nothing."""
+        values = torch.zeros(num_tasks(task), device=self.device)
+        for (family, member), rows in zip(self.families.items(), self.rows(task), strict=True):
+            known = getattr(member, name)(self.part(task, family, rows)) if len(rows) else values[rows]
+            if known is None:
                 return None
-            optimum[rows] = best
-        return optimum
+            values[rows] = known
+        return values
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> MixEnv:
@@ -209,6 +224,18 @@ class MixEnv(Env):
                 self.rows.append(rows)
                 self.envs.append(family.members[i].make(family.part(task, name, rows), num_envs, rng, render))
         self.obs = self._merge([env.obs for env in self.envs])
+
+    @property
+    @override
+    def name(self) -> str:
+        return "env.families"
+
+    @override
+    def details(self, row: int) -> str:
+        for i, rows, env in zip(self.members, self.rows, self.envs, strict=True):
+            if row in rows:
+                return f", which is {list(self.family.families)[i]}{env.details(int((rows == row).nonzero()))}"
+        return ""
 
     def _merge(self, parts: list[Tensor]) -> Tensor:
         """Merge the families' observations, ``[m, N, ...]`` each, into ``[M, N, O + A]``."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.tasks import ParametricFamily, TasksConfig
+from metarl_cli.envs.tasks import ParametricFamily, TasksConfig, in_words
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Code, Compiler, Env, State, Step, Task, device_of, dtype_of, num_tasks
 from metarl_cli.seeding import CommonRandomNumbers, without_draws
@@ -102,6 +102,15 @@ class NativeEnv(Env):
     """
 
     can_select_rows = True
+
+    @property
+    @override
+    def name(self) -> str:
+        return f"env.module={type(self.family).__module__.rpartition('.')[2]}"
+
+    @override
+    def details(self, row: int) -> str:
+        return in_words({name: float(value[row, 0]) for name, value in self.task.items() if value.dim() == 2})
 
     def __init__(self, family: NativeFamily, task: Task, num_envs: int, rng: torch.Generator):
         self.family, self.rng = family, rng

@@ -16,9 +16,10 @@ from torch.nn.functional import one_hot
 from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import judge
 from metarl_cli.envs.native import NativeFamily
 from metarl_cli.envs.tasks import Columns, TasksConfig
-from metarl_cli.interfaces import Task, device_of, dtype_of, num_tasks
+from metarl_cli.interfaces import Footprint, Holding, Task, device_of, dtype_of, num_tasks
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # [cells] in x and y: stay, up, right, down, left
 
@@ -51,10 +52,15 @@ class TabularFamily(NativeFamily):
         device: where the tasks live.
     """
 
+    size_key = "env.states"  # of the configuration, which decides over S
+
     def __init__(self, num_states: int, first_state: int, device: torch.device | str = "cpu"):
         super().__init__(TasksConfig(ranges={}, ood_ranges={}), device)  # ``draw`` of each family has its own distribution
         self.finite = False
         self.num_states, self.first_state = num_states, first_state
+        judge(
+            Footprint([Holding(self.size_key, num_states**2 * torch.get_default_dtype().itemsize)]), self.device, "the family"
+        )
         self.one_hot = torch.eye(num_states, device=device)
 
     @override
@@ -99,6 +105,8 @@ class GridFamily(TabularFamily):
         num_states: S; by default the number of cells.
         device: where the tasks live.
     """
+
+    size_key = "env.size"
 
     def __init__(self, config: GridConfig, num_states: int | None = None, device: torch.device | str = "cpu"):
         first = config.start[0] + config.size * config.start[1]

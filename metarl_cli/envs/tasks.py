@@ -25,6 +25,11 @@ Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Columns = dict[str, np.ndarray]  # one array [num, ...] per task parameter
 
 
+def in_words(parameters: Mapping[str, float]) -> str:
+    """Return the parameters of one task for the end of a message."""
+    return ", task " + " ".join(f"{name}={value:g}" for name, value in parameters.items()) if parameters else ""
+
+
 class Distribution(ABC):
     """The distribution of one task parameter."""
 
@@ -252,7 +257,7 @@ class ParametricFamily(Family):
         return {name: torch.full((1,), float(value), device=self.device) for name, value in merged.items()}
 
     @override
-    def untrained(self, values: Mapping[str, float]) -> list[str]:
+    def untrained(self, values: dict[str, float]) -> list[str]:
         if not self.distributions:  # what tasks have in common are no parameters that are drawn alone
             return []
         beyond = []

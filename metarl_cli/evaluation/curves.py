@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from metarl_cli.evaluation.statistics import Interval, Scores
+from metarl_cli.evaluation.statistics import Interval, Scores, Summary
 
 
 class Total(NamedTuple):
@@ -29,11 +30,28 @@ class Curve(NamedTuple):
 
     steps: list[int]  # [P] adaptation steps, or episodes of a trial before this one
     returns: Scores  # [P, E, M]
-    points: list[Interval]  # [P] IQM over tasks and repeats, with its interval over both; the mean for episodes of a trial
+    points: list[Interval]  # [P] IQM over the tasks' means, with its interval over tasks; the mean for episodes of a trial
+    summaries: list[Summary]  # [P] what stands beside the IQM
     gradient_steps: list[int]  # [P] per task
     env_steps: list[int]  # [P] per task
     groups: dict[str, list[Interval]]  # [P] per group of tasks with comparable returns; ``points`` are then their averages
     total: Total | None = None  # of whole trials
+
+    @property
+    def over(self) -> str:
+        """Return what the intervals are over: ``tasks``, or the ``episodes`` of a single task."""
+        return "tasks" if self.returns.shape[-1] > 1 else "episodes"
+
+    @property
+    def aggregate(self) -> str:
+        """Return the name of the aggregate of the points."""
+        return "mean" if self.total or self.over == "episodes" else "IQM"
+
+    @property
+    def reuses(self) -> bool:
+        """Whether a gradient step learns from environment steps that an earlier one has used."""
+        spent = list(zip(self.gradient_steps, self.env_steps, strict=True))
+        return any(more > some and same == steps for (some, steps), (more, same) in pairwise(spent) if some)
 
     @property
     def score(self) -> float:
@@ -52,8 +70,9 @@ class Report(NamedTuple):
     scratch: Curve | None  # the same learner from fresh weights; None for an algorithm without gradient steps
     random: Curve
     own_tasks: Interval | None  # on the training tasks, if each is learned independently
-    optimum: Scores | None  # [M] returns of the oracle, the optimal policy that knows the task; None if unknown
-    best: Interval | None  # the return of the oracle over the tasks
+    oracle: Curve | None  # the return of an episode under the best policy that knows the task; None if unknown
+    shared: bool  # whether training tasks are among the tasks, as the family has few
+    trained_steps: int | None  # adaptation steps that the algorithm was trained for; None: any number
 
     @property
     def score(self) -> float:
@@ -67,24 +86,32 @@ class Report(NamedTuple):
 
     @property
     def regret(self) -> float | None:
-        """Return the regret of a trial: the oracle's return minus the return, mean over tasks; None if unknown."""
-        if self.total is None or self.optimum is None:
+        """Return the regret per episode: the oracle's return minus the return, mean over tasks; None if unknown.
+
+        The return is that after adaptation, and that of all episodes of a trial.
+        """
+        if self.oracle is None:
             return None
-        return self.total.episodes * float(self.optimum.mean()) - self.total.mean
+        return self.oracle.summaries[0].mean - (self.curve.score if self.total else self.curve.summaries[-1].mean)
 
 
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:
     """Return the metrics of a curve, under the tags that all algorithms share."""
     points, values = curve.points, [point.value for point in curve.points]
+    last = curve.summaries[-1]
     scalars = {f"return_step_{k}": value for k, value in zip(curve.steps, values, strict=True)}
     scalars |= {
         "return_before": values[0],
         "return_after": values[-1],
         "return_after_low": points[-1].low,
         "return_after_high": points[-1].high,
+        "return_after_mean": last.mean,
+        "return_after_worst_tenth": last.worst_tenth,
         "gain": values[-1] - values[0],
         "auc": float(np.trapezoid(values, curve.steps) / curve.steps[-1]) if curve.steps[-1] else values[0],
     }
+    if last.solved is not None:
+        scalars["solved_after"] = last.solved
     if curve.total:
         scalars["trial_return"] = curve.total.mean
     for group, points in curve.groups.items():
@@ -99,10 +126,9 @@ def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
         scalars["return_scratch"] = report.scratch.points[-1].value
     if report.own_tasks:
         scalars["return_learned"] = report.own_tasks.value
-    if report.optimum is not None and report.best is not None:
-        scalars["return_optimum"] = report.best.value
-        scalars["regret_after"] = float((report.optimum - report.curve.returns[-1].mean(0)).mean())  # per episode
-    if report.regret is not None:
+    if report.oracle is not None and report.regret is not None:
+        scalars["return_optimum"] = report.oracle.points[0].value
+        scalars["regret_after"] = report.oracle.summaries[0].mean - report.curve.summaries[-1].mean  # both per episode
         scalars["regret"] = report.regret
     if report.sampled and report.sampled.total:
         scalars["return_sampled_after"] = report.sampled.points[-1].value

@@ -9,29 +9,27 @@ change training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from metarl_cli.evaluation.curves import Curve, Report, Total
-from metarl_cli.evaluation.statistics import Interval, Scores, average_intervals, iqm_interval, mean_interval
+from metarl_cli.evaluation.statistics import (
+    Aggregate,
+    Interval,
+    Scores,
+    average_intervals,
+    average_summaries,
+    iqm,
+    mean,
+    over_tasks,
+    summarise,
+)
 from metarl_cli.experience.rollout import RandomPolicy, run_episodes
 from metarl_cli.interfaces import Adapted, Algorithm, Budget, Family, Policy, Task, device_of
 from metarl_cli.progress import track
 from metarl_cli.seeding import torch_rng
-
-Aggregate = Callable[[Scores], Interval]  # returns [E, M] -> reported estimate
-
-
-def iqm_over_tasks(scores: Scores) -> Interval:
-    """Return the IQM over tasks and repeats, with its interval over both."""
-    return iqm_interval(scores, over_tasks=True)
-
-
-def mean_over_tasks(scores: Scores) -> Interval:
-    """Return the mean over tasks and repeats, with its interval over tasks; for a single task over its repeats."""
-    return mean_interval(scores if scores.shape[1] > 1 else scores.T)
 
 
 class Evaluator:
@@ -49,6 +47,8 @@ class Evaluator:
         self.family, self.task, self.episodes, self.seed, self.split = family, task, episodes, seed, split
         self.device = device_of(task)
         self.groups = {name: rows.cpu().numpy() for name, rows in family.groups(task).items() if len(rows)}
+        solved = family.solved(task)
+        self.solved = None if solved is None else solved.double().cpu().numpy()  # [M]
 
     def _rng(self, name: str) -> torch.Generator:
         return torch_rng(self.seed, self.split, name, device=self.device)
@@ -76,12 +76,12 @@ class Evaluator:
         steps = _spread(episodes)
         returns = each[steps].transpose(1, 2).double().cpu().numpy()  # [P, E, M]
         spent = torch.cat([torch.zeros(1), lengths.mean((1, 2)).cumsum(0).cpu()])[steps].round().long().tolist()
-        curve = self._points(steps, list(returns), [0] * len(steps), spent, mean_over_tasks)
+        curve = self._points(steps, list(returns), [0] * len(steps), spent, mean)
         whole = each.sum(0, dtype=torch.float64).cpu().numpy()  # [M, E]
         groups = list(self.groups.values()) or [np.arange(len(whole))]
-        mean = float(np.mean([whole[rows].mean() for rows in groups]))
+        total = float(np.mean([whole[rows].mean() for rows in groups]))
         means = np.mean([each[:, rows].mean((1, 2), dtype=torch.float64).tolist() for rows in groups], axis=0).tolist()
-        return curve._replace(total=Total(episodes, mean, standard_error([whole[rows] for rows in groups]), means))
+        return curve._replace(total=Total(episodes, total, standard_error([whole[rows] for rows in groups]), means))
 
     def _points(
         self,
@@ -89,12 +89,18 @@ class Evaluator:
         returns: list[Scores],
         gradient_steps: list[int],
         env_steps: list[int],
-        aggregate: Aggregate = iqm_over_tasks,
+        aggregate: Aggregate = iqm,
     ) -> Curve:
-        per_group = {name: [aggregate(scores[:, rows]) for scores in returns] for name, rows in self.groups.items()}
+        per_group = {name: [over_tasks(scores[:, rows], aggregate) for scores in returns] for name, rows in self.groups.items()}
         averages = [average_intervals(column) for column in zip(*per_group.values(), strict=True)]
-        points = averages or [aggregate(x) for x in returns]
-        return Curve(steps, np.stack(returns), points, gradient_steps, env_steps, per_group)
+        points = averages or [over_tasks(scores, aggregate) for scores in returns]
+        groups = list(self.groups.values()) or [np.arange(returns[0].shape[1])]
+        solved = [None if self.solved is None else self.solved[rows] for rows in groups]
+        summaries = [
+            average_summaries([summarise(x.mean(0)[rows], each) for rows, each in zip(groups, solved, strict=True)])
+            for x in returns
+        ]
+        return Curve(steps, np.stack(returns), points, summaries, gradient_steps, env_steps, per_group)
 
     def curve(self, algorithm: Algorithm, budget: Budget, greedy: bool = True) -> Curve:
         """Measure adaptation before and after each gradient step, or along the episodes of a trial."""
@@ -117,19 +123,16 @@ class Evaluator:
             sampled = self.curve(algorithm, budget, greedy=False)
         if (fresh := algorithm.adapt_from_scratch(self.task, budget, self._rng("support"))) is not None:
             scratch = self._curve(fresh, budget.steps, "from scratch, point")
-        aggregate = mean_over_tasks if curve.total else iqm_over_tasks
-        optimum, best = self._optimum(aggregate)
-        return Report(curve, sampled, scratch, self.random(aggregate), self.own_tasks(algorithm), optimum, best)
+        aggregate = mean if curve.total else iqm
+        own, oracle, shared = self.own_tasks(algorithm), self._oracle(aggregate), self.family.finite
+        return Report(curve, sampled, scratch, self.random(aggregate), own, oracle, shared, algorithm.trained_steps)
 
-    def _optimum(self, aggregate: Aggregate) -> tuple[Scores | None, Interval | None]:
-        """Return the oracle's return of each task ``[M]`` and over all tasks; None if the family does not know it."""
+    def _oracle(self, aggregate: Aggregate) -> Curve | None:
+        """Return the return of an episode under the best policy that knows the task; None if the family does not know it."""
         known = self.family.optimum(self.task)
-        if known is None:
-            return None, None
-        optimum = known.double().cpu().numpy()
-        return optimum, self._points([0], [optimum[None]], [0], [0], aggregate).points[0]
+        return None if known is None else self._points([0], [known.double().cpu().numpy()[None]], [0], [0], aggregate)
 
-    def random(self, aggregate: Aggregate = iqm_over_tasks) -> Curve:
+    def random(self, aggregate: Aggregate = iqm) -> Curve:
         """Measure the uniformly random policy."""
         returns = self._returns(self.task, RandomPolicy(self.family.spec.actions), self._rng("random"))
         return self._points([0], [returns], [0], [0], aggregate)
@@ -142,7 +145,7 @@ class Evaluator:
         learned = next(algorithm.adapt(task, Budget(), self._rng("support")))
         returns = self._returns(task, learned.policy, self._rng("policy"))
         groups = [rows.cpu().numpy() for rows in self.family.groups(task).values() if len(rows)]
-        return average_intervals([iqm_interval(returns[:, rows]) for rows in groups]) if groups else iqm_interval(returns)
+        return average_intervals([over_tasks(returns[:, rows]) for rows in groups]) if groups else over_tasks(returns)
 
 
 def standard_error(groups: list[Scores]) -> float | None:

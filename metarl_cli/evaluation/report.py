@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 from metarl_cli.evaluation.curves import Curve, Report
 from metarl_cli.evaluation.held_out import task_hash
+from metarl_cli.evaluation.statistics import Summary
 from metarl_cli.interfaces import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SHARED = ", training tasks among them"  # of the tasks of a family that has few
 ORACLE = "oracle (knows the task)"  # the optimal policy
 
 
-def empty_table(title: str, trial: bool) -> Table:
+def empty_table(report: Report, title: str) -> Table:
     """Return an adaptation table without rows; a narrow terminal never truncates its numbers."""
-    empty = Table(title=title, title_justify="left", title_style="bold")
-    empty.add_column("", overflow="fold")
-    for heading in ("gradient steps", "env steps"):
-        empty.add_column(heading, justify="right", overflow="fold")
-    empty.add_column(f"return: {'mean' if trial else 'IQM'} [95 %]", justify="right", no_wrap=True)
+    empty = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    empty.collapse_padding, empty.caption, empty.caption_justify = True, "\n".join(notes(report)) or None, "left"
+    empty.add_column("", overflow="fold", vertical="bottom")
+    estimate = f"return: {report.curve.aggregate}\n[95 % over {report.curve.over}]"
+    for heading in ("gradient\nsteps", "env\nsteps", estimate, *(name.replace(" ", "\n") for name in beside(report))):
+        empty.add_column(heading, justify="right", overflow="fold", no_wrap=heading is estimate)
     return empty
+
+
+def beside(report: Report) -> dict[str, Callable[[Summary], str]]:
+    """Return the columns beside the estimate: their headings, and the text of each."""
+    columns: dict[str, Callable[[Summary], str]] = {}
+    if report.curve.over == "tasks":
+        if report.curve.aggregate != "mean":
+            columns["mean"] = lambda summary: f"{summary.mean:.2f}"
+        columns["worst tenth"] = lambda summary: f"{summary.worst_tenth:.2f}"
+    if report.curve.summaries[0].solved is not None:
+        columns["solved"] = lambda summary: "" if summary.solved is None else f"{summary.solved:.0%}"
+    return columns
+
+
+def notes(report: Report) -> list[str]:
+    """Return what a reader of the table has to know, one line each."""
+    lines = []
+    if report.curve.reuses:
+        lines.append("Every gradient step learns from the same env steps.")
+    if report.total and report.total.standard_error is not None:
+        lines.append(f"± is the standard error over {'trials' if report.curve.over == 'episodes' else 'tasks'}.")
+    if report.trained_steps is not None and report.curve.steps[-1] > report.trained_steps:
+        steps = f"{report.trained_steps} step{'s' if report.trained_steps > 1 else ''}"
+        lines.append(f"It was trained for {steps} of adaptation; further ones are beyond its training.")
+    return lines
 
 
 def table(report: Report, title: str) -> Table:
     """Return the adaptation table that the commands print."""
-    rows = empty_table(title, trial=report.total is not None)
+    rows, columns = empty_table(report, title), beside(report)
 
-    def row(name: str, curve: Curve, k: int, style: str = "") -> None:
-        value = str(curve.points[k])
-        rows.add_row(name, str(curve.gradient_steps[k]), str(curve.env_steps[k]), value, style=style)
+    def row(name: str, curve: Curve, k: int, style: str = "", spends: bool = True) -> None:
+        spent = (str(curve.gradient_steps[k]), str(curve.env_steps[k])) if spends else ("", "")
+        more = (text(curve.summaries[k]) for text in columns.values())
+        rows.add_row(name, *spent, str(curve.points[k]), *more, style=style)
 
     row("random policy", report.random, 0, "dim")
     if report.scratch:
@@ -50,12 +81,12 @@ def table(report: Report, title: str) -> Table:
             rows.add_row(name, "", "", str(report.curve.groups[group][k]), style="bold")
         if report.scratch:
             rows.add_row(f"{group}: from scratch", "", "", str(report.scratch.groups[group][-1]), style="dim")
-    if report.best:
-        rows.add_row(ORACLE, "", "", f"{report.best.value:.2f}", style="dim")
+    if report.oracle:
+        row(ORACLE, report.oracle, 0, "dim", spends=False)
     if report.total:
         rows.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
     if report.regret is not None:
-        rows.add_row("regret (oracle minus return)", "", "", f"{report.regret:.2f}", style="dim")
+        rows.add_row("regret per episode (oracle minus return)", "", "", f"{report.regret:.2f}", style="dim")
     if report.sampled and report.sampled.total:
         rows.add_section()
         for k in sorted({0, last}):
@@ -93,12 +124,12 @@ def figure(report: Report, title: str) -> Figure:
             if curve.total and name == "steps":
                 axes.plot(curve.total.each, color=colour, linewidth=0.6)  # every episode, between the points too
         axes.axhline(report.random.points[0].value, color="grey", linestyle=":", label="random policy")
-        if report.best:
-            axes.axhline(report.best.value, color="black", linestyle="--", label=ORACLE)
+        if report.oracle:
+            axes.axhline(report.oracle.points[0].value, color="black", linestyle="--", label=ORACLE)
         axes.set_xlabel(first if name == "steps" else "environment steps of adaptation, per task")
         axes.grid(alpha=0.3)
     left.xaxis.get_major_locator().set_params(integer=True)
-    left.set_ylabel(f"return ({'mean' if report.total else 'IQM'}, 95 % interval)")
+    left.set_ylabel(f"return ({report.curve.aggregate}, 95 % over {report.curve.over})")
     left.legend()
     drawing.suptitle(title)
     return drawing
@@ -113,6 +144,8 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
             "gradient_steps": curve.gradient_steps,
             "env_steps": curve.env_steps,
             "mean" if report.total else "iqm": [point._asdict() for point in curve.points],
+            "over": curve.over,  # what the intervals are over
+            "beside": [summary._asdict() for summary in curve.summaries],
             "groups": {group: [point._asdict() for point in points] for group, points in curve.groups.items()},
             "task_returns": curve.returns.mean(axis=1).tolist(),  # [P, M]
         }
@@ -120,15 +153,15 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
     parameters = {name: value.tolist() for name, value in tasks.items() if value.dim() == 1}  # larger ones are in tasks.json
     return {
         **extra,
-        "tasks": {"hash": task_hash(tasks), "parameters": parameters},
+        "tasks": {"hash": task_hash(tasks), "parameters": parameters, "training_tasks_among_them": report.shared},
         "episodes": report.curve.returns.shape[1],
         "adapted": entry(report.curve),
         "sampled": report.sampled and entry(report.sampled),
         "from_scratch": report.scratch and entry(report.scratch),
         "random": entry(report.random),
         "learned": report.own_tasks and report.own_tasks._asdict(),
-        "optimum": None if report.optimum is None else report.optimum.tolist(),  # [M]
+        "optimum": report.oracle and report.oracle.returns[0, 0].tolist(),  # [M] return of an episode
         "trial": report.total and report.total._asdict(),
         "trial_sampled": report.sampled and report.sampled.total and report.sampled.total._asdict(),
-        "regret": report.regret,
+        "regret": report.regret,  # per episode
     }

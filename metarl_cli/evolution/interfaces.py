@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +61,13 @@ class LastingLife(Life, Protocol):
         ...
 
 
+class Cost(NamedTuple):
+    """The bytes of lifetimes: what stays until their end, and the most that comes and goes."""
+
+    held: float
+    passing: float
+
+
 class Lifetime(Protocol):
     """How an individual learns a task; built by ``Lifetime(config, learner, family, device)``."""
 
@@ -74,6 +81,14 @@ class Lifetime(Protocol):
 
         Where it ``inherits``, there is an argument ``copies``: P, the individuals among the R rows.
         """
+        ...
+
+    def without_genome(self) -> Lifetime:
+        """The same lifetime for learners that nothing was evolved for: none of its steps is beyond what they are made for."""
+        ...
+
+    def cost(self, params: Params, copies: int) -> Cost:
+        """The memory of the lifetimes of R networks ``[R, ...]``, without content, of P individuals."""
         ...
 
     def at(self, family: Family, episodes: int | None) -> Lifetime:

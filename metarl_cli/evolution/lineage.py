@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
+
+from metarl_cli.errors import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +43,11 @@ def draw_lineage(lines: dict[str, Tensor], winner: dict[str, Tensor]) -> Figure:
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table in Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
+    """Format a table in Markdown, whose cells are shown as they are."""
+    lines = [map(_cell, heads), ["---"] * len(heads), *(map(_cell, row) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(text: str) -> str:
+    """Return a text of which Markdown and HTML make nothing else."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(visible(text)))

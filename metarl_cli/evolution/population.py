@@ -18,10 +18,12 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, load_network_policy
 from metarl_cli.config.base import Group, Part, StrictModel
+from metarl_cli.config.footprint import blank, bytes_per_env, bytes_per_task, experience, peak, size_of
 from metarl_cli.config.registry import ConfigError, load
-from metarl_cli.evolution.interfaces import Life, Search, Traits
+from metarl_cli.evolution.interfaces import Cost, Life, Search, Traits
 from metarl_cli.evolution.lineage import markdown
 from metarl_cli.evolution.searches.population import shape_by_rank
+from metarl_cli.experience.finite import Watch
 from metarl_cli.experience.rollout import Moment, rollout
 from metarl_cli.interfaces import (
     Adapted,
@@ -31,6 +33,8 @@ from metarl_cli.interfaces import (
     Diagnostics,
     Env,
     Family,
+    Footprint,
+    Holding,
     Learner,
     Params,
     State,
@@ -39,9 +43,11 @@ from metarl_cli.interfaces import (
     num_tasks,
 )
 from metarl_cli.networks.q_network import structured
-from metarl_cli.networks.stacked import first, fresh, select_rows
+from metarl_cli.networks.stacked import first, fresh, select_rows, sound
 from metarl_cli.progress import timed
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
+
+BYTES = 4  # of a number
 
 
 class FitnessConfig(StrictModel):
@@ -94,6 +100,7 @@ class Evolution(Algorithm):
         learner, family, seed, device = context.learner, context.family, context.seed, context.device
         self.learner, self.family, self.seed, self.device = learner, family, seed, device
         self.lifetime = config.lifetime.module.Lifetime(config.lifetime.config, learner, family, device)
+        self.trained_steps = self.lifetime.steps or None
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
         self.search: Search = config.search.module.Search(
@@ -108,6 +115,32 @@ class Evolution(Algorithm):
         self.held_out = family.sample_tasks(config.validation.tasks, "validation", numpy_rng(seed, "tasks", "candidates"))
         self.champion = self.genome.start[None]  # [S, G] one genome for each adaptation step, or for all
         self.iteration = self.env_steps = 0
+
+    @override
+    @classmethod
+    def cost_of_building(cls, config: EvolutionConfig, context: Context) -> Footprint:
+        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        genes = weights if any(group.name == "init" for group in config.genome.values()) else 0.0
+        search = config.search.values
+        drawn = (config.fitness.tasks + config.validation.tasks) * bytes_per_task(context.family)
+        held = [Holding("algo.search.population", 3 * int(search.get("population", 0)) * genes)]
+        if search.get("covariance") == "full":  # three matrices in float64
+            held.append(Holding("algo.search.covariance", 6 * genes**2 / BYTES))
+        return Footprint([*held, Holding("algo.fitness.tasks", drawn), Holding("learner.network", 4 * weights)])
+
+    def cost_of_lives(self, copies: int, tasks: int, episodes: int) -> float:
+        """Return the bytes that the lifetimes of P individuals on M tasks take, with the measurement at their end."""
+        network = blank(lambda: self.learner.init(torch.Generator())) or {}
+        rows = copies * tasks
+        weights = {name: value.expand(rows, *value.shape) for name, value in network.items()}
+        obs = experience(self.family.spec, rows, 1, episodes).obs[:, 0]
+        act = peak(lambda: self.learner.policy(weights, obs).mode()) if weights else 0.0
+        life: Cost = self.lifetime.cost(weights, copies)
+        return life.held + max(life.passing, act + rows * episodes * bytes_per_env(self.family))
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        return self.cost_of_lives(1, tasks, episodes)
 
     def _check_traits(self) -> None:
         """Raise ValueError for traits that the lifetime does not read, and for values outside its limits."""
@@ -180,11 +213,12 @@ class Evolution(Algorithm):
             env = self.family.make(tile(task, copies), episodes, rng)
         env.one_episode()
         params, alive = life.params, torch.arange(copies, device=self.device)
-        moments = self._rollout(env, params, copies)
+        moments, watch = self._rollout(env, params, copies), Watch(env)
         returns, lengths = torch.zeros(2, copies, num_tasks(task), episodes, device=self.device)
         total, length, running = returns.clone(), lengths.clone(), torch.ones_like(returns)  # of individuals in the batch
         for _ in range(steps or self.family.spec.horizon):
             step = next(moments).step
+            watch.see(step)
             total.addcmul_(step.reward.view_as(total), running)
             length += running
             running.masked_fill_(step.ended.view_as(running), 0)
@@ -200,9 +234,11 @@ class Evolution(Algorithm):
                 returns[alive], lengths[alive] = total, length
                 alive, total, length, running = (x[left] for x in (alive, total, length, running))
                 rows = left.repeat_interleave(num_tasks(task))
+                watch.finish()
                 env.select_rows(rows)
                 params = select_rows(params, left if len(first(params)) == len(left) else rows)
                 moments = self._rollout(env, params, num)
+        watch.finish()
         returns[alive], lengths[alive] = total, length
         return returns.double().mean(2), lengths.sum(2).long().flatten()
 
@@ -255,7 +291,7 @@ class Evolution(Algorithm):
             lifetime = lifetime.at(family or self.family, budget.episodes)
         life: Any
         if schedule is None:
-            life = lifetime.begin(fresh(self.learner, num, rng), lifetime.default, task, rng)
+            life = lifetime.without_genome().begin(fresh(self.learner, num, rng), lifetime.default, task, rng)
         else:
             life = self._begin(schedule[:1], task, rng, lifetime=lifetime)
             schedule = schedule[:, None]
@@ -293,7 +329,7 @@ class Evolution(Algorithm):
 
     @override
     def load_weights(self, state: State) -> None:
-        champion = state["champion"].to(self.device)
+        champion = sound(state["champion"], "champion", self.genome.start).to(self.device)
         if champion.shape[1:] != self.genome.start.shape:
             raise ValueError(f"a genome has {len(self.genome.start)} genes, not {champion.shape[-1]}")
         self.champion = champion

@@ -73,6 +73,10 @@ class Replay:
         if self.data is not None:
             self.data = self._allocate(Transitions(*(x[tasks] for x in self._filled(self.data))))
 
+    def clear(self) -> None:
+        """Drop the content."""
+        self.data, self.added = None, 0
+
     def _filled(self, data: Transitions) -> Transitions:
         """Return the filled part of ``data [M, capacity, ...]``."""
         return Transitions(*(x[:, : len(self)] for x in data))
@@ -91,6 +95,8 @@ class Replay:
             ValueError: if the numbers of tasks or transitions differ.
         """
         self.added = state["added"]
+        if (state["data"] is None) != (self.added == 0):
+            raise ValueError("the saved replay is not whole")
         data = None if state["data"] is None else self._filled(Transitions(**state["data"]))
         if data is not None and any(x.shape[:2] != (self.num_tasks, len(self)) for x in data):
             raise ValueError("the saved replay has another size")

@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.experience.finite import Watch
 from metarl_cli.interfaces import Env, Family, Policy, State, Step, Task, Transitions
 from metarl_cli.progress import timed, track
 from metarl_cli.spaces import ActionSpace
@@ -72,16 +73,18 @@ def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: boo
     """
     if one_episode:
         env.one_episode()
-    rows = []
+    rows, watch = [], Watch(env)
     weight = torch.ones(env.obs.shape[:2], device=env.obs.device)
     for _, moment in zip(range(steps), rollout(env, policy, state), strict=False):
         step, ended = moment.step, moment.step.ended
+        watch.see(step)
         rows.append(Transitions(moment.obs, moment.action, step.reward, step.next_obs, step.terminated, ended, weight))
         if one_episode:
             weight = weight.masked_fill(ended, 0)
             if stop and not weight.any():
                 rows += [rows[-1]._replace(weight=weight)] * (steps - len(rows))
                 break
+    watch.finish()
     return Transitions(*(torch.stack(field, 1) for field in zip(*rows, strict=True)))
 
 
@@ -108,15 +111,17 @@ def run_episodes(
     # the last row receives the steps after a trial's end
     returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)
     current = torch.zeros(1, *shape, dtype=torch.long, device=device)  # the episode of each environment
-    longest = episodes * family.spec.horizon
+    longest, watch = episodes * family.spec.horizon, Watch(env)
     steps = range(longest) if episodes == 1 else track(range(longest), longest, "step of the trials")
     for _, moment in zip(steps, rollout(env, policy, policy.start(num_envs, rng, greedy)), strict=False):
+        watch.see(moment.step)
         reward = moment.step.reward[None]
         returns.scatter_add_(0, current, reward)
         lengths.scatter_add_(0, current, torch.ones_like(reward))
         current = (current + moment.step.ended).clamp(max=episodes)
         if (current == episodes).all():
             break
+    watch.finish()
     return returns[:-1], lengths[:-1]
 
 
@@ -142,9 +147,10 @@ def play(family: Family, env: Env, policy: Policy, state: State, episodes: int =
         frames: largest number of frames to render, one before each step.
     """
     returns: list[float] = [0.0]
-    places, drawn = [[family.describe(env.obs[0, 0])]], [env.render()] if frames else []
+    places, drawn, watch = [[family.describe(env.obs[0, 0])]], [env.render()] if frames else [], Watch(env)
     for moment in rollout(env, policy, state):
         state = moment.state
+        watch.see(moment.step)
         returns[-1] += float(moment.step.reward)
         places[-1].append(family.describe(moment.step.next_obs[0, 0]))
         if bool(moment.step.ended):
@@ -154,5 +160,6 @@ def play(family: Family, env: Env, policy: Policy, state: State, episodes: int =
             places.append([family.describe(env.obs[0, 0])])
         if len(drawn) < frames:
             drawn.append(env.render())
+    watch.finish()
     named = [[place for place in episode if place is not None] for episode in places]
     return Played(returns, named if any(named) else [], drawn, state)

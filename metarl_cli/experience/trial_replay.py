@@ -81,6 +81,11 @@ class TrialReplay:
         self.lengths[places] = trials.weight.sum(0).long()
         self.added += rows
 
+    def clear(self) -> None:
+        """Drop the content."""
+        self.steps, self.starts, self.added = {}, {}, 0
+        self.lengths = torch.zeros_like(self.lengths)
+
     @timed("sampling from replay")
     def sample(self, rng: torch.Generator) -> Batch:
         """Draw ``batch`` segments, each after its burn-in: a trial uniformly, then one of its segments uniformly.

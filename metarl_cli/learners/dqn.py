@@ -22,11 +22,11 @@ from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.experience.returns import lambda_returns
-from metarl_cli.interfaces import Batch, Layers, Params, Transitions
+from metarl_cli.interfaces import Batch, Params, Transitions
 from metarl_cli.interfaces import Learner as Base
 from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
-from metarl_cli.spaces import Choices, Spec
+from metarl_cli.spaces import Choices, Layers, Spec
 
 
 class Config(StrictModel):

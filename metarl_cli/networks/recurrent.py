@@ -121,10 +121,12 @@ class GRUSequence(torch.autograd.Function):
         dp_n = dh' (1 - z) (1 - n²)    dp_z = dh' (h - n) z (1 - z)    dp_r = dp_n m r (1 - r)
         dh = dh' z + U_r^T dp_r + U_z^T dp_z + U_n^T (r dp_n)
 
-    Each gradient of a gate is dh' times a factor that depends on the forward pass alone. So the factors of all steps are
-    computed at once, and a step backward is a product with dh' and three matrix products. Gates are the first axis: those of a
-    step are contiguous.
+    Each gradient of a gate is dh' times a factor that depends on the forward pass alone. So the factors of a block of steps,
+    which fits in the cache, are computed at once, and a step backward is little more than a product with dh' and three matrix
+    products. Gates are the first axis: those of a step are contiguous.
     """
+
+    BLOCK = 2**16  # entries of one gate in a block of steps
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, start: Tensor, w: Tensor, u: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -141,8 +143,10 @@ class GRUSequence(torch.autograd.Function):
         """
         (steps, rows, _), size = x.shape, start.shape[1]
         u_r, u_z, u_n, c_n = *u.view(3, size, size).mT, c[2 * size :]
-        bias = torch.cat([b[: 2 * size] + c[: 2 * size], b[2 * size :]]).view(3, 1, size)
-        gates = torch.baddbmm(bias, x.flatten(0, 1).expand(3, -1, -1), w.view(3, size, -1).mT).view(3, steps, rows, size)
+        inputs = torch.cat([x, x.new_ones(steps, rows, 1)], 2).flatten(0, 1)  # 1, which the biases multiply
+        bias = torch.cat([b[: 2 * size] + c[: 2 * size], b[2 * size :]])
+        weights = torch.cat([w, bias[:, None]], 1).view(3, size, -1)
+        gates = torch.bmm(inputs.expand(3, -1, -1), weights.mT).view(3, steps, rows, size)
         states, m = x.new_empty(steps + 1, rows, size), x.new_empty(steps, rows, size)
         states[0] = start
         per_step = zip(states[:-1], states[1:], *gates, gates[:2].unbind(1), m, strict=True)
@@ -153,35 +157,46 @@ class GRUSequence(torch.autograd.Function):
             torch.addmm(c_n, h, u_n, out=m_t)
             n.addcmul_(r, m_t).tanh_()
             torch.lerp(n, h, z, out=after)
-        ctx.save_for_backward(x, w, u, states, gates, m)
+        ctx.save_for_backward(inputs, w, u, states, gates, m)
         return states[1:]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments, from those of the states ``[T, R, H]``."""
-        x, w, u, states, gates, m = ctx.saved_tensors
-        (r, z, n), before, (steps, rows, size) = gates, states[:-1], m.shape
-        factors, of_n = torch.empty_like(gates), (1 - n * n).mul_(1 - z)
-        torch.mul(of_n, r, out=factors[2])
-        torch.mul(factors[2], m, out=factors[0]).mul_(1 - r)
-        torch.sub(before, n, out=factors[1]).mul_(z).mul_(1 - z)
-        d, dh, dh_start = torch.empty_like(gates), torch.empty_like(m), torch.empty_like(before[0])
-        dh[-1] = gradient[-1]
+        inputs, w, u, states, gates, m = ctx.saved_tensors
+        steps, rows, size = m.shape
         u_r, u_z, u_n = u.view(3, size, size)
-        earlier = [*dh[:-1].unbind(0)[::-1], dh_start]  # where dh of the step before goes
-        sources = [*gradient[:-1].unbind(0)[::-1], torch.zeros_like(dh_start)]
-        per_step = zip(*(t.unbind(1)[::-1] for t in (factors, d)), *(t.unbind(0)[::-1] for t in (*d, dh, z)), strict=True)
-        for (factor, d_t, d_r, d_z, d_n, dh_t, z_t), source, result in zip(per_step, sources, earlier, strict=True):
-            torch.mul(factor, dh_t, out=d_t)
-            torch.addcmul(source, dh_t, z_t, out=result)
-            result.addmm_(d_r, u_r).addmm_(d_z, u_z).addmm_(d_n, u_n)
-        flat = d.view(3, steps * rows, size)
-        du, dc = flat.mT @ before.reshape(-1, size), flat.sum(1)
-        torch.mul(of_n, dh, out=d[2])  # so far d[2] is the gradient of the product U_n h + c_n, r times that of p_n
-        dw, db = flat.mT @ x.flatten(0, 1), torch.cat([dc[:2], flat[2:].sum(1)])
-        dx = torch.einsum("ktrh,khi->tri", d, w.view(3, size, -1)) if ctx.needs_input_grad[0] else None
-        return dx, dh_start, dw.view_as(w), du.view_as(u), db.view(-1), dc.view(-1)
+        dw, du, dc_n = m.new_zeros(3, size, inputs.shape[1]), m.new_zeros(3, size, size), m.new_zeros(size)
+        dx = m.new_empty(steps * rows, w.shape[1]) if ctx.needs_input_grad[0] else None
+        dh = torch.zeros_like(m[0])  # of the state before the steps done so far
+        length = min(steps, max(1, GRUSequence.BLOCK // (rows * size)))
+        buffers = [m.new_empty(*axes, length, rows, size) for axes in ((3,), (3,), (), ())]
+        for end in range(steps, 0, -length):
+            block = slice(max(0, end - length), end)
+            (r, z, n), before, now = gates[:, block], states[:-1][block], slice(block.start * rows, end * rows)
+            factors, d, dp_n, dh_after = (t[..., : end - block.start, :, :] for t in buffers)
+            torch.mul(n, n, out=dp_n).neg_().add_(1).addcmul_(dp_n, z, value=-1)  # a factor so far, as the others
+            torch.mul(dp_n, r, out=factors[2])
+            torch.mul(factors[2], m[block], out=factors[0]).addcmul_(factors[0], r, value=-1)
+            torch.sub(before, n, out=factors[1]).mul_(z).addcmul_(factors[1], z, value=-1)
+            reverse = (t.unbind(0)[::-1] for t in (*d, z, gradient[block], dh_after))
+            per_step = zip(factors.unbind(1)[::-1], d.unbind(1)[::-1], *reverse, strict=True)
+            for factor, d_t, d_r, d_z, d_n, z_t, from_above, after in per_step:
+                torch.add(dh, from_above, out=after)
+                torch.mul(factor, after, out=d_t)
+                torch.mul(after, z_t, out=dh)
+                dh.addmm_(d_r, u_r).addmm_(d_z, u_z).addmm_(d_n, u_n)
+            flat = d.flatten(1, 2)  # gradients of U h + c
+            du.baddbmm_(flat.mT, before.flatten(0, 1).expand(3, -1, -1))
+            dc_n += flat[2].sum(0)
+            torch.mul(dp_n, dh_after, out=d[2])  # now of W x + b
+            dw.baddbmm_(flat.mT, inputs[now].expand(3, -1, -1))
+            if dx is not None:
+                torch.sum(torch.bmm(flat, w.view(3, size, -1)), 0, out=dx[now])
+        dw, db = dw[..., :-1], dw[..., -1]
+        dx = None if dx is None else dx.view(steps, rows, -1)
+        return dx, dh, dw.reshape(w.shape), du.view_as(u), db.reshape(-1), torch.cat([db[0], db[1], dc_n])
 
 
 class LSTM(Recurrent):

@@ -72,15 +72,28 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
+def sound(saved: Tensor, name: str, like: Tensor) -> Tensor:
+    """Return saved weights.
+
+    Raises:
+        ValueError: if they are of another type than those they take the place of, or one is not finite.
+    """
+    if saved.dtype != like.dtype:
+        raise ValueError(f"the saved weights {name} are of the type {saved.dtype}, not {like.dtype}")
+    if not bool(saved.isfinite().all()):
+        raise ValueError(f"the saved weights {name} are not finite")
+    return saved
+
+
 @torch.no_grad()
 def load_params(params: Params, saved: Params) -> None:
     """Copy ``saved`` weights into ``params`` in place.
 
     Raises:
-        ValueError: if the names or shapes differ.
+        ValueError: if the names, shapes or types differ, or a weight is not finite.
     """
     expected, given = ({k: tuple(v.shape) for k, v in p.items()} for p in (params, saved))
     if expected != given:
         raise ValueError(f"the saved weights {given} do not fit this network {expected}")
     for name, value in params.items():
-        value.copy_(saved[name])
+        value.copy_(sound(saved[name], name, value))

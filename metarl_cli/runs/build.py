@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from metarl_cli.config.base import Group
+from metarl_cli.config.footprint import cost_of_evaluating, judge
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import Problem, UserError
-from metarl_cli.interfaces import Algorithm, Context, Family
+from metarl_cli.interfaces import Algorithm, Context, Family, Footprint
 from metarl_cli.networks.compiling import Compiled, can_compile
-from metarl_cli.processes import ALONE, Processes
+from metarl_cli.processes import ALONE, Processes, waiting
 
 
 class Components(NamedTuple):
@@ -58,7 +59,7 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
 
     Raises:
         ConfigError: if the parts do not fit together.
-        UserError: if there is no such GPU, or several processes would share one.
+        UserError: if there is no such GPU, several processes would share one, or it would not fit the memory.
     """
     if processes.size > 1 and ":" in config.hardware.device:
         raise UserError(
@@ -74,7 +75,9 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
-        algorithm = algo.module.Algo(algo.config, context)
+        judge(algo.module.Algo.cost_of_building(algo.config, context), device)
+        with waiting(config.hardware.patience):  # some start environments
+            algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
         raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
     return Components(family, algorithm, device)
@@ -84,12 +87,26 @@ def _learner(group: Group, family: Family) -> Any:
     return group.module.Learner(group.config, family.spec) if group.instance is None else group.instance
 
 
+def judge_training(config: TrainConfig, components: Components) -> None:
+    """Check that training, and the evaluations after it, fit the memory.
+
+    Raises:
+        UserError: if they do not; it names the key to lower.
+    """
+    family, algorithm, device = components
+    cost = algorithm.cost_of_training()
+    evaluations = {"eval.tasks": config.eval, "test.tasks": config.test}
+    measured = [cost_of_evaluating(algorithm, family, e.tasks, e.episodes, key) for key, e in evaluations.items()]
+    judge(Footprint(cost.held, [*cost.passing, *measured]), device)
+
+
 @contextlib.contextmanager
-def threads(hardware: Hardware) -> Iterator[None]:
-    """Compute with the configured number of threads within the block."""
+def using(hardware: Hardware) -> Iterator[None]:
+    """Compute with the configured threads within the block, and wait for other processes no longer than configured."""
     before = torch.get_num_threads()
     torch.set_num_threads(hardware.threads)
     try:
-        yield
+        with waiting(hardware.patience):
+            yield
     finally:
         torch.set_num_threads(before)

@@ -13,88 +13,75 @@ profile.*       the trace of some iterations, with ``hardware.profile=true``
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
-import re
+import os
+import shlex
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from metarl_cli.config.base import operational_keys, result_values
+from metarl_cli import progress
+from metarl_cli.config.base import operational_keys
+from metarl_cli.config.messages import did_you_mean, quoted
 from metarl_cli.config.models import Hardware, Job, TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.held_out import check_disjoint, held_out_tasks, task_hash
 from metarl_cli.interfaces import Family
 from metarl_cli.runs.build import Components
-from metarl_cli.runs.checkpoint import refuse_unsafe, write_whole
+from metarl_cli.runs.checkpoint import fitting, load
+from metarl_cli.runs.files import open_regular, read_json, read_yaml, refuse_links, sha256, write_json, write_whole
+from metarl_cli.runs.naming import hparams, leaves, overridden, within
 from metarl_cli.runs.provenance import command, git_revision, now, versions
 
-FORMAT = 3  # of run folders
-INCOMPLETE_FILES = {".lock", "results", "tasks.json", "config.yaml"}  # a run killed while its folder was made leaves these
+FORMAT = 4  # of run folders
+INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
 LOCATION_KEYS = {"run", "outputs"}
-IN_THE_NAME = {"algo", "env", "experiment", "seed"}  # of a run anyway
-LEAST_TELLING = ("train", "eval", "test")  # groups whose overrides come last in a run's name
-LONGEST_CHANGES = 60  # [characters] of the overrides in a run's name; a file name has room for 255
+RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # answers of a file system that has none
 
 
-def default_name(config: TrainConfig, job: Job) -> str:
-    """Return ``<algo>-<env>-<key>_<value>-...-seed<n>-<hash>``, the hash over every value that can change the result."""
-    text = json.dumps(result_values(config), sort_keys=True)
-    algo, env, experiment = (job.choices.get(group) or "" for group in ("algo", "env", "experiment"))
-    names = [experiment, *([] if algo in experiment else [algo])] if experiment else [algo, env]
-    values = overridden(config, job.overrides)
-    keys = sorted(values, key=lambda key: (key not in job.swept, _within(key, LEAST_TELLING)))
-    changes = [_file_name(f"{key.removeprefix('algo.')}_{values[key]}") for key in keys]
-    while len("-".join(changes)) > LONGEST_CHANGES:
-        changes.pop()
-    names = [name.replace("/", "_") for name in names]
-    return "-".join([*names, *changes, f"seed{config.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]])
+class Format(BaseModel):
+    """What run folders of every format say first."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int = 1
 
 
-def default_path(config: TrainConfig, job: Job) -> Path:
-    """Return where a run goes that is not told where.
+class Manifest(BaseModel):
+    """run.json: what a run was made with, and how it stands."""
 
-    The same experiment has the same folder, so a sweep can be run again, on another machine too: a run whose values are the
-    same is found, though other overrides led to them.
-    """
-    outputs = Path(config.outputs)
-    first, *last = default_name(config, job._replace(overrides=[])).rsplit("-", 2)
-    for path in sorted(outputs.glob(f"*-{'-'.join(last)}")):
-        if path.name.startswith(f"{first}-") and (path / "run.json").is_file():
-            return path
-    return outputs / default_name(config, job)
+    model_config = ConfigDict(strict=True)  # entries that are no business of going on are free
 
+    format: Literal[4]
+    status: Literal["created", "running", "interrupted", "failed", "finished"]
+    choices: dict[str, str | None]
+    command: str
+    created: str
+    seed: int
+    sha256: dict[Literal["config.yaml", "tasks.json"], str]
+    tasks: dict[Literal["validation", "test", "ood"], str]
+    device: str
+    saved: bool = False  # whether there has been a checkpoint to go on from
+    iterations: int | None = None  # ``train.iterations`` since it was raised; config.yaml says with how many the run began
+    score: float | None = None
 
-def _file_name(text: str) -> str:
-    """Return a text without what means something to a shell, to Hydra or to a terminal."""
-    return re.sub(r"_{2,}", "_", re.sub(r"[^A-Za-z0-9.+-]", "_", text)).strip("_")
-
-
-def overridden(config: TrainConfig, overrides: Iterable[str]) -> dict[str, str]:
-    """Return the overrides that can change the result, as text by key; those of a run's place and seed are left out."""
-    pairs = (override.lstrip("+~").partition("=") for override in overrides)
-    values = {key.replace("/", "."): value for key, _, value in pairs}
-    free = {"hydra", *operational_keys(config)}
-    return {key: value for key, value in values.items() if key not in IN_THE_NAME and not _within(key, free)}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of everything that is not a group itself."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _within(key: str, groups: Collection[str]) -> bool:
-    """Whether a dotted key is one of ``groups``, or lies in one."""
-    return any(key == group or key.startswith(f"{group}.") for group in groups)
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        if self.status == "finished" and self.score is None:
+            raise ValueError("a finished run has a score")
+        if len(self.sha256) != 2 or not {"validation", "test"} <= set(self.tasks):
+            raise ValueError("a hash is missing")
+        return self
 
 
 def reading(hardware: Hardware) -> dict[str, Any]:
@@ -116,7 +103,6 @@ def read_config(
     Raises:
         UserError: if it is unsafe or invalid.
     """
-    refuse_unsafe(values, where)
     try:
         return validate(TrainConfig, {**values, **place}, choices)
     except ConfigError as error:
@@ -133,19 +119,33 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.last, self.best = self.path / "last.pt", self.path / "best.pt"
-        self.results = self.path / "results"
+        self.results, self.reserve = self.path / "results", self.path / ".reserve"
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def command(self, name: str) -> str:
+        """Return ``metarl NAME run=FOLDER`` as it is typed."""
+        return shlex.join(["metarl", name, f"run={quoted(str(self))}"])
 
     def checkpoint(self, name: str) -> Path:
         """Return the file of the ``best`` or the ``last`` checkpoint."""
         return self.best if name == "best" else self.last
 
+    def validation_score(self) -> float:
+        """Return the best score on the validation tasks so far, that of the ``best`` checkpoint.
+
+        Raises:
+            UserError: if there is no such checkpoint, or it is damaged.
+        """
+        path, name = (self.best, "score") if self.best.exists() else (self.last, "best")
+        with fitting(path, "it has no score"):
+            return float(load(path)[name])
+
     @property
     def exists(self) -> bool:
         """Whether the folder holds a run."""
-        return (self.path / "run.json").is_file()
+        return os.path.lexists(self.path / "run.json")
 
     def create(self, config: TrainConfig, job: Job, components: Components) -> None:
         """Write the configuration, the manifest and the held-out tasks of a new run into the locked folder.
@@ -153,21 +153,26 @@ class RunFolder:
         Raises:
             UserError: if it cannot be written, or a task stands in two splits of a family that has more than one.
         """
-        self.results.mkdir(exist_ok=True)
+        self.make_results()
         splits = {"validation": config.eval.tasks, "test": config.test.tasks}
         if "ood" in components.family.splits:
             splits["ood"] = config.test.tasks
         tasks = {split: held_out_tasks(components.family, split, num, config.tasks_seed) for split, num in splits.items()}
         if not components.family.finite:
             check_disjoint({"train": components.algorithm.task, **tasks})
+        hashes = {split: task_hash(task) for split, task in tasks.items()}
         saved = {
-            split: {"hash": task_hash(task), "parameters": {k: v.tolist() for k, v in task.items()}}
+            split: {"hash": hashes[split], "parameters": {k: v.tolist() for k, v in task.items()}}
             for split, task in tasks.items()
         }
-        self.write_json("tasks.json", saved, indent=None)  # may be many numbers
         values = config.model_dump(exclude=LOCATION_KEYS)
         values["hardware"]["profile"] = False  # a profile is made by the command that asks for it
-        write_whole(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+        files = {
+            "tasks.json": (json.dumps(saved) + "\n").encode(),
+            "config.yaml": yaml.safe_dump(values, sort_keys=False).encode(),
+        }
+        for name, content in files.items():
+            write_whole(self.path / name, content)
         manifest = {
             "format": FORMAT,
             "status": "created",
@@ -176,12 +181,26 @@ class RunFolder:
             "command": command(job),
             "created": now(),
             "seed": config.seed,
-            "tasks": {split: entry["hash"] for split, entry in saved.items()},
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+            "tasks": hashes,
             "device": str(components.device),
             "git": git_revision(),
             "versions": versions(),
         }
-        self.write_json("run.json", manifest)  # last: a folder with a manifest is complete
+        write_json(self.path / "run.json", manifest, Manifest)  # last: a folder with a manifest is complete
+
+    def make_results(self) -> None:
+        """Make the folder of the results.
+
+        Raises:
+            UserError: if it cannot be made, or nothing can be written in it.
+        """
+        try:
+            self.results.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write in {self}: {error.strerror}") from error
+        if not os.access(self.results, os.W_OK):
+            raise UserError(f"cannot write in {self.results}: no permission")
 
     def config(self, hardware: Hardware | None = None) -> TrainConfig:
         """Read the configuration the run was made with, on other ``hardware`` if given, uncompiled then.
@@ -194,6 +213,8 @@ class RunFolder:
     def continued(self, config: TrainConfig, overrides: list[str]) -> TrainConfig:
         """Return the run's own configuration, with the overridden values of ``config`` that cannot change a result.
 
+        A finished run can be given more iterations.
+
         Args:
             config: of the command line, composed from the defaults and ``overrides``.
             overrides: of the command line; what they do not name is as the run was made.
@@ -204,30 +225,39 @@ class RunFolder:
         named = {o.split("=", 1)[0].lstrip("+~").replace("/", ".") for o in overrides}
         free = operational_keys(config)
         saved = self.config()
-        given, kept = dict(_leaves(config.model_dump())), dict(_leaves(saved.model_dump()))
-        asked = [key for key in sorted(given | kept) if "experiment" in named or _within(key, named)]
+        given, kept = dict(leaves(config.model_dump())), dict(leaves(saved.model_dump()))
+        asked = [key for key in sorted(given | kept) if "experiment" in named or within(key, named)]
+        if self.manifest()["status"] == "finished" and given["train.iterations"] > kept["train.iterations"]:
+            free = free | {"train.iterations"}
         changed = [
             f"{key} is {kept.get(key, 'not there')} in the run, {given.get(key, 'not there')} here"
             for key in asked
-            if given.get(key) != kept.get(key) and not _within(key, free)
+            if given.get(key) != kept.get(key) and not within(key, free)
         ]
         if changed:
             raise UserError(f"{self} goes on as it was made; {'; '.join(changed[:3])}; choose another folder for a new run")
-        changes = {key: given[key] for key in asked if key in given and _within(key, free - LOCATION_KEYS)}
+        changes = {key: given[key] for key in asked if key in given and within(key, free - LOCATION_KEYS)}
         return self._config(changes) if changes else saved
+
+    def refuse_mistyped(self, config: TrainConfig, overrides: list[str]) -> None:
+        """Raises UserError where ``overrides`` name this folder, in which there is no run, and nothing to train in it."""
+        named = {o.split("=", 1)[0].lstrip("+~") for o in overrides}
+        if named and all(within(key, operational_keys(config) | {"train", "eval", "test"}) for key in named):
+            runs = [path.parent.name for path in self.path.parent.glob("*/run.json")]
+            hint = did_you_mean(self.path.name, runs) or "; to begin one there, say what it learns: algo=NAME env=NAME"
+            raise UserError(f"no such run: {self}{hint}")
 
     def _config(self, changes: Mapping[str, Any]) -> TrainConfig:
         """Read the saved configuration with other values at some dotted keys."""
         if not self.exists:
             raise UserError(f"{self} is not a run folder (no run.json in it)")
-        choices = self.manifest().get("choices")
-        path = self.path / "config.yaml"
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        manifest, path = self.manifest(), self.path / "config.yaml"
+        self._check_hash("config.yaml", "undo the change, or begin a new run: the command in its run.json, with your values")
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise UserError(f"refused {path}: not a configuration")
+        if manifest.get("iterations"):
+            changes = {"train.iterations": manifest["iterations"], **changes}
         for key, value in changes.items():
             *groups, last = key.split(".")
             holder: Any = values
@@ -235,58 +265,67 @@ class RunFolder:
                 holder = holder[group] if isinstance(holder.get(group), dict) else holder.setdefault(group, {})
             holder[last] = value
         place = {"run": str(self.path), "outputs": str(self.path.parent)}
-        return read_config(values, place, str(path), choices if isinstance(choices, dict) else None)
+        return read_config(values, place, str(path), manifest["choices"])
+
+    def prolonged(self, config: TrainConfig) -> TrainConfig:
+        """Return a configuration of this run with the iterations that it has since they were raised."""
+        if (iterations := self.manifest().get("iterations")) is None:
+            return config
+        return config.model_copy(update={"train": config.train.model_copy(update={"iterations": iterations})})
+
+    def _check_hash(self, name: str, advice: str) -> None:
+        """Raises UserError if a file is not the one that the run was made with."""
+        if sha256(self.path / name) != self.manifest()["sha256"][name]:
+            raise UserError(f"refused {self.path / name}: it is not as the run was made with; {advice}")
 
     def check_tasks(self, config: TrainConfig, family: Family) -> None:
         """Raises UserError if the held-out tasks are no longer the ones the run was made with."""
-        for split, saved in self.manifest().get("tasks", {}).items():
+        saved = self.manifest()["tasks"]
+        if (self.path / "tasks.json").exists():  # without it, the tasks are drawn as they were, and compared
+            self._check_hash("tasks.json", "remove it: the tasks are drawn again")
+        for split in family.splits[1:]:
             num = config.eval.tasks if split == "validation" else config.test.tasks
-            if task_hash(held_out_tasks(family, split, num, config.tasks_seed)) != saved:
+            if task_hash(held_out_tasks(family, split, num, config.tasks_seed)) != saved.get(split):
                 raise UserError(f"the {split} tasks of {self} are not those it was made with; use the version in its run.json")
 
     def manifest(self) -> dict[str, Any]:
-        """Read run.json.
+        """Read run.json: the values of a :class:`Manifest`, and more that nothing depends on.
 
         Raises:
-            UserError: if it cannot be read, or is of another format.
+            UserError: if it cannot be read, is of another format, or the folder holds a link.
         """
-        try:
-            manifest = json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.path / 'run.json'}: {error}") from error
-        if not isinstance(manifest, dict):
-            raise UserError(f"refused {self.path / 'run.json'}: not a manifest")
-        if (found := manifest.get("format", 1)) != FORMAT:
-            age = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
+        refuse_links(self.path)
+        path = self.path / "run.json"
+        found = read_json(path, Format, complete=False).get("format", 1)
+        if found != FORMAT:
+            age = "an older" if found < FORMAT else "a newer"
             advice = "train it again, or use the version in its run.json"
             raise UserError(f"{self} was made by {age} version of metarl (format {found}); {advice}")
-        return manifest
+        return read_json(path, Manifest)
 
     def hparams(self, config: TrainConfig) -> dict[str, Any]:
-        """Return what distinguishes the run from others: its options, its seed, and the values that were overridden."""
+        """Return what distinguishes the run from others, for TensorBoard."""
         manifest = self.manifest()
-        options = {name.replace("/", "."): option for name, option in manifest["choices"].items()}
-        keys = manifest.get("overridden", [])
-        shown = [key for key in options if key in (*keys, "algo", "env", "experiment")]
-        values = {key: value for key, value in _leaves(config.model_dump()) if _within(key, set(keys) - options.keys())}
-        return {key: options[key] for key in shown} | {"seed": config.seed} | values
+        return hparams(config, manifest["choices"], manifest.get("overridden", []))
 
     def texts(self) -> dict[str, str]:
         """Return the command and the configuration as Markdown, by their tags in TensorBoard."""
-        config = (self.path / "config.yaml").read_text(encoding="utf-8")
-        return {"run/command": f"    {self.manifest()['command']}", "run/configuration": f"```yaml\n{config}```"}
+        values = yaml.safe_dump(read_yaml(self.path / "config.yaml"), sort_keys=False)
+        return {"run/command": f"    {self.manifest()['command']}", "run/configuration": f"```yaml\n{values}```"}
 
     def note(self, **changes: Any) -> None:
         """Change entries of the manifest (status, times)."""
-        self.write_json("run.json", {**self.manifest(), **changes})
-
-    def write_json(self, name: str, value: Any, indent: int | None = 1) -> None:
-        """Write a value as a JSON file of the folder, whole or not at all."""
-        write_whole(self.path / name, (json.dumps(value, indent=indent) + "\n").encode())
+        write_json(self.path / "run.json", {**self.manifest(), **changes}, Manifest)
 
     def unlock(self) -> None:
         """Let other processes use the folder."""
+        self.free_reserve()
         self._lock.close()
+
+    def free_reserve(self) -> None:
+        """Give back the space that was kept for the last note of a run whose disk is full."""
+        with contextlib.suppress(OSError):
+            self.reserve.unlink(missing_ok=True)
 
     def lock(self) -> None:
         """Make the folder if need be, and keep it to this process until it ends.
@@ -296,17 +335,23 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            refuse_links(self.path)
             names = {p.name for p in self.path.iterdir() if not p.name.endswith(".tmp")}
             foreign = sorted(names - INCOMPLETE_FILES)
             if foreign and not self.exists:
                 raise UserError(f"{self} is not empty and not a run (it holds {foreign[0]}); choose another folder")
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = os.fdopen(open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT), "rb+")
             weakref.finalize(self, self._lock.close)
         except OSError as error:
             raise UserError(f"cannot write in {self}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(f"another process is training {self}") from error
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise UserError(f"cannot lock {self}: {error.strerror}") from error
+            progress.note(f"the file system of {self} has no locks: see to it that no other process trains this run")
         for leftover in (*self.path.glob(".*.tmp"), *self.results.glob(".*.tmp")):  # of a process killed while it wrote
             leftover.unlink(missing_ok=True)
+        write_whole(self.reserve, os.urandom(RESERVE))

@@ -7,20 +7,19 @@ processes that ``torchrun`` started share one run. The loop prints nothing: a :c
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from metarl_cli import progress
+from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
-from metarl_cli.errors import ProcessLost, UserError
+from metarl_cli.errors import EnvironmentFault, ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
@@ -28,8 +27,11 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Components, build, threads
-from metarl_cli.runs.folder import RunFolder, default_path
+from metarl_cli.runs.build import Components, build, judge_training, using
+from metarl_cli.runs.files import memory, read, write_whole
+from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.interrupt import Interrupt
+from metarl_cli.runs.naming import default_path
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
@@ -65,18 +67,21 @@ class Listener:
         """A test runs within this block."""
         return contextlib.nullcontext()
 
+    def stopping(self) -> None:
+        """A signal asks the run to stop: it saves after this iteration. Called within a signal handler."""
+
     def interrupted(self, folder: RunFolder) -> None:
         """A signal stopped the run, which is saved."""
 
     def failed(self, folder: RunFolder) -> None:
-        """An error stopped the run, which has a checkpoint."""
+        """An error, or a second signal, stopped the run, which has a checkpoint."""
 
     def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
         """The run is finished; ``reports`` are None where it was before."""
 
 
 def train(config: TrainConfig, job: Job, listener: Listener, processes: Processes = ALONE) -> tuple[RunFolder, float]:
-    """Train a new run, or go on with the one in the folder; returns the folder and the score on the test tasks.
+    """Train a new run, or go on with the one in the folder; returns the folder and the best score on the validation tasks.
 
     Args:
         config: of the run.
@@ -90,39 +95,53 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         KeyboardInterrupt: after a signal, once the run is saved.
     """
     folder = RunFolder(config.run or default_path(config, job))
-    if config.run and folder.exists:
-        config = folder.continued(config, job.overrides)
-    if folder.exists and folder.manifest().get("status") == "finished":
-        processes.broadcast()  # nothing to do
-        listener.finished(folder, None)
-        return folder, float(folder.manifest()["score"])
+    begun, longer = folder.exists, False
+    if begun:
+        config = folder.continued(config, job.overrides) if config.run else folder.prolonged(config)
+        longer = config.run is not None and config.train.iterations > folder.config().train.iterations
+        if folder.manifest()["status"] == "finished" and not longer:
+            processes.broadcast()  # nothing to do
+            listener.finished(folder, None)
+            return folder, folder.validation_score()
+    elif config.run:
+        folder.refuse_mistyped(config, job.overrides)
     components = build(config, gpu_number(job.number), processes)
     if processes.size > (most := components.algorithm.shares):
         raise UserError(
             f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
             f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
-    if config.hardware.profile and not folder.exists:
+    judge_training(config, components)
+    if config.hardware.profile and not begun:
         check_left(config.train.iterations)
     folder.lock()
     if folder.exists:
         folder.check_tasks(config, components.family)
         _same_device(folder, components)
+        _check_saved(folder)
     else:
         folder.create(config, job, components)
+    if processes.watch:
+        processes.watch.last_words = functools.partial(_lost, folder)
     try:
         training = Training(config, folder, components, listener)
+        if longer:
+            folder.note(status="interrupted", iterations=config.train.iterations)
         processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
-        processes.broadcast(folder.last.read_bytes() if folder.last.exists() else b"")
-        with threads(config.hardware):
-            return folder, training.run(processes)
+        processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
+        with using(config.hardware):
+            training.run(processes)
+            return folder, training.best
     except BaseException as error:
-        _note_failure(folder, error)
         if isinstance(error, ProcessLost):
-            raise ProcessLost(f"{error}; {_how_to_go_on(folder)}") from error
+            raise _lost(folder, error) from error
+        _note_failure(folder, error)
+        if out_of_memory(error):
+            raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
-            raise UserError(f"{folder}: {error.strerror or error}; go on with: metarl train run={folder}") from error
-        if folder.last.exists() and not isinstance(error, UserError | KeyboardInterrupt):
+            raise UserError(f"{folder}: {error.strerror or error}; go on with: {folder.command('train')}") from error
+        told = isinstance(error, UserError | KeyboardInterrupt) and not isinstance(error, EnvironmentFault)
+        if folder.last.exists() and not told:
             listener.failed(folder)
         raise
     finally:
@@ -136,13 +155,20 @@ def _note_failure(folder: RunFolder, error: BaseException) -> None:
     """Note in the manifest of a run that was running why it is not any more."""
     with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
         if folder.manifest().get("status") == "running":
+            folder.free_reserve()
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             folder.note(status=status, error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR], ended=now())
 
 
 def _how_to_go_on(folder: RunFolder) -> str:
     saved = f"the last checkpoint is {folder.last}" if folder.last.exists() else "there is no checkpoint yet"
-    return f"{saved}; go on with: metarl train run={folder}"
+    return f"{saved}; go on with: {folder.command('train')}"
+
+
+def _lost(folder: RunFolder, error: ProcessLost) -> ProcessLost:
+    """Note in the manifest that a process is lost, and return the error with what there is to go on from."""
+    _note_failure(folder, error)
+    return ProcessLost(f"{error}; {_how_to_go_on(folder)}")
 
 
 def follow(processes: Processes) -> None:
@@ -161,15 +187,16 @@ def follow(processes: Processes) -> None:
         algorithm = build(config, gpu_number(started["job"]), processes).algorithm
         if state := processes.broadcast():
             algorithm.load_state_dict(checkpoint.decode(state, "the checkpoint of rank 0")["algorithm"])
-        with threads(config.hardware):
+        with using(config.hardware):
             while processes.broadcast_flag():
                 algorithm.train_step()
         processes.wait()
     except ProcessLost as error:
+        if processes.watch is None or processes.watch.lost is None:  # a simulator of this process
+            raise
         if processes.rank > 1:
             raise ProcessLost from error
-        _note_failure(folder, error)
-        raise ProcessLost(f"{error}; {_how_to_go_on(folder)}") from error
+        raise _lost(folder, error) from error
 
 
 def _same_device(folder: RunFolder, components: Components) -> None:
@@ -179,29 +206,12 @@ def _same_device(folder: RunFolder, components: Components) -> None:
         raise UserError(f"{folder} was made on {made} and cannot go on on {kind}; use hardware={made}")
 
 
-class Interrupt:
-    """Note SIGTERM, SIGUSR2 and Ctrl-C, so that the loop can save; then hand the signal to its handler of before."""
-
-    def __enter__(self) -> Interrupt:
-        self.received: int | None = None
-        self.before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self.before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def hand_on(self) -> None:
-        """Send the noted signal again; call it once the handlers are restored."""
-        if self.received is not None:
-            os.kill(os.getpid(), self.received)
+def _check_saved(folder: RunFolder) -> None:
+    """Raise UserError where a run would begin again over what it has written."""
+    if folder.manifest().get("saved") and not folder.last.exists():
+        rest = f"; its best weights are left: {folder.command('test')}" if folder.best.exists() else ""
+        missing = f"{folder} cannot go on, for {folder.last.name} is gone"
+        raise UserError(f"{missing}: put it back, or choose another folder to train from the start{rest}")
 
 
 class Training:
@@ -219,47 +229,52 @@ class Training:
         self.algorithm = components.algorithm
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
         self.iterations = config.train.iterations
-        resume_step = None
+        self.saved = False  # whether the manifest says that there is a checkpoint
+        resume_step, logged = None, None
         if folder.last.exists():
-            self._restore()
+            logged = self._restore()
             resume_step = self.algorithm.env_steps
-        else:
+        else:  # it has not come to its first checkpoint
             folder.best.unlink(missing_ok=True)
         self.train_step = self.algorithm.train_step
         if config.hardware.profile:
             done, device = self.iteration, components.device
             self.train_step = Profiler(self.train_step, done, self.iterations, folder.path, device, listener.profiled)
         listener.started(folder, self.iteration, self.iterations)
-        self.tracker = Tracker(folder.path, folder.hparams(config), folder.texts(), resume_step)
+        self.tracker = Tracker(folder.path, folder.hparams(config), folder.texts(), resume_step, logged)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
 
     def _evaluator(self, split: str, tasks: int, episodes: int) -> Evaluator:
         family, config = self.components.family, self.config
         return Evaluator(family, held_out_tasks(family, split, tasks, config.tasks_seed), episodes, config.seed, split)
 
-    def run(self, processes: Processes) -> float:
-        """Train to the end and test; returns the score on the test tasks, ``score`` in run.json.
+    def run(self, processes: Processes) -> None:
+        """Train to the end and test; the score on the test tasks is ``score`` in run.json.
 
         The score is the IQM after adaptation, on the training tasks where each is learned on its own, and for trials the mean
         return of an episode over the whole trial.
         """
         self.folder.note(status="running", started=now(), error=None)
+        interrupt = Interrupt(self.listener.stopping)
         try:
-            with Interrupt() as interrupt, self.listener.training():
-                for progress in self.iterate(processes, interrupt):
-                    self.listener.progress(progress)
-            if interrupt.received is not None:
-                self._interrupted(interrupt)
-            reports = self.test()
-        except BaseException:
+            with interrupt:
+                with self.listener.training():
+                    for state in self.iterate(processes, interrupt):
+                        self.listener.progress(state)
+                interrupt.saved = True
+                if interrupt.received is not None:
+                    raise KeyboardInterrupt
+                if not self.folder.best.exists():  # it went on without, and had no iteration left to choose it in
+                    self.validate()
+                reports = self.test()
+                self.tracker.close(finished=True)
+                self.folder.note(status="finished", ended=now(), score=reports["test"].score)
+        except BaseException as error:
             self.tracker.close(finished=False)
+            if isinstance(error, KeyboardInterrupt) and interrupt.received is not None:
+                self._interrupted(interrupt)
             raise
-        self.tracker.close(finished=True)
-        tested = reports["test"]
-        score = tested.score
-        self.folder.note(status="finished", ended=now(), score=score)
         self.listener.finished(self.folder, reports)
-        return score
 
     def iterate(self, processes: Processes, interrupt: Interrupt) -> Iterator[Progress]:
         """Train, log, validate and save until the end or a signal; yields after every iteration."""
@@ -282,19 +297,24 @@ class Training:
             last = self.iteration == self.iterations
             if self.iteration % loop.eval_every == 0 or last:
                 logged |= self.validate()
+            if last:  # what comes is the test, which needs none of the experience
+                algorithm.drop_replay()
             if time.monotonic() - saved >= loop.checkpoint_every or last:
                 self.save()
                 saved = time.monotonic()
             yield Progress(self.iteration, self.iterations, algorithm.env_steps, logged)
         if interrupt.received is not None:
             self.save()
+            interrupt.saved = True
 
     def _interrupted(self, interrupt: Interrupt) -> None:
+        """Say what is saved, and let the signal take its course; returns if a job scheduler's handler does."""
         self.folder.note(status="interrupted", ended=now())
-        self.tracker.flush()
-        self.listener.interrupted(self.folder)
+        if interrupt.saved:
+            self.listener.interrupted(self.folder)
+        elif self.folder.last.exists():
+            self.listener.failed(self.folder)
         interrupt.hand_on()
-        raise KeyboardInterrupt  # the signal had an owner (a job scheduler's) that came back
 
     def validate(self) -> dict[str, float]:
         """Measure adaptation on validation tasks, and keep the best weights."""
@@ -304,6 +324,7 @@ class Training:
         own = self.evaluator.own_tasks(algorithm)
         if own is not None:  # they are what the algorithm is for
             values["eval/return_learned"] = score = own.value
+        values["eval/score"] = score
         self.tracker.log(values, algorithm.env_steps)
         self.tracker.diagnostics(algorithm.diagnostics(), algorithm.env_steps)
         if score > self.best:
@@ -331,9 +352,9 @@ class Training:
     def _keep(self, diagnostics: Diagnostics) -> None:
         """Keep the algorithm's diagnostics as files beside the results."""
         for name, text in diagnostics.texts.items():
-            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
+            write_whole(self.folder.results / f"{name.split('/')[-1]}.md", f"{text}\n".encode())
         for name, drawn in diagnostics.figures.items():
-            checkpoint.write_whole(self.folder.results / f"{name.split('/')[-1]}.png", png(drawn))
+            write_whole(self.folder.results / f"{name.split('/')[-1]}.png", png(drawn))
 
     # -- saving
 
@@ -345,15 +366,28 @@ class Training:
             "iteration": self.iteration,
             "best": self.best,
             "seconds": self.seconds,
+            "logged": self.tracker.state,
         }
         self.tracker.flush()
         checkpoint.save(self.folder.last, state)
+        if not self.saved:
+            self.folder.note(saved=True)
+            self.saved = True
 
-    def _restore(self) -> None:
+    def _restore(self) -> tuple[int, str]:
+        """Take over the last checkpoint; returns the state of the tracker then."""
         state = checkpoint.load(self.folder.last)
-        try:
+        with checkpoint.fitting(self.folder.last):
             self.algorithm.load_state_dict(state["algorithm"])
-            self.iteration, self.best = int(state["iteration"]), float(state["best"])
+            for name in self.algorithm.counters:
+                checkpoint.count(getattr(self.algorithm, name))
+            self.iteration, self.best = checkpoint.count(state["iteration"]), float(state["best"])
             self.seconds = float(state["seconds"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"refused {self.folder.last}: it does not fit the run's configuration ({error})") from error
+            if self.iteration > self.iterations:
+                raise ValueError(f"{self.iteration} of {self.iterations} iterations")
+            lines, digest = state["logged"]
+            logged = checkpoint.count(lines), str(digest)
+        if self.best > -math.inf and not self.folder.best.exists():
+            progress.note(f"{self.folder.best} is gone: the best weights are chosen anew, from here on")
+            self.best = -math.inf
+        return logged

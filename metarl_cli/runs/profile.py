@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, record_function
 
 from metarl_cli.errors import UserError
 from metarl_cli.progress import timing
-from metarl_cli.runs.checkpoint import write_whole
+from metarl_cli.runs.files import write_whole
 
 WARMUP = 10  # iterations before the profile, if so many are left: memory, caches and replay fill
 TIMED = 5  # iterations whose parts are timed

@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.pictures import png
-from metarl_cli.evaluation.report import as_json, figure
+from metarl_cli.evaluation.report import SHARED, as_json, figure
 from metarl_cli.interfaces import Algorithm, Budget, num_tasks
-from metarl_cli.runs.checkpoint import load, write_whole
+from metarl_cli.runs.checkpoint import count, fitting, load
+from metarl_cli.runs.files import read_json, write_json, write_whole
 from metarl_cli.runs.folder import RunFolder
+
+
+class Points(BaseModel):
+    """The form of a curve in a result: P points of M tasks."""
+
+    model_config = ConfigDict(strict=True)
+
+    steps: list[int]
+    gradient_steps: list[int]
+    env_steps: list[int]
+    task_returns: list[list[float]]
+
+    @model_validator(mode="after")
+    def _equally_long(self) -> Points:
+        columns = (self.steps, self.gradient_steps, self.env_steps, self.task_returns)
+        if len({len(column) for column in columns}) > 1 or len({len(row) for row in self.task_returns}) > 1:
+            raise ValueError("its columns differ in length")
+        return self
+
+
+class Result(BaseModel):
+    """The form of ``results/*.json``, as far as it is the same for all."""
+
+    model_config = ConfigDict(strict=True)
+
+    split: Literal["validation", "test", "ood"]
+    env_steps: int
+    episodes: int
+    tasks: dict[str, Any]
+    adapted: Points
+    sampled: Points | None
+    from_scratch: Points | None
+    random: Points
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a test result.
+
+    Raises:
+        UserError: if it cannot be read, is damaged or was changed.
+    """
+    return read_json(path, Result)
 
 
 class Measured(NamedTuple):
@@ -34,14 +80,12 @@ def measure(
         env_steps: environment steps of meta-training up to these weights.
         name: file name without its ending.
     """
+    folder.make_results()  # before the work
     report = evaluator.report(algorithm, budget)
     task, split = evaluator.task, evaluator.split
-    try:
-        folder.results.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write in {folder}: {error.strerror}") from error
-    folder.write_json(f"results/{name}.json", as_json(report, task, {"split": split, "env_steps": env_steps}))
-    picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
+    values = as_json(report, task, {"split": split, "env_steps": env_steps})
+    write_json(folder.results / f"{name}.json", values, Result)
+    picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks{SHARED if report.shared else ''}"))
     write_whole(folder.results / f"{name}.png", picture)
     return Measured(report, picture)
 
@@ -54,10 +98,14 @@ def load_weights(folder: RunFolder, algorithm: Algorithm, checkpoint: str) -> in
     """
     path = folder.checkpoint(checkpoint)
     if not path.exists():
-        raise UserError(f"{folder} has no {checkpoint} checkpoint yet ({path.name}); is it still training?")
+        other = folder.checkpoint("last" if checkpoint == "best" else "best")
+        if folder.manifest()["status"] == "finished":
+            why = f"{path.name} is gone"
+        else:
+            why = f"it has no {checkpoint} checkpoint yet ({path.name}); is it still training?"
+        advice = f"; take the other one with checkpoint={other.stem}" if other.exists() else ""
+        raise UserError(f"cannot test {folder}: {why}{advice}")
     state = load(path)
-    try:
+    with fitting(path):
         algorithm.load_weights(state["algorithm"]["weights"])
-        return int(state["env_steps"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"refused {path}: it does not fit the run's configuration ({error})") from error
+        return count(state["env_steps"])

@@ -11,6 +11,7 @@ import gymnasium
 import torch
 
 from metarl_cli.config.compatibility import check_budget
+from metarl_cli.config.footprint import cost_of_evaluating, judge
 from metarl_cli.config.models import Hardware
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
@@ -19,13 +20,13 @@ from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.report import as_json
 from metarl_cli.experience.rollout import Played, play
-from metarl_cli.interfaces import Adapted, Budget, Family, Task
+from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Task
 from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import build, threads
+from metarl_cli.runs.build import build, using
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
-from metarl_cli.runs.results import load_weights, measure
+from metarl_cli.runs.results import load_weights, measure, read_result
 from metarl_cli.seeding import torch_rng
 
 FRAMES = 400  # at most, of a film
@@ -89,6 +90,20 @@ class Run:
         score = self.folder.manifest().get("score")
         return None if score is None else float(score)
 
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Every test result in the folder, by the name of its file, such as ``test`` and ``ood``.
+
+        Raises:
+            UserError: if one is damaged or was changed.
+        """
+        return {path.stem: read_result(path) for path in sorted(self.folder.results.glob("*.json"))}
+
+    @property
+    def validation_score(self) -> float:
+        """The best score on the validation tasks: what a search for settings may use."""
+        return self.folder.validation_score()
+
     def budget(self, steps: int | None, trial: int | None, default: int | None = None) -> Budget:
         """Return what an adaptation may spend; ``default`` steps, or those of the test at the end of training.
 
@@ -99,6 +114,10 @@ class Run:
         steps, trial = number("steps", steps, 0), number("trial", trial, 1)
         if self.algorithm.adapts_by == "memory":
             return Budget(0, trial)
+        trained = self.algorithm.trained_steps
+        if steps is not None and trained is not None and steps > trained:
+            text = f"this run was trained for {trained} adaptation step{'s' if trained > 1 else ''}"
+            note(f"steps={steps}: {text}; further ones are beyond its training")
         return Budget(steps if steps is not None else default or self.config.test.steps or 0)
 
     # -- evaluation
@@ -118,9 +137,11 @@ class Run:
         tasks, episodes = number("tasks", tasks, 1) or default.tasks, number("episodes", episodes, 1) or default.episodes
         budget = self.budget(steps, trial, default.steps)
         self.folder.check_tasks(self.config, self.family)
+        cost = cost_of_evaluating(self.algorithm, self.family, tasks, episodes, "tasks")
+        judge(Footprint([cost]), self.device, "the test")
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
-        with threads(self.config.hardware):
+        with using(self.config.hardware):
             spent = f"steps{budget.steps}"
             if self.algorithm.adapts_by == "memory":
                 spent = f"trial{next(self.algorithm.adapt(held_out, budget, torch.Generator(self.device))).episodes}"
@@ -218,13 +239,15 @@ class Run:
     def adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None = None, frames: int = 0) -> Adaptation:
         """Adapt to one task, in the environments of ``family`` or of the run's own; a policy with memory plays a trial."""
         seed = number("seed", seed, 0) or 0
-        with threads(self.config.hardware):
+        with using(self.config.hardware):
             return self._adaptation(task, budget, seed, family, frames)
 
     def _adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None, frames: int) -> Adaptation:
         rng = torch_rng(seed, "adapt", "support", device=self.device)
         steps = list(self.algorithm.adapt(task, budget, rng, family))
         last, live = steps[-1], family or self.family
+        if lost := [name for name, value in last.policy.state_dict().get("params", {}).items() if not value.isfinite().all()]:
+            raise UserError(f"the adapted weights are not finite; take fewer steps ({', '.join(lost[:3])})")
         chance = torch_rng(seed, "adapt", "trial", device=self.device)
         state, played = last.policy.start(1, chance), None
         if last.episodes is not None:
@@ -244,7 +267,7 @@ class Run:
         """Draw one greedy episode."""
         env = self.family.make(task, 1, torch_rng(seed, "adapt", "film", device=self.device), True)
         state = adapted.policy.start(1, torch_rng(seed, "adapt", "trial", device=self.device))
-        with threads(self.config.hardware):
+        with using(self.config.hardware):
             return play(self.family, env, adapted.policy, state, frames=FRAMES)
 
 
@@ -255,7 +278,7 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
         UserError: if it is damaged, or no such file.
     """
     saved = checkpoint.load(path)
-    try:
+    with checkpoint.fitting(path, "it is no adapted policy"):
         values = saved["config"]
         if hardware:
             values = {**values, "hardware": {**values["hardware"], **reading(hardware)}}
@@ -263,5 +286,3 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
         family, algorithm, device = build(config)
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
         return restore(algorithm, task, saved, family.spec, torch_rng(config.seed, "adapt", "loaded", device=device))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"refused {path}: it is no adapted policy ({error})") from error

@@ -8,11 +8,14 @@ their own, ``adaptation``, which comes first.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
+import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +25,10 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars
 from torch.utils.tensorboard.summary import hparams as summaries
 
+from metarl_cli import progress
 from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Diagnostics
-from metarl_cli.runs.checkpoint import write_whole
+from metarl_cli.runs.files import memory, open_regular, read, write_whole
 
 FIRST = {"eval/return_before", "eval/return_after", "test/return_before", "test/return_after", "ood/return_after"}
 LARGEST = 1e20  # of a number in TensorBoard's histograms
@@ -60,15 +64,32 @@ class Tracker:
         hparams: the columns of the HParams tab: what the run has been told to be; those of None are left out.
         texts: for the Text tab, by tag, as Markdown.
         resume_step: the step of the checkpoint that a run resumes from; later rows are dropped. None: a new run.
+        logged: the ``state`` that the tracker had at this checkpoint, if any.
     """
 
-    def __init__(self, folder: Path, hparams: Mapping[str, Any], texts: Mapping[str, str], resume_step: int | None):
+    def __init__(
+        self,
+        folder: Path,
+        hparams: Mapping[str, Any],
+        texts: Mapping[str, str],
+        resume_step: int | None,
+        logged: tuple[int, str] | None = None,
+    ):
         self.path = folder / "metrics.jsonl"
+        self.num_lines, self.digest = 0, hashlib.sha256()
         purge = 0 if resume_step is None else resume_step + 1
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _kept(line, purge)]
-            write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self.lines = self.path.open("a")
+            lines = read(self.path, memory()).split(b"\n")
+            self._add(lines[: logged[0] if logged else 0])
+            if logged and self.state != logged:
+                progress.note(f"{self.path} is not as it was logged: the lines that can be read are kept")
+            if self.state != logged:
+                lines, self.num_lines, self.digest = [x for x in lines if _kept(x, purge)], 0, hashlib.sha256()
+                self._add(lines)
+            write_whole(self.path, b"".join(line + b"\n" for line in lines[: self.num_lines]))
+        self.lines = os.fdopen(open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a")
+        self.hook = threading.excepthook
+        threading.excepthook = self._thread_failed
         self.writer = SummaryWriter(str(folder), purge_step=purge)
         self.events = cast(Any, self.writer.file_writer)  # all tags of a step go into one event
         self.tags = set[str]()  # in TensorBoard, since the process has started
@@ -79,13 +100,29 @@ class Tracker:
             for tag, text in texts.items():
                 self.writer.add_text(tag, text, 0)
 
+    @property
+    def state(self) -> tuple[int, str]:
+        """The number of lines so far, and their hash."""
+        return self.num_lines, self.digest.hexdigest()
+
+    def _add(self, lines: Sequence[bytes]) -> None:
+        self.num_lines += len(lines)
+        self.digest.update(b"".join(line + b"\n" for line in lines))
+
+    def _thread_failed(self, arguments: threading.ExceptHookArgs) -> None:
+        """Be silent about a writer of events that fails: the next call to it raises the same error."""
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            self.hook(arguments)
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write scalars ``{"group/name": value}`` at ``step`` [environment steps]."""
         values = [Summary.Value(tag=tag_of(tag), simple_value=value) for tag, value in metrics.items()]
         self.events.add_summary(Summary(value=values), step)
         self._lay_out({value.tag for value in values}, step)
         finite = {tag: value if math.isfinite(value) else None for tag, value in metrics.items()}
-        self.lines.write(json.dumps({"step": step, **finite}) + "\n")
+        line = json.dumps({"step": step, **finite})
+        self.lines.write(f"{line}\n")
+        self._add([line.encode()])
         self.flush()
 
     def _lay_out(self, tags: set[str], step: int) -> None:
@@ -130,6 +167,8 @@ class Tracker:
         with contextlib.suppress(OSError):  # an earlier write has already reported the reason
             self.lines.close()
             self.writer.close()
+        if threading.excepthook == self._thread_failed:
+            threading.excepthook = self.hook
 
 
 def tag_of(metric: str) -> str:
@@ -137,12 +176,12 @@ def tag_of(metric: str) -> str:
     return f"adaptation/{metric.replace('/', '_')}" if metric in FIRST else metric
 
 
-def _kept(line: str, purge: int) -> bool:
+def _kept(line: bytes, purge: int) -> bool:
     """Return whether a line was logged before step ``purge``; results of tests are dropped, as a resumed run tests again."""
     try:
         row = json.loads(line)
-        return row["step"] < purge and not any(tag.startswith(("test/", "ood/")) for tag in row)
-    except (ValueError, KeyError, TypeError):  # a line that a crash truncated
+        return bool(row["step"] < purge) and not any(tag.startswith(("test/", "ood/")) for tag in row)
+    except (ValueError, LookupError, TypeError, RecursionError):  # a line that a crash truncated, or no line of a run
         return False
 
 

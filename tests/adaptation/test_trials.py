@@ -68,8 +68,8 @@ def randomly(spec: Spec, seed: int = 0) -> Act:
 
 def collected(agent: Agent, params: Params, act: Act, family, task: Params, num_envs: int, episodes: int, *more) -> Trials:
     """Trials in which ``act`` chooses."""
-    rows = len(next(iter(task.values())))
-    policy = MemoryPolicy(agent, params, lambda features, inputs: Told(act(features)), rows, episodes, stochastic=True)
+    horizons = family.horizons(task)
+    policy = MemoryPolicy(agent, params, lambda features, inputs: Told(act(features)), horizons, episodes, stochastic=True)
     env_rng, segment = more
     return collect_trials(family, task, policy, num_envs, episodes, env_rng, torch_rng(0, "chance"), segment)
 

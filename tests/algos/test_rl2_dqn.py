@@ -119,11 +119,13 @@ def test_discounts_by_hand(wait, early):
     terminated = torch.tensor([0, 1, 0, 0, 0, 0, 0, 0])[:, None] > 0
     changes = {"ended": ended, "terminated": terminated, "weight": weight, "clock": torch.stack([clock, clock], -1)}
     trials = trials_of(torch.ones(8, 1), **changes)
-    assert algorithm.discounts(trials).flatten().tolist() == [0.5, early, 0.5, 0.5, 0.5, 0, 0, 0]
+    assert algorithm.discounts(trials, torch.full((1,), 4.0)).flatten().tolist() == [0.5, early, 0.5, 0.5, 0.5, 0, 0, 0]
     full = trials._replace(weight=torch.ones(8, 1))
-    assert algorithm.discounts(full)[5].item() == 0.5, "an episode of full length waits for nothing"
+    assert algorithm.discounts(full, torch.full((1,), 4.0))[5].item() == 0.5, "an episode of full length waits for nothing"
     cut = trials._replace(terminated=torch.zeros(8, 1) > 0)
-    assert algorithm.discounts(cut)[1].item() == 0.5, "nor one whose family has a shorter time limit than others of a mix"
+    assert algorithm.discounts(cut, torch.full((1,), 4.0))[1].item() == 0.5, (
+        "nor one whose family has a shorter time limit than others of a mix"
+    )
 
 
 # -- replay
@@ -209,7 +211,7 @@ def test_segments_have_the_values_of_the_whole_trial(float64, cell, burn_in):
     module, values = load("algo", config.algo)
     algorithm = module.Algo(values, Context(Cue(), None, 10, 0, CPU))
     trials = algorithm._collect(1.0)
-    algorithm.replay.add(trials, algorithm.discounts(trials))
+    algorithm.replay.add(trials, algorithm.discounts(trials, torch.full((6,), 4.0)))
     whole = algorithm.values(algorithm.params, algorithm.agent.recall(algorithm.params, trials, 12), trials.inputs)
     number = torch.arange(whole.shape[1])[:, None] * 100.0 + torch.arange(len(whole))  # tells where a step is from
     algorithm.replay.steps["reward"][: len(number), : len(whole)] = number

@@ -1,5 +1,6 @@
 """The commands end to end: train, go on after a kill, test, adapt, and what TensorBoard serves of it."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import (
     CONF,
     TINY_REFERENCE,
@@ -37,6 +39,7 @@ from metarl_cli.config.models import AdaptConfig, Job
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.held_out import held_out_tasks, task_hash
+from metarl_cli.evaluation.statistics import iqm
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build
 from metarl_cli.runs.folder import RunFolder
@@ -91,7 +94,9 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
     folder = RunFolder(tmp_path / "run")
     manifest = folder.manifest()
     assert manifest["status"] == "finished"
-    assert manifest["score"] == score
+    validated = [row["eval/score"] for row in logged(folder.path) if "eval/score" in row]
+    assert score == max(validated) == folder.validation_score(), "what a sweeper gets"
+    assert run_here(tmp_path / "run", *small(algo)) == score, "of a finished run too"
     in_trial = algo in algorithms(in_trial=True)
     points = 2 if in_trial else 3
     for split in ("test", "ood"):
@@ -99,6 +104,12 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
         assert np.array(result["adapted"]["task_returns"]).shape == (points, 4)
         updates = result["adapted"]["gradient_steps"]
         assert updates == GRADIENT_STEPS.get(algo, sorted(updates))
+        if split == "test":
+            means = np.array(result["adapted"]["task_returns"])
+            learned = result["learned"] or {"value": iqm(means[-1])}  # by an algorithm that learns each training task alone
+            expected = result["trial"]["mean"] / 2 if in_trial else learned["value"]
+            assert manifest["score"] == pytest.approx(float(expected))
+            assert result["adapted"]["beside"][-1]["mean"] == pytest.approx(means[-1].mean())
         assert updates[0] == 0
         assert result["tasks"]["hash"] == manifest["tasks"][split]
         assert (folder.results / f"{split}.png").stat().st_size > 10_000
@@ -133,9 +144,9 @@ def test_a_reference_is_tested_like_an_algorithm(algo, env, tmp_path, capsys):
         "test/return_random",
     } <= tags
     shown = capsys.readouterr().out
-    for text in ("episode 3", "sum of 3 episodes", "oracle (knows the task)", "regret (oracle minus return)"):
+    for text in ("episode 3", "sum of 3 episodes", "oracle (knows the task)", "regret per episode (oracle minus return)"):
         assert text in shown
-    assert result["regret"] == pytest.approx(3 * np.mean(result["optimum"]) - result["trial"]["mean"], abs=1e-4)
+    assert result["regret"] == pytest.approx(np.mean(result["optimum"]) - result["trial"]["mean"] / 3, abs=1e-4)
     if algo == "oracle":
         assert result["regret"] == pytest.approx(0, abs=1e-4)
         assert returns == pytest.approx(np.tile(result["optimum"], (3, 1))), "told the task, it is the optimum"
@@ -210,13 +221,13 @@ def test_the_command_of_a_run_repeats_it(tmp_path):
     ("number", "age"),
     [
         (None, "an older version of metarl .format 1"),
-        (2, "an older version of metarl .format 2"),
-        (4, "a newer version of metarl .format 4"),
+        (3, "an older version of metarl .format 3"),
+        (5, "a newer version of metarl .format 5"),
     ],
 )
 def test_a_run_of_another_format_is_refused(number, age, finished, tmp_path):
     manifest = json.loads((finished / "run.json").read_text())
-    assert manifest.pop("format") == 3
+    assert manifest.pop("format") == 4
     (tmp_path / "run.json").write_text(json.dumps(manifest | ({"format": number} if number else {})))
     with pytest.raises(UserError, match=f"was made by {age}.; train it again, or use the version in its run.json"):
         RunFolder(tmp_path).config()
@@ -321,6 +332,7 @@ def test_divergence_stops_the_run(tmp_path):
     ("number", "code"),
     [
         (signal.SIGTERM, -signal.SIGTERM),
+        pytest.param(signal.SIGHUP, -signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, -signal.SIGUSR2, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
@@ -338,10 +350,24 @@ def test_signals_save_first(number, code, tmp_path):
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, err
     assert b"saved; go on with: metarl train run=" in out
+    assert err.startswith(b"saving after this iteration; again to stop at once\n")
     assert b"Traceback" not in err
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert state["iteration"] >= 2
     assert RunFolder(tmp_path / "run").manifest()["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_stops_the_test_at_the_end_at_once(number, tmp_path):
+    run = tmp_path / "run"
+    process = start("train", *small("maml_dqn"), "test.episodes=100000", f"run={run}", cwd=tmp_path, out=str(tmp_path / "out"))
+    wait_until((run / "last.pt").exists, "the end of training")
+    os.kill(process.pid, number)
+    process.join(PATIENCE)
+    assert process.exitcode == {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 130}[number]
+    assert RunFolder(run).manifest()["status"] == "interrupted"
+    assert "saved; go on with: metarl train run=" in (tmp_path / "out").read_text()
+    assert not (run / "results" / "test.json").exists()
 
 
 def test_evaluation_changes_no_training_bit(tmp_path):
@@ -372,7 +398,7 @@ def test_going_on_keeps_the_hardware_it_was_made_with(finished, tmp_path):
 def test_going_on_refuses_other_tasks(finished, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
-    RunFolder(copy).note(tasks={"test": "0123456789abcdef"})
+    RunFolder(copy).note(tasks={**RunFolder(copy).manifest()["tasks"], "test": "0123456789abcdef"})
     done = metarl("test", f"run={copy}", cwd=tmp_path)
     assert done.returncode == 2
     assert "the test tasks of" in done.stderr
@@ -454,29 +480,36 @@ def test_a_damaged_run_is_refused_in_one_line(finished, tmp_path, file):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("algo", {"module": "../../evil"}, "could name code"),
-        ("algo", {"_target_": "os.system"}, "could name code"),
-        ("env", {"module": "${oc.env:HOME}"}, "could name code"),
+        ("algo", {"module": "../../evil"}, "no such module"),
+        ("algo", {"_target_": "os.system"}, "code is named by module"),
+        ("env", {"module": "${oc.env:HOME}"}, "no such module"),
+        ("learner", {"loss": "${oc.env:HOME}"}, "a text may not name code"),
+        ("learner", {"loss": "/etc/passwd"}, "a text may not name code"),
         ("seed", -1, "seed"),
+        ("seed", float("inf"), "seed"),
     ],
 )
 def test_a_hostile_configuration_is_refused(finished, tmp_path, key, value, said):
-    import yaml
-
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    configured(copy, yaml.safe_dump(config))
     with pytest.raises(UserError, match=said):
         RunFolder(copy).config()
+
+
+def configured(folder: Path, text: str) -> None:
+    """Change a run's configuration as a stranger could: with the right hash."""
+    (folder / "config.yaml").write_text(text)
+    hashes = RunFolder(folder).manifest()["sha256"]
+    RunFolder(folder).note(sha256={**hashes, "config.yaml": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def test_weights_of_another_network_are_refused(finished, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished), str(copy)], check=True)
-    text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("layer_norm: false", "layer_norm: true"))
+    configured(copy, (copy / "config.yaml").read_text().replace("layer_norm: false", "layer_norm: true"))
     done = metarl("test", f"run={copy}", cwd=tmp_path)
     assert done.returncode == 2
     assert "does not fit the run's configuration" in done.stderr

@@ -23,7 +23,7 @@ from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm
 from metarl_cli.learners import dqn
 from metarl_cli.runs.build import build
-from metarl_cli.runs.folder import default_name, default_path
+from metarl_cli.runs.naming import default_name, default_path
 
 TRAIN = compose_values("train", [])
 MINIGRID = compose_values("train", ["env=minigrid_crossing"])["env"]

@@ -4,7 +4,6 @@ import gc
 import itertools
 import math
 import os
-import signal
 import subprocess
 import sys
 
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.envs.gymnasium import build, workers
-from metarl_cli.errors import UserError
+from metarl_cli.errors import EnvironmentFault, UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Continuous, Discrete
 
@@ -86,7 +85,7 @@ def equal(ours, theirs):
 
 def inner(env):
     """The unwrapped environments, in order."""
-    return [copy.unwrapped for copy in env.workers[0].simulators.envs]
+    return [copy.env.unwrapped for copy in env.workers[0].simulators.envs]
 
 
 def test_cartpole_by_attributes_equals_the_native_one(float64):
@@ -192,15 +191,16 @@ def test_an_error_elsewhere_is_told_here():
     task = simulated.Family(config(CARTPOLE)).named_task({})
     family = simulated.Family(config(CARTPOLE, processes=2))
     env = family.make({name: value.expand(2) for name, value in task.items()}, 1, torch_rng(0, "env"))
-    with pytest.raises(AssertionError, match="invalid"):
+    with pytest.raises(EnvironmentFault, match=r"env.id=CartPole-v1: step raised AssertionError: 7 .* invalid") as caught:
         env.step(torch.full((2, 1), 7))
+    assert "cartpole.py" in caught.value.__notes__[0], "for whoever asks for the traceback"
 
 
 def test_a_simulator_that_ends_its_process_is_told_of():
     env = start(CARTPOLE, processes=2)[1]
     env.workers[0].process.kill()
     env.workers[0].process.join()
-    with pytest.raises(RuntimeError, match="the simulator ended its process"):
+    with pytest.raises(EnvironmentFault, match=r"env.id=CartPole-v1: it ended its process \(signal SIGKILL\)"):
         env.step(torch.zeros(3, 2, dtype=torch.long))
 
 
@@ -477,7 +477,7 @@ def test_few_tasks_all_come_up_before_one_comes_again():
     assert rows[:6] != rows[6:12], "in another order"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", workers.SIGNALS)
 def test_signals_are_for_the_process_that_saves(number):
     """A scheduler signals every process of a job; the simulators must outlive what asks them to save."""
     family, env = start(CARTPOLE, processes=2)

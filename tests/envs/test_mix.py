@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import compose_train, compose_values, load
+from conftest import compose_train, compose_values, load, tiny
 
 from metarl_cli.adaptation.gradient import NetworkPolicy
+from metarl_cli.adaptation.memory import collect_trials
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.evaluation.curves import metrics
@@ -122,7 +123,7 @@ def test_returns_are_reported_for_each_family():
     curve = Evaluator(mix, task, 3, 0, "test").random()
     assert list(curve.groups) == ["cartpole_family", "mountain_car_family"]
     for number, points in enumerate(curve.groups.values()):
-        assert points[0].value == pytest.approx(float(iqm(curve.returns[0][:, number::2].ravel())))
+        assert points[0].value == pytest.approx(float(iqm(curve.returns[0][:, number::2].mean(0))))
     assert curve.groups["cartpole_family"][0].value > 0 > curve.groups["mountain_car_family"][0].value
     assert curve.points[0].value == pytest.approx(sum(points[0].value for points in curve.groups.values()) / 2)
     assert metrics(curve, "test")["test/return_after_mountain_car_family"] == curve.groups["mountain_car_family"][0].value
@@ -140,3 +141,35 @@ def test_errors_of_a_member_name_its_key():
     values = compose_values("train", ["env=classic_mix", "env.families.cartpole_family.horizon=-1"])
     with pytest.raises(ConfigError, match=r"env\.families\.cartpole_family\.horizon=-1: must be"):
         validate(TrainConfig, values)
+
+
+def test_every_member_has_its_own_horizon():
+    mix = family("classic_mix", "env.families.cartpole_family.horizon=300", "env.families.mountain_car_family.horizon=50")
+    task = mix.sample_tasks(5, "train", numpy_rng(0, "tasks"))
+    assert mix.horizons(task).tolist() == [300, 50, 300, 50, 300]
+    assert mix.spec.horizon == 300
+    assert mix.families["cartpole_family"].horizons(mix.part(task, "cartpole_family", torch.tensor([0]))).tolist() == [300]
+
+
+@pytest.mark.parametrize("algo", ["rl2", "rl2_dqn"])
+def test_a_memory_is_told_the_share_of_its_own_horizon(algo):
+    """In the last step of an episode that is cut off, (H - 1) / H of it have passed, in every member."""
+    small = ["env.families.cartpole_family.horizon=30", "env.families.mountain_car_family.horizon=12", "algo.inputs.clock=true"]
+    algorithm = build(
+        compose_train(f"algo={algo}", *(o for o in tiny(algo) if "env." not in o), "env=classic_mix", *small, "algo.tasks=4")
+    ).algorithm
+    horizons = algorithm.family.horizons(algorithm.task)
+    policy = algorithm.policy({k: v.detach() for k, v in algorithm.params.items()}, horizons, 2)
+    rngs = torch_rng(0, "env"), torch_rng(0, "act")
+    trials = collect_trials(algorithm.family, algorithm.task, policy, 2, 2, *rngs, 6)
+    cut = trials.ended & ~trials.terminated & (trials.weight > 0)
+    rows = horizons.repeat_interleave(2).expand_as(trials.reward)
+    assert cut[:, 2:4].any(), "cars run out of time"
+    torch.testing.assert_close(trials.clock[..., 0][cut], ((rows - 1) / rows)[cut])
+    if algo == "rl2_dqn":
+        ended = trials.terminated & (trials.weight > 0)
+        left = (rows * (1 - trials.clock[..., 0]))[ended]
+        discount, gamma = algorithm.discounts(trials, rows[0])[ended], algorithm.config.dqn.gamma
+        assert ended[:, :2].any(), "poles fall"
+        follows = discount > 0
+        torch.testing.assert_close(discount[follows], gamma ** left[follows])

@@ -144,7 +144,7 @@ def test_greedy_beside_sampled():
     assert total.mean == pytest.approx(9, abs=4 * error)
     assert total.standard_error == pytest.approx(error, rel=0.2)
     assert np.mean(total.each) == pytest.approx(total.mean / 10)
-    assert found.regret == pytest.approx(10), "of the greedy trials"
+    assert found.regret == pytest.approx(1), "of an episode of the greedy trials"
 
     scalars = metrics(found.curve, "test") | reference_metrics(found, "test")
     assert scalars["test/trial_return"] == pytest.approx(10)
@@ -232,7 +232,9 @@ def test_models_are_selected_by_the_whole_trial(tmp_path, monkeypatch, capsys):
     assert int(best["algorithm"]["weights"]["iteration"]) == 2
     assert best["score"] == pytest.approx(whole[1] / 3)
     result = json.loads((folder.results / "test.json").read_text())
-    assert score == folder.manifest()["score"] == pytest.approx(result["trial"]["mean"] / 3)
+    assert score == best["score"], "a sweeper sees the validation tasks alone"
+    assert folder.manifest()["score"] == pytest.approx(result["trial"]["mean"] / 3)
+    assert [row["eval/score"] for row in rows if "eval/score" in row] == pytest.approx([x / 3 for x in whole])
     assert f"first {last[2]:.4g}  last {last[2]:.4g}  trial {whole[2]:.4g}" in capsys.readouterr().out
 
 

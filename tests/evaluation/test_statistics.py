@@ -1,9 +1,23 @@
-"""Aggregates against scipy and against what must hold."""
+"""Aggregates against scipy and numbers worked out by hand; intervals against simulated experiments whose truth is known."""
+
+import math
 
 import numpy as np
 import pytest
 
-from metarl_cli.evaluation.statistics import iqm, iqm_interval, mean_interval
+from metarl_cli.evaluation.statistics import (
+    Interval,
+    Summary,
+    average_intervals,
+    average_summaries,
+    iqm,
+    mean,
+    over_seeds,
+    over_tasks,
+    student_quantile,
+    summarise,
+    worst_tenth,
+)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 50, 101])
@@ -14,48 +28,130 @@ def test_iqm_is_the_trimmed_mean(size):
     assert iqm(scores) == pytest.approx(trim_mean(scores, 0.25))
 
 
-@pytest.mark.parametrize("over_tasks", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 1), (2, 4), (4, 50)])
-def test_resamples_are_drawn_one_after_another(shape, over_tasks):
-    """Which is what a published interval can be had again from, whatever is drawn at once."""
-    scores = np.random.default_rng(1).normal(size=shape)
-    repeats, tasks = shape
-    rng, found = np.random.default_rng(5), []
-    for _ in range(250):
-        columns = rng.integers(tasks, size=tasks) if over_tasks else np.arange(tasks)
-        found.append(float(iqm(scores[rng.integers(repeats, size=shape), columns].ravel())))
-    interval = iqm_interval(scores, over_tasks, resamples=250, seed=5)
-    assert interval == (iqm(scores.ravel()), *np.quantile(found, [0.025, 0.975]))
+@pytest.mark.parametrize(("size", "worst"), [(1, 0), (9, 0), (10, 0), (19, 0), (20, 0.5), (100, 4.5)])
+def test_the_worst_tenth_is_of_one_task_at_least(size, worst):
+    assert worst_tenth(np.random.default_rng(0).permutation(size)) == worst
 
 
-def test_interval_covers_the_truth_and_shrinks():
+@pytest.mark.parametrize("aggregate", [mean, iqm, worst_tenth])
+def test_aggregates_go_along_an_axis(aggregate):
+    scores = np.random.default_rng(0).normal(size=(4, 3, 20))
+    assert aggregate(scores).shape == (4, 3)
+    assert aggregate(scores.transpose(2, 0, 1), axis=0) == pytest.approx(aggregate(scores))
+    assert float(aggregate(scores[1, 2])) == pytest.approx(aggregate(scores)[1, 2])
+
+
+def test_a_summary_by_hand():
+    scores = np.array([10.0, 1.0, 2.0, 3.0])
+    assert summarise(scores) == Summary(4.0, 1.0, None)
+    assert summarise(scores, np.array([10.0, 2.0, 2.0, 2.0])).solved == 0.75
+    parts = [Summary(1.0, 0.0, 0.5), Summary(3.0, -2.0, 1.0)]
+    assert average_summaries(parts) == Summary(2.0, -1.0, 0.75)
+    assert average_summaries([*parts, Summary(2.0, -1.0, None)]).solved is None
+
+
+@pytest.mark.parametrize("freedom", [*range(1, 31), 99, 1000])
+@pytest.mark.parametrize("share", [0.5, 0.95, 0.99])
+def test_the_quantile_of_student(freedom, share):
+    from scipy.stats import t
+
+    assert student_quantile(freedom, share) == pytest.approx(t.ppf((1 + share) / 2, freedom), rel=1e-9)
+
+
+def test_the_interval_over_seeds_is_that_of_student():
+    from scipy.stats import sem, t
+
+    values = np.array([1.0, 2.0, 6.0])
+    assert over_seeds(values) == pytest.approx((3.0, *t.interval(0.95, 2, 3.0, sem(values))))
+    assert over_seeds([2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
+
+
+def test_a_single_run_has_no_interval_over_seeds():
+    found = over_seeds([2.0])
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert str(found) == "2.00"
+    assert str(Interval(2, 1, 3)) == "2.00 [1.00, 3.00]"
+
+
+SIMULATED = 2000  # experiments; a coverage has a standard error of 0.005
+
+
+def runs(rng, seeds, seed_sd, most=np.inf, tasks=100):
+    """Task means ``[experiments, seeds, M]`` of runs on the same tasks; what a seed has learned shows in all of them."""
+    task = np.random.default_rng(5).normal(400, 40, size=tasks)
+    size = (SIMULATED, seeds, tasks)
+    return np.minimum(task + rng.normal(0, seed_sd, size=(SIMULATED, seeds, 1)) + rng.normal(0, 25, size=size), most)
+
+
+@pytest.mark.parametrize("most", [np.inf, 500], ids=["unbounded", "at most 500"])
+@pytest.mark.parametrize("seed_sd", [0, 5, 20, 60])
+@pytest.mark.parametrize("seeds", [3, 10])
+@pytest.mark.parametrize("aggregate", [iqm, mean, worst_tenth])
+def test_intervals_over_seeds_contain_the_truth(aggregate, seeds, seed_sd, most):
+    """In 93 % of all experiments at least, whatever the seeds differ by."""
+    rng = np.random.default_rng(seeds)
+    truth = float(np.mean([aggregate(runs(rng, 10, seed_sd, most)).mean() for _ in range(3)]))
+    found = [over_seeds(values) for values in aggregate(runs(rng, seeds, seed_sd, most))]
+    assert np.mean([x.low <= truth <= x.high for x in found]) >= 0.93
+
+
+def test_a_bootstrap_within_tasks_leaves_the_seeds_out():
+    """Which is why there is none: of 95 % intervals over three seeds so made, less than half contain the truth."""
     rng = np.random.default_rng(0)
-    hits, widths = 0, []
-    for _ in range(100):
-        interval = iqm_interval(rng.normal(3.0, 1.0, size=(10, 5)), resamples=300)
-        hits += interval.low <= 3.0 <= interval.high
-        widths.append(interval.high - interval.low)
-    assert 85 <= hits <= 100
-    wide = iqm_interval(rng.normal(3.0, 1.0, size=(1000, 5)), resamples=300)
-    assert wide.high - wide.low < np.mean(widths) / 3
+    truth, hits, num = float(iqm(runs(rng, 10, 20)).mean()), 0, 200
+    for scores in runs(rng, 3, 20)[:num]:
+        drawn = scores[rng.integers(3, size=(300, *scores.shape)), np.arange(scores.shape[1])]
+        low, high = np.quantile(iqm(drawn.reshape(300, -1)), [0.025, 0.975])
+        hits += low <= truth <= high
+    assert hits / num < 0.5
 
 
-def test_resampling_stays_within_tasks():
-    tasks = np.repeat(np.arange(5.0)[None], 8, axis=0)  # every repeat of a task the same: nothing to resample
-    interval = iqm_interval(tasks)
-    assert interval.low == interval.value == interval.high
-    over = iqm_interval(tasks, over_tasks=True)
-    assert over.low < over.value < over.high
+@pytest.mark.parametrize(("tasks", "least"), [(20, 0.90), (100, 0.925)])
+@pytest.mark.parametrize("aggregate", [iqm, mean])
+def test_intervals_over_tasks_contain_the_truth(aggregate, tasks, least):
+    """A percentile bootstrap of few tasks is a little too narrow."""
+    rng, num = np.random.default_rng(0), 600
+    found = [over_tasks(3 + rng.normal(size=(1, tasks)) + rng.normal(size=(2, tasks)), aggregate, 400, i) for i in range(num)]
+    assert np.mean([x.low <= 3 <= x.high for x in found]) >= least
 
 
-def test_mean_interval_of_pulls_that_pay_0_or_1():
-    """Where the middle half of all pulls pays 1, the IQM says 1; the mean says what a pull is worth."""
+def test_intervals_over_tasks_resample_whole_tasks():
+    tasks = np.repeat(np.arange(5.0)[None], 8, axis=0)  # eight episodes say no more than one where all are the same
+    assert over_tasks(tasks) == over_tasks(tasks[:1])
+    found = over_tasks(tasks)
+    assert found.low < found.value < found.high
+    assert over_tasks(np.array([[0.0, 1.0], [2.0, 3.0]])).value == 1.5, "the aggregate is over the tasks' means"
+
+
+def test_a_single_task_has_its_interval_over_its_episodes():
+    episodes = np.array([[1.0], [2.0], [3.0], [10.0]])
+    found = over_tasks(episodes)
+    assert found.value == 4.0, "the mean: the aggregate of one task is its own score"
+    assert found.low < 4.0 < found.high
+    assert over_tasks(episodes[:1]) == Interval(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 1), (2, 4), (4, 50)])
+def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(shape):
+    returns = np.random.default_rng(1).normal(size=shape)
+    scores = returns.mean(0) if shape[1] > 1 else returns[:, 0]
+    aggregate = iqm if shape[1] > 1 else mean
+    rng = np.random.default_rng(5)
+    found = [float(aggregate(scores[rng.integers(len(scores), size=len(scores))])) for _ in range(250)]
+    assert over_tasks(returns, resamples=250, seed=5)[1:] == pytest.approx(np.quantile(found, [0.025, 0.975]))
+
+
+def test_the_mean_of_pulls_that_pay_0_or_1():
+    """The interval is about as wide as that of the normal approximation."""
     rng = np.random.default_rng(0)
     chance = rng.random(400) * 0.2 + 0.75
     pulls = (rng.random((20, 400)) < chance).astype(float)
-    found = mean_interval(pulls)
+    found = over_tasks(pulls, mean)
     assert found.value == pytest.approx(pulls.mean())
     assert found.low < chance.mean() < found.high
-    expected = 1.96 * pulls.mean(0).std() / 20
-    assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.15)
-    assert iqm_interval(pulls).value == 1.0
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * pulls.mean(0).std() / 20, rel=0.15)
+
+
+def test_groups_are_averaged():
+    assert average_intervals([Interval(1, 0, 2), Interval(5, 2, 8)]) == Interval(3, 1, 5)

@@ -58,7 +58,6 @@ def test_one_episode_gives_no_weight_to_what_follows():
     assert float(found.next_obs[0, 3, 0]) == 1, "the true successor, not the next start"
     whole = collect(env, Sure(), Sure().start(3, torch_rng(0)), 6)
     assert (whole.weight == 1).all()
-    assert whole.summary() == {"train/reward": pytest.approx(2 / 6), "train/episode_length": pytest.approx(3.0)}
 
 
 def test_random_policies_draw_from_their_generator():

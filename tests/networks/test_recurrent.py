@@ -16,6 +16,7 @@ from metarl_cli.networks import transformer
 from metarl_cli.networks.memory import Memory, build_memory
 from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.networks.products import Linear
+from metarl_cli.networks.recurrent import GRUSequence
 
 CELLS = ("gru", "lstm", "transformer")
 STEPS, ROWS, INPUTS, SIZE = 7, 3, 5, 8
@@ -103,10 +104,11 @@ def learned(scan: Callable[[Params, Tensor, State], Tensor], dtype: torch.dtype,
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
-@pytest.mark.parametrize(("rows", "length"), [(1, STEPS), (16, 100)])
+@pytest.mark.parametrize(("rows", "length", "block"), [(1, STEPS, 2**16), (16, 100, 2**16), (16, 100, 2000)])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_features_and_gradients_equal_the_equations(cell, layers, rows, length, dtype, tolerance):
+def test_features_and_gradients_equal_the_equations(monkeypatch, cell, layers, rows, length, block, dtype, tolerance):
+    monkeypatch.setattr(GRUSequence, "BLOCK", block)  # 2,000: six blocks of fifteen steps and one of ten
     memory, params = build(cell, layers)
     x = draw(rows, length, INPUTS).transpose(0, 1)  # rows first in memory, as a caller may hold them
     given = params, x, begun(memory, rows)

@@ -15,8 +15,9 @@ from metarl_cli.config.models import Hardware, Job
 from metarl_cli.errors import UserError
 from metarl_cli.progress import timed, timing
 from metarl_cli.runs.build import build
-from metarl_cli.runs.folder import RunFolder, default_name
+from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, train
+from metarl_cli.runs.naming import default_name
 from metarl_cli.runs.profile import TIMED, TRACE, TRACED, Profile, Profiler, Timer, costliest
 
 PARTS = {  # of every algorithm here, and of each
@@ -109,5 +110,5 @@ def test_reading_a_run_compiles_and_profiles_nothing(tmp_path):
         train(config, Job({}, []), Listener())
     assert folder.config().hardware.compile, "a run goes on as it was made"
     assert not folder.config().hardware.profile, "unless it is asked again"
-    read = folder.config(Hardware(device="cpu", threads=1)).hardware
+    read = folder.config(Hardware(device="cpu", threads=1, patience=60)).hardware
     assert (read.compile, read.profile) == (False, False)

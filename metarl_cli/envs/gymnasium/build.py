@@ -15,6 +15,8 @@ import numpy as np
 from metarl_cli.config.messages import did_you_mean, one_line
 from metarl_cli.envs.gymnasium.config import Config, Row
 from metarl_cli.envs.gymnasium.wrappers import OWN, WRAPPERS
+from metarl_cli.envs.simulator import Simulator
+from metarl_cli.envs.tasks import in_words
 
 # what pip installs -> the module it brings, its name, and how the ids or entry points of its environments begin
 SIMULATORS = {
@@ -105,6 +107,18 @@ def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, 
     return gymnasium.wrappers.TimeLimit(env, config.horizon)
 
 
+def simulator(config: Config, row: Row, render: bool = False) -> Simulator:
+    """Build one environment of one task, as :func:`build` does, whose answers are checked."""
+    return Simulator(build(config, row, render), f"env.id={config.id}", in_words(row))
+
+
+def held(config: Config, env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
+    """Return the values of all attributes that the configuration sets."""
+    targets = [parameter.set.split(".", 1) for parameter in config.parameters.values()]
+    paths = [path for how, path in targets if how in ("attribute", "scale")]
+    return {path: read(env.unwrapped, path) for path in [*paths, *config.derived]}
+
+
 def _set_attributes(env: Any, config: Config, row: Row) -> None:
     """Write the parameters into the attributes they address, then the derived attributes."""
     for name, parameter in config.parameters.items():
@@ -136,17 +150,26 @@ def read(env: Any, path: str) -> Any:
 
 
 def write(env: Any, path: str, value: Any) -> None:
-    """Set the number, or the array of numbers, at ``path`` to a value of the same shape."""
+    """Set the number, or the array of numbers, at ``path`` to a value of the same shape.
+
+    Raises:
+        ValueError: if it cannot be written, or is not there afterwards.
+    """
     if np.shape(read(env, path)) != np.shape(value):
         raise ValueError(f"attribute {path} is an array: name one entry, as in {path}.0")
     *parts, last = path.split(".")
     holder = _follow(env, parts, path)
-    if last.isdigit():
-        holder[int(last)] = value
-    elif np.shape(value):
-        getattr(holder, last)[:] = value
-    else:
-        setattr(holder, last, value)
+    try:
+        if last.isdigit():
+            holder[int(last)] = value
+        elif np.shape(value):
+            getattr(holder, last)[:] = value
+        else:
+            setattr(holder, last, value)
+    except Exception as error:  # a property may refuse in its own way
+        raise ValueError(f"attribute {path} cannot be set: {one_line(error)}") from error
+    if not np.allclose(kept := read(env, path), value, rtol=1e-6, atol=1e-12):
+        raise ValueError(f"attribute {path} has no effect: {value} was set, and it is {kept} all the same")
 
 
 def _follow(env: Any, parts: list[str], path: str) -> Any:

@@ -16,13 +16,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.config.messages import one_line
-from metarl_cli.envs.gymnasium.build import build
+from metarl_cli.envs.gymnasium.build import simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.envs.gymnasium.trial import check_held, try_out
 from metarl_cli.envs.gymnasium.workers import LocalWorker, RemoteWorker, Worker, WorkerPool, close_all
-from metarl_cli.envs.tasks import ParametricFamily
+from metarl_cli.envs.simulator import whole
+from metarl_cli.envs.tasks import ParametricFamily, in_words
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Env, State, Step, Task
+from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Discrete, Spec
+
+SIMULATOR = 50_000  # [bytes] of a simulator with its wrappers, at least
 
 
 class GymnasiumEnv(Env):
@@ -38,7 +42,7 @@ class GymnasiumEnv(Env):
 
     def __init__(self, family: GymnasiumFamily, task: Task, num_envs: int, rng: torch.Generator, render: bool):
         config, rows = family.config, family.rows(task)
-        self.family, self.shape = family, (len(rows), num_envs)
+        self.family, self.rows, self.shape = family, rows, (len(rows), num_envs)
         total = len(rows) * num_envs
         copies = [row for row in rows for _ in range(num_envs)]
         self.parts = np.array_split(np.arange(total), min(config.processes, total))
@@ -58,6 +62,15 @@ class GymnasiumEnv(Env):
         action = family.action
         self.history = np.zeros((config.horizon, total, *action.shape), action.dtype)  # the actions of each episode so far
         self._begin()
+
+    @property
+    @override
+    def name(self) -> str:
+        return f"env.id={self.family.config.id}"
+
+    @override
+    def details(self, row: int) -> str:
+        return in_words(self.rows[row])
 
     def _call(self, method: str, *values: list[Any]) -> list[Any]:
         """Run a method in all workers at once and return their results; ``values`` has one entry per worker."""
@@ -82,7 +95,7 @@ class GymnasiumEnv(Env):
     @override
     def step(self, action: Tensor) -> Step:
         inside = self.family.spec.actions.clip(action)
-        actions = inside.detach().flatten(0, 1).cpu().numpy().astype(self.history.dtype)
+        actions = whole(inside.detach().flatten(0, 1).cpu().numpy(), self.history.dtype)
         clock = self.clock.flatten().numpy()
         self.history[clock, np.arange(len(clock))] = actions
         results = self._call("step", [actions[part] for part in self.parts])
@@ -143,27 +156,13 @@ class GymnasiumFamily(ParametricFamily):
         self.positive = frozenset(name for name, p in config.parameters.items() if p.set.startswith("scale."))
         super().__init__(config, device)
         self.config, self.pool = config, WorkerPool()
-        env = build(config, self._row(self.parameters))
-        self.spec, self.action = _spec(env, config.horizon), _action(env)
-        self.first_action = int(getattr(env.action_space, "start", 0))
-        self._try(env)
-        env.close()
-        for row in self._extremes():
-            build(config, row).close()
-
-    def _try(self, env: gymnasium.Env[Any, Any]) -> None:
-        """Take one step, to find a wrapper that needs what the environment does not report.
-
-        Raises:
-            ValueError: if the step fails for that reason.
-        """
-        env.action_space.seed(0)
-        env.reset(seed=0)
-        try:
-            env.step(env.action_space.sample())
-        except KeyError as error:
-            names = ", ".join(wrapper.name for wrapper in self.config.wrappers)
-            raise ValueError(f"{self.config.id} does not report {error}, which a wrapper needs (of {names})") from error
+        nominal = simulator(config, self._row(self.parameters))
+        self.spec, self.action = _spec(nominal.env, config.horizon), _action(nominal.env)
+        self.first_action = nominal.first_action
+        self.threshold = _threshold(config)
+        self.simulator_bytes = SIMULATOR + config.horizon * self.action.nbytes
+        try_out(config, nominal, list(self._extremes()))
+        nominal.env.close()
 
     def _extremes(self) -> Iterator[Row]:
         """Tasks with the extreme values of every parameter: what the simulator rejects, it rejects before training."""
@@ -175,8 +174,14 @@ class GymnasiumFamily(ParametricFamily):
     @override
     def named_task(self, values: dict[str, float]) -> Task:
         task = super().named_task(values)
-        build(self.config, self.rows(task)[0]).close()  # the simulator may reject a value
+        named = simulator(self.config, self.rows(task)[0])  # the simulator may reject a value, or overwrite it
+        check_held(self.config, named)
+        named.env.close()
         return task
+
+    @override
+    def solved(self, task: Task) -> Tensor | None:
+        return None if self.threshold is None else torch.full((num_tasks(task),), self.threshold)
 
     def rows(self, task: Task) -> list[Row]:
         """Return the parameters of each task."""
@@ -197,6 +202,14 @@ class GymnasiumFamily(ParametricFamily):
         return GymnasiumEnv(self, task, num_envs, rng, render)
 
 
+def _threshold(config: Config) -> float | None:
+    """Return the registered ``reward_threshold``, where episodes are as long as registered and no wrapper changes them."""
+    registered = gymnasium.registry[config.id]
+    if config.wrappers or config.horizon != registered.max_episode_steps:
+        return None
+    return registered.reward_threshold
+
+
 def _action(env: gymnasium.Env[Any, Any]) -> np.ndarray:
     """Return an array with an action's shape and type."""
     return np.zeros(env.action_space.shape or (), env.action_space.dtype)
@@ -209,8 +222,9 @@ def _spec(env: gymnasium.Env[Any, Any], horizon: int) -> Spec:
     shape = observations.shape
     if len(shape) == 3 and shape[-1] < min(shape[:2]):
         raise ValueError(f"images of {list(shape)} have their channels last: add the wrapper ChannelsFirst")
+    pixels = observations.dtype == bool or (len(shape) == 3 and observations.dtype == np.uint8)
     if isinstance(actions, spaces.Discrete):
-        return Spec(shape, Discrete(int(actions.n)), horizon)
+        return Spec(shape, Discrete(int(actions.n)), horizon, pixels=pixels)
     if not isinstance(actions, spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
         raise ValueError(f"actions are {actions}: only discrete ones and bounded vectors can be learned here")
-    return Spec(shape, Continuous(tuple(actions.low.tolist()), tuple(actions.high.tolist())), horizon)
+    return Spec(shape, Continuous(tuple(actions.low.tolist()), tuple(actions.high.tolist())), horizon, pixels=pixels)

@@ -8,17 +8,22 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
 from typing_extensions import override
 
-from metarl_cli.envs.gymnasium.build import build
+from metarl_cli.envs.gymnasium.build import simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.errors import EnvironmentFault, ProcessLost
+from metarl_cli.processes import SIGNALS, end_with_owner, patience
 
+ENDING = 5.0  # [s] for a process to end that was asked to, and for its exit status to be known
 MOST_IDLE = 256  # environments kept for later
 
 
@@ -32,16 +37,12 @@ class Simulators:
     """
 
     def __init__(self, config: Config, rows: list[Row], render: bool):
-        self.envs = [build(config, row, render and i == 0) for i, row in enumerate(rows)]
-        self.first_action = int(getattr(self.envs[0].action_space, "start", 0))
+        self.envs = [simulator(config, row, render and i == 0) for i, row in enumerate(rows)]
         self.seeds, self.episodes = [0] * len(rows), [0] * len(rows)
 
-    def _reset(self, i: int) -> Any:
+    def _reset(self, i: int) -> np.ndarray:
         seed = np.random.SeedSequence([self.seeds[i], self.episodes[i]]).generate_state(1)[0]
-        return self.envs[i].reset(seed=int(seed) // 2)[0]  # some simulators hold a seed in 31 bits
-
-    def _act(self, i: int, action: Any) -> Any:
-        return self.envs[i].step(action if action.ndim else int(action) + self.first_action)
+        return self.envs[i].reset(int(seed) // 2)  # some simulators hold a seed in 31 bits
 
     def begin(self, seeds: list[int], episodes: list[int], clocks: list[int], actions: np.ndarray) -> np.ndarray:
         """Play ``actions [T, K, ...]`` up to step ``clocks`` of the ``episodes``; return the last observations ``[K, ...]``."""
@@ -50,30 +51,30 @@ class Simulators:
         for i, clock in enumerate(clocks):
             obs = self._reset(i)
             for t in range(clock):
-                obs = self._act(i, actions[t, i])[0]
-            observations.append(np.asarray(obs))
+                obs = self.envs[i].step(actions[t, i]).obs
+            observations.append(obs)
         return np.stack(observations)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Take ``actions [K, ...]`` and reset what ends; return the fields of a :class:`Step`, ``[K, ...]`` each."""
         steps = []
         for i, action in enumerate(actions):
-            next_obs, reward, terminated, truncated, _ = self._act(i, action)
-            next_obs = obs = np.asarray(next_obs)
+            next_obs, reward, terminated, truncated = self.envs[i].step(action)
+            obs = next_obs
             if terminated or truncated:
                 self.episodes[i] += 1
-                next_obs, obs = next_obs.copy(), np.asarray(self._reset(i))
-            steps.append((next_obs, float(reward), bool(terminated), bool(truncated), obs))
+                next_obs, obs = next_obs.copy(), self._reset(i)
+            steps.append((next_obs, reward, terminated, truncated, obs))
         return tuple(np.stack(field) for field in zip(*steps, strict=True))
 
     def render(self) -> np.ndarray:
         """Draw the first environment, ``[H, W, 3]``."""
-        return np.asarray(self.envs[0].render())
+        return np.asarray(self.envs[0].env.render())
 
     def close(self) -> None:
         """Close every environment."""
-        for env in self.envs:
-            env.close()
+        for simulated in self.envs:
+            simulated.env.close()
 
 
 class Worker(ABC):
@@ -115,72 +116,97 @@ class RemoteWorker(Worker):
     """Worker in a process of its own, which ends with this one; takes the arguments of :class:`Simulators`."""
 
     def __init__(self, *arguments: Any):
-        self.owner = os.getpid()
+        self.owner, self.id = os.getpid(), arguments[0].id
         self.pipe, remote_end = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=_work, args=(remote_end, self.pipe, arguments), daemon=True)
+        main = threading.current_thread() is threading.main_thread()
+        work = (remote_end, self.pipe, arguments, main)
+        self.process = multiprocessing.Process(target=_work, args=work, daemon=True)
         self.process.start()
         remote_end.close()
+        self.busy = [True]  # whether it has something to answer: at first, that it could build its environments
         # before multiprocessing terminates its children at exit, by a signal that the process ignores
-        self.dismiss = multiprocessing.util.Finalize(self, _dismiss, (self.pipe, self.owner), exitpriority=10)
+        dismissal = (self.pipe, self.owner, self.process, self.busy)
+        self.dismiss = multiprocessing.util.Finalize(self, _dismiss, dismissal, exitpriority=10)
 
     @override
     def send(self, method: str, *arguments: Any) -> None:
+        self.busy[0] = True
         with contextlib.suppress(BrokenPipeError):  # ``receive`` raises the reason
             self.pipe.send((method, arguments))
 
+    @override
     def receive(self) -> Any:
         """Wait for the method and return its result; raises what the method raised.
 
         Raises:
-            RuntimeError: if the process has ended.
+            EnvironmentFault: if the process has ended.
+            ProcessLost: if it does not answer within :func:`patience`.
         """
+        limit = patience()
         try:
+            if not self.pipe.poll(limit):
+                raise ProcessLost(f"env.id={self.id}: its process has not answered for {limit:g} s (hardware.patience)")
             result = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise RuntimeError("the simulator ended its process") from None
+            raise EnvironmentFault(f"env.id={self.id}: it ended its process ({self._how_it_ended()})") from None
+        self.busy[0] = False
         if isinstance(result, Exception):
             raise result
         return result
+
+    def _how_it_ended(self) -> str:
+        self.process.join(ENDING)
+        code = self.process.exitcode
+        return f"exit status {code}" if code is None or code >= 0 else f"signal {signal.Signals(-code).name}"
 
     @override
     def close(self) -> None:
         self.dismiss()
         if os.getpid() == self.owner:
+            self.process.join(ENDING)
+            self.process.kill()  # it hangs while it closes its environments
             self.process.join()
 
 
-def _dismiss(pipe: Connection, owner: int) -> None:
+def _dismiss(pipe: Connection, owner: int, process: BaseProcess, busy: list[bool]) -> None:
+    """Ask a process to end, or end it where it is busy, as it may hang."""
     if os.getpid() != owner:
         return  # a forked process drops its copy of the worker, too
-    with contextlib.suppress(OSError):
-        pipe.send(None)
+    if busy[0]:
+        process.kill()
+    else:
+        with contextlib.suppress(OSError):
+            pipe.send(None)
     pipe.close()
 
 
-def _work(pipe: Connection, other_end: Connection, arguments: tuple[Any, ...]) -> None:
-    """Run the methods that arrive through the pipe, until it closes or None arrives."""
+def _work(pipe: Connection, other_end: Connection, arguments: tuple[Any, ...], from_main_thread: bool) -> None:
+    """Run the methods that arrive through the pipe, until it closes or None arrives; ends with its owner."""
+    end_with_owner(from_main_thread)
+    signal.set_wakeup_fd(-1)  # that of the main process
     other_end.close()  # a copy of it here would keep this process waiting after the other has gone
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):  # they are for the main process, which may save first
+    for number in SIGNALS:  # they are for the main process, which may save first
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # it draws without a screen
+    with contextlib.suppress(EOFError, OSError):  # the main process has gone
+        _serve(pipe, arguments)
+
+
+def _serve(pipe: Connection, arguments: tuple[Any, ...]) -> None:
     try:
         simulators = Simulators(*arguments)
     except Exception as error:
         pipe.send(error)
         return
-    while True:
-        try:
-            message = pipe.recv()
-        except EOFError:
-            break
-        if message is None:
-            break
+    while (message := pipe.recv()) is not None:
         method, values = message
         try:
-            pipe.send(getattr(simulators, method)(*values))
+            result = getattr(simulators, method)(*values)
         except Exception as error:
-            pipe.send(error)
+            result = error
+        pipe.send(result)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # multiprocessing ends by it what hangs when the program ends
     simulators.close()
 
 

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, adapted_names, loss_gradients, prepare_each
 from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.footprint import experience, peak, size_of
 from metarl_cli.errors import UserError
-from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.evolution.interfaces import Cost, Traits
 from metarl_cli.evolution.lifetimes.traits import rates
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
@@ -33,7 +34,7 @@ from metarl_cli.experience.rollout import collect
 from metarl_cli.interfaces import Family, Learner, Params, State, Task, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned, clip_rows
 from metarl_cli.networks.q_network import grow, in_structure
-from metarl_cli.networks.stacked import broadcast_rows, flatten, repeat_per_task, select_rows, to_device, unflatten
+from metarl_cli.networks.stacked import broadcast_rows, first, flatten, repeat_per_task, select_rows, to_device, unflatten
 from metarl_cli.progress import timed
 
 
@@ -83,6 +84,25 @@ class DQNLife:
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
         self.config, self.learner, self.family, self.steps, self.device = config, learner, family, config.steps, device
         self.default: Traits = {"hyper": {k: torch.tensor([v], device=device) for k, v in config.hyper.model_dump().items()}}
+
+    def without_genome(self) -> DQNLife:
+        """Return the lifetime itself: its settings stay in force after its end."""
+        return self
+
+    def cost(self, params: Params, copies: int) -> Cost:
+        """Return the memory of the replay, of the weights with target and moments, and of an update."""
+        config, spec, rows = self.config, self.family.spec, len(first(params))
+        replays = rows // copies if config.shared else rows
+        each = spec.bytes_per_transition
+        window = 2 * rows * config.envs * config.env_steps * each
+        batch = experience(spec, rows, 1, config.largest_batch)
+
+        def update() -> object:
+            prepared = prepare_each(self.learner, params, params, batch)
+            return loss_gradients(self.learner, params, adapted_names(params, "all"), prepared)
+
+        passing = peak(update) + 3 * size_of(params) + rows * config.largest_batch * each
+        return Cost(replays * config.capacity * each + 4 * size_of(params), max(passing, window))
 
     def at(self, family: Family, episodes: int | None) -> DQNLife:
         """Return the same lifetime in the environments of another family.

@@ -14,14 +14,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, support_gradients
-from metarl_cli.config.base import StrictModel
-from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, fading, support_gradients
+from metarl_cli.config.base import Share, StrictModel
+from metarl_cli.config.footprint import experience, peak, size_of
+from metarl_cli.evolution.interfaces import Cost, Traits
 from metarl_cli.evolution.lifetimes.traits import rates
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import Family, Learner, Params, Task, Transitions, device_of, num_tasks
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
-from metarl_cli.networks.stacked import repeat_per_task
+from metarl_cli.networks.stacked import first, repeat_per_task
 from metarl_cli.progress import timed
 
 
@@ -31,6 +32,7 @@ class Config(StrictModel):
     steps: int = Field(gt=0, description="K, gradient steps of a lifetime, after which fitness is measured")
     rule: Literal["sgd", "adam"] = Field(description="update rule, if the genome has no optimizer")
     lr: float = Field(gt=0, description="base learning rate")
+    decay: Share = Field(description="factor of the rates at each adaptation step beyond those of a lifetime; 1: none")
     scope: Literal["all", "head", "context"] = Field(
         description="adapted weights: all, the head (ANIL), the context inputs (CAVIA)"
     )
@@ -52,6 +54,20 @@ class Gradient:
         self.config, self.learner, self.family, self.steps, self.device = config, learner, family, config.steps, device
         adapted_names(learner.init(torch.Generator(device)), config.scope)
         self.default: Traits = {"hyper": {"lr": torch.tensor([config.lr], device=device)}}
+
+    def without_genome(self) -> Gradient:
+        """Return the same lifetime with rates that stay as they are after its end."""
+        return Gradient(self.config.model_copy(update={"decay": 1.0}), self.learner, self.family, self.device)
+
+    def cost(self, params: Params, copies: int) -> Cost:
+        """Return the memory of the support, of the weights before and after a step, and of the gradient."""
+        support, spec = self.config.support, self.family.spec
+        batch = experience(spec, len(first(params)), support.steps, support.rollouts)
+        collected = batch.reward.numel() * spec.bytes_per_transition
+        names = adapted_names(params, self.config.scope)
+        step = peak(lambda: support_gradients(self.learner, params, names, batch, self.config.returns))
+        moments = 2 * (self.config.rule == "adam")
+        return Cost((2 + moments) * size_of(params) + collected, max(step + size_of(params), collected))
 
     def at(self, family: Family, episodes: int | None) -> Gradient:
         """Return the same lifetime in the environments of another family, with so many support episodes if given."""
@@ -88,7 +104,7 @@ class Life:
         names = adapted_names(self.params, config.scope)
         gradients = support_gradients(lifetime.learner, self.params, names, self.support, config.returns)
         progress = min(self.gradient_steps / config.steps, 1.0)
-        base: Tensor = self.traits["hyper"]["lr"]
+        base: Tensor = self.traits["hyper"]["lr"] * fading(self.gradient_steps + 1, config.steps, config.decay)
         steps = rates(base, self.traits.get("rates"), gradients, progress)
         self.params = self.optimizer.step(self.params, gradients, steps, progress)
         self.gradient_steps += 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.evolution.interfaces import Traits
+from metarl_cli.config.footprint import size_of
+from metarl_cli.evolution.interfaces import Cost, Traits
 from metarl_cli.interfaces import Family, Learner, Params, Task, device_of, num_tasks
 
 
@@ -22,6 +23,14 @@ class NoLearning:
 
     def __init__(self, config: Config, learner: Learner, family: Family, device: torch.device):
         self.default: Traits = {}
+
+    def without_genome(self) -> NoLearning:
+        """Return itself: there are no steps."""
+        return self
+
+    def cost(self, params: Params, copies: int) -> Cost:
+        """Return the memory of the weights."""
+        return Cost(size_of(params), 0.0)
 
     def at(self, family: Family, episodes: int | None) -> NoLearning:
         """Return itself: nothing is collected."""

@@ -1,0 +1,122 @@
+"""Try an environment out before anything is learned in it: does it answer, does it honour its seed, do its parameters hold.
+
+An attribute that every reset overwrites, or an argument that is not used, makes all tasks the same task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from metarl_cli.config.messages import one_line
+from metarl_cli.envs.gymnasium.build import held, simulator
+from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.envs.simulator import Answer, Simulator
+from metarl_cli.errors import EnvironmentFault
+from metarl_cli.progress import note
+
+REPEATED = 10  # steps of the episode that is played twice
+TRIED = 200  # random steps in which a parameter must show an effect
+OFF = 1e-6  # relative difference of a number that was written and read again
+
+
+def try_out(config: Config, nominal: Simulator, extremes: list[Row]) -> None:
+    """Play a few steps, at the nominal parameters and at the ends of their ranges.
+
+    Args:
+        config: the environment.
+        nominal: it, with the nominal parameters.
+        extremes: tasks with the extreme values of all parameters, each within the tasks' distribution.
+
+    Raises:
+        ValueError: if a wrapper needs what the environment does not report, or a parameter does not outlast a reset.
+        EnvironmentFault: if the environment fails, or returns what nobody can learn from.
+    """
+    try:
+        check_held(config, nominal)
+        _check_seed(nominal)
+    except EnvironmentFault as fault:
+        if not isinstance(fault.__cause__, KeyError):
+            raise
+        names = ", ".join(wrapper.name for wrapper in config.wrappers)
+        raise ValueError(f"{config.id} does not report {fault.__cause__}, which a wrapper needs (of {names})") from fault
+    for row in extremes:
+        with _simulator(config, row):
+            pass
+    if extremes:
+        with _simulator(config, extremes[0]) as lowest:
+            for name, value in extremes[-1].items():
+                if value != extremes[0][name]:
+                    with _simulator(config, {**extremes[0], name: value}) as other:
+                        _check_effect(config, name, lowest, other)
+
+
+@contextmanager
+def _simulator(config: Config, row: Row) -> Iterator[Simulator]:
+    """Build an environment for the block, and check what it was given."""
+    simulated = simulator(config, row)
+    check_held(config, simulated)
+    yield simulated
+    simulated.env.close()
+
+
+def _check_effect(config: Config, name: str, one: Simulator, other: Simulator) -> None:
+    """Note where nothing differs between two environments that differ in a parameter."""
+    if not any(_differ(a, b) for a, b in zip(_play(one, TRIED), _play(other, TRIED), strict=False)):
+        address = config.parameters[name].set
+        note(
+            f"env.parameters.{name}.set={address}: {config.id} showed no effect in {TRIED} random steps; "
+            "tasks that differ in it alone may all be the same"
+        )
+
+
+def check_held(config: Config, simulated: Simulator) -> None:
+    """Begin an episode, and check that the attributes which were set have kept their values.
+
+    Raises:
+        ValueError: if one has not.
+    """
+    before = held(config, simulated.env)
+    simulated.reset(0)
+    for path, value in held(config, simulated.env).items():
+        if not np.allclose(value, before[path], rtol=OFF, atol=0):
+            raise ValueError(
+                f"attribute {path} has no effect: {config.id} overwrites it at the start of every episode "
+                f"({_short(before[path])} was set, {_short(value)} is there after a reset)"
+            )
+
+
+def _check_seed(simulated: Simulator) -> None:
+    """Note where an episode with the same seed and actions as before, with others in between, is another one."""
+    first = list(_play(simulated, REPEATED, 1))
+    list(_play(simulated, REPEATED, 2))
+    if any(_differ(a, b) for a, b in zip(first, _play(simulated, REPEATED, 1), strict=False)):
+        note(
+            f"{simulated.name}: the same seed and actions led elsewhere: it ignores the seed of reset, or keeps something "
+            "beyond an episode; no run with it can be repeated, or continued to the same bits"
+        )
+
+
+def _play(simulated: Simulator, steps: int, seed: int = 1) -> Iterator[Answer]:
+    """Yield the start and every step of episodes with random actions; both depend on the seed and the step alone."""
+    rng, space = np.random.default_rng(seed), simulated.env.action_space
+    begun = False
+    for t in range(steps):
+        if not begun:
+            yield Answer(simulated.reset(seed + t), 0.0, False, False)
+            begun = True
+        space.seed(int(rng.integers(2**31)))
+        action = np.asarray(space.sample())
+        answer = simulated.step(action if action.ndim else action - simulated.first_action)
+        yield answer
+        begun = not (answer.terminated or answer.truncated)
+
+
+def _differ(a: Answer, b: Answer) -> bool:
+    return a[1:] != b[1:] or not np.array_equal(a.obs, b.obs)
+
+
+def _short(value: float | np.ndarray) -> str:
+    return one_line(np.array2string(np.asarray(value), precision=4, threshold=4))
