@@ -57,7 +57,8 @@ def check_composed(config: DictConfig, overrides: Iterable[str]) -> None:
         UserError: if Hydra, or Python's logging, would build anything but parts of Hydra and of its installed plugins.
     """
     for place, text in _refused(config, OmegaConf.to_container(config.hydra, resolve=False), "hydra"):
-        raise UserError(f"{place}={text}: refused; a configuration can have Hydra build nothing but its own parts and plugins")
+        why = _unresolved(config, place) or "a configuration can have Hydra build nothing but its own parts and plugins"
+        raise UserError(f"{place}={text}: refused; {why}")
     if config.hydra.job.env_set and not any(word.lstrip("+~").startswith("hydra.job.env_set") for word in overrides):
         raise UserError("hydra.job.env_set: refused; set environment variables in the shell, or on the command line")
 
@@ -91,3 +92,14 @@ def _meant(config: DictConfig, place: str) -> Any:
         return OmegaConf.select(config, place)
     except (OmegaConfBaseException, RecursionError):
         return None
+
+
+def _unresolved(config: DictConfig, place: str) -> str:
+    """Return why the interpolation at a place cannot be resolved; empty where it can."""
+    try:
+        OmegaConf.select(config, place)
+    except RecursionError:
+        return "it stands for itself"
+    except OmegaConfBaseException as error:
+        return str(error).splitlines()[0]
+    return ""
