@@ -33,7 +33,7 @@ def build_run(options: dict[str, Any], *more: str) -> Any:
     except UserError as error:
         raise Unavailable(str(error)) from error
     tune_process(config.hardware)
-    return build(config, gpu_number(0), join())
+    return build(config, gpu_number(0), join(config.hardware.patience))
 
 
 def build_flat(overrides: list[str]) -> Any:
