@@ -1,8 +1,8 @@
 """Damaged files and hostile folders, counted: ``python tests/faults.py`` prints tables, and fails for what is handled badly.
 
 The script stands beside the tests, whose lists of hostile texts it shares, and is none of them: it takes minutes, and a short
-count of it is a slow test (``tests/test_faults.py``). What is tried is one tiny run. A damage is handled well if what opens the
-file refuses it in one line (``UserError``), or ends up with exactly what was written; a metric that is lost must be said. A
+count of it is a slow test (``tests/test_hostile.py``). What is tried is one tiny run. A damage is handled well if what opens
+the file refuses it in one line (``UserError``), or ends up with exactly what was written; a metric that is lost must be said. A
 hostile input is handled well if it is refused in one line or has no effect. Handled badly are any other exception, other values
 without a word, code that ran, a file outside that was changed, and more than ``SECONDS`` of computing or ``MEMORY`` bytes.
 """

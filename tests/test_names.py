@@ -22,7 +22,8 @@ from metarl_cli.errors import UserError, visible
 from metarl_cli.evaluation.pictures import png
 from metarl_cli.evolution.lineage import markdown
 from metarl_cli.progress import Plain, listening, report, status
-from metarl_cli.runs.folder import RunFolder, file_name
+from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.naming import file_name
 
 SMALL = ["algo=maml_dqn", *tiny("maml_dqn")]
 every_name = pytest.mark.parametrize("name", UGLY.values(), ids=UGLY)

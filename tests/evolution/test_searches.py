@@ -344,7 +344,7 @@ def test_cma_es_continues_between_two_decompositions(generations):
 
 def test_without_its_package_cma_es_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cma", None)
-    with pytest.raises(UserError, match=r"metarl-cli\[evolution\]"):
+    with pytest.raises(UserError, match=r"pip install cma"):
         make("cma_es", torch.zeros(3))
 
 
