@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from metarl_cli.evaluation.curves import Curve, Report
 from metarl_cli.evaluation.held_out import task_hash
@@ -24,11 +25,13 @@ ORACLE = "oracle (knows the task)"  # the optimal policy
 def empty_table(report: Report, title: str) -> Table:
     """Return an adaptation table without rows; a narrow terminal never truncates its numbers."""
     empty = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    empty.collapse_padding, empty.caption, empty.caption_justify = True, "\n".join(notes(report)) or None, "left"
+    empty.collapse_padding, empty.caption_justify = True, "left"
+    lines = notes(report)  # as Text: of a string, a console writes out the ends of lines
+    empty.caption = Text("\n".join(lines), "table.caption") if lines else None
     empty.add_column("", overflow="fold", vertical="bottom")
     estimate = f"return: {report.curve.aggregate}\n[95 % over {report.curve.over}]"
     for heading in ("gradient\nsteps", "env\nsteps", estimate, *(name.replace(" ", "\n") for name in beside(report))):
-        empty.add_column(heading, justify="right", overflow="fold", no_wrap=heading is estimate)
+        empty.add_column(Text(heading), justify="right", overflow="fold", no_wrap=heading is estimate)
     return empty
 
 
