@@ -188,7 +188,8 @@ def contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or "sweeps" in path.parts or path.name in (".lock", "run.json") or "tfevents" in path.name:
+        apart = path.name in (".lock", ".reserve", "run.json", "console.log") or "tfevents" in path.name
+        if path.is_dir() or "sweeps" in path.parts or apart:
             continue
         if path.suffix == ".pt":
             found[name] = dict(_tensors(torch.load(path, weights_only=True, map_location="cpu")))
