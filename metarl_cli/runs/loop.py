@@ -115,20 +115,21 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
     if config.hardware.profile and not begun:
         check_left(config.train.iterations)
     folder.lock()
-    if folder.exists:
-        folder.check_tasks(config, components.family)
-        _same_device(folder, components)
-        _check_saved(folder)
-    else:
-        folder.create(config, job, components)
-    if processes.watch:
-        processes.watch.last_words = functools.partial(_lost, folder)
     try:
+        if folder.exists:
+            folder.check_tasks(config, components.family)
+            _same_device(folder, components)
+            _check_saved(folder)
+        else:
+            folder.create(config, job, components)
+        if processes.watch:
+            processes.watch.last_words = functools.partial(_lost, folder)
         training = Training(config, folder, components, listener)
         if longer:
             folder.note(status="interrupted", iterations=config.train.iterations)
-        processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
-        processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
+        if processes.size > 1:  # for follow
+            processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
+            processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
         with using(config.hardware):
             training.run(processes)
             return folder, training.best
@@ -266,6 +267,7 @@ class Training:
                     raise KeyboardInterrupt
                 if not self.folder.best.exists():  # it went on without, and had no iteration left to choose it in
                     self.validate()
+                    self.save()
                 reports = self.test()
                 self.tracker.close(finished=True)
                 self.folder.note(status="finished", ended=now(), score=reports["test"].score)

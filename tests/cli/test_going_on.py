@@ -83,7 +83,9 @@ def test_without_its_last_checkpoint_a_run_is_left_as_it_is(tmp_path, monkeypatc
 def test_without_its_best_checkpoint_a_run_goes_on_and_says_so(iterations, tmp_path, monkeypatch, caplog):
     stopped(tmp_path / "run", monkeypatch, *small("maml_dqn"), iterations=iterations)
     (tmp_path / "run" / "best.pt").unlink()
-    assert np.isfinite(run(tmp_path / "run"))
+    score = run(tmp_path / "run")
+    assert np.isfinite(score)
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["best"] == score
     assert "best.pt is gone: the best weights are chosen anew" in caplog.text
     assert RunFolder(tmp_path / "run").manifest()["status"] == "finished"
     assert Run(tmp_path / "run").test(episodes=1)
@@ -117,6 +119,16 @@ def test_a_signal_during_the_last_test_is_an_interruption(tmp_path):
     assert b"saved; go on with: metarl train run=" in out
     assert b"Traceback" not in err
     assert RunFolder(tmp_path / "run").manifest()["status"] == "interrupted"
+
+
+def test_a_run_that_is_refused_leaves_its_folder_free(copy):
+    folder = RunFolder(copy)
+    folder.note(status="interrupted", device="cuda:0")
+    with pytest.raises(UserError, match="was made on cuda"):
+        run(copy)
+    assert not folder.reserve.exists()
+    folder.lock()
+    folder.unlock()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
