@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import compose_train, flat, tiny
 from launching import PATIENCE, wait_until
+from pydantic import ValidationError
 
 import metarl_cli as metarl
 from metarl_cli.cli import train
@@ -211,6 +212,12 @@ def test_what_could_not_be_read_again_is_refused_before_anything_is_written(tmp_
     with pytest.raises(UserError, match=r"env.constructor.render_mode=/somewhere: refused; .*give ./NAME"):
         metarl.train(*words)
     assert [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
+@pytest.mark.parametrize("wrong", [3, "a", [1], None])
+def test_the_overridden_keys_of_a_run_are_texts(wrong, copy):
+    with pytest.raises(ValidationError, match="overridden"):
+        RunFolder(copy).note(overridden=wrong)
 
 
 def test_a_configuration_that_was_edited_is_refused_with_what_to_do(copy):
