@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -212,6 +213,20 @@ def test_what_could_not_be_read_again_is_refused_before_anything_is_written(tmp_
     with pytest.raises(UserError, match=r"env.constructor.render_mode=/somewhere: refused; .*give ./NAME"):
         metarl.train(*words)
     assert [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
+def test_a_sweep_shows_only_a_result_that_is_whole(copy):
+    typed = [f"run={copy}"]
+    asked = compose_train(*typed), Job({"algo": "a", "env": "e"}, typed)
+    assert train.outcome(*asked).keys() == {"before", "after"}
+    path = copy / "results" / "test.json"
+    values = json.loads(path.read_text())
+    del values["adapted"]["iqm"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"refused .*test.json: adapted: .*neither iqm nor mean"):
+        train.outcome(*asked)
+    path.unlink()
+    assert train.outcome(*asked) == {}
 
 
 @pytest.mark.parametrize("wrong", [3, "a", [1], None])
