@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 
 from metarl_cli.errors import UserError, visible
-from metarl_cli.runs.interrupt import SIGNALS, TOGETHER
+from metarl_cli.runs.interrupt import TOGETHER
+from metarl_cli.signals import SIGNALS
 
 AT_ONCE = 2.0  # [s] from a second signal to the end of the process, whatever it is doing
 
@@ -85,11 +86,22 @@ def stoppable() -> Iterator[None]:
         os.close(writer)
 
 
+def _leave_terminal() -> None:
+    """Let what is printed go nowhere if its terminal is gone: the error would end a run that is about to save."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 def _end_at_second(reader: int) -> None:
     """Read the numbers of signals as they arrive."""
     first = None
     while numbers := os.read(reader, 64):
         for number in numbers:
+            if number == signal.SIGHUP:
+                _leave_terminal()
             first = first or (time.monotonic() if number in SIGNALS else None)
             if number in SIGNALS and first and time.monotonic() - first > TOGETHER:
                 time.sleep(AT_ONCE)
