@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 from metarl_cli.errors import UserError, visible
@@ -23,10 +25,17 @@ def print_error(error: UserError, where: str = "", own: bool = False) -> int:
     Of several processes that share a run, the first prints what all of them find; each prints an error of its ``own``.
     """
     if own or os.environ.get("RANK", "0") == "0":
-        for problem in error.problems:
-            text = " ".join(filter(None, map(str.strip, problem.text.splitlines())))
-            print(f"metarl: error: {visible(where + text)}", file=sys.stderr)
+        for line in error_lines(error, where):
+            print(line, file=sys.stderr)
     return error.exit_code
+
+
+def error_lines(error: Exception, where: str = "") -> list[str]:
+    """Return every problem of a user's error as one line, and any other error with its traceback."""
+    if not isinstance(error, UserError):
+        return [visible(line) for line in "".join(traceback.format_exception(error)).splitlines()]
+    texts = (" ".join(filter(None, map(str.strip, problem.text.splitlines()))) for problem in error.problems)
+    return [f"metarl: error: {visible(where + text)}" for text in texts]
 
 
 @contextlib.contextmanager
@@ -37,11 +46,19 @@ def waiting(text: str) -> Iterator[None]:
         return
     sys.stderr.write(text)
     sys.stderr.flush()
+
+    def erase(record: object = None) -> bool:
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
+        return True
+
+    log = logging.getLogger("metarl_cli")
+    log.addFilter(erase)  # before a note of progress.py is printed
     try:
         yield
     finally:
-        sys.stderr.write("\r\x1b[2K")
-        sys.stderr.flush()
+        log.removeFilter(erase)
+        erase()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from metarl_cli.cli.process import tune_process
-from metarl_cli.cli.terminal import print_error, write_line
+from metarl_cli.cli.terminal import error_lines, print_error, write_line
 from metarl_cli.config.compatibility import memory_errors
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import ProcessLost, UserError, visible
@@ -105,15 +105,16 @@ class Terminal(Listener):
     def __init__(self, console: Console):
         self.console = console
         self.log: Console | None = None
+        self.listening = listening(_silent, self.note)
 
     def __enter__(self) -> Terminal:
+        self.listening.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: object) -> None:
-        if self.log and isinstance(error, UserError):
-            self.log.file.writelines(f"metarl: error: {problem.text}\n" for problem in error.problems)
-        elif self.log and error:
-            self.log.file.writelines(traceback.format_exception(error))
+        self.listening.__exit__(None, None, None)
+        if self.log and isinstance(error, Exception):
+            self.log.file.writelines(f"{line}\n" for line in error_lines(error))
 
     @override
     def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
@@ -130,7 +131,7 @@ class Terminal(Listener):
     @contextmanager
     @override
     def training(self) -> Iterator[None]:
-        with self.bar, listening(self.bar.report, self.note):
+        with self.bar, listening(self.bar.report):
             yield
 
     @override

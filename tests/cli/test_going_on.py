@@ -82,13 +82,13 @@ def test_without_its_last_checkpoint_a_run_is_left_as_it_is(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("iterations", [2, 4], ids=["in the middle", "before the test"])
-def test_without_its_best_checkpoint_a_run_goes_on_and_says_so(iterations, tmp_path, monkeypatch, caplog):
+def test_without_its_best_checkpoint_a_run_goes_on_and_says_so(iterations, tmp_path, monkeypatch, capsys):
     stopped(tmp_path / "run", monkeypatch, *small("maml_dqn"), iterations=iterations)
     (tmp_path / "run" / "best.pt").unlink()
     score = run(tmp_path / "run")
     assert np.isfinite(score)
     assert checkpoint.load(tmp_path / "run" / "last.pt")["best"] == score
-    assert "best.pt is gone: the best weights are chosen anew" in caplog.text
+    assert "best.pt is gone: the best weights are chosen anew" in capsys.readouterr().out
     assert RunFolder(tmp_path / "run").manifest()["status"] == "finished"
     assert Run(tmp_path / "run").test(episodes=1)
 
@@ -134,13 +134,13 @@ def test_a_run_that_is_refused_leaves_its_folder_free(copy):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_said(number, tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_said(number, tmp_path, monkeypatch, capsys):
     def refuse(file, operation):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert np.isfinite(run(tmp_path / "run", *small("maml_dqn")))
-    assert "has no locks: see to it that no other process trains this run" in caplog.text
+    assert "has no locks: see to it that no other process trains this run" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_right_status(tmp_path, monkeypatch):
