@@ -19,7 +19,7 @@ from metarl_cli import progress
 from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
-from metarl_cli.errors import EnvironmentFault, ProcessLost, UserError
+from metarl_cli.errors import DiskFault, EnvironmentFault, ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
@@ -141,7 +141,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: {folder.command('train')}") from error
-        told = isinstance(error, UserError | KeyboardInterrupt) and not isinstance(error, EnvironmentFault)
+        told = isinstance(error, UserError | KeyboardInterrupt) and not isinstance(error, EnvironmentFault | DiskFault)
         if folder.last.exists() and not told:
             listener.failed(folder)
         raise

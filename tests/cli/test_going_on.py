@@ -169,6 +169,21 @@ def test_a_full_disk_leaves_the_right_status(tmp_path, monkeypatch):
     assert not folder.reserve.exists()
 
 
+def test_a_disk_that_is_full_after_a_checkpoint_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    fsync, folder = os.fsync, RunFolder(tmp_path / "run")
+
+    def full(descriptor):
+        if folder.last.exists() and folder.reserve.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
+        run(folder.path, *small("maml_dqn"), "train.checkpoint_every=1e-6")
+    assert f"the last checkpoint is {folder.last}; go on with: {folder.command('train')}" in capsys.readouterr().out
+    assert folder.manifest()["status"] == "failed"
+
+
 @pytest.mark.parametrize("algo", ["dqn", "maml_dqn", "rl2_dqn", "rl2", "es_dqn"])
 def test_a_finished_run_drops_its_replay_and_can_be_made_longer(algo, tmp_path, capsys):
     folder = RunFolder(tmp_path / "run")
