@@ -43,3 +43,7 @@ class ProcessLost(UserError):
 
 class EnvironmentFault(UserError):
     """An environment fails, or returns what nobody can learn from; the text begins with its name."""
+
+
+class DiskFault(UserError):
+    """A file cannot be written: the disk is full, or there is no permission."""

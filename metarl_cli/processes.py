@@ -31,6 +31,7 @@ from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from metarl_cli.errors import ProcessLost, visible
+from metarl_cli.signals import send_again
 
 LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
 GRACE = 30.0  # [s] from a signal to the end of a process, as torchrun has it
@@ -338,4 +339,4 @@ class Watch:
             self._dismiss()
             self._join(AT_ONCE)
             signal.signal(number, self.before[signal.Signals(number)])
-            os.kill(os.getpid(), number)
+            send_again(number)

@@ -38,7 +38,7 @@ def report(text: str) -> None:
 
 def note(text: str) -> None:
     """Say something that the user should know afterwards, too: a line that stays, or a warning in the log of Python."""
-    _notes.get()(text)
+    _notes.get()(visible(text))
 
 
 def track(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
@@ -93,8 +93,12 @@ def _shown(text: str) -> Text:
 @contextmanager
 def status(console: Console, label: str) -> Iterator[None]:
     """Show ``label`` and its progress: a spinner on a terminal, elsewhere a line at most every ``PLAIN_EVERY`` seconds."""
+
+    def note(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
     if console.is_terminal:
-        with console.status(_shown(label)) as spinner, listening(lambda text: spinner.update(_shown(f"{label}: {text}"))):
+        with console.status(_shown(label)) as spinner, listening(lambda text: spinner.update(_shown(f"{label}: {text}")), note):
             yield
         return
     printed = time.monotonic()
@@ -105,7 +109,7 @@ def status(console: Console, label: str) -> Iterator[None]:
             console.print(f"{label}: {text}", soft_wrap=True)
             printed = time.monotonic()
 
-    with listening(plain):
+    with listening(plain, note):
         yield
 
 
@@ -121,7 +125,7 @@ class Appended(io.TextIOBase):
 
     @override
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         return len(text)
 

@@ -25,7 +25,7 @@ ROOMS = (
     "experience",
     "config",
 )
-MODULES = ("interfaces", "spaces", "seeding", "processes", "progress", "errors")
+MODULES = ("interfaces", "spaces", "seeding", "processes", "progress", "errors", "signals")
 # Siblings that are one thing's parts: what several modules of a folder of plug-ins share.
 SHARED = {
     "algos": {"reference", "memory_algorithm"},

@@ -158,7 +158,7 @@ def test_a_run_in_a_folder_of_any_name(name, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert not obeyed(out + err)
     assert visible(str(folder)) in out
-    assert {path.name for path in tmp_path.iterdir()} == {name}
+    assert [path.parent for path in tmp_path.rglob("run.json")] == [folder]
     assert (folder / "results" / "test.png").is_file()
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 

@@ -1,5 +1,6 @@
 """Long work says how far it is."""
 
+import contextlib
 import io
 import re
 
@@ -10,9 +11,10 @@ from rich.console import Console
 from metarl_cli import progress
 from metarl_cli.cli import train
 from metarl_cli.cli.terminal import waiting
+from metarl_cli.errors import UserError
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.interfaces import Budget
-from metarl_cli.progress import listening, status, track
+from metarl_cli.progress import listening, note, status, track
 from metarl_cli.runs.build import build
 from metarl_cli.runs.loop import Progress
 from metarl_cli.seeding import numpy_rng
@@ -106,6 +108,45 @@ def test_a_sign_of_life_is_gone_before_anything_else_is_shown(terminal, monkeypa
     with waiting("loading ..."):
         assert shown.getvalue() == ("loading ..." if terminal else "")
     assert shown.getvalue().endswith("\r\x1b[2K") == terminal
+
+
+def test_a_note_begins_on_a_line_of_its_own(monkeypatch, caplog):
+    shown = io.StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", shown)
+    with waiting("loading ..."):
+        note("a\x1bb")
+        assert shown.getvalue().endswith("\r\x1b[2K")
+    note("c")
+    assert [record.getMessage() for record in caplog.records] == ["a\\x1bb", "c"]
+    assert shown.getvalue().count("\x1b") == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_notes_stay_beside_the_work_that_is_shown(terminal):
+    shown = io.StringIO()
+    with status(progress.Plain(file=shown, force_terminal=terminal, width=80), "testing"):
+        note("a name: \x1b]0;title\x07")
+    assert "a name: \\x1b]0;title\\x07\n" in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (UserError("refused a\x1b[31m\nfor \udcff"), "metarl: error: refused a\\x1b[31m for \\udcff\n"),
+        (ValueError("a\x1b[31m\nb"), "ValueError: a\\x1b[31m\nb\n"),
+        (KeyboardInterrupt(), ""),
+    ],
+)
+def test_errors_are_kept_as_they_are_printed(error, kept, tmp_path):
+    with contextlib.suppress(type(error)), train.Terminal(Console(file=io.StringIO())) as terminal:
+        terminal.log = progress.log_console(tmp_path / "console.log")
+        terminal.log.print("begun")
+        raise error
+    text = (tmp_path / "console.log").read_text()
+    assert text.endswith(kept)
+    assert ("Traceback" in text) == isinstance(error, ValueError)
+    assert "\x1b" not in text
 
 
 def test_what_a_console_prints_is_kept_in_a_file(tmp_path):

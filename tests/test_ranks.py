@@ -271,6 +271,7 @@ LOST = ProcessLost("process 0 of the 2 that share the run has ended")
         (0, UserError("bad"), 2, "metarl: error: bad\n"),
         (1, UserError("bad"), 2, "metarl: error: process 1: bad\n"),
         (1, LOST, 1, f"metarl: error: {LOST}\n"),
+        (1, MemoryError("of 9 GB"), 2, "metarl: error: process 1: out of memory: of 9 GB\n"),
         (0, RuntimeError("a bug"), 1, r"Traceback.*RuntimeError: a bug\n"),
         (1, RuntimeError("a bug"), 1, r"Traceback.*RuntimeError: a bug\n"),
     ],

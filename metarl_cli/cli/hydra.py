@@ -137,7 +137,8 @@ class Task:
             with memory_errors():
                 objective = module.run(checked, job)
             if several:
-                sweep.keep(hydra, module.outcome(checked, job) if hasattr(module, "outcome") else {"score": str(objective)})
+                score = {} if objective is None else {"score": str(objective)}
+                sweep.keep(hydra, module.outcome(checked, job) if hasattr(module, "outcome") else score)
             return objective
         except UserError as error:
             if not several:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +11,9 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from typing_extensions import override
+
+from metarl_cli.errors import UserError
+from metarl_cli.runs.files import write_whole
 
 CALLBACK = f"+hydra.callbacks.sweep._target_={__name__}.Sweep"  # no configuration names code
 JOBS = "jobs"  # folder of the jobs' files, in the folder of the sweep
@@ -23,29 +27,41 @@ class Sweep(Callback):
     @override
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         Sweep.folder = Path(config.hydra.sweep.dir)
+        if _first():
+            for path in (Sweep.folder / JOBS).glob("*.json"):  # of an earlier sweep into the same folder
+                path.unlink()
+
+
+def _first() -> bool:
+    """Whether this process is the first of those that share the jobs."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def keep(hydra: Any, columns: Mapping[str, str]) -> None:
-    """Keep what a job came to; of several processes that share it, the first does."""
-    if os.environ.get("RANK", "0") == "0":
+    """Keep what a job came to; of several processes that share it, the first does. On a full disk its row is lost, no more."""
+    if _first():
         folder = Path(hydra.sweep.dir) / JOBS
-        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"overrides": list(hydra.overrides.task), "columns": columns}, indent=1)
-        (folder / f"{hydra.job.num}.json").write_text(f"{text}\n", encoding="utf-8")
+        with contextlib.suppress(OSError, UserError):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / f"{hydra.job.num}.json", f"{text}\n".encode())
 
 
 def print_table() -> None:
     """Print a row for each job of the sweep that this process has run, if it has run one: what differs, and what came of it."""
     folder, Sweep.folder = Sweep.folder, None
     paths = sorted((folder / JOBS).glob("*.json"), key=lambda path: int(path.stem)) if folder else []
-    if not paths:
+    jobs = {}
+    for path in paths:
+        with contextlib.suppress(ValueError):  # torn
+            jobs[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    if not jobs:
         return
     from rich.table import Table
     from rich.text import Text
 
     from metarl_cli.progress import wide_console
 
-    jobs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     shared = set.intersection(*(set(job["overrides"]) for job in jobs.values())) if len(jobs) > 1 else set()
     names = dict.fromkeys(name for job in jobs.values() for name in job["columns"])
     table = Table(title=f"{len(jobs)} jobs", title_justify="left", title_style="bold")

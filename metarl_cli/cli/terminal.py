@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 from metarl_cli.errors import UserError, visible
-from metarl_cli.runs.interrupt import SIGNALS, TOGETHER
+from metarl_cli.runs.interrupt import TOGETHER
+from metarl_cli.signals import SIGNALS
 
 AT_ONCE = 2.0  # [s] from a second signal to the end of the process, whatever it is doing
 
@@ -22,10 +25,17 @@ def print_error(error: UserError, where: str = "", own: bool = False) -> int:
     Of several processes that share a run, the first prints what all of them find; each prints an error of its ``own``.
     """
     if own or os.environ.get("RANK", "0") == "0":
-        for problem in error.problems:
-            text = " ".join(filter(None, map(str.strip, problem.text.splitlines())))
-            print(f"metarl: error: {visible(where + text)}", file=sys.stderr)
+        for line in error_lines(error, where):
+            print(line, file=sys.stderr)
     return error.exit_code
+
+
+def error_lines(error: Exception, where: str = "") -> list[str]:
+    """Return every problem of a user's error as one line, and any other error with its traceback."""
+    if not isinstance(error, UserError):
+        return [visible(line) for line in "".join(traceback.format_exception(error)).splitlines()]
+    texts = (" ".join(filter(None, map(str.strip, problem.text.splitlines()))) for problem in error.problems)
+    return [f"metarl: error: {visible(where + text)}" for text in texts]
 
 
 @contextlib.contextmanager
@@ -36,11 +46,19 @@ def waiting(text: str) -> Iterator[None]:
         return
     sys.stderr.write(text)
     sys.stderr.flush()
+
+    def erase(record: object = None) -> bool:
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
+        return True
+
+    log = logging.getLogger("metarl_cli")
+    log.addFilter(erase)  # before a note of progress.py is printed
     try:
         yield
     finally:
-        sys.stderr.write("\r\x1b[2K")
-        sys.stderr.flush()
+        log.removeFilter(erase)
+        erase()
 
 
 @contextlib.contextmanager
@@ -85,11 +103,22 @@ def stoppable() -> Iterator[None]:
         os.close(writer)
 
 
+def _leave_terminal() -> None:
+    """Let what is printed go nowhere if its terminal is gone: the error would end a run that is about to save."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 def _end_at_second(reader: int) -> None:
     """Read the numbers of signals as they arrive."""
     first = None
     while numbers := os.read(reader, 64):
         for number in numbers:
+            if number == signal.SIGHUP:
+                _leave_terminal()
             first = first or (time.monotonic() if number in SIGNALS else None)
             if number in SIGNALS and first and time.monotonic() - first > TOGETHER:
                 time.sleep(AT_ONCE)

@@ -6,7 +6,6 @@ several processes share one run.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -21,7 +20,8 @@ from rich.text import Text
 from typing_extensions import override
 
 from metarl_cli.cli.process import tune_process
-from metarl_cli.cli.terminal import print_error, write_line
+from metarl_cli.cli.terminal import error_lines, print_error, write_line
+from metarl_cli.config.compatibility import memory_errors
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import ProcessLost, UserError, visible
 from metarl_cli.evaluation.curves import Report
@@ -33,6 +33,7 @@ from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, Progress, follow, train
 from metarl_cli.runs.naming import default_path
 from metarl_cli.runs.profile import Profile, tables
+from metarl_cli.runs.results import read_result
 
 BESIDE_BAR = 40  # [characters] for a word, the count, and two times
 TITLES = {"test": "held-out tasks", "ood": "out-of-distribution tasks (wider ranges)"}
@@ -58,7 +59,7 @@ def run(config: TrainConfig, job: Job) -> float:
     except ProcessLost as error:
         raise SystemExit(print_error(error, own=True)) from error
     try:
-        with Watch(joined, config.hardware.patience) as processes:
+        with Watch(joined, config.hardware.patience) as processes, memory_errors():
             if processes.rank == 0:
                 with Terminal(wide_console()) as terminal:
                     return train(config, job, terminal, processes)[1]
@@ -73,12 +74,11 @@ def run(config: TrainConfig, job: Job) -> float:
 
 def outcome(config: TrainConfig, job: Job) -> dict[str, str]:
     """Return the return on the test tasks before and after adaptation, for the table of a sweep."""
-    folder = RunFolder(config.run or default_path(config, job))
-    try:
-        curve = json.loads((folder.results / "test.json").read_text(encoding="utf-8"))["adapted"]
-        points = [Interval(**point) for point in curve.get("iqm") or curve["mean"]]
-    except OSError:  # a process of several that has no folder
+    path = RunFolder(config.run or default_path(config, job)).results / "test.json"
+    if not path.exists():  # this process is one of several, or its result was removed
         return {}
+    curve = read_result(path)["adapted"]
+    points = [Interval(**point) for point in curve.get("iqm") or curve["mean"]]
     return {"before": str(points[0]), "after": str(points[-1])}
 
 
@@ -105,15 +105,16 @@ class Terminal(Listener):
     def __init__(self, console: Console):
         self.console = console
         self.log: Console | None = None
+        self.listening = listening(_silent, self.note)
 
     def __enter__(self) -> Terminal:
+        self.listening.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: object) -> None:
-        if self.log and isinstance(error, UserError):
-            self.log.file.writelines(f"metarl: error: {problem.text}\n" for problem in error.problems)
-        elif self.log and error:
-            self.log.file.writelines(traceback.format_exception(error))
+        self.listening.__exit__(None, None, None)
+        if self.log and isinstance(error, Exception):
+            self.log.file.writelines(f"{line}\n" for line in error_lines(error))
 
     @override
     def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
@@ -130,7 +131,7 @@ class Terminal(Listener):
     @contextmanager
     @override
     def training(self) -> Iterator[None]:
-        with self.bar, listening(self.bar.report, self.note):
+        with self.bar, listening(self.bar.report):
             yield
 
     @override

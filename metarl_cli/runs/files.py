@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from metarl_cli.config.messages import one_line
-from metarl_cli.errors import UserError
+from metarl_cli.errors import DiskFault, UserError
 
 LARGEST_TEXT = 2**26  # [bytes] of a configuration, a manifest or a result
 MOST_VALUES = 100_000  # in a YAML file, each alias counted with all that it stands for
@@ -194,7 +194,7 @@ def write_json(path: Path, values: Mapping[str, Any], model: type[BaseModel]) ->
     """Write values as a JSON file with a checksum, whole or not at all; :func:`read_json` reads it with the same ``model``.
 
     Raises:
-        UserError: if it cannot be written.
+        DiskFault: if it cannot be written.
         ValidationError: if it could not be read again.
     """
     plain = json.loads(json.dumps(values))  # what a reader will see: lists for tuples, texts for keys
@@ -206,7 +206,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Replace the file ``path`` atomically by ``content``: a crash leaves the old file or the new one.
 
     Raises:
-        UserError: if the content cannot be written (disk full, no permission); the old file is kept.
+        DiskFault: if the content cannot be written (disk full, no permission); the old file is kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -225,4 +225,4 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         kept = f"; the previous version is intact: {path}" if path.exists() else ""
-        raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+        raise DiskFault(f"cannot write {path}: {error.strerror or error}{kept}") from error

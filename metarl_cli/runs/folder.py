@@ -65,6 +65,7 @@ class Manifest(BaseModel):
     format: Literal[4]
     status: Literal["created", "running", "interrupted", "failed", "finished"]
     choices: dict[str, str | None]
+    overridden: list[str] = []
     command: str
     created: str
     seed: int

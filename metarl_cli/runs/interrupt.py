@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -10,7 +9,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # as in processes.py, which needs torch
+from metarl_cli.signals import SIGNALS, send_again
+
 TOGETHER = 0.5  # [s] within which several signals are one: a launcher and a terminal may each send their own
 
 
@@ -55,4 +55,4 @@ class Interrupt:
     def hand_on(self) -> None:
         """Send the noted signal again, to its handler of before; call it after the block."""
         if self.received is not None:
-            os.kill(os.getpid(), self.received)
+            send_again(self.received)

@@ -19,7 +19,7 @@ from metarl_cli import progress
 from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
-from metarl_cli.errors import EnvironmentFault, ProcessLost, UserError
+from metarl_cli.errors import DiskFault, EnvironmentFault, ProcessLost, UserError
 from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
@@ -115,20 +115,21 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
     if config.hardware.profile and not begun:
         check_left(config.train.iterations)
     folder.lock()
-    if folder.exists:
-        folder.check_tasks(config, components.family)
-        _same_device(folder, components)
-        _check_saved(folder)
-    else:
-        folder.create(config, job, components)
-    if processes.watch:
-        processes.watch.last_words = functools.partial(_lost, folder)
     try:
+        if folder.exists:
+            folder.check_tasks(config, components.family)
+            _same_device(folder, components)
+            _check_saved(folder)
+        else:
+            folder.create(config, job, components)
+        if processes.watch:
+            processes.watch.last_words = functools.partial(_lost, folder)
         training = Training(config, folder, components, listener)
         if longer:
             folder.note(status="interrupted", iterations=config.train.iterations)
-        processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
-        processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
+        if processes.size > 1:  # for follow
+            processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
+            processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
         with using(config.hardware):
             training.run(processes)
             return folder, training.best
@@ -140,7 +141,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: {folder.command('train')}") from error
-        told = isinstance(error, UserError | KeyboardInterrupt) and not isinstance(error, EnvironmentFault)
+        told = isinstance(error, UserError | KeyboardInterrupt) and not isinstance(error, EnvironmentFault | DiskFault)
         if folder.last.exists() and not told:
             listener.failed(folder)
         raise
@@ -266,6 +267,7 @@ class Training:
                     raise KeyboardInterrupt
                 if not self.folder.best.exists():  # it went on without, and had no iteration left to choose it in
                     self.validate()
+                    self.save()
                 reports = self.test()
                 self.tracker.close(finished=True)
                 self.folder.note(status="finished", ended=now(), score=reports["test"].score)

@@ -18,11 +18,23 @@ from metarl_cli.runs.files import read_json, write_json, write_whole
 from metarl_cli.runs.folder import RunFolder
 
 
+class Estimate(BaseModel):
+    """The form of an interval; its bounds are NaN where there is none."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    value: float
+    low: float
+    high: float
+
+
 class Points(BaseModel):
     """The form of a curve in a result: P points of M tasks."""
 
     model_config = ConfigDict(strict=True)
 
+    iqm: list[Estimate] | None = None
+    mean: list[Estimate] | None = None  # in its place, for the episodes of a trial
     steps: list[int]
     gradient_steps: list[int]
     env_steps: list[int]
@@ -30,7 +42,10 @@ class Points(BaseModel):
 
     @model_validator(mode="after")
     def _equally_long(self) -> Points:
-        columns = (self.steps, self.gradient_steps, self.env_steps, self.task_returns)
+        points = self.iqm if self.iqm is not None else self.mean
+        if points is None:
+            raise ValueError("it has neither iqm nor mean")
+        columns = (points, self.steps, self.gradient_steps, self.env_steps, self.task_returns)
         if len({len(column) for column in columns}) > 1 or len({len(row) for row in self.task_returns}) > 1:
             raise ValueError("its columns differ in length")
         return self

@@ -599,6 +599,31 @@ def test_a_failing_job_does_not_stop_the_sweep(error, code, monkeypatch, capsys)
     assert ("Traceback" in shown) == (code == 1)
 
 
+def test_the_table_of_a_sweep_has_its_own_jobs_alone(runs, monkeypatch, capsys):
+    """And no score where the command has none to give; a file that is torn is left out."""
+    assert cli.main(["adapt", "-m", "run=a", "seed=1,2,3", "hydra.sweep.dir=sweep"]) == 0
+    assert "score" in capsys.readouterr().out
+    monkeypatch.setattr(adapt, "run", lambda config, job: Path("sweep/jobs/7.json").write_text("{"))
+    assert cli.main(["adapt", "-m", "run=a", "seed=1,2", "hydra.sweep.dir=sweep"]) == 0
+    assert "2 jobs" in capsys.readouterr().out
+    monkeypatch.setattr(adapt, "run", lambda config, job: None)
+    assert cli.main(["adapt", "-m", "run=a", "seed=1,2", "hydra.sweep.dir=sweep"]) == 0
+    out = capsys.readouterr().out
+    assert "2 jobs" in out
+    assert not {"score", "None"} & set(re.findall(r"\w+", out))
+
+
+def test_a_full_disk_hides_no_error_of_a_job(monkeypatch, capsys):
+    def run(config, job):
+        Path("sweep").mkdir(exist_ok=True)
+        Path("sweep/jobs").touch()  # nothing can be kept there
+        raise UserError("disk full")
+
+    monkeypatch.setattr(adapt, "run", run)
+    assert cli.main(["adapt", "-m", "run=a", "seed=1,2", "hydra.sweep.dir=sweep"]) == 2
+    assert "metarl: error: job 0 (run=a seed=1): disk full\n" in capsys.readouterr().err
+
+
 def test_the_return_value_is_the_objective_of_a_sweep(runs, monkeypatch):
     values = []
     job = hydra.Task.__call__

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import compose_train, flat, tiny
 from launching import PATIENCE, wait_until
+from pydantic import ValidationError
 
 import metarl_cli as metarl
 from metarl_cli.cli import train
@@ -80,11 +82,13 @@ def test_without_its_last_checkpoint_a_run_is_left_as_it_is(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("iterations", [2, 4], ids=["in the middle", "before the test"])
-def test_without_its_best_checkpoint_a_run_goes_on_and_says_so(iterations, tmp_path, monkeypatch, caplog):
+def test_without_its_best_checkpoint_a_run_goes_on_and_says_so(iterations, tmp_path, monkeypatch, capsys):
     stopped(tmp_path / "run", monkeypatch, *small("maml_dqn"), iterations=iterations)
     (tmp_path / "run" / "best.pt").unlink()
-    assert np.isfinite(run(tmp_path / "run"))
-    assert "best.pt is gone: the best weights are chosen anew" in caplog.text
+    score = run(tmp_path / "run")
+    assert np.isfinite(score)
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["best"] == score
+    assert "best.pt is gone: the best weights are chosen anew" in capsys.readouterr().out
     assert RunFolder(tmp_path / "run").manifest()["status"] == "finished"
     assert Run(tmp_path / "run").test(episodes=1)
 
@@ -119,14 +123,24 @@ def test_a_signal_during_the_last_test_is_an_interruption(tmp_path):
     assert RunFolder(tmp_path / "run").manifest()["status"] == "interrupted"
 
 
+def test_a_run_that_is_refused_leaves_its_folder_free(copy):
+    folder = RunFolder(copy)
+    folder.note(status="interrupted", device="cuda:0")
+    with pytest.raises(UserError, match="was made on cuda"):
+        run(copy)
+    assert not folder.reserve.exists()
+    folder.lock()
+    folder.unlock()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_said(number, tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_said(number, tmp_path, monkeypatch, capsys):
     def refuse(file, operation):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert np.isfinite(run(tmp_path / "run", *small("maml_dqn")))
-    assert "has no locks: see to it that no other process trains this run" in caplog.text
+    assert "has no locks: see to it that no other process trains this run" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_right_status(tmp_path, monkeypatch):
@@ -153,6 +167,21 @@ def test_a_full_disk_leaves_the_right_status(tmp_path, monkeypatch):
     assert np.isfinite(run(folder.path))
     assert folder.manifest()["status"] == "finished"
     assert not folder.reserve.exists()
+
+
+def test_a_disk_that_is_full_after_a_checkpoint_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    fsync, folder = os.fsync, RunFolder(tmp_path / "run")
+
+    def full(descriptor):
+        if folder.last.exists() and folder.reserve.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
+        run(folder.path, *small("maml_dqn"), "train.checkpoint_every=1e-6")
+    assert f"the last checkpoint is {folder.last}; go on with: {folder.command('train')}" in capsys.readouterr().out
+    assert folder.manifest()["status"] == "failed"
 
 
 @pytest.mark.parametrize("algo", ["dqn", "maml_dqn", "rl2_dqn", "rl2", "es_dqn"])
@@ -199,6 +228,26 @@ def test_what_could_not_be_read_again_is_refused_before_anything_is_written(tmp_
     with pytest.raises(UserError, match=r"env.constructor.render_mode=/somewhere: refused; .*give ./NAME"):
         metarl.train(*words)
     assert [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
+def test_a_sweep_shows_only_a_result_that_is_whole(copy):
+    typed = [f"run={copy}"]
+    asked = compose_train(*typed), Job({"algo": "a", "env": "e"}, typed)
+    assert train.outcome(*asked).keys() == {"before", "after"}
+    path = copy / "results" / "test.json"
+    values = json.loads(path.read_text())
+    del values["adapted"]["iqm"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"refused .*test.json: adapted: .*neither iqm nor mean"):
+        train.outcome(*asked)
+    path.unlink()
+    assert train.outcome(*asked) == {}
+
+
+@pytest.mark.parametrize("wrong", [3, "a", [1], None])
+def test_the_overridden_keys_of_a_run_are_texts(wrong, copy):
+    with pytest.raises(ValidationError, match="overridden"):
+        RunFolder(copy).note(overridden=wrong)
 
 
 def test_a_configuration_that_was_edited_is_refused_with_what_to_do(copy):

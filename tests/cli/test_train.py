@@ -1,5 +1,6 @@
 """The commands end to end: train, go on after a kill, test, adapt, and what TensorBoard serves of it."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -355,6 +356,26 @@ def test_signals_save_first(number, code, tmp_path):
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert state["iteration"] >= 2
     assert RunFolder(tmp_path / "run").manifest()["status"] == "interrupted"
+
+
+def test_a_terminal_that_goes_leaves_a_saved_run(tmp_path):
+    run = tmp_path / "run"
+    master, slave = os.openpty()
+    arguments = [*small("maml_dqn"), "train.iterations=100000", "train.checkpoint_every=1000", f"run={run}"]
+    process = subprocess.Popen([*METARL, "train", *arguments], cwd=tmp_path, preexec_fn=lambda: os.login_tty(slave))
+    os.close(slave)
+    os.set_blocking(master, False)
+
+    def trains() -> bool:
+        with contextlib.suppress(OSError):
+            os.read(master, 2**16)
+        return (run / "best.pt").exists() or process.poll() is not None
+
+    wait_until(trains, "the first evaluation")
+    os.close(master)
+    assert process.wait(PATIENCE) == -signal.SIGHUP
+    assert RunFolder(run).manifest()["status"] == "interrupted"
+    assert checkpoint.load(run / "last.pt")["iteration"] >= 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])

@@ -9,7 +9,8 @@ import pytest
 from metarl_cli import processes
 from metarl_cli.envs.gymnasium import workers
 from metarl_cli.runs import interrupt as module
-from metarl_cli.runs.interrupt import SIGNALS, Interrupt
+from metarl_cli.runs.interrupt import Interrupt
+from metarl_cli.signals import SIGNALS
 
 SELF = os.getpid()
 
@@ -57,8 +58,11 @@ def test_what_is_ignored_stays_ignored(number):
 
 
 def test_a_signal_goes_to_its_owner_in_the_end():
-    """A job scheduler's, say, which queues the job anew."""
+    """A job scheduler's, say, which queues the job anew; whoever counts what the user sends counts one."""
     owned = []
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    counting = signal.set_wakeup_fd(writer)
     before = signal.signal(signal.SIGUSR2, lambda number, frame: owned.append(number))
     try:
         with Interrupt(lambda: None) as interrupt:
@@ -66,7 +70,12 @@ def test_a_signal_goes_to_its_owner_in_the_end():
             assert not owned
         interrupt.hand_on()
         assert owned == [signal.SIGUSR2]
+        assert os.read(reader, 9) == bytes([signal.SIGUSR2])
+        assert signal.set_wakeup_fd(counting) == writer
     finally:
+        signal.set_wakeup_fd(counting)
+        os.close(reader)
+        os.close(writer)
         signal.signal(signal.SIGUSR2, before)
 
 
