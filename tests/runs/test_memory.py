@@ -239,11 +239,12 @@ SIZES = [
     "training algo=maml_dqn algo.inner.order=1 algo.outer.tasks=100 algo.outer.batch=2048 algo.outer.updates=1",
     "training algo=dqn algo.capacity=150000 algo.envs=1024 algo.steps=64 algo.updates=2",
     "training algo=dqn algo.tasks=100 algo.batch=4096 algo.updates=2 algo.warmup=0",
-    "training algo=rl2 algo.tasks=128 env.horizon=200 algo.ppo.epochs=1",
+    "training algo=rl2 env=pendulum_family algo.tasks=128 algo.ppo.epochs=1",
     "training algo=rl2_dqn algo.tasks=64 env.horizon=100 algo.dqn.updates=2 algo.replay.batch=512",
     "training algo=evo_dqn",
     "training algo=es_dqn algo.chunk=16",
-    "training algo=adrl algo.fitness.tasks=64 algo.lifetime.iterations=1 algo.validation.candidates=0 train.iterations=10",
+    "training algo=adrl algo.fitness.tasks=64 algo.lifetime.iterations=1 algo.validation.candidates=0 algo.search.patience=5 "
+    "train.iterations=10",
     "evaluation algo=maml_dqn test.tasks=500 test.episodes=10 test.steps=1 env.horizon=50",
     "evaluation algo=rl2 test.tasks=5000 test.episodes=10 env.horizon=20",
 ]
