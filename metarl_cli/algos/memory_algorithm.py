@@ -16,8 +16,9 @@ from typing_extensions import override
 from metarl_cli.adaptation.memory import Agent, InputsConfig, MemoryPolicy
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import (
+    BYTES,
     META,
-    blank,
+    blank_network,
     bytes_per_env,
     bytes_per_task,
     experience,
@@ -48,7 +49,6 @@ from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.seeding import Streams, numpy_rng
 
-BYTES = 4  # of a number
 SHORT = (2, 4)  # steps of a trial, from whose memory that of longer ones follows
 
 
@@ -103,7 +103,7 @@ class MemoryAlgorithm(Algorithm):
     @classmethod
     def cost_of_building(cls, config: TrialsConfig, context: Context) -> Footprint:
         agent = Agent(config.memory, config.inputs, context.family.spec, context.device)
-        weights = size_of(blank(lambda: agent.memory.init(torch.Generator())))
+        weights = size_of(blank_network(agent.memory))
         tasks = config.tasks * bytes_per_task(context.family)
         return Footprint([Holding("algo.tasks", tasks), Holding("algo.memory.size", 2 * weights)])
 
