@@ -114,7 +114,7 @@ class MemoryAlgorithm(Algorithm):
         env = BlankEnv(obs, Step(obs, number, end, end, obs))
 
         def act() -> None:
-            policy = self.policy(detached(self.tested()), number[:, 0], self.config.episodes)
+            policy = self.policy(without_content(detached(self.tested())), number[:, 0], self.config.episodes)
             moments = rollout(env, policy, policy.start(episodes, torch.Generator()))
             for _ in range(2):  # a moment lives on during the next one
                 moment = next(moments)  # noqa: F841

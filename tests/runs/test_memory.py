@@ -229,9 +229,8 @@ def test_what_an_earlier_job_left_is_given_back(monkeypatch):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep nothing")
 def test_memory_is_released():
-    program = (
-        "import resource, torch; from metarl_cli.cli.process import keep_memory; from metarl_cli.config import footprint\n"
-    )
+    program = "import resource, torch; from metarl_cli.cli.process import keep_memory\n"
+    program += "from metarl_cli.config import footprint\n"
     program += "size = lambda: int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()\n"
     program += "keep_memory(); x = [torch.ones(10**6) for _ in range(50)]; del x; kept = size(); footprint.release()\n"
     program += "print(kept - size())"
