@@ -241,20 +241,20 @@ def adapt(
     """
     if budget.episodes is not None:
         support = support.model_copy(update={"rollouts": budget.episodes})
-    env_steps, batch, told = 0, None, False
+    env_steps, batch = 0, None
     yield Adapted(0, 0, 0, NetworkPolicy(learner, params))
     for k in range(1, budget.steps + 1):
         if batch is None or support.fresh:
             batch = collect_support(learner, params, family, task, support, rng)
             env_steps += round(float(batch.weight.sum()) / batch.weight.shape[0])
-        now = {name: rate * factor(k) for name, rate in rates.items()}
+        fades = factor(k)
+        now = rates if fades == 1 else {name: rate * fades for name, rate in rates.items()}
         if adam is None:
             params = inner_step(learner, params, now, batch, returns)
         else:
             params = adam.step(params, support_gradients(learner, params, list(now), batch, returns), now)
-        if not told and (lost := diverged(params)):
+        if k == budget.steps and (lost := diverged(params)):  # weights stay so, and a look at each step would take its time
             note(f"after adaptation step {k} the weights of {lost} of {len(first(params))} tasks are not finite")
-            told = True
         yield Adapted(k, k, env_steps, NetworkPolicy(learner, params))
 
 

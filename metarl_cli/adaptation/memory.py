@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
-from metarl_cli.experience.finite import Watch
+from metarl_cli.experience.finite import StepCheck
 from metarl_cli.experience.rollout import rollout
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, Step, Task
@@ -263,7 +263,7 @@ def collect_trials(
     env = family.make(task, num_envs, env_rng)
     state, steps, starts = policy.start(num_envs, rng, greedy=False), [], []
     weight = torch.ones(env.obs.shape[:2].numel(), device=env.obs.device)
-    hidden, watch = _memory(state)["hidden"], Watch(env)
+    hidden, watch = _memory(state)["hidden"], StepCheck(env)
     for t, moment in zip(range(episodes * family.spec.horizon), rollout(env, policy, state), strict=False):
         if t % segment == 0:
             starts.append(hidden)

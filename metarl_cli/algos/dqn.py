@@ -25,7 +25,7 @@ from metarl_cli.adaptation.gradient import (
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
-    blank,
+    blank_network,
     bytes_per_env,
     bytes_per_task,
     experience,
@@ -129,7 +129,7 @@ class IndependentDQN(Algorithm):
     @classmethod
     def cost_of_building(cls, config: Config, context: Context) -> Footprint:
         family, rows = context.family, config.tasks * config.envs
-        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        weights = size_of(blank_network(context.learner))
         tasks = Holding("algo.tasks", config.tasks * (bytes_per_task(family) + 4 * weights))
         return Footprint([tasks, Holding("algo.envs", rows * bytes_per_env(family))])
 

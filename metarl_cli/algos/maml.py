@@ -54,7 +54,7 @@ from metarl_cli.adaptation.gradient import (
 from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
-    blank,
+    blank_network,
     bytes_per_env,
     bytes_per_task,
     experience,
@@ -182,7 +182,7 @@ class MAML(Algorithm):
     @classmethod
     def cost_of_building(cls, config: Config, context: Context) -> Footprint:
         family, envs = context.family, config.tasks * config.query.envs
-        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        weights = size_of(blank_network(context.learner))
         envs_key = factor(algo__query__envs=config.query.envs, algo__tasks=config.tasks)
         return Footprint(
             [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,8 +16,9 @@ from typing_extensions import override
 from metarl_cli.adaptation.memory import Agent, InputsConfig, MemoryPolicy
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import (
+    BYTES,
     META,
-    blank,
+    blank_network,
     bytes_per_env,
     bytes_per_task,
     experience,
@@ -26,6 +28,7 @@ from metarl_cli.config.footprint import (
     without_content,
 )
 from metarl_cli.errors import UserError
+from metarl_cli.experience.rollout import rollout
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import (
     Adapted,
@@ -38,6 +41,7 @@ from metarl_cli.interfaces import (
     Holding,
     Params,
     State,
+    Step,
     Task,
 )
 from metarl_cli.networks.memory_config import MemoryConfig
@@ -45,7 +49,6 @@ from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.seeding import Streams, numpy_rng
 
-BYTES = 4  # of a number
 SHORT = (2, 4)  # steps of a trial, from whose memory that of longer ones follows
 
 
@@ -58,6 +61,18 @@ class TrialsConfig(StrictModel):
     fresh: bool = Field(description="draw new tasks for every iteration, instead of one set for the whole run")
     memory: MemoryConfig
     inputs: InputsConfig
+
+
+@dataclass
+class BlankEnv:
+    """Environments without content: every step is the same."""
+
+    obs: Tensor
+    after: Step
+
+    def step(self, action: Tensor) -> Step:
+        """Return the one step."""
+        return self.after
 
 
 class MemoryAlgorithm(Algorithm):
@@ -88,15 +103,26 @@ class MemoryAlgorithm(Algorithm):
     @classmethod
     def cost_of_building(cls, config: TrialsConfig, context: Context) -> Footprint:
         agent = Agent(config.memory, config.inputs, context.family.spec, context.device)
-        weights = size_of(blank(lambda: agent.memory.init(torch.Generator())))
+        weights = size_of(blank_network(agent.memory))
         tasks = config.tasks * bytes_per_task(context.family)
         return Footprint([Holding("algo.tasks", tasks), Holding("algo.memory.size", 2 * weights)])
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        agent, rows = self.agent, tasks * episodes
-        start = 2 * size_of(agent.memory.start(1, META))  # of this step and the next
-        return rows * (start + 4 * BYTES * (agent.inputs.size + agent.memory.size) + bytes_per_env(self.family))
+        step = experience(self.family.spec, tasks, episodes)
+        obs, number, end = step.obs, step.reward, step.ended
+        env = BlankEnv(obs, Step(obs, number, end, end, obs))
+
+        def act() -> None:
+            policy = self.policy(without_content(detached(self.tested())), number[:, 0], self.config.episodes)
+            moments = rollout(env, policy, policy.start(episodes, torch.Generator()))
+            for _ in range(2):  # a moment lives on during the next one
+                moment = next(moments)  # noqa: F841
+
+        with self.blanked():
+            acting = peak(act)
+        states = tasks * episodes * size_of(self.agent.memory.start(1, META))  # all that is known where acting needs content
+        return max(acting, states) + tasks * episodes * bytes_per_env(self.family)
 
     def cost_of_trials(self, segments: int) -> Holding:
         """Return the most memory of the training trials of an iteration, with ``segments`` states of the memory each."""
@@ -130,13 +156,13 @@ class MemoryAlgorithm(Algorithm):
         def take(n: int) -> float:
             return peak(lambda: backward(loss(n), list(self.params.values())))
 
-        with self._blank():
+        with self.blanked():
             small, large = map(take, few)
         slope = (large - small) / (few[1] - few[0]) if few[1] > few[0] else 0.0
         return large + max(slope, 0.0) * (steps - few[1])
 
     @contextmanager
-    def _blank(self) -> Iterator[None]:
+    def blanked(self) -> Iterator[None]:
         """Let the agent and the weights be without content for the block."""
         agent, kept = self.agent, (self.params, self.agent.measured, self.agent.device)
         self.params, agent.measured = (without_content(params) for params in (self.params, agent.measured))

@@ -22,9 +22,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Prediction, collect_trials
-from metarl_cli.algos.memory_algorithm import BYTES, MemoryAlgorithm, TrialsConfig
+from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import size_of
+from metarl_cli.config.footprint import peak, size_of
 from metarl_cli.experience.returns import generalized_advantages
 from metarl_cli.experience.schedules import linear
 from metarl_cli.experience.trials import Trials
@@ -137,12 +137,19 @@ class RL2(MemoryAlgorithm):
             of = self.blank_trials(n, part, n)
             return self.loss(self.params, of, Signal(of.reward, of.reward, of.reward), 0.0, of.weight)[0]
 
-        heads = 2 * BYTES * rows * steps * (ppo.hidden + self.agent.memory.size + self.agent.inputs.size)
+        @torch.no_grad()
+        def signal() -> Tensor:
+            of = self.blank_trials(steps, rows, steps)
+            features = of.inputs.new_zeros(steps, rows, self.agent.memory.size)
+            return self.head(self.params, features, of.inputs).log_prob(of.action)
+
+        with self.blanked():
+            signals = peak(signal)
         return Footprint(
             [trials, Holding("algo.memory.size", 3 * size_of(self.params))],
             [
                 Holding("algo.ppo.minibatches", self.cost_of_loss(steps, loss) + trials.bytes / ppo.minibatches),
-                Holding(trials.key, max(trials.bytes, heads)),
+                Holding(trials.key, max(trials.bytes, signals)),
             ],
         )
 

@@ -30,9 +30,9 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Prediction, collect_trials
-from metarl_cli.algos.memory_algorithm import BYTES, MemoryAlgorithm, TrialsConfig
+from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import COPIES, META, size_of, without_content
+from metarl_cli.config.footprint import BYTES, COPIES, META, size_of, without_content
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import trial_returns
 from metarl_cli.experience.schedules import linear

@@ -63,7 +63,7 @@ def memory_errors() -> Iterator[None]:
     """Raise UserError where memory runs out within the block."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         from metarl_cli.config.footprint import first_line, out_of_memory  # brings torch, which most of the checks do without
 
         if not out_of_memory(error):

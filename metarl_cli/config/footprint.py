@@ -7,12 +7,17 @@ counted as it comes and goes, and nothing is taken.
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import gc
 import math
+import os
+import platform
 import resource
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +28,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from typing_extensions import override
 
 from metarl_cli.errors import Problem, UserError
-from metarl_cli.interfaces import Algorithm, Family, Footprint, Holding, Transitions
+from metarl_cli.interfaces import Algorithm, Family, Footprint, Holding, Params, Transitions
 from metarl_cli.spaces import Continuous, Spec
 
 META = torch.device("meta")
+BYTES = 4  # of a number
 PYTHON = 200  # [bytes] of a task as a tuple of Python's numbers
 COPIES = 2  # of all that a checkpoint saves, while it is written: one of what is filled, and one in the file's format
 UNLIMITED = 2**60  # [bytes] a limit at or above means that there is none
@@ -49,20 +55,25 @@ def judge(footprint: Footprint, device: torch.device, what: str = "the run") -> 
     Raises:
         UserError: if it does not fit; it names the key that decides over most of it.
     """
-    available, total = free(device), total_of(footprint)
+    available, total = _share(device), total_of(footprint)
+    if available is not None and total > available:
+        release()  # what an earlier job of this process held
+        available = _share(device)
     if available is None or total <= available:
         return
     most = max([*footprint.held, *footprint.passing], key=lambda each: each.bytes)
     where = f" on {device}" if device.type != "cpu" else ""
     share = "" if most.bytes == total else f", {in_words(most.bytes)} of them by {most.key}"
     text = f"{what} would hold about {in_words(total)} of memory{share}, and {in_words(available)} are free{where}"
-    raise UserError(Problem(most.key, f"{most.key}: {text}; lower it"))
+    raise UserError(Problem(most.key, f"{most.key}: {text}; lower {most.key}"))
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error is that memory has run out, on the CPU or on a GPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM  # a process that could not be started
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT)
 
 
@@ -90,7 +101,8 @@ def free(device: torch.device, root: Path = Path("/")) -> int | None:
     both versions: containers and Slurm set them) and its own limit of addresses.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # kept for the next tensors
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     try:
         words = {line.split(":")[0]: line.split()[1] for line in (root / "proc/meminfo").read_text().splitlines()}
         bounds = [int(words["MemAvailable"]) * 1024]
@@ -102,6 +114,25 @@ def free(device: torch.device, root: Path = Path("/")) -> int | None:
         pages = int((root / "proc/self/statm").read_text().split()[0])
         bounds.append(most - pages * resource.getpagesize())
     return max(min(bounds), 0)
+
+
+def sharing(device: torch.device) -> int:
+    """Return how many processes of a run, as torchrun started them on this machine, take their memory from the same device."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return processes if device.type == "cpu" else -(-processes // torch.cuda.device_count())
+
+
+def _share(device: torch.device) -> int | None:
+    """Return the part of what is free on a device that this process may take; None where nobody says."""
+    available = free(device)
+    return None if available is None else available // sharing(device)
+
+
+def release() -> None:
+    """Give what freed tensors have left back to the system, where the C library is glibc; it may have kept it for the next."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
@@ -182,6 +213,20 @@ def blank(create: Callable[[], Any]) -> Any:
             return create()
     except Exception:  # a function may look at its numbers, which are not there
         return None
+
+
+class Network(Protocol):
+    """What has weights: a learner, or a memory."""
+
+    def init(self, rng: torch.Generator) -> Params:
+        """Draw the initial weights."""
+        ...
+
+
+def blank_network(network: Network) -> Params:
+    """Return the weights of one network without content; none where they cannot be had so."""
+    weights: Params | None = blank(lambda: network.init(torch.Generator()))
+    return weights or {}
 
 
 def without_content(tensors: Any) -> Any:

@@ -91,9 +91,11 @@ class Mix(interfaces.Family):
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.families: dict[str, interfaces.Family] = {}
+        self.nominal: dict[str, Task] = {}
         for name, group in config.families.items():
             try:
                 self.families[name] = group.module.Family(group.config, device)
+                self.nominal[name] = self.families[name].named_task({})  # once: a simulator is built to check it
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         self.members = list(self.families.values())
@@ -133,7 +135,7 @@ class Mix(interfaces.Family):
         for i, ((name, family), stream) in enumerate(zip(self.families.items(), rng.spawn(count), strict=True)):
             rows = task["family"] == i
             drawn = family.sample_tasks(int(rows.sum()), split, stream)
-            for key, nominal in family.named_task({}).items():
+            for key, nominal in self.nominal[name].items():
                 column = nominal.expand(num, *nominal.shape[1:]).clone()
                 column[rows] = drawn[key]
                 task[f"{name}.{key}"] = column
@@ -234,7 +236,7 @@ class MixEnv(Env):
     def details(self, row: int) -> str:
         for i, rows, env in zip(self.members, self.rows, self.envs, strict=True):
             if row in rows:
-                return f", which is {list(self.family.families)[i]}{env.details(int((rows == row).nonzero()))}"
+                return f", in {list(self.family.families)[i]}{env.details(int((rows == row).nonzero()))}"
         return ""
 
     def _merge(self, parts: list[Tensor]) -> Tensor:

@@ -54,10 +54,16 @@ def notes(report: Report) -> list[str]:
         lines.append("Every gradient step learns from the same env steps.")
     if report.total and report.total.standard_error is not None:
         lines.append(f"± is the standard error over {'trials' if report.curve.over == 'episodes' else 'tasks'}.")
-    if report.trained_steps is not None and report.curve.steps[-1] > report.trained_steps:
-        steps = f"{report.trained_steps} step{'s' if report.trained_steps > 1 else ''}"
-        lines.append(f"It was trained for {steps} of adaptation; further ones are beyond its training.")
-    return lines
+    return lines + beyond_training(report.curve.steps[-1], report.trained_steps)
+
+
+def beyond_training(steps: int, trained: int | None) -> list[str]:
+    """Return a line where an adaptation has more steps than the algorithm was trained for; ``trained`` is None for any."""
+    if trained is None or steps <= trained:
+        return []
+    return [
+        f"It was trained for {trained} step{'s' if trained > 1 else ''} of adaptation; further ones are beyond its training."
+    ]
 
 
 def table(report: Report, title: str) -> Table:

@@ -75,10 +75,13 @@ def summarise(scores: Scores, solved: Scores | None = None) -> Summary:
 def over_tasks(returns: ArrayLike, aggregate: Aggregate = iqm, resamples: int = 2000, seed: int = 0) -> Interval:
     """Aggregate the ``returns [E, M]`` of E episodes on each of M tasks, with the percentile bootstrap interval over tasks.
 
-    Whole tasks are resampled. A single task has its mean return, with the interval over its episodes.
+    Whole tasks are resampled. A single task has its mean return, with the interval over its episodes; a single
+    score has none.
     """
     returns = np.asarray(returns, dtype=np.float64)
     scores, aggregate = (returns.mean(0), aggregate) if returns.shape[1] > 1 else (returns[:, 0], mean)
+    if len(scores) < 2:
+        return Interval(float(aggregate(scores, axis=0)), math.nan, math.nan)
     rng, parts = np.random.default_rng(seed), [min(100, resamples - i) for i in range(0, resamples, 100)]  # bounded memory
     values = np.concatenate([aggregate(scores[rng.integers(len(scores), size=(num, len(scores)))], axis=1) for num in parts])
     low, high = np.quantile(values, [0.025, 0.975])

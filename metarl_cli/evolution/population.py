@@ -18,12 +18,12 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, load_network_policy
 from metarl_cli.config.base import Group, Part, StrictModel
-from metarl_cli.config.footprint import blank, bytes_per_env, bytes_per_task, experience, peak, size_of
+from metarl_cli.config.footprint import BYTES, blank_network, bytes_per_env, bytes_per_task, experience, peak, size_of
 from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.evolution.interfaces import Cost, Life, Search, Traits
 from metarl_cli.evolution.lineage import markdown
 from metarl_cli.evolution.searches.population import shape_by_rank
-from metarl_cli.experience.finite import Watch
+from metarl_cli.experience.finite import StepCheck
 from metarl_cli.experience.rollout import Moment, rollout
 from metarl_cli.interfaces import (
     Adapted,
@@ -46,8 +46,6 @@ from metarl_cli.networks.q_network import structured
 from metarl_cli.networks.stacked import first, fresh, select_rows, sound
 from metarl_cli.progress import timed
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
-
-BYTES = 4  # of a number
 
 
 class FitnessConfig(StrictModel):
@@ -119,7 +117,7 @@ class Evolution(Algorithm):
     @override
     @classmethod
     def cost_of_building(cls, config: EvolutionConfig, context: Context) -> Footprint:
-        weights = size_of(blank(lambda: context.learner.init(torch.Generator())))
+        weights = size_of(blank_network(context.learner))
         genes = weights if any(group.name == "init" for group in config.genome.values()) else 0.0
         search = config.search.values
         drawn = (config.fitness.tasks + config.validation.tasks) * bytes_per_task(context.family)
@@ -130,7 +128,7 @@ class Evolution(Algorithm):
 
     def cost_of_lives(self, copies: int, tasks: int, episodes: int) -> float:
         """Return the bytes that the lifetimes of P individuals on M tasks take, with the measurement at their end."""
-        network = blank(lambda: self.learner.init(torch.Generator())) or {}
+        network = blank_network(self.learner)
         rows = copies * tasks
         weights = {name: value.expand(rows, *value.shape) for name, value in network.items()}
         obs = experience(self.family.spec, rows, 1, episodes).obs[:, 0]
@@ -213,7 +211,7 @@ class Evolution(Algorithm):
             env = self.family.make(tile(task, copies), episodes, rng)
         env.one_episode()
         params, alive = life.params, torch.arange(copies, device=self.device)
-        moments, watch = self._rollout(env, params, copies), Watch(env)
+        moments, watch = self._rollout(env, params, copies), StepCheck(env)
         returns, lengths = torch.zeros(2, copies, num_tasks(task), episodes, device=self.device)
         total, length, running = returns.clone(), lengths.clone(), torch.ones_like(returns)  # of individuals in the batch
         for _ in range(steps or self.family.spec.horizon):

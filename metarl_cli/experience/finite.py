@@ -13,7 +13,7 @@ MOST = 32  # steps that are looked at together: a look at each would take a shar
 BLOCK = 2**13  # numbers after which fewer steps are kept for a look: to read them anew from memory costs more than a look
 
 
-class Watch:
+class StepCheck:
     """Checks the steps of M x N environments, some at a time; call :meth:`finish` after the last one.
 
     Args:
@@ -48,8 +48,8 @@ class Watch:
             wrong = [(*place, what) for what, values in stacks.items() if (place := _first_wrong(values))]
             if wrong:
                 t, row, value, what = min(wrong, key=lambda each: each[0])  # what came first; others follow from it
-                where = f"after {self.seen + t + 1} steps, in task {row + 1} of {self.env.obs.shape[0]}{self.env.details(row)}"
-                raise EnvironmentFault(f"{self.env.name}: the {what} is {value:g} {where}")
+                where = self.env.details(row) or f", in task {row + 1} of {self.env.obs.shape[0]}"
+                raise EnvironmentFault(f"{self.env.name}: the {what} is {value:g} after {self.seen + t + 1} steps{where}")
             self.seen += len(self.steps)
             self.steps.clear()
 
@@ -60,7 +60,8 @@ class Watch:
         for name, right in kinds.items():
             value: Tensor = getattr(step, name)
             if value.shape != rows or not right:
-                text = f"{name} is {list(value.shape)} of {value.dtype}, not one {'number' if name == 'reward' else 'boolean'}"
+                kind = "floating-point number" if name == "reward" else "boolean"
+                text = f"{name} is {list(value.shape)} of {value.dtype}, not one {kind}"
                 raise EnvironmentFault(f"{self.env.name}: {text} for each of {rows[0]} tasks x {rows[1]} environments")
 
 

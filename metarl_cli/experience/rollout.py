@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.experience.finite import Watch
+from metarl_cli.experience.finite import StepCheck
 from metarl_cli.interfaces import Env, Family, Policy, State, Step, Task, Transitions
 from metarl_cli.progress import timed, track
 from metarl_cli.spaces import ActionSpace
@@ -73,7 +73,7 @@ def collect(env: Env, policy: Policy, state: State, steps: int, one_episode: boo
     """
     if one_episode:
         env.one_episode()
-    rows, watch = [], Watch(env)
+    rows, watch = [], StepCheck(env)
     weight = torch.ones(env.obs.shape[:2], device=env.obs.device)
     for _, moment in zip(range(steps), rollout(env, policy, state), strict=False):
         step, ended = moment.step, moment.step.ended
@@ -111,7 +111,7 @@ def run_episodes(
     # the last row receives the steps after a trial's end
     returns, lengths = torch.zeros(2, episodes + 1, *shape, device=device)
     current = torch.zeros(1, *shape, dtype=torch.long, device=device)  # the episode of each environment
-    longest, watch = episodes * family.spec.horizon, Watch(env)
+    longest, watch = episodes * family.spec.horizon, StepCheck(env)
     steps = range(longest) if episodes == 1 else track(range(longest), longest, "step of the trials")
     for _, moment in zip(steps, rollout(env, policy, policy.start(num_envs, rng, greedy)), strict=False):
         watch.see(moment.step)
@@ -147,7 +147,7 @@ def play(family: Family, env: Env, policy: Policy, state: State, episodes: int =
         frames: largest number of frames to render, one before each step.
     """
     returns: list[float] = [0.0]
-    places, drawn, watch = [[family.describe(env.obs[0, 0])]], [env.render()] if frames else [], Watch(env)
+    places, drawn, watch = [[family.describe(env.obs[0, 0])]], [env.render()] if frames else [], StepCheck(env)
     for moment in rollout(env, policy, state):
         state = moment.state
         watch.see(moment.step)

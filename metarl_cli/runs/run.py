@@ -18,7 +18,7 @@ from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
-from metarl_cli.evaluation.report import as_json
+from metarl_cli.evaluation.report import as_json, beyond_training
 from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Task
 from metarl_cli.progress import note
@@ -114,10 +114,6 @@ class Run:
         steps, trial = number("steps", steps, 0), number("trial", trial, 1)
         if self.algorithm.adapts_by == "memory":
             return Budget(0, trial)
-        trained = self.algorithm.trained_steps
-        if steps is not None and trained is not None and steps > trained:
-            text = f"this run was trained for {trained} adaptation step{'s' if trained > 1 else ''}"
-            note(f"steps={steps}: {text}; further ones are beyond its training")
         return Budget(steps if steps is not None else default or self.config.test.steps or 0)
 
     # -- evaluation
@@ -169,6 +165,7 @@ class Run:
             UserError: for a split the family does not have, or a budget the algorithm cannot spend.
         """
         name, report = self.measure(split, tasks, episodes, steps, trial)
+        self._warn(steps)
         held_out = held_out_tasks(self.family, split, report.curve.returns.shape[-1], self.config.tasks_seed)
         return as_json(report, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
 
@@ -213,7 +210,9 @@ class Run:
         Raises:
             UserError: for a parameter the family does not have, or a budget the algorithm cannot spend.
         """
-        return self.adaptation(self.task({**(task or {}), **parameters}), self.budget(steps, trial), seed).policy
+        budget = self.budget(steps, trial)
+        self._warn(steps)
+        return self.adaptation(self.task({**(task or {}), **parameters}), budget, seed).policy
 
     def adapt_on(
         self, env: gymnasium.Env[Any, Any], episodes: int = 8, steps: int | None = None, seed: int = 0
@@ -233,7 +232,13 @@ class Run:
             raise UserError("a reference adapts to tasks of its own family alone")
         live = LiveFamily(env, self.family.spec, self.device)
         budget = self.budget(steps, None)._replace(episodes=number("episodes", episodes, 1))
+        self._warn(steps)
         return self.adaptation(live.task, budget, seed, live).policy
+
+    def _warn(self, steps: int | None) -> None:
+        """Say that a user has asked for more gradient steps than the run was trained for, where no table says it."""
+        for line in beyond_training(steps or 0, self.algorithm.trained_steps):
+            note(line)
 
     @torch.no_grad()
     def adaptation(self, task: Task, budget: Budget, seed: int, family: Family | None = None, frames: int = 0) -> Adaptation:

@@ -88,7 +88,7 @@ def test_of_weights_that_are_not_finite_the_user_is_told_once(monkeypatch):
     told = []
     with listening(lambda text: None, told.append):
         policies(algorithm, family.sample_tasks(3, "test", numpy_rng(0, "tasks")), 3)
-    assert told == ["after adaptation step 1 the weights of 3 of 3 tasks are not finite"]
+    assert told == ["after adaptation step 3 the weights of 3 of 3 tasks are not finite"]
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +107,10 @@ def told_by(function):
 
 @pytest.mark.parametrize(("steps", "warns"), [(None, False), (1, False), (2, True), (10, True)])
 def test_a_user_who_asks_for_more_steps_than_trained_is_warned(run, steps, warns):
-    expected = (
-        [f"steps={steps}: this run was trained for 1 adaptation step; further ones are beyond its training"] if warns else []
-    )
+    expected = ["It was trained for 1 step of adaptation; further ones are beyond its training."] if warns else []
     assert told_by(lambda: run.test(tasks=2, episodes=1, steps=steps)) == expected
     assert told_by(lambda: run.adapt(steps=steps)) == expected
+    assert told_by(lambda: run.measure("test", 2, 1, steps, None)) == [], "the report's table says it"
 
 
 def test_an_adapted_policy_has_finite_weights(run, monkeypatch):

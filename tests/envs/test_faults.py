@@ -17,7 +17,7 @@ from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.envs.simulator import Simulator
 from metarl_cli.errors import EnvironmentFault
-from metarl_cli.experience.finite import MOST, Watch
+from metarl_cli.experience.finite import MOST, StepCheck
 from metarl_cli.experience.rollout import RandomPolicy, collect, run_episodes
 from metarl_cli.interfaces import Step
 from metarl_cli.runs.build import build
@@ -190,7 +190,7 @@ def test_native_numbers_are_found_wherever_they_are(where, t, value, monkeypatch
     Physics(monkeypatch, pendulum, t, where, value)
     task = pendulum.sample_tasks(3, "train", numpy_rng(0, "tasks"))
     named = "reward" if where == "reward" else "(observation|reward)"
-    with pytest.raises(EnvironmentFault, match=rf"^env.module=pendulum: the {named} is .* in task 2 of 3, task \w+="):
+    with pytest.raises(EnvironmentFault, match=rf"^env.module=pendulum: the {named} is \S+ after \d+ steps, task \w+="):
         run_episodes(pendulum, task, RandomPolicy(pendulum.spec.actions), 2, torch_rng(0, "env"), torch_rng(0, "act"))
     pendulum = native()
     Physics(monkeypatch, pendulum, t, where, value)
@@ -205,8 +205,10 @@ def test_other_shapes_are_told():
     step = env.step(torch.zeros(1, 2, 1))
     for name, wrong in (("reward", step.reward[..., None]), ("reward", step.reward.long()), ("terminated", step.reward)):
         with pytest.raises(EnvironmentFault, match=f"^env.module=pendulum: {name} is .* for each of 1 tasks x 2 environments"):
-            Watch(env).see(step._replace(**{name: wrong}))
-    Watch(env).see(Step(*step))
+            StepCheck(env).see(step._replace(**{name: wrong}))
+    with pytest.raises(EnvironmentFault, match=r"reward is \[1, 2\] of torch.int64, not one floating-point number for each"):
+        StepCheck(env).see(step._replace(reward=step.reward.long()))
+    StepCheck(env).see(Step(*step))
 
 
 @pytest.mark.parametrize("algo", ["es_dqn", "adrl", "rl2", "maml_dqn", "dqn"])

@@ -24,6 +24,14 @@ def family(name: str, *overrides: str):
     return module.Family(config)
 
 
+def test_drawing_tasks_checks_no_nominal_one_anew(monkeypatch):
+    """A simulator is built for such a check."""
+    mix = family("classic_mix")
+    for member in mix.members:
+        monkeypatch.setattr(member, "named_task", None)
+    assert len(mix.sample_tasks(4, "train", numpy_rng(0, "tasks"))["family"]) == 4
+
+
 def test_every_row_equals_its_own_family():
     mix, alone = family("classic_mix"), [family("cartpole_family"), family("mountain_car_family")]
     task = mix.sample_tasks(6, "train", numpy_rng(0, "tasks"))

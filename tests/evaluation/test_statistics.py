@@ -129,10 +129,10 @@ def test_a_single_task_has_its_interval_over_its_episodes():
     found = over_tasks(episodes)
     assert found.value == 4.0, "the mean: the aggregate of one task is its own score"
     assert found.low < 4.0 < found.high
-    assert over_tasks(episodes[:1]) == Interval(1.0, 1.0, 1.0)
+    assert str(over_tasks(episodes[:1])) == "1.00", "one score has no interval"
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 1), (2, 4), (4, 50)])
+@pytest.mark.parametrize("shape", [(1, 7), (3, 1), (2, 4), (4, 50)])
 def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(shape):
     returns = np.random.default_rng(1).normal(size=shape)
     scores = returns.mean(0) if shape[1] > 1 else returns[:, 0]

@@ -80,7 +80,8 @@ def test_a_table_says_that_steps_are_reused_and_beyond_training():
         "Every gradient step learns from the same env steps.",
         "It was trained for 1 step of adaptation; further ones are beyond its training.",
     ]
-    assert all(line in text(table(more, "title")) for line in notes(more))
+    shown = " ".join(text(table(more, "title")).split())  # a note folds at the table's width
+    assert all(line in shown for line in notes(more))
     one, _ = report("cartpole_family", steps=1)
     assert notes(one) == []
     fresh, _ = report("cartpole_family", "maml_dqn", 3, 2, 1, "algo.inner.support.fresh=true", "algo.inner.steps=2")

@@ -1,8 +1,10 @@
 """Memory is judged before it is taken, and what runs out of it says so in one line."""
 
+import errno
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 
@@ -23,7 +25,7 @@ from metarl_cli.runs.build import build, judge_training
 from metarl_cli.runs.loop import Listener, train
 from metarl_cli.runs.run import Run
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ENOUGH = 4 * 10**9  # [bytes] that are free in these tests
 
 # overrides that no machine of 4 GB can follow, and the key that the line names
@@ -65,7 +67,7 @@ def test_what_does_not_fit_is_one_line_with_the_key(key, overrides, little):
     if "cma_es" in overrides:
         pytest.importorskip("cma")
     values = compose_values("train", ["hardware=cpu", *overrides.split(" ")])
-    line = rf"^(env: )?{key}: the (run|family) would hold about .* are free; lower it$"
+    line = rf"^(env: )?{key}: the (run|family) would hold about .* are free; lower {key}$"
     with pytest.raises((UserError, ConfigError), match=line):
         judge_training(config := validate(TrainConfig, values), build(config))
 
@@ -92,7 +94,7 @@ def trained(tmp_path_factory):
 
 def test_a_test_that_does_not_fit_is_refused(trained, little):
     run = Run(trained)
-    with pytest.raises(UserError, match=r"^tasks: the test would hold about .* are free; lower it$"):
+    with pytest.raises(UserError, match=r"^tasks: the test would hold about .* are free; lower tasks$"):
         run.test(tasks=10**9)
 
 
@@ -126,6 +128,7 @@ def test_running_out_of_memory_is_one_line_with_the_checkpoint(error, tmp_path, 
 
 def test_other_errors_are_not_taken_for_it():
     assert all(map(out_of_memory, ERRORS))
+    assert out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory")), "a process that could not be started"
     assert not any(map(out_of_memory, [RuntimeError("shapes differ"), ValueError("out of memory"), OSError("full")]))
 
 
@@ -184,11 +187,55 @@ def test_the_largest_part_is_named(monkeypatch):
         judge(Footprint([Holding("a", 4e8)], [Holding("b", 5e8), Holding("c", 7e8)]), CPU)
     (problem,) = caught.value.problems
     assert problem.key == "c"
-    assert problem.text == ("c: the run would hold about 1.1 GB of memory, 700 MB of them by c, and 1 GB are free; lower it")
+    assert problem.text == ("c: the run would hold about 1.1 GB of memory, 700 MB of them by c, and 1 GB are free; lower c")
     with pytest.raises(UserError, match="more bytes than any machine has"):
         judge(Footprint([Holding("a", math.inf)]), CPU)
     monkeypatch.setattr(footprint, "free", lambda device: None)
     judge(Footprint([Holding("a", math.inf)]), CPU)
+
+
+def test_processes_of_a_run_share_what_is_free(monkeypatch):
+    monkeypatch.setattr(footprint, "free", lambda device: 10**9)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cost = Footprint([Holding("a", 4e8)])
+    for processes, devices in (("2", [CPU, GPU]), ("3", [GPU])):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        for device in devices:
+            judge(cost, device)
+    with pytest.raises(UserError, match=r"and 333 MB are free; lower a$"):
+        judge(cost, CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    with pytest.raises(UserError, match=r"and 333 MB are free on cuda; lower a$"):
+        judge(cost, GPU)
+
+
+def test_what_freed_tensors_have_left_is_free(monkeypatch):
+    said = {"mem_get_info": (10**9, 4 * 10**9), "memory_reserved": 2 * 10**9, "memory_allocated": 5 * 10**8}
+    for name, value in said.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free(GPU) == 25 * 10**8
+
+
+def test_what_an_earlier_job_left_is_given_back(monkeypatch):
+    left = [1e9]  # bytes that the process keeps
+    monkeypatch.setattr(footprint, "free", lambda device: 2 * 10**9 - int(sum(left)))
+    monkeypatch.setattr(footprint, "release", left.clear)
+    judge(Footprint([Holding("a", 5e8)]), CPU)
+    assert left, "there is no need"
+    judge(Footprint([Holding("a", 15e8)]), CPU)
+    with pytest.raises(UserError, match="2 GB are free"):
+        judge(Footprint([Holding("a", 25e8)]), CPU)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep nothing")
+def test_memory_is_released():
+    program = "import resource, torch; from metarl_cli.cli.process import keep_memory\n"
+    program += "from metarl_cli.config import footprint\n"
+    program += "size = lambda: int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()\n"
+    program += "keep_memory(); x = [torch.ones(10**6) for _ in range(50)]; del x; kept = size(); footprint.release()\n"
+    program += "print(kept - size())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert int(done.stdout) > 1.5e8
 
 
 def test_words():
@@ -239,11 +286,12 @@ SIZES = [
     "training algo=maml_dqn algo.inner.order=1 algo.outer.tasks=100 algo.outer.batch=2048 algo.outer.updates=1",
     "training algo=dqn algo.capacity=150000 algo.envs=1024 algo.steps=64 algo.updates=2",
     "training algo=dqn algo.tasks=100 algo.batch=4096 algo.updates=2 algo.warmup=0",
-    "training algo=rl2 algo.tasks=128 env.horizon=200 algo.ppo.epochs=1",
+    "training algo=rl2 env=pendulum_family algo.tasks=128 algo.ppo.epochs=1",
     "training algo=rl2_dqn algo.tasks=64 env.horizon=100 algo.dqn.updates=2 algo.replay.batch=512",
     "training algo=evo_dqn",
     "training algo=es_dqn algo.chunk=16",
-    "training algo=adrl algo.fitness.tasks=64 algo.lifetime.iterations=1 algo.validation.candidates=0 train.iterations=10",
+    "training algo=adrl algo.fitness.tasks=64 algo.lifetime.iterations=1 algo.validation.candidates=0 algo.search.patience=5 "
+    "train.iterations=10",
     "evaluation algo=maml_dqn test.tasks=500 test.episodes=10 test.steps=1 env.horizon=50",
     "evaluation algo=rl2 test.tasks=5000 test.episodes=10 env.horizon=20",
 ]
