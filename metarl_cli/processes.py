@@ -31,12 +31,11 @@ from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from metarl_cli.errors import ProcessLost, visible
-from metarl_cli.signals import send_again
+from metarl_cli.signals import SIGNALS, send_again
 
 LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
 GRACE = 30.0  # [s] from a signal to the end of a process, as torchrun has it
 AT_ONCE = 2.0  # [s] the same where there is nothing to wait for
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # that ask a run to stop
 BEAT = 5.0  # [s] at most between the signs of life of a process
 DONE = -1  # sent in place of a sign of life
 

@@ -65,7 +65,7 @@ def run(command: Command, words: list[str]) -> int:
                 traceback.print_exc()
             raise compose.UsageError(*(problems or [str(error)])) from error
         except SystemExit as done:  # Hydra ends --hydra-help this way
-            return int(done.code or 0)
+            return done.code if isinstance(done.code, int) else int(done.code is not None)
         finally:
             sweep.print_table()
         if task.failure:

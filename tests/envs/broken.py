@@ -51,6 +51,8 @@ class Broken(gymnasium.Env):
     action_space = spaces.Discrete(2)
 
     def __init__(self, how="fine", after=AFTER, push=1.0):
+        if how == "exits_at_once":
+            raise SystemExit("no licence")
         self.how, self.after, self.push, self.steps = how, after, push, 0
 
     def reset(self, *, seed=None, options=None):

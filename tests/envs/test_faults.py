@@ -62,6 +62,12 @@ def test_what_is_broken_from_the_start_is_found_when_the_family_is_built(how):
         validate(TrainConfig, configured("maml_dqn", how=how, after=0))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_environment_that_exits_while_it_is_built_is_named(processes):
+    with pytest.raises(ConfigError, match=r"Broken-v0 cannot be built from .*: no licence"):
+        validate(TrainConfig, configured("maml_dqn", processes, how="exits_at_once"))
+
+
 @pytest.mark.parametrize("how", FINE)
 def test_what_can_be_read_is_no_fault(how):
     env = (fine := family(how=how)).make(fine.named_task({}), 2, torch_rng(0, "env"))

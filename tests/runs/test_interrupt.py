@@ -6,8 +6,6 @@ import threading
 
 import pytest
 
-from metarl_cli import processes
-from metarl_cli.envs.gymnasium import workers
 from metarl_cli.runs import interrupt as module
 from metarl_cli.runs.interrupt import Interrupt
 from metarl_cli.signals import SIGNALS
@@ -90,7 +88,3 @@ def test_another_thread_has_no_signals():
     thread.start()
     thread.join()
     assert found == [{}]
-
-
-def test_one_list_of_signals():
-    assert set(workers.SIGNALS) == set(SIGNALS) == set(processes.SIGNALS)

@@ -95,14 +95,14 @@ def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, 
     try:
         # the time limit comes last, as it counts the steps of the outermost wrapper
         env = gymnasium.make(config.id, max_episode_steps=-1, disable_env_checker=True, **constructor)
-    except Exception as error:  # a simulator may raise anything for a wrong configuration
+    except (Exception, SystemExit) as error:  # a simulator may raise anything for a wrong configuration, or exit
         raise ValueError(f"{config.id} cannot be built from {constructor}: {one_line(error)}") from error
     _set_attributes(env.unwrapped, config, row)
     for name, arguments in wrappers:
         library = WRAPPERS[name]
         try:
             env = (getattr(importlib.import_module(library), name) if library else OWN[name])(env, **arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"wrapper {name} cannot be built from {arguments}: {one_line(error)}") from error
     return gymnasium.wrappers.TimeLimit(env, config.horizon)
 

@@ -21,7 +21,8 @@ from typing_extensions import override
 from metarl_cli.envs.gymnasium.build import simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
 from metarl_cli.errors import EnvironmentFault, ProcessLost
-from metarl_cli.processes import SIGNALS, end_with_owner, patience
+from metarl_cli.processes import end_with_owner, patience
+from metarl_cli.signals import SIGNALS
 
 ENDING = 5.0  # [s] for a process to end that was asked to, and for its exit status to be known
 MOST_IDLE = 256  # environments kept for later
