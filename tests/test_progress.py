@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import re
 
 import pytest
@@ -114,6 +115,7 @@ def test_a_note_begins_on_a_line_of_its_own(monkeypatch, caplog):
     shown = io.StringIO()
     shown.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # of handlers that other tests left
     with waiting("loading ..."):
         note("a\x1bb")
         assert shown.getvalue().endswith("\r\x1b[2K")
