@@ -120,7 +120,7 @@ WHATS = {
 
 
 class Process:
-    """A command that is begun; its processes are found by a mark in their environment.
+    """A running command; a variable in their environment identifies its processes.
 
     Args:
         command: the words.

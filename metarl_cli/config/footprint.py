@@ -1,8 +1,8 @@
 """The memory of a configuration, judged before it is taken: what it will hold against what is free.
 
-What is a matter of counting is counted. The memory of a computation is found by running it on torch's ``meta`` device, where
-tensors have shapes and no content: every operation of a meta-gradient of second order, with what autograd keeps for it, is
-counted as it comes and goes, and nothing is taken.
+Sizes that follow from the configuration are computed. The memory of a computation is measured by running it on torch's ``meta``
+device, where tensors have shapes and no content: every operation of a meta-gradient of second order, with what autograd keeps
+for it, is counted as it comes and goes, and nothing is taken.
 """
 
 from __future__ import annotations
@@ -178,11 +178,11 @@ class _Blank(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
     """Counts the bytes of the tensors that live at the same time."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.alive: dict[int, int] = {}
         self.bytes = self.peak = 0
 
@@ -243,7 +243,7 @@ def peak(compute: Callable[[], object]) -> float:
             del result
     except RuntimeError as error:
         return math.inf if "overflow" in str(error) else 0.0
-    except (NotImplementedError, TypeError, ValueError):
+    except (NotImplementedError, TypeError, ValueError):  # a value was read that a tensor without content lacks
         return 0.0
     return float(count.peak)
 

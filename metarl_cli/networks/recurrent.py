@@ -110,7 +110,8 @@ class GRU(Recurrent):
             out: Tensor = torch.gru(x, state[0], weights, *options)[0]
             return out
         for i, h in enumerate(state[0]):
-            x = GRUSequence.apply(x, h, *weights[i * len(WEIGHTS) : (i + 1) * len(WEIGHTS)])  # type: ignore[no-untyped-call]
+            layer = weights[i * len(WEIGHTS) : (i + 1) * len(WEIGHTS)]
+            x = GRUSequence.apply(x, h, *layer)  # type: ignore[no-untyped-call]  # torch gives apply no types
         return x
 
 

@@ -94,7 +94,7 @@ class Tracker:
         self.events = cast(Any, self.writer.file_writer)  # all tags of a step go into one event
         self.tags = set[str]()  # in TensorBoard, since the process has started
         # without the experiment's summary, TensorBoard shows the union of all runs' hyper-parameters
-        _, start, self.end = summaries(_columns(hparams), {})  # type: ignore[no-untyped-call]
+        _, start, self.end = summaries(_columns(hparams), {})  # type: ignore[no-untyped-call]  # TensorBoard has no types
         self.events.add_summary(start)
         if resume_step is None:
             for tag, text in texts.items():
