@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from metarl_cli.processes import ALONE, Processes
-from metarl_cli.spaces import ActionSpace, Layers, Spec
+from metarl_cli.spaces import ActionSpace, Distribution, Layers, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,6 +199,14 @@ class Family(ABC):
         """Return the mean return ``[M]`` of an episode from which a task counts as solved; None where nothing says that."""
         return None
 
+    def knowledge(self, task: Task) -> Tensor | None:
+        """Return what an oracle is given of each task, numbers ``[M, F]`` of about 1; None where no numbers tell the task."""
+        return None
+
+    def rule(self, support: Transitions) -> Policy | None:
+        """Return a policy by hand, which reads each task from its support ``[M, T, N, ...]``; None where there is none."""
+        return None
+
     def groups(self, task: Task) -> dict[str, Tensor]:
         """Return the task indices ``[m]`` of each group, for families whose returns are not on one scale; empty otherwise."""
         return {}
@@ -206,26 +214,6 @@ class Family(ABC):
     def describe(self, obs: Tensor) -> str | None:
         """Describe one observation in a few characters, e.g. as a grid cell; None where a family has no such text."""
         return None
-
-
-class Distribution(Protocol):
-    """What a policy may do in each of some situations ``[...]``: a distribution over the family's actions."""
-
-    def sample(self, rng: torch.Generator) -> Tensor:
-        """A random action each."""
-        ...
-
-    def mode(self) -> Tensor:
-        """The likeliest action each."""
-        ...
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        """The logarithm ``[...]`` of the probability (density) of each action."""
-        ...
-
-    def entropy(self) -> Tensor:
-        """The entropy ``[...]`` [nats]."""
-        ...
 
 
 class Batch(NamedTuple):
@@ -366,7 +354,7 @@ class Algorithm(ABC):
     learns: ClassVar[bool] = True  # False for a reference, which has nothing to train
     replays: ClassVar[bool] = False  # whether its learner gets single transitions from a replay
     uses_learner: ClassVar[bool] = True  # whether the configuration's learner is a part of it
-    adapts_by: ClassVar[Literal["gradient", "memory"]]
+    adapts_by: ClassVar[Literal["gradient", "inference", "memory", "nothing"]]
     own_tasks: ClassVar[bool] = False  # whether it is judged by its training tasks, each learned on its own
     trained_steps: int | None = None  # adaptation steps that it is trained for; None: any number
     saved: ClassVar[tuple[str, ...]] = ()  # attributes with a ``state_dict`` that training goes on from
@@ -398,8 +386,9 @@ class Algorithm(ABC):
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Adapt to M tasks, leaving the algorithm unchanged.
 
-        An algorithm that adapts by gradient yields the policies before the first step and after each. One that adapts by
-        memory yields one policy, whose state is the adaptation.
+        An algorithm that adapts by gradient yields the policies before the first step and after each; one that adapts by
+        inference, before the first support and after each. One that adapts by memory yields one policy, whose state is the
+        adaptation; and one that does not adapt, its policy.
 
         Args:
             task: the tasks.

@@ -1,4 +1,4 @@
-"""Action spaces: what a family's actions are, what a learner chooses among, and the layers of its network.
+"""Action spaces: what a family's actions are, distributions over them, what a learner chooses among; the layers of its network.
 
 Factorised discretisation (Seyde 2022, arXiv:2210.12566): each of D dimensions of a vector has B bins at equal distances,
 from bound to bound, and is chosen on its own.
@@ -10,13 +10,33 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 from typing_extensions import override
+
+
+class Distribution(Protocol):
+    """What a policy may do in each of some situations ``[...]``: a distribution over the family's actions."""
+
+    def sample(self, rng: torch.Generator) -> Tensor:
+        """A random action each."""
+        ...
+
+    def mode(self) -> Tensor:
+        """The likeliest action each."""
+        ...
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """The logarithm ``[...]`` of the probability (density) of each action."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """The entropy ``[...]`` [nats]."""
+        ...
 
 
 class ActionSpace(ABC):

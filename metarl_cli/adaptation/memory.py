@@ -20,12 +20,12 @@ from metarl_cli.errors import UserError
 from metarl_cli.experience.finite import StepCheck
 from metarl_cli.experience.rollout import rollout
 from metarl_cli.experience.trials import Trials
-from metarl_cli.interfaces import Distribution, Family, Params, Policy, State, Step, Task
+from metarl_cli.interfaces import Family, Params, Policy, State, Step, Task
 from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.memory import build_memory
 from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.progress import timed
-from metarl_cli.spaces import Spec, constant
+from metarl_cli.spaces import Distribution, Spec, constant
 
 MOST_PIXELS = 4096  # of an image that is an input of a memory without convolutions
 LARGEST_REWARD = 5  # of a normalised reward [standard deviations]: a rare large reward must not dominate the inputs

@@ -35,7 +35,6 @@ from metarl_cli.interfaces import (
     Algorithm,
     Budget,
     Context,
-    Distribution,
     Family,
     Footprint,
     Holding,
@@ -48,6 +47,7 @@ from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.seeding import Streams, numpy_rng
+from metarl_cli.spaces import Distribution
 
 SHORT = (2, 4)  # steps of a trial, from whose memory that of longer ones follows
 

@@ -28,12 +28,13 @@ from metarl_cli.config.footprint import peak, size_of
 from metarl_cli.experience.returns import generalized_advantages
 from metarl_cli.experience.schedules import linear
 from metarl_cli.experience.trials import Trials
-from metarl_cli.interfaces import Context, Distribution, Footprint, Holding, Params, State
+from metarl_cli.interfaces import Context, Footprint, Holding, Params, State
 from metarl_cli.networks.distributions import PolicyHead
 from metarl_cli.networks.layers import apply_head, head
 from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.progress import timed
+from metarl_cli.spaces import Distribution
 
 DECAY = 0.9  # of the running mean and standard deviation of returns, per iteration
 

@@ -38,13 +38,14 @@ from metarl_cli.experience.returns import trial_returns
 from metarl_cli.experience.schedules import linear
 from metarl_cli.experience.trial_replay import Batch, ReplayConfig, TrialReplay
 from metarl_cli.experience.trials import Trials
-from metarl_cli.interfaces import Context, Distribution, Footprint, Holding, Params, State
+from metarl_cli.interfaces import Context, Footprint, Holding, Params, State
 from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
 from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.networks.target import TargetConfig, follow
 from metarl_cli.progress import timed
+from metarl_cli.spaces import Distribution
 
 
 class HeadConfig(StrictModel):

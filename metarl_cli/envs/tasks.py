@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
@@ -50,6 +51,11 @@ class Distribution(ABC):
     @abstractmethod
     def contains(self, values: np.ndarray) -> np.ndarray:
         """Return whether each of ``values [num]`` can be drawn."""
+
+    def standard(self, values: Tensor) -> Tensor:
+        """Return ``values [M]`` as numbers ``[M, F]`` for a network: -1 and 1 at the extremes, beyond them outside."""
+        low, high = min(self.extremes), max(self.extremes)
+        return ((2 * values - low - high) / (high - low or 1.0))[:, None]
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,13 @@ class Uniform(Distribution):
         centred = 2 * unit - 1  # its sign is the parameter's, its size the place between the bounds
         size: np.ndarray = self.low + (self.high - self.low) * np.abs(centred)
         return np.where(centred < 0, -size, size)
+
+    @override
+    def standard(self, values: Tensor) -> Tensor:
+        """Return the place between the bounds; of a value of either sign that of its size, and its sign."""
+        if not self.signed:
+            return super().standard(values)
+        return torch.cat([super().standard(values.abs()), values.sign()[:, None]], -1)
 
     @override
     def contains(self, values: np.ndarray) -> np.ndarray:
@@ -255,6 +268,13 @@ class ParametricFamily(Family):
             self.check(name, value)
         merged = {**self.parameters, **values}
         return {name: torch.full((1,), float(value), device=self.device) for name, value in merged.items()}
+
+    @override
+    def knowledge(self, task: Task) -> Tensor | None:
+        """Return every parameter that varies, at -1 and 1 where its training distribution ends; None where none does."""
+        varying = {name: d for name, d in self.distributions.items() if len(set(d.sample(np.array([0.0, 0.999])))) > 1}
+        parts = [distribution.standard(task[name]) for name, distribution in varying.items()]
+        return torch.cat(parts, -1) if parts else None
 
     @override
     def untrained(self, values: dict[str, float]) -> list[str]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.interfaces import Distribution, Params
-from metarl_cli.spaces import ActionSpace, Choices, Continuous
+from metarl_cli.interfaces import Params
+from metarl_cli.spaces import ActionSpace, Choices, Continuous, Distribution
 
 STD = 0.6  # initial standard deviation of a Gaussian policy, in units in which the bounds are -1 and 1
 

@@ -6,6 +6,7 @@ import torch
 from conftest import ENVS, compose_values, load, short
 from probes import Buttons
 
+from metarl_cli.envs import cartpole
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.envs.tasks import Choice, Uniform
 from metarl_cli.errors import UserError
@@ -182,3 +183,17 @@ def test_a_family_without_a_picture_says_so():
     env = family.make(family.named_task({}), 1, torch_rng(0))
     with pytest.raises(UserError, match="Buttons cannot be drawn"):
         env.render()
+
+
+def test_an_oracle_is_given_every_parameter_that_varies():
+    """The extremes of training are -1 and 1, the values of ood tasks beyond; a sign is a number of its own."""
+    values = torch.tensor([4.0, 6.0, -5.0, 8.0])
+    assert Uniform(4.0, 6.0).standard(values)[:, 0].tolist() == [-1, 1, -10, 3]
+    assert Uniform(4.0, 6.0, signed=True).standard(values).tolist() == [[-1, 1], [1, 1], [0, -1], [3, 1]]
+    assert Choice((-1.0, 3.0)).standard(torch.tensor([-1.0, 3.0])).tolist() == [[-1], [1]]
+    ranges = {"gravity": [5.0, 15.0], "force_mag": [5.0, 15.0], "length": [0.5, 0.5]}
+    for reversible, chosen, size in ((True, ranges, 3), (False, ranges, 2), (True, {}, 2), (False, {}, None)):
+        config = cartpole.Config(horizon=5, reversible=reversible, ranges=chosen, ood_ranges={})
+        family = cartpole.Family(config)
+        knowledge = family.knowledge(family.sample_tasks(7, "train", np.random.default_rng(0)))
+        assert knowledge is None if size is None else knowledge.shape == (7, size)
