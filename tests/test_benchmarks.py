@@ -3,10 +3,11 @@
 import json
 import shutil
 
-import adaptation
 import harness
+import matrix
 import pytest
 import report
+import scores as evidence
 import torch
 from conftest import CONF, compose_train
 from report import Spread
@@ -193,35 +194,60 @@ def test_the_documentation_has_the_numbers_of_the_results():
 # -- learning
 
 
-def kept(seed, before, after, **more):
-    run = {"seed": seed, "command": "", "revision": "", "env_steps": 2e6, "minutes": 1.5, "steps": 1, "groups": None}
-    run |= {"before": before, "after": after, "from_scratch": before, "ood": None, "solved": None}
-    return run | more
+def kept(after, before=(0.0, 0.0), ood=None, **more):
+    run = {"revision": "", "tasks": "", "env_steps": 2e6, "minutes": 1.5, "gradient_steps": 1, "support": 160, "solved": None}
+    return run | {"before": list(before), "after": list(after), "random": [0.0, 0.0], "ood": ood} | more
+
+
+RUNS = {
+    "robust_dqn": {"overrides": [], "runs": {"0": kept([0.0, 2.0]), "1": kept([2.0, 4.0])}},  # 2
+    "oracle_dqn": {"overrides": [], "runs": {"0": kept([10.0, 14.0])}},  # 12
+    "a": {"overrides": [], "runs": {"0": kept([5.0, 9.0]), "1": kept([2.0, 2.0]), "3": kept([12.0, 12.0])}},  # 7, 2, 12
+}
+
+
+def test_a_normalised_score_is_the_place_of_the_mean_between_robust_and_oracle():
+    assert evidence.normalised(RUNS, "a").tolist() == [0.5, 0.0, 1.0]
+    assert evidence.normalised(RUNS, "robust_dqn").mean() == 0
+    assert evidence.normalised(RUNS, "a", "ood") is None
+    assert evidence.normalised({"a": RUNS["a"]}, "a") is None
 
 
 def test_a_cell_is_the_mean_of_the_runs_with_the_interval_over_them():
-    runs = [kept(0, [1.0, 1.0], [0.0, 2.0]), kept(1, [2.0, 2.0], [1.0, 5.0]), kept(2, [6.0, 6.0], [4.0, 6.0])]
-    (line,) = adaptation.rows("a", runs)
-    cells = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert len(cells) == len(adaptation.HEAD)
-    assert cells[:4] == ["`a`", "3", str(over_seeds([1, 2, 6])), str(over_seeds([1, 3, 5]))]
-    assert cells[4:] == ["3.00", "1.67", "-", "1", "-", str(over_seeds([1, 2, 6])), "2.0 M", "1.5 min"]
+    cells = [cell.strip() for cell in evidence.row(RUNS, "a").split("|")[1:-1]]
+    assert len(cells) == len(evidence.HEAD)
+    after, score, worst = over_seeds([7, 2, 12]), over_seeds([0.5, 0, 1]), over_seeds([5, 2, 12])
+    assert cells[:5] == ["`a`", "3", "0.00 [0.00, 0.00]", str(after), str(score)]
+    assert cells[5:] == ["7.00", str(worst), "-", "-", "-", "1", "160", "2.0 M", "1.5 min"]
 
 
-def test_a_mix_has_a_line_for_each_family():
-    runs = [kept(seed, [1.0, 10.0, 3.0], [2.0, 20.0, 4.0], groups=["a", "b", "a"], solved=0.5) for seed in range(2)]
-    one, other = adaptation.rows("x", runs)
-    assert one.startswith("| `x`, a | 2 | 2.00 [2.00, 2.00] | 3.00 [3.00, 3.00] | 3.00 | 2.00 | - |")
-    assert other.startswith("| `x`, b | 2 | 10.00 [10.00, 10.00] | 20.00 [20.00, 20.00] | 20.00 | 20.00 | - |")
+def test_a_method_with_other_settings_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "RESULTS", tmp_path)
+    family = next(iter(matrix.FAMILIES))
+    first, *_ = jobs = list(matrix.jobs([family], None, range(2)))
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs), "the first seed of everything comes first"
+    for job in jobs[:1] + [job for job in jobs if job.method == first.method]:
+        matrix.write(job, kept([1.0]))
+    assert set(matrix.read(family)[first.method]["runs"]) == {"0", "1"}
+    matrix.write(first._replace(overrides=["other"]), kept([2.0]))
+    assert first.folder(tmp_path) != first._replace(overrides=["other"]).folder(tmp_path)
+    monkeypatch.setitem(matrix.FAMILIES[family]["methods"], first.method, ["algo=other"])
+    assert matrix.read(family) == {}
 
 
 @pytest.mark.parametrize("page", ["docs/results.md", "README.md"])
 def test_the_tables_of_learning_have_the_numbers_of_the_results(page):
-    """``python benchmarks/adaptation.py docs`` makes them the same."""
+    """``python benchmarks/evidence docs`` makes them the same."""
     text = (ROOT / page).read_text()
-    assert adaptation.fill(text) == text
+    assert evidence.fill(text) == text
 
 
 def test_what_is_kept_of_runs_is_in_the_documents():
     page = (ROOT / "docs" / "results.md").read_text()
-    assert {match[2] for match in adaptation.MARKER.finditer(page)} == {path.stem for path in adaptation.RESULTS.glob("*.json")}
+    assert {match[2] for match in evidence.MARKER.finditer(page)} == {path.stem for path in matrix.RESULTS.glob("*.json")}
+
+
+@pytest.mark.slow
+def test_every_entry_of_the_matrix_is_a_valid_command():
+    for job in matrix.jobs(list(matrix.FAMILIES), None, range(1)):
+        compose_train(*job.overrides)

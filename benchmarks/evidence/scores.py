@@ -1,0 +1,111 @@
+"""The tables and the figure that are made of the kept runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matrix import FAMILIES, RESULTS, read
+
+from metarl_cli.evaluation.statistics import Interval, iqm, mean, over_seeds, worst_tenth
+
+MARKER = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+HEAD = ["algorithm", "seeds", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "out of distribution"]
+HEAD += ["its score", "gradient steps", "support", "env steps", "training"]
+ROBUST, ORACLE = "robust_dqn", "oracle_dqn"
+
+
+def means(runs: dict[str, Any], which: str) -> np.ndarray | None:
+    """The mean over tasks of each run ``[S]``; None where the family has no such tasks."""
+    found = [run[which] for run in runs.values()]
+    return None if found[0] is None else mean(np.array(found))
+
+
+def normalised(kept: dict[str, Any], method: str, which: str = "after") -> np.ndarray | None:
+    """The normalised score of each run ``[S]``, of means over tasks; robust and oracle are means over their seeds too."""
+    ends = [means(kept[end]["runs"], which) if end in kept else None for end in (ROBUST, ORACLE)]
+    values = means(kept[method]["runs"], which)
+    if values is None or ends[0] is None or ends[1] is None:
+        return None
+    robust, oracle = ends[0].mean(), ends[1].mean()
+    return np.asarray((values - robust) / (oracle - robust))
+
+
+def number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def interval(values: np.ndarray | None) -> str:
+    """An estimate with its interval over seeds, in as many digits as it has a use for."""
+    if values is None:
+        return "-"
+    value, low, high = over_seeds(values)
+    digits = 1 if max(abs(value), abs(high)) >= 20 else 2
+    text = f"{value:.{digits}f}"
+    return text if len(values) < 2 else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def row(kept: dict[str, Any], method: str) -> str:
+    """The line of a method."""
+    runs = kept[method]["runs"]
+    every = list(runs.values())
+    after = np.array([run["after"] for run in every])
+    steps = every[0]["gradient_steps"]
+    solved = [run["solved"] for run in every]
+    cells = [f"`{method}`", str(len(every)), interval(means(runs, "before")), interval(means(runs, "after"))]
+    cells += [interval(normalised(kept, method)), number(float(iqm(after).mean())), interval(worst_tenth(after))]
+    cells += ["-" if solved[0] is None else f"{np.mean(solved):.0%}", interval(means(runs, "ood"))]
+    cells += [interval(normalised(kept, method, "ood")), str(steps) if steps else "-", str(every[0]["support"] or "-")]
+    cells += [
+        f"{np.mean([run['env_steps'] for run in every]) / 1e6:.1f} M",
+        f"{np.mean([run['minutes'] for run in every]):.1f} min",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(family: str) -> str:
+    """The table of a family, from the runs that are kept."""
+    kept = read(family)
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD), *(row(kept, method) for method in kept)]
+    drawn = [run["random"] for entry in kept.values() for run in entry["runs"].values()]
+    lines.append(f"| random policy | | | {number(float(np.mean(drawn)))} |" + " |" * (len(HEAD) - 4))
+    return "\n".join(lines)
+
+
+def fill(page: str) -> str:
+    """The page with the tables that its markers name."""
+    return MARKER.sub(lambda match: match[1] + table(match[2]) + match[3], page)
+
+
+def draw(path: Path, families: list[str]) -> None:
+    """Draw the normalised scores of all methods on some families: a dot for the mean over seeds, a line for the interval."""
+    drawing = Figure(figsize=(3.1 * len(families) + 1.2, 4.4), layout="constrained")
+    results = {family: read(family) for family in families}
+    methods = [m for m in FAMILIES[families[0]]["methods"] if any(m in kept for kept in results.values())]
+    methods = [m for m in methods if m not in (ROBUST, ORACLE)]
+    for axes, (family, kept) in zip(
+        np.atleast_1d(drawing.subplots(1, len(families), sharey=True)), results.items(), strict=True
+    ):
+        for y, method in enumerate(methods):
+            values = normalised(kept, method) if method in kept else None
+            if values is not None:
+                estimate: Interval = over_seeds(values)
+                axes.plot(max(estimate.value, -0.25), y, "o", color="#0072b2")
+                axes.plot([max(estimate.low, -0.25), estimate.high], [y, y], color="#0072b2", linewidth=2)
+        axes.axvline(0, color="black", linestyle=":", linewidth=1)
+        axes.axvline(1, color="black", linestyle="--", linewidth=1)
+        axes.set(title=FAMILIES[family]["title"], xlim=(-0.3, 1.25), xticks=[0, 0.5, 1])
+        axes.set_xticklabels(["0\nrobust", "0.5", "1\noracle"])
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_yticks(range(len(methods)), methods)
+    drawing.get_axes()[0].invert_yaxis()
+    drawing.supxlabel("normalised score after adaptation; mean and 95 % interval over seeds")
+    drawing.savefig(path, dpi=130)
+
+
+def kept_families() -> list[str]:
+    """The families of which some runs are kept."""
+    return [family for family in FAMILIES if (RESULTS / f"{family}.json").exists()]
