@@ -9,7 +9,9 @@ from conftest import compose_train, load
 from metarl_cli.envs.lattice import best_return
 from metarl_cli.envs.rules import located, regress, sign
 from metarl_cli.envs.two_link_arm import COMMANDS
+from metarl_cli.errors import UserError
 from metarl_cli.experience.rollout import RandomPolicy, collect, run_episodes
+from metarl_cli.interfaces import Transitions
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 
@@ -113,3 +115,60 @@ def test_each_hidden_number_of_the_arm_is_needed():
         rule = ours.rule(random_support(ours, task | {key: values.roll(1)}))
         swapped = float(returns(ours, task, rule).mean())
         assert adapted - swapped >= 0.1 * (adapted - stays)
+
+
+# -- other families
+
+
+# The rules' returns: at least so much on the mean of a few tasks, and what the family's paper or the optimum says
+@pytest.mark.parametrize(
+    ("name", "least", "nothing"),
+    [
+        ("cartpole_family", 499.0, 400.0),
+        ("mountain_car_family", -125.0, -140.0),
+        ("acrobot_family", -90.0, -200.0),
+        ("pendulum_family", -200.0, -1000.0),
+    ],
+)
+def test_rules_read_the_actuator(name, least, nothing):
+    """On tasks of either sign; without a support they take one sign for granted, which half of the tasks do not have."""
+    ours = family(name)
+    task = ours.sample_tasks(8, "test", numpy_rng(0, "tasks"))
+    support = random_support(ours, task, steps=40)
+    assert float(returns(ours, task, ours.rule(support)).mean()) >= least
+    assert float(returns(ours, task, ours.rule(support._replace(weight=0 * support.weight))).mean()) < nothing
+
+
+@pytest.mark.parametrize("name", ["navigation_2d", "navigation_2d_continuous", "point_target", "two_link_arm"])
+def test_rules_find_the_goal(name):
+    """They are worth the optimum; without a support they stay where they are."""
+    ours = family(name)
+    task = ours.sample_tasks(20, "test", numpy_rng(0, "tasks"))
+    support = random_support(ours, task)
+    assert float(returns(ours, task, ours.rule(support)).mean()) >= 1.02 * float(ours.optimum(task).mean())
+    env = ours.make(task, 1, torch_rng(0, "env"))
+    stays = ours.rule(Transitions(*(field[:, :0] for field in support)))
+    step = env.step(stays.act(stays.start(1, torch_rng(0, "policy")), env.obs)[0])
+    torch.testing.assert_close(step.next_obs, ours.make(task, 1, torch_rng(0, "env")).obs)
+
+
+def test_a_rule_goes_where_rewards_were_seen():
+    ours = family("navigation_2d_sparse")
+    task = ours.sample_tasks(30, "test", numpy_rng(0, "tasks"))
+    support = random_support(ours, task)
+    found = (support.reward.sum((1, 2)) > 0) & (ours.optimum(task) > 0)
+    assert 0.3 < float(found.float().mean()) < 0.9
+    got = returns(ours, task, ours.rule(support))
+    assert float(got[found].mean()) >= 0.95 * float(ours.optimum(task)[found].mean())
+    assert float(got[~found].max()) == 0
+
+
+def test_sparse_navigation_by_hand(float64):
+    ours = family("navigation_2d_sparse")
+    task = ours.named_task({"goal_x": 0.26, "goal_y": 0.05})
+    env = ours.make(task, 1, torch_rng(0, "env"))
+    rewards = [float(env.step(torch.tensor([[action]])).reward) for action in (1, 1, 1, 3, 1, 0)]
+    assert rewards == [0, 1, 1, 1, 0, 0], "(0.2, 0) is 0.08 away, (0.4, 0.1) is 0.15"
+    assert float(ours.optimum(task)) == 19, "the first of the twenty moves is too short"
+    with pytest.raises(UserError, match="reward_within needs discrete moves"):
+        family("navigation_2d_continuous", "env.reward_within=0.1")
