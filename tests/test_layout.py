@@ -29,7 +29,7 @@ MODULES = ("interfaces", "spaces", "seeding", "processes", "progress", "errors",
 # Siblings that are one thing's parts: what several modules of a folder of plug-ins share.
 SHARED = {
     "algos": {"reference", "memory_algorithm"},
-    "envs": {"native", "simulator", "tabular", "tasks"},
+    "envs": {"lattice", "native", "rules", "simulator", "tabular", "tasks"},
     "learners": set(),
     "evolution.genomes": {"genes"},
     "evolution.lifetimes": {"traits"},

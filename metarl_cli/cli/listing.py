@@ -182,6 +182,9 @@ def varied(values: dict[str, Any], prefix: str = "") -> dict[str, tuple[str, str
             spans[prefix + name] = (_span(value, brackets), _span(wider[name], brackets) if name in wider else "")
     for name, family in mixed(values).items():
         spans |= varied(family, f"{prefix}{name}.")
+    for family in values.values():
+        if "module" in _dict(family):  # one that another family wraps, whose parameters keep their names
+            spans |= varied(family, prefix)
     return spans
 
 

@@ -37,7 +37,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
-from metarl_cli.interfaces import Task
+from metarl_cli.envs.rules import Rule, regress, sign
+from metarl_cli.interfaces import Task, Transitions
 from metarl_cli.spaces import Discrete, Spec
 
 # every constant here is Acrobot-v1's
@@ -134,6 +135,16 @@ class Acrobot(NativeFamily):
     def observe(self, state: Tensor) -> Tensor:
         theta1, theta2, omega1, omega2 = state.unbind(-1)
         return columns(theta1.cos(), theta1.sin(), theta2.cos(), theta2.sin(), omega1, omega2)
+
+    @override
+    def rule(self, support: Transitions) -> Rule:
+        """Read the sign of the motor from a linear model of the second joint, and turn it against the first one's velocity."""
+        cos1, sin1, cos2, sin2, omega1, omega2 = support.obs.unbind(-1)
+        torque = (support.action - 1).to(omega1.dtype)
+        weights = [sin1, sin2, sin1 * cos2 + cos1 * sin2]  # what gravity acts on
+        features = torch.stack([torque, *weights, omega1, omega2, torch.ones_like(torque)], -1)
+        motor = sign(regress(features, support.next_obs[..., 5] - omega2, support.weight)[:, :1])
+        return Rule(lambda obs: (1 - sign(obs[..., 4]) * motor).long())
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [6]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""

@@ -79,6 +79,12 @@ class Bandit(TabularFamily):
         return {"mean": torch.stack(list(super().named_task(values).values()), -1)}
 
     @override
+    def knowledge(self, task: Task) -> Tensor:
+        """Return the arms' means ``[M, k]``: -1 and 1 at the ends of a uniform prior, standard scores of a normal one."""
+        unit = (task["mean"] - self.config.location) / self.config.scale
+        return 2 * unit - 1 if self.config.prior == "uniform" else unit
+
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         mean = task["mean"].expand(*action.shape, -1).gather(-1, action[..., None])[..., 0]
         if self.config.rewards == "bernoulli":

@@ -31,12 +31,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
-from metarl_cli.interfaces import Task
-from metarl_cli.spaces import Discrete, Spec
+from metarl_cli.envs.rules import Rule, sign
+from metarl_cli.interfaces import Task, Transitions
+from metarl_cli.spaces import Discrete, Spec, constant
 
 TAU = 0.02  # [s] between states; every constant here is CartPole-v1's
 X_LIMIT = 2.4  # [m]
 THETA_LIMIT = 12 * 2 * math.pi / 360  # [rad]
+GAINS = (0.1, 0.25, 3.0, 1.0)  # of the rule: the signs and the order of size are those of any controller that balances the pole
 SOLVED = 475 / 500  # share of the steps that Gymnasium's ``reward_threshold`` asks for
 
 
@@ -92,6 +94,14 @@ class CartPole(NativeFamily):
         x, _, theta, _ = state.unbind(-1)
         terminated = (x.abs() > task["x_limit"]) | (theta.abs() > task["theta_limit"])
         return state, torch.ones_like(x_acc), terminated
+
+    @override
+    def rule(self, support: Transitions) -> Rule:
+        """Read the sign of the actuator from how pushes change the velocity, and push the cart under the pole."""
+        change = support.next_obs[..., 1] - support.obs[..., 1]
+        actuator = sign((change * (2 * support.action - 1) * support.weight).sum((1, 2)))[:, None]
+        gains = constant(GAINS, change.dtype, change.device)
+        return Rule(lambda obs: ((obs * gains).sum(-1) * actuator > 0).long())
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [4]``, 300 x 200 pixels; a reversed actuator is drawn red."""

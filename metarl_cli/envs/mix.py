@@ -28,6 +28,7 @@ import torch
 from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import one_hot
 from typing_extensions import override
 
 from metarl_cli import interfaces
@@ -168,7 +169,7 @@ class Mix(interfaces.Family):
     def untrained(self, values: dict[str, float]) -> list[str]:
         return [f"{n}.{text}" for n, family in self.families.items() for text in family.untrained(_own(values, n))]
 
-    def part(self, task: Task, name: str, rows: Tensor) -> Task:
+    def part(self, task: Task, name: str, rows: Tensor | slice) -> Task:
         """Return the tasks ``rows [m]`` of one family, with that family's own parameters."""
         return {key.split(".", 1)[1]: value[rows] for key, value in task.items() if key.startswith(f"{name}.")}
 
@@ -205,6 +206,17 @@ class Mix(interfaces.Family):
                 return None
             values[rows] = known
         return values
+
+    @override
+    def knowledge(self, task: Task) -> Tensor | None:
+        """Return the family one-hot and what each tells of its own tasks, with zeros elsewhere; None if any tells nothing."""
+        parts = [one_hot(task["family"], len(self.members)).to(torch.get_default_dtype())]
+        for (name, family), rows in zip(self.families.items(), self.rows(task), strict=True):
+            known = family.knowledge(self.part(task, name, slice(None)))
+            if known is None:
+                return None
+            parts.append(torch.zeros_like(known).index_copy(0, rows, known[rows]))
+        return torch.cat(parts, -1)
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> MixEnv:

@@ -34,7 +34,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
-from metarl_cli.interfaces import Task
+from metarl_cli.envs.rules import Rule, regress, sign
+from metarl_cli.interfaces import Task, Transitions
 from metarl_cli.spaces import Discrete, Spec
 
 # every constant here is MountainCar-v0's
@@ -85,6 +86,15 @@ class MountainCar(NativeFamily):
         velocity = torch.where((position == MIN_POSITION) & (velocity < 0), 0, velocity)
         terminated = (position >= task["goal_position"]) & (velocity >= 0)
         return columns(position, velocity), torch.full_like(position, -1), terminated
+
+    @override
+    def rule(self, support: Transitions) -> Rule:
+        """Read the sign of the engine by least squares over the equation of motion, and push the way the car moves."""
+        position, change = support.obs[..., 0], support.next_obs[..., 1] - support.obs[..., 1]
+        free = support.weight * (support.next_obs[..., 0] > MIN_POSITION)  # the wall stops the car
+        features = torch.stack([(support.action - 1).to(change.dtype), torch.cos(3 * position)], -1)
+        engine = sign(regress(features, change, free)[:, :1])
+        return Rule(lambda obs: (1 + sign(obs[..., 1]) * engine).long())
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [2]``, 300 x 200 pixels; a car with a reversed actuator is drawn red."""

@@ -32,13 +32,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
-from metarl_cli.interfaces import Task
+from metarl_cli.envs.rules import Rule, regress, sign
+from metarl_cli.interfaces import Task, Transitions
 from metarl_cli.spaces import Continuous, Spec, constant
 
 # every constant here is Pendulum-v1's
 TAU = 0.05  # [s] between states
 MAX_SPEED = 8.0  # [rad/s]
 MAX_TORQUE = 2.0  # [N m]
+# of the rule, chosen on validation tasks
+NEAR_TOP = 0.9  # cosine of the angle, above which the rule balances the rod
+STIFFNESS, DAMPING = 20.0, 5.0  # [1/s²], [1/s]
+LEAST_PUSH = 0.1  # [1/s²] per action: a rule that knows less of the motor divides by this
 
 
 class Config(NativeConfig):
@@ -87,6 +92,28 @@ class Pendulum(NativeFamily):
     def observe(self, state: Tensor) -> Tensor:
         theta, omega = state.unbind(-1)
         return columns(torch.cos(theta), torch.sin(theta), omega)
+
+    @override
+    def rule(self, support: Transitions) -> Rule:
+        """Read the equation of motion by least squares; pump energy into the rod, and balance it near the top.
+
+        ``ω' = lift sin θ + push action`` is linear in both unknowns. The energy ``ω²/2 + lift cos θ`` is ``lift`` at rest at
+        the top, and grows by ``ω push action`` (Åström and Furuta 2000, doi:10.1016/S0005-1098(99)00140-5).
+        """
+        features = torch.stack([support.obs[..., 1], support.action[..., 0]], -1)
+        change = (support.next_obs[..., 2] - support.obs[..., 2]) / TAU
+        free = support.weight * (support.next_obs[..., 2].abs() < MAX_SPEED)  # where the speed limit did not act
+        lift, push = regress(features, change, free)[..., None].unbind(1)
+        push = sign(push) * push.abs().clamp(min=LEAST_PUSH)
+
+        def choose(obs: Tensor) -> Tensor:
+            cos, sin, omega = obs.unbind(-1)
+            missing = lift - omega.square() / 2 - lift * cos
+            pump = MAX_TORQUE * sign(omega * push * missing)
+            balance = -(lift * sin + STIFFNESS * torch.atan2(sin, cos) + DAMPING * omega) / push
+            return torch.where(cos > NEAR_TOP, balance, pump).clamp(-MAX_TORQUE, MAX_TORQUE)[..., None]
+
+        return Rule(choose)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [3]``, 200 x 200 pixels; a reversed actuator's joint is drawn red."""

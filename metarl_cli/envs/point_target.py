@@ -22,12 +22,14 @@ from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.envs.native import NativeFamily
+from metarl_cli.envs.rules import Rule, regress, sign
 from metarl_cli.envs.tasks import Range, TasksConfig
-from metarl_cli.interfaces import Task
+from metarl_cli.interfaces import Task, Transitions
 from metarl_cli.spaces import Continuous, Spec
 
 STRIDE = 1.0  # along each axis
 LIMIT = 5.0  # on each side of the origin
+ESTIMATES = 20  # steps of the rule's least squares
 
 
 class Config(StrictModel):
@@ -89,6 +91,16 @@ class PointTarget(NativeFamily):
         walked = STRIDE * torch.arange(1, self.spec.horizon + 1, device=self.device)
         left = (self.target(task).abs() - walked[:, None, None]).clamp(min=0)  # [T, M, d]
         return -left.sum((0, 2))
+
+    @override
+    def rule(self, support: Transitions) -> Rule:
+        """Find the target by least squares, each step on the slopes at the last estimate, and move there; else stay."""
+        place, target = support.next_obs, support.next_obs.new_zeros(len(support.reward), len(self.parameters))
+        for _ in range(ESTIMATES):
+            beyond = target[:, None, None] - place
+            missing = -support.reward - beyond.abs().sum(-1)
+            target = target + regress(sign(beyond), missing, support.weight)
+        return Rule(lambda obs: (target[:, None] - obs).clamp(-STRIDE, STRIDE))
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw the first two coordinates, 200 x 200 pixels: the point blue, the target green; episodes end beyond the edge."""

@@ -130,6 +130,11 @@ class GridFamily(TabularFamily):
         """Return the fewest moves between cells, the Manhattan distance."""
         return (a % self.size - b % self.size).abs() + (a // self.size - b // self.size).abs()
 
+    @override
+    def knowledge(self, task: Task) -> Tensor:
+        """Return the coordinates of the hidden objects, -1 and 1 at the edges, ``[M, F]``."""
+        return torch.stack([2 * task[name] / (self.size - 1) - 1 for name in self.parameters], -1)
+
     def coordinates(self, name: str, cells: np.ndarray) -> Columns:
         """Return the task parameters that put an object into ``cells [num]``."""
         return {f"{name}_x": cells % self.size, f"{name}_y": cells // self.size}

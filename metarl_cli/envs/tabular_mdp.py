@@ -67,6 +67,12 @@ class TabularMDP(TabularFamily):
         return self.sample_tasks(1, "train", np.random.default_rng(int(seed)))
 
     @override
+    def knowledge(self, task: Task) -> Tensor:
+        """Return the whole table ``[M, S A S + S A]``: probabilities times S and rewards, both less their averages."""
+        rewards = (task["reward"] - self.config.reward_mean) / (self.config.reward_std or 1.0)
+        return torch.cat([(self.config.states * task["transition"] - 1).flatten(1), rewards.flatten(1)], -1)
+
+    @override
     def constants(self, task: Task) -> Task:
         return task | {"below": task["transition"].cumsum(-1)}
 

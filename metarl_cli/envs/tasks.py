@@ -133,6 +133,13 @@ class Choice(Distribution):
     def contains(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(np.isclose(np.asarray(values)[..., None], self.values).any(-1))
 
+    @override
+    def standard(self, values: Tensor) -> Tensor:
+        """Return the place between the extremes; of more than two values also which it is, as they may have no order."""
+        place = super().standard(values)
+        which = torch.isclose(values[:, None], values.new_tensor(self.values)).to(place.dtype)
+        return torch.cat([place, which], -1) if len(self.values) > 2 else place
+
 
 Distributions = dict[str, Distribution]  # of each parameter that varies
 

@@ -191,9 +191,43 @@ def test_an_oracle_is_given_every_parameter_that_varies():
     assert Uniform(4.0, 6.0).standard(values)[:, 0].tolist() == [-1, 1, -10, 3]
     assert Uniform(4.0, 6.0, signed=True).standard(values).tolist() == [[-1, 1], [1, 1], [0, -1], [3, 1]]
     assert Choice((-1.0, 3.0)).standard(torch.tensor([-1.0, 3.0])).tolist() == [[-1], [1]]
+    assert Choice((0.0, 1.0, 2.0)).standard(torch.tensor([1.0, 4.0])).tolist() == [[0, 0, 1, 0], [3, 0, 0, 0]]
     ranges = {"gravity": [5.0, 15.0], "force_mag": [5.0, 15.0], "length": [0.5, 0.5]}
     for reversible, chosen, size in ((True, ranges, 3), (False, ranges, 2), (True, {}, 2), (False, {}, None)):
         config = cartpole.Config(horizon=5, reversible=reversible, ranges=chosen, ood_ranges={})
         family = cartpole.Family(config)
         knowledge = family.knowledge(family.sample_tasks(7, "train", np.random.default_rng(0)))
         assert knowledge is None if size is None else knowledge.shape == (7, size)
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_what_an_oracle_is_given_tells_the_tasks_apart(name):
+    """Numbers of about 1, which differ where tasks differ, and do not depend on other tasks; none where all tasks are one."""
+    family = short(name, native=False)
+    task = family.sample_tasks(12, "test", np.random.default_rng(0))
+    rows = torch.cat([value.reshape(12, -1) for value in task.values()], 1)
+    known = family.knowledge(task)
+    if known is None:
+        assert len(rows.unique(dim=0)) == 1
+        return
+    assert known.shape[0] == 12
+    assert known.dtype == torch.get_default_dtype()
+    assert float(known.abs().max()) < 20
+    assert len(known.unique(dim=0)) == len(rows.unique(dim=0)) > 1
+    alone = family.knowledge({name: value[5:7] for name, value in task.items()})
+    torch.testing.assert_close(alone, known[5:7])
+
+
+def test_what_is_known_by_hand():
+    grid = short("key_to_door", native=False)
+    assert grid.knowledge(grid.named_task({"key_x": 8, "key_y": 4, "door_x": 0})).tolist() == [[1, 0, -1, -0.75]]
+    arms = short("bandit", native=False)
+    assert arms.knowledge(arms.named_task({"arm_0": 1.0, "arm_1": 0.25}))[0, :3].tolist() == [1, -0.5, 0]
+    mix = short("classic_mix", native=False)
+    task = mix.sample_tasks(2, "test", np.random.default_rng(0))
+    known = mix.knowledge(task)
+    cart = mix.families["cartpole_family"].knowledge(mix.part(task, "cartpole_family", torch.tensor([0])))
+    assert known[:, :2].tolist() == [[1, 0], [0, 1]]
+    assert known[0, 2 : 2 + cart.shape[1]].tolist() == cart[0].tolist()
+    assert not known[0, 2 + cart.shape[1] :].any(), "nothing is said of the hill that this task has not"
+    assert not known[1, 2 : 2 + cart.shape[1]].any()
