@@ -54,7 +54,7 @@ class Evaluation(StrictModel):
 
     tasks: int = Field(gt=0, description="tasks evaluated")
     episodes: int = Field(gt=0, description="full episodes per task and adaptation step")
-    steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none for an algorithm that takes no steps")
+    steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none for one that takes none")
 
 
 class TrainConfig(StrictModel):
