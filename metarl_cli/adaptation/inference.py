@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ from typing_extensions import override
 from metarl_cli.adaptation.conditioning import join, symlog
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts, merged
 from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import META
 from metarl_cli.interfaces import Adapted, Budget, Family, Params, Policy, Task, Transitions
 from metarl_cli.networks.layers import linear
 from metarl_cli.spaces import ActionSpace, Spec
@@ -38,6 +39,13 @@ class EncoderConfig(StrictModel):
     """The network that reads a support."""
 
     hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each layer over a transition")
+
+
+class Read(NamedTuple):
+    """The transitions of supports as vectors, normalised."""
+
+    entries: Tensor  # [M, T N, I]
+    weight: Tensor  # [M, T N, 1]
 
 
 class SupportEncoder:
@@ -69,6 +77,11 @@ class SupportEncoder:
         """Return the normalisation of a transition's entries before it is measured: none."""
         return {"mean": torch.zeros(self.size, device=device), "scale": torch.ones(self.size, device=device)}
 
+    def blank(self, tasks: int, support: RolloutsConfig) -> Read:
+        """Return the transitions of the supports of so many tasks without content."""
+        shape = tasks, support.rollouts * support.steps
+        return Read(torch.zeros(*shape, self.size, device=META), torch.zeros(*shape, 1, device=META))
+
     def measure(self, support: Transitions) -> Params:
         """Measure the mean and the deviation of each entry of transitions, ``[I]`` each."""
         entries = self._entries(support)[support.weight.flatten(1) > 0]
@@ -81,17 +94,20 @@ class SupportEncoder:
         rest = torch.stack([symlog(support.reward), support.terminated.to(support.reward.dtype)], -1)
         return join(support.obs, support.next_obs - support.obs, action, rest).flatten(1, 2)
 
-    def features(self, params: Params, measured: Params, support: Transitions) -> Tensor:
-        """Return ``phi [M, T N, H]`` of the transitions ``[M, T, N, ...]``."""
-        x = ((self._entries(support) - measured["mean"]) / measured["scale"]).clamp(-LARGEST, LARGEST)
+    def read(self, measured: Params, support: Transitions) -> Read:
+        """Return the transitions ``[M, T, N, ...]`` as the encoder takes them; nothing of it is learned."""
+        entries = ((self._entries(support) - measured["mean"]) / measured["scale"]).clamp(-LARGEST, LARGEST)
+        return Read(entries, support.weight.flatten(1)[..., None])
+
+    def features(self, params: Params, x: Tensor) -> Tensor:
+        """Return ``phi [M, T N, H]`` of transitions ``[M, T N, I]``."""
         for i in range(len(self.config.hidden)):
             x = F.silu(F.linear(x, params[f"encoder.{i}.weight"], params[f"encoder.{i}.bias"]))
         return x
 
-    def estimate(self, params: Params, measured: Params, support: Transitions) -> Tensor:
+    def estimate(self, params: Params, read: Read) -> Tensor:
         """Return the numbers ``[M, F]`` of each task, from the mean over the weighted transitions of its support."""
-        weight = support.weight.flatten(1)[..., None]
-        pooled = (self.features(params, measured, support) * weight).sum(1) / weight.sum(1)
+        pooled = (self.features(params, read.entries) * read.weight).sum(1) / read.weight.sum(1)
         x = F.silu(F.linear(pooled, params["encoder.rho.weight"], params["encoder.rho.bias"]))
         return F.linear(x, params["encoder.estimate.weight"], params["encoder.estimate.bias"])
 
@@ -104,11 +120,11 @@ class PosteriorEncoder(SupportEncoder):
         """Draw the initial weights; the factors are wide at first, so that the posterior is near the prior."""
         return self._phi(rng) | linear("encoder.factor", 2 * self.outputs, self.config.hidden[-1], 1.0, rng)
 
-    def posterior(self, params: Params, measured: Params, support: Transitions) -> tuple[Tensor, Tensor]:
+    def posterior(self, params: Params, read: Read) -> tuple[Tensor, Tensor]:
         """Return the means and the deviations ``[M, F]`` of the posterior of each task."""
-        x = self.features(params, measured, support)
+        x = self.features(params, read.entries)
         mean, precision = F.linear(x, params["encoder.factor.weight"], params["encoder.factor.bias"]).chunk(2, -1)
-        precision = F.softplus(precision - PRIOR) * support.weight.flatten(1)[..., None]
+        precision = F.softplus(precision - PRIOR) * read.weight
         total = 1 + precision.sum(1)
         return (mean * precision).sum(1) / total, total.rsqrt()
 

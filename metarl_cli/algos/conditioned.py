@@ -137,6 +137,7 @@ class Conditioned(Algorithm):
         self.config, self.context, self.family, self.device = config, context, context.family, context.device
         self.rng = Streams(context.seed, *self.streams, device=context.device)
         self.task = self.family.sample_tasks(config.tasks, "train", numpy_rng(context.seed, "tasks", "train"))
+        self.facts = self.known(self.task)
         self.history = History(config.history, self.family.spec)
         self.kept = widened(self.family.spec, self.history.scale)  # what the replay keeps
         spec = widened(self.family.spec, (1.0,) * self.num_given(), self.history.scale)
@@ -156,11 +157,11 @@ class Conditioned(Algorithm):
 
     def num_given(self) -> int:
         """Return C, how many numbers of a task the network is given."""
-        return self.known(self.task).shape[1]
+        return self.facts.shape[1]
 
     def known(self, task: Task, family: Family | None = None) -> Tensor:
         """Return what the network is given of each of M tasks, ``[M, C]``."""
-        if self.config.knowledge:  # type: ignore[attr-defined]  # a subclass has another configuration
+        if isinstance(self.config, Config) and self.config.knowledge:
             return knowledge_of(family or self.family, task)
         return torch.zeros(num_tasks(task), 0, device=self.device)
 
@@ -170,7 +171,7 @@ class Conditioned(Algorithm):
 
     def prepare(self) -> Policy:
         """Return the policy that collects this iteration's experience."""
-        return self.policy(detached(self.params), self.known(self.task))
+        return self.policy(detached(self.params), self.facts)
 
     def sources(self, rows: Tensor, own: slice) -> Any:
         """Return tensors from which :meth:`given` makes what the network is given of training tasks.
@@ -179,7 +180,7 @@ class Conditioned(Algorithm):
             rows: the tasks ``[m]`` of an update.
             own: those among them whose sources are returned; random draws do not depend on it.
         """
-        return self.known({name: value[rows[own]] for name, value in self.task.items()})
+        return self.facts[rows[own]]
 
     def given(self, params: Params, sources: Any) -> tuple[Tensor, Tensor]:
         """Return what the network is given of m tasks ``[m, C]``, and a loss to add; both differentiable in ``params``."""

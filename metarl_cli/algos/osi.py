@@ -20,10 +20,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy
-from metarl_cli.adaptation.inference import EncoderConfig, SupportEncoder, infer
+from metarl_cli.adaptation.inference import EncoderConfig, Read, SupportEncoder, infer
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.algos.conditioned import Conditioned, TrainingConfig, knowledge_of
-from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import factor, peak, size_of, without_content
 from metarl_cli.experience.schedules import cosine
 from metarl_cli.interfaces import (
     Adapted,
@@ -86,10 +86,9 @@ class OSI(Conditioned):
     def cost_of_training(self) -> Footprint:
         estimator, support, cost = self.config.estimator, self.config.support, super().cost_of_training()
         part = -(-estimator.tasks // estimator.updates)
-        params, measured = without_content((self.estimator, self.measured))
-        batch = experience(self.family.spec, part, support.steps, support.rollouts)
-        known = torch.zeros(part, self.num_given(), device=batch.reward.device)
-        fitting = peak(lambda: self._fit(params, measured, batch, known))
+        params, read = without_content(self.estimator), self.encoder.blank(part, support)
+        known = torch.zeros(part, self.num_given(), device=read.weight.device)
+        fitting = peak(lambda: self._fit(params, read, known))
         collected = 2 * estimator.tasks * support.rollouts * support.steps * self.family.spec.bytes_per_transition
         return Footprint(
             [*cost.held, Holding("algo.estimator.hidden", 3 * size_of(self.estimator))],
@@ -98,11 +97,9 @@ class OSI(Conditioned):
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        support = self.config.support
-        batch = experience(self.family.spec, tasks, support.steps, support.rollouts)
-        params, measured = without_content((self.slow_estimator, self.measured))
-        reading = peak(lambda: self.encoder.estimate(params, measured, batch))
-        return super().cost_of_adapting(tasks, episodes) + 2 * size_of(tuple(batch)) + reading
+        params, read = without_content(self.slow_estimator), self.encoder.blank(tasks, self.config.support)
+        reading = peak(lambda: self.encoder.estimate(params, read))
+        return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(read)) + reading
 
     @override
     def train_step(self) -> dict[str, float]:
@@ -124,8 +121,9 @@ class OSI(Conditioned):
         share = cosine(config.final_lr, (self.iteration - 1) / self.context.iterations)
         self.regression.param_groups[0]["lr"] = estimator.lr * share
         losses = []
-        for rows in torch.arange(num_tasks(task), device=self.device).tensor_split(estimator.updates):
-            loss, gradients = self.fit(self.estimator, self.measured, support.rows(rows), known[rows])
+        read = self.encoder.read(self.measured, support)
+        for entries, weight, true in zip(*(x.tensor_split(estimator.updates) for x in (*read, known)), strict=True):
+            loss, gradients = self.fit(self.estimator, Read(entries, weight), true)
             for weight, gradient in zip(self.estimator.values(), gradients, strict=True):
                 weight.grad = gradient
             self.regression.step()
@@ -133,9 +131,9 @@ class OSI(Conditioned):
             losses.append(loss.detach())
         return {"loss/estimate": float(torch.stack(losses).mean())}
 
-    def _fit(self, params: Params, measured: Params, support: Transitions, known: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _fit(self, params: Params, read: Read, known: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the mean squared error of the estimate, and its gradient in the estimator's weights."""
-        loss = (self.encoder.estimate(params, measured, support) - known).square().mean()
+        loss = (self.encoder.estimate(params, read) - known).square().mean()
         return loss, backward(loss, list(params.values()))
 
     def told(self, task: Task, support: Transitions | None) -> ConditionedPolicy:
@@ -144,7 +142,7 @@ class OSI(Conditioned):
         if support is None:
             given = torch.zeros(num_tasks(task), self.num_given(), device=self.device)
         else:
-            given = self.encoder.estimate(params, self.measured, support)
+            given = self.encoder.estimate(params, self.encoder.read(self.measured, support))
         return self.policy(self.tested(), given)
 
     @override

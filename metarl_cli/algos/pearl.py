@@ -22,10 +22,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy
-from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder, divergence, infer
+from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder, Read, divergence, infer
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
-from metarl_cli.config.footprint import experience, size_of
+from metarl_cli.config.footprint import peak, size_of, without_content
 from metarl_cli.interfaces import (
     Adapted,
     Budget,
@@ -68,7 +68,7 @@ class PEARL(Conditioned):
         self.encoder = PosteriorEncoder(config.latent, context.family.spec, config.latent.size)
         self.measured = self.encoder.start(context.device)
         super().__init__(config, context)
-        self.supports: Transitions | None = None  # [M, T, N, ...] of this iteration
+        self.supports: Read | None = None  # of the training tasks in this iteration
 
     @override
     def num_given(self) -> int:
@@ -82,44 +82,39 @@ class PEARL(Conditioned):
     def prepare(self) -> Policy:
         config = self.config
         prior = self.told(detached(self.params), self.task, None)
-        self.supports = collect_rollouts(
-            prior, self.learner.actions, self.family, self.task, config.support, self.rng["support"]
-        )
-        self.env_steps += int(self.supports.weight.sum())
+        support = collect_rollouts(prior, self.learner.actions, self.family, self.task, config.support, self.rng["support"])
+        self.env_steps += int(support.weight.sum())
         if self.iteration == 0:
-            self.measured = self.encoder.measure(self.supports)
-        return self.told(detached(self.params), self.task, self.supports)
+            self.measured = self.encoder.measure(support)
+        self.supports = self.encoder.read(self.measured, support)
+        return self.told(detached(self.params), self.task, support)
 
     @override
     def sources(self, rows: Tensor, own: slice) -> Any:
         assert self.supports is not None
         noise = torch.randn(len(rows), self.num_given(), generator=self.rng["latent"], device=self.device)
-        return self.supports.rows(rows[own]), noise[own], self.measured
+        return Read(*(x[rows[own]] for x in self.supports)), noise[own]
 
     @override
     def blank_sources(self, num: int) -> Any:
-        support = self.config.support
-        batch = experience(self.family.spec, num, support.steps, support.rollouts)
-        return batch, torch.zeros(num, self.num_given()), self.measured
+        return self.encoder.blank(num, self.config.support), torch.zeros(num, self.num_given())
 
     @override
     def given(self, params: Params, sources: Any) -> tuple[Tensor, Tensor]:
-        support, noise, measured = sources
-        mean, deviation = self.encoder.posterior(params, measured, support)
+        read, noise = sources
+        mean, deviation = self.encoder.posterior(params, read)
         return mean + deviation * noise, self.config.latent.beta * divergence(mean, deviation).mean()
 
     @override
     def cost_of_training(self) -> Footprint:
-        support, cost = self.config.support, super().cost_of_training()
-        collected = self.config.tasks * support.rollouts * support.steps * self.family.spec.bytes_per_transition
-        return Footprint([*cost.held, Holding("algo.support.rollouts", 2 * collected)], cost.passing)
+        cost, read = super().cost_of_training(), self.encoder.blank(self.config.tasks, self.config.support)
+        return Footprint([*cost.held, Holding("algo.support.rollouts", 4 * size_of(tuple(read)))], cost.passing)
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        support = self.config.support
-        batch = experience(self.family.spec, tasks, support.steps, support.rollouts)
-        hidden = 4 * batch.reward.numel() * (self.encoder.size + 2 * sum(self.config.latent.hidden))
-        return super().cost_of_adapting(tasks, episodes) + 2 * size_of(tuple(batch)) + hidden
+        params, read = without_content(self.slow), self.encoder.blank(tasks, self.config.support)
+        reading = peak(lambda: self.encoder.posterior(params, read))
+        return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(read)) + reading
 
     @torch.no_grad()
     def told(self, params: Params, task: Task, support: Transitions | None) -> ConditionedPolicy:
@@ -127,7 +122,7 @@ class PEARL(Conditioned):
         if support is None:
             mean = torch.zeros(num_tasks(task), self.num_given(), device=self.device)
             return self.policy(params, mean, torch.ones_like(mean))
-        return self.policy(params, *self.encoder.posterior(params, self.measured, support))
+        return self.policy(params, *self.encoder.posterior(params, self.encoder.read(self.measured, support)))
 
     @override
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:

@@ -75,8 +75,8 @@ def test_an_encoder_reads_a_set(kind):
 
     def written(some):
         if kind is PosteriorEncoder:
-            return torch.cat(encoder.posterior(params, measured, some))
-        return encoder.estimate(params, measured, some)
+            return torch.cat(encoder.posterior(params, encoder.read(measured, some)))
+        return encoder.estimate(params, encoder.read(measured, some))
 
     shuffled = Transitions(*(x.flip(2) for x in read))
     torch.testing.assert_close(written(shuffled), written(read))
@@ -91,15 +91,15 @@ def test_a_posterior_is_the_product_of_its_factors_and_the_prior():
     encoder, read = PosteriorEncoder(ENCODER, family.spec, 2), support(family, tasks=1)
     params, measured = encoder.init(torch_rng(0, "init")), encoder.measure(read)
     nothing = read._replace(weight=torch.zeros_like(read.weight))
-    mean, deviation = encoder.posterior(params, measured, nothing)
+    mean, deviation = encoder.posterior(params, encoder.read(measured, nothing))
     assert bool((mean == 0).all())
     assert bool((deviation == 1).all()), "the prior"
     assert float(divergence(mean, deviation)) == 0
     single = read._replace(weight=torch.zeros_like(read.weight))
     single.weight[0, 0, 0] = 1
-    one, spread = encoder.posterior(params, measured, single)
+    one, spread = encoder.posterior(params, encoder.read(measured, single))
     twice = single._replace(weight=2 * single.weight)
-    both, narrow = encoder.posterior(params, measured, twice)
+    both, narrow = encoder.posterior(params, encoder.read(measured, twice))
     precision = spread**-2 - 1  # of the factor
     torch.testing.assert_close(narrow**-2, 1 + 2 * precision)
     torch.testing.assert_close(both, one * spread**-2 * 2 / (1 + 2 * precision))
