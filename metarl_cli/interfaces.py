@@ -230,12 +230,19 @@ class Learner(ABC):
     functions reduce over the last two axes alone sets ``stacked``: it is called once for all tasks, which is faster.
     """
 
+    config: Any  # its values
     spec: Spec
     actions: ActionSpace  # the actions it can take: the family's, or a grid of them
     stochastic: ClassVar[bool] = False  # whether sampling from its policy differs from the likeliest actions
     off_policy: ClassVar[bool] = True  # whether it learns from single transitions that any policy collected
     stacked: ClassVar[bool] = False  # whether ``prepare`` and ``loss`` take M tasks too, as the first axis of all tensors
     layers: Layers | None = None  # of its network; None where a genome cannot vary its structure
+
+    def rebuilt(self, spec: Spec) -> Learner:
+        """Return the learner of the same configuration for another spec; itself, where it is its own."""
+        build: Any = type(self)
+        learner: Learner = self if spec == self.spec else build(self.config, spec)
+        return learner
 
     @abstractmethod
     def init(self, rng: torch.Generator) -> Params:
@@ -300,7 +307,7 @@ class Policy(ABC):
 class Budget(NamedTuple):
     """What adapting to a task may spend."""
 
-    steps: int = 0  # gradient steps, of an algorithm that adapts by gradient
+    steps: int = 0  # gradient steps, of an algorithm that adapts by gradient; or supports, of one that adapts by inference
     episodes: int | None = None  # of experience: of the support, or of a trial; None: as the algorithm was configured
 
 

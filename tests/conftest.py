@@ -128,6 +128,7 @@ SIZES = {
     "size": 8,
     "steps": 6,
     "tasks": 4,
+    "update_tasks": 3,
     "updates": 2,
     "warmup": 1,
 }
@@ -223,17 +224,10 @@ def shrunk(values: dict[str, Any], place: str) -> Iterator[str]:
             yield f"{place}.{key}={SIZES[key]}"
 
 
-def algorithms(learns: bool = True, in_trial: bool | None = None) -> list[str]:
-    """The algorithms that learn across tasks, or the references, which have nothing to learn.
-
-    With ``in_trial`` those alone that adapt within a trial, or those that adapt by gradient steps.
-    """
+def algorithms(learns: bool = True, by: str | None = None) -> list[str]:
+    """The algorithms that learn across tasks, or the references, which have nothing to learn; ``by`` one way to adapt alone."""
     found = {name: module(name).Algo for name in options("algo")}
-    return [
-        name
-        for name, algorithm in found.items()
-        if algorithm.learns == learns and in_trial in (None, algorithm.adapts_by == "memory")
-    ]
+    return [name for name, algorithm in found.items() if algorithm.learns == learns and by in (None, algorithm.adapts_by)]
 
 
 def shortened(values):

@@ -1,1 +1,1 @@
-"""The two ways to adapt to a task: by gradient steps, and by a memory."""
+"""The three ways to adapt to a task: by gradient steps, by inference from a support, and by a memory."""

@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.func import vmap
 from typing_extensions import override
 
+from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import bytes_per_env, experience, peak, size_of, without_content
-from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import ReturnsConfig
-from metarl_cli.experience.rollout import collect
 from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
@@ -29,13 +28,9 @@ from metarl_cli.networks.stacked import first
 from metarl_cli.progress import note, timed
 
 
-class SupportConfig(StrictModel):
+class SupportConfig(RolloutsConfig):
     """The support: the experience that adaptation to a task learns from."""
 
-    rollouts: int = Field(gt=0, description="episodes per task")
-    steps: int = Field(gt=0, description="longest part of an episode that is used, from its start [steps]")
-    epsilon: float = Field(ge=0, le=1, description="share of random actions")
-    repeat: int = Field(gt=0, description="duration of a random action [steps]; above 1: temporally extended exploration")
     fresh: bool = Field(description="collect new experience with the adapted policy before every adaptation step")
 
 
@@ -197,14 +192,7 @@ def collect_support(
     learner: Learner, params: Params, family: Family, task: Task, config: SupportConfig, rng: torch.Generator
 ) -> Transitions:
     """Collect ``rollouts`` episodes per task, each in a fresh environment, truncated at ``steps`` -> ``[M, T, N, ...]``."""
-    policy = EpsilonGreedy(NetworkPolicy(learner, params), learner.actions, config.epsilon, config.repeat)
-    most = min(config.rollouts, family.max_envs or config.rollouts)
-    parts = []
-    for _ in range(0, config.rollouts, most):
-        env = family.make(task, most, rng)
-        state, live = policy.start(most, rng), family.max_envs is not None
-        parts.append(collect(env, policy, state, config.steps, one_episode=True, stop=live))
-    return parts[0] if len(parts) == 1 else Transitions(*(torch.cat(field, 2) for field in zip(*parts, strict=True)))
+    return collect_rollouts(NetworkPolicy(learner, params), learner.actions, family, task, config, rng)
 
 
 def fading(step: int, trained: int, decay: float) -> float:

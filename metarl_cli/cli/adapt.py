@@ -76,7 +76,7 @@ def _keep(report: Report, adaptation: Adaptation, out: Path, title: str, console
 
 
 def _film(saved: Run, task: Task, adaptation: Adaptation, seed: int, out: Path, console: Console) -> None:
-    """Draw the trial that was played, or an episode before and one after the gradient steps."""
+    """Draw the trial that was played, or an episode before and one after adaptation."""
     films: dict[str, Played]
     if adaptation.played:
         films = {"trial": adaptation.played}

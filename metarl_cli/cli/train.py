@@ -198,6 +198,7 @@ class Bar:
     """
 
     NUMBERS = (("eval/return_before", "before"), ("eval/return_after", "after"), ("eval/return_learned", "learned"))
+    ALONE = (("eval/return_after", "IQM"),)  # of a policy that does not adapt
     OF_TRIALS = (("eval/return_before", "first"), ("eval/return_after", "last"), ("eval/trial_return", "trial"))
 
     def __init__(self, console: Console, total: int, done: int, log: Console | None = None):
@@ -228,7 +229,9 @@ class Bar:
     def update(self, progress: Progress) -> None:
         """Show where training stands."""
         iteration, _, env_steps, metrics = progress
-        names = self.OF_TRIALS if "eval/trial_return" in metrics else self.NUMBERS
+        names = self.NUMBERS if "eval/return_step_1" in metrics else self.ALONE
+        if "eval/trial_return" in metrics:
+            names = self.OF_TRIALS
         self.numbers |= {name: metrics[tag] for tag, name in names if tag in metrics}
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
         self.text, self.done = f"{env_steps:,} env steps", iteration

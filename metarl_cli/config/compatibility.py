@@ -71,17 +71,20 @@ def memory_errors() -> Iterator[None]:
         raise UserError(f"out of memory: {first_line(error)}") from error
 
 
+STEPS = {"gradient": "gradient steps", "inference": "supports"}  # what ``steps`` count, by how an algorithm adapts
+OTHERWISE = {"memory": "adapts within trials of algo.episodes, not by gradient steps", "nothing": "does not adapt"}
+
+
 def _check_steps(values: Mapping[str, Any], algo: Group, name: str) -> Iterator[Problem]:
-    """Yield a problem where steps are given to an algorithm with memory, or none to one that adapts by gradient."""
-    by_gradient = algo.module.Algo.adapts_by == "gradient"
+    """Yield a problem where steps are given to an algorithm that takes none, or none to one that does."""
+    way = algo.module.Algo.adapts_by
     for budget in ("eval", "test"):
         key, group = f"{budget}.steps", values.get(budget)
         steps = group.get("steps") if isinstance(group, Mapping) else None
-        if by_gradient and steps is None and isinstance(group, Mapping):
-            yield Problem(key, f"{key}: missing; must be an integer > 0, as {name} adapts by gradient steps")
-        elif not by_gradient and steps is not None:
-            text = f"{key}={show(steps)}: {name} adapts within trials of algo.episodes, not by gradient steps"
-            yield Problem(key, text)
+        if way in STEPS and steps is None and isinstance(group, Mapping):
+            yield Problem(key, f"{key}: missing; must be an integer > 0, as {name} adapts by {STEPS[way]}")
+        elif way in OTHERWISE and steps is not None:
+            yield Problem(key, f"{key}={show(steps)}: {name} {OTHERWISE[way]}")
 
 
 def _check_training(values: Mapping[str, Any], algo: Group, name: str) -> Iterator[Problem]:
@@ -112,9 +115,12 @@ def check_budget(algo: Group, steps: int | None, trial: int | None) -> None:
     """Check the budget of ``metarl test`` and ``metarl adapt`` against the algorithm of the saved run.
 
     Raises:
-        UserError: for gradient steps of an algorithm with memory, or a trial of one that adapts by gradient.
+        UserError: for steps of an algorithm that takes none, or a trial of one that does not adapt within trials.
     """
-    if steps is not None and algo.module.Algo.adapts_by == "memory":
-        raise UserError(Problem("steps", f"steps={steps}: the run's algorithm adapts within trials; give trial=EPISODES"))
-    if trial is not None and algo.module.Algo.adapts_by == "gradient":
-        raise UserError(Problem("trial", f"trial={trial}: the run's algorithm adapts by gradient steps; give steps=NUMBER"))
+    way = algo.module.Algo.adapts_by
+    if steps is not None and way not in STEPS:
+        text = "does not adapt" if way == "nothing" else "adapts within trials; give trial=EPISODES"
+        raise UserError(Problem("steps", f"steps={steps}: the run's algorithm {text}"))
+    if trial is not None and way != "memory":
+        text = "does not adapt" if way == "nothing" else f"adapts by {STEPS[way]}; give steps=NUMBER"
+        raise UserError(Problem("trial", f"trial={trial}: the run's algorithm {text}"))

@@ -54,7 +54,7 @@ class Evaluation(StrictModel):
 
     tasks: int = Field(gt=0, description="tasks evaluated")
     episodes: int = Field(gt=0, description="full episodes per task and adaptation step")
-    steps: int | None = Field(gt=0, description="gradient steps; none for an algorithm with memory, which adapts within trials")
+    steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none for one that takes none")
 
 
 class TrainConfig(StrictModel):
@@ -82,7 +82,7 @@ class TestConfig(StrictModel):
     split: Literal["validation", "test", "ood"] = Field(description="which held-out tasks")
     tasks: int | None = Field(gt=0, description="tasks evaluated; none: as at the end of training")
     episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
-    steps: int | None = Field(gt=0, description="gradient steps, for algorithms without memory; none: as in training")
+    steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
     hardware: Hardware
@@ -93,7 +93,7 @@ class AdaptConfig(StrictModel):
 
     run: str = Field(description="the run folder to adapt from")
     task: dict[str, float] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
-    steps: int | None = Field(gt=0, description="gradient steps, for algorithms without memory; none: as in training")
+    steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
     seed: int = Field(ge=0, description="seed of the support episodes and of the measuring ones")

@@ -80,7 +80,7 @@ def table(report: Report, title: str) -> Table:
         row("from scratch", report.scratch, -1, "dim")
     last = len(report.curve.steps) - 1
     for k, step in enumerate(report.curve.steps):
-        name = label(step, trial=report.total is not None)
+        name = label(step, trial=report.total is not None) if last or report.total else "without adaptation"
         row(name, report.curve, k, "bold" if k in (0, last) else "")
     for group in report.curve.groups:
         rows.add_section()
@@ -124,7 +124,7 @@ def figure(report: Report, title: str) -> Figure:
         lines.append(("sampled", report.sampled, "tab:green"))
     if report.scratch:
         lines.append(("from scratch", report.scratch, "tab:orange"))
-    first = "previous episodes of the trial" if report.total else "gradient steps of adaptation, per task"
+    first = "previous episodes of the trial" if report.total else "steps of adaptation, per task"
     for axes, name in ((left, "steps"), (right, "env_steps")):
         for text, curve, colour in lines:
             x, points = getattr(curve, name), curve.points

@@ -108,7 +108,7 @@ class Run:
         """Return what an adaptation may spend; ``default`` steps, or those of the test at the end of training.
 
         Raises:
-            UserError: for gradient steps of an algorithm that adapts within a trial, or the other way round.
+            UserError: for steps of an algorithm that adapts within a trial or not at all, or a trial of another one.
         """
         check_budget(self.config.algo, steps, trial)
         steps, trial = number("steps", steps, 0), number("trial", trial, 1)
@@ -158,7 +158,7 @@ class Run:
             split: which tasks.
             tasks: how many; None: as at the end of training, and so for the others.
             episodes: full episodes per task and step.
-            steps: gradient steps of adaptation.
+            steps: adaptation steps: gradient steps, or supports.
             trial: episodes of a trial, for an algorithm with memory.
 
         Raises:
@@ -201,7 +201,7 @@ class Run:
         """Adapt to one task in the family's own environments; returns the policy.
 
         Args:
-            steps: gradient steps; None: as at the end of training.
+            steps: adaptation steps: gradient steps, or supports; None: as at the end of training.
             trial: episodes that a policy with memory lives through; None: as in training.
             seed: of the support, or of the trial.
             task: task parameters whose names are no Python names.
@@ -222,7 +222,7 @@ class Run:
         Args:
             env: any Gymnasium environment; it is stepped, one episode after another.
             episodes: the episodes of experience: of the support, or of the trial of a policy with memory.
-            steps: gradient steps; None: as at the end of training.
+            steps: adaptation steps: gradient steps, or supports; None: as at the end of training.
             seed: of the episodes and of the exploration.
 
         Raises:
@@ -236,7 +236,7 @@ class Run:
         return self.adaptation(live.task, budget, seed, live).policy
 
     def _warn(self, steps: int | None) -> None:
-        """Say that a user has asked for more gradient steps than the run was trained for, where no table says it."""
+        """Say that a user has asked for more adaptation steps than the run was trained for, where no table says it."""
         for line in beyond_training(steps or 0, self.algorithm.trained_steps):
             note(line)
 

@@ -320,7 +320,7 @@ def tensors(memory: State) -> list[Tensor]:
         ("transformer", "classic_mix"),
     ],
 )
-@pytest.mark.parametrize("algo", algorithms(in_trial=True))
+@pytest.mark.parametrize("algo", algorithms(by="memory"))
 def test_trials_together_are_trials_alone(algo, cell, env):
     """Four trials whose episodes end at different times, and each alone on what it saw: the same actions and memory."""
     whole = ["algo.replay.segment=null"] if algo == "rl2_dqn" and cell == "transformer" else []
@@ -396,7 +396,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(("algo", "overrides"), [(a, o) for a in algorithms(in_trial=True) for o in VARIANTS.get(a, [[]])])
+@pytest.mark.parametrize(("algo", "overrides"), [(a, o) for a in algorithms(by="memory") for o in VARIANTS.get(a, [[]])])
 def test_padding_changes_nothing(algo, overrides):
     """Whatever follows a trial's end: every metric, statistic and weight keeps its bits."""
     plain = learned(algo, overrides)
@@ -404,7 +404,7 @@ def test_padding_changes_nothing(algo, overrides):
     assert all(torch.isfinite(torch.as_tensor(x)).all() for x in plain)
 
 
-@pytest.mark.parametrize("algo", algorithms(in_trial=True))
+@pytest.mark.parametrize("algo", algorithms(by="memory"))
 def test_every_step_within_a_trial_counts(algo):
     """What the test above compares does change with the last step of a single trial."""
 

@@ -51,7 +51,7 @@ def test_weights_are_all_that_is_needed_elsewhere(algo):
     assert all(torch.equal(a, b) for a, b in zip(flat(one.weights()), flat(two.weights()), strict=True))
 
 
-@pytest.mark.parametrize("algo", algorithms(in_trial=True))
+@pytest.mark.parametrize("algo", algorithms(by="memory"))
 @pytest.mark.parametrize("env", ["cartpole_family", "navigation_2d"])
 def test_trials_change_nothing_of_the_algorithm(algo, env):
     """Nor does one trial of another: the same chance, the same trial."""

@@ -166,7 +166,7 @@ def test_reptile_moves_towards_the_adapted_weights(float64):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("algo", variants_slow(algorithms(in_trial=False)))
+@pytest.mark.parametrize("algo", variants_slow(algorithms(by="gradient")))
 @pytest.mark.parametrize("env", ["cartpole_family", pytest.param("navigation_2d", marks=pytest.mark.slow)])
 def test_gradient_steps_adapt_and_change_nothing_else(algo, env):
     parts = build(compose_train(f"algo={algo}", f"env={env}", *tiny(algo)))

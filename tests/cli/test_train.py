@@ -27,6 +27,7 @@ from conftest import (
     compose_train,
     compose_values,
     flat,
+    module,
     slow_if,
     tiny,
     variant,
@@ -98,8 +99,8 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
     validated = [row["eval/score"] for row in logged(folder.path) if "eval/score" in row]
     assert score == max(validated) == folder.validation_score(), "what a sweeper gets"
     assert run_here(tmp_path / "run", *small(algo)) == score, "of a finished run too"
-    in_trial = algo in algorithms(in_trial=True)
-    points = 2 if in_trial else 3
+    by = module(algo).Algo.adapts_by
+    points = {"memory": 2, "nothing": 1}.get(by, 3)
     for split in ("test", "ood"):
         result = json.loads((folder.results / f"{split}.json").read_text())
         assert np.array(result["adapted"]["task_returns"]).shape == (points, 4)
@@ -108,20 +109,21 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
         if split == "test":
             means = np.array(result["adapted"]["task_returns"])
             learned = result["learned"] or {"value": iqm(means[-1])}  # by an algorithm that learns each training task alone
-            expected = result["trial"]["mean"] / 2 if in_trial else learned["value"]
+            expected = result["trial"]["mean"] / 2 if by == "memory" else learned["value"]
             assert manifest["score"] == pytest.approx(float(expected))
             assert result["adapted"]["beside"][-1]["mean"] == pytest.approx(means[-1].mean())
         assert updates[0] == 0
         assert result["tasks"]["hash"] == manifest["tasks"][split]
         assert (folder.results / f"{split}.png").stat().st_size > 10_000
     tags = {tag for row in logged(folder.path) for tag in row}
-    shared = {"eval/return_before", "eval/return_after", "eval/gain", "eval/auc", "eval/return_step_1"}
+    shared = {"eval/return_before", "eval/return_after", "eval/gain", "eval/auc", f"eval/return_step_{min(points, 2) - 1}"}
     assert shared | {"test/return_after", "ood/return_after", "test/return_random"} <= tags
-    assert ({"eval/trial_return", "test/trial_return"} if in_trial else {"test/return_scratch"}) <= tags
+    own = {"memory": {"eval/trial_return", "test/trial_return"}, "gradient": {"test/return_scratch"}}
+    assert own.get(by, set()) <= tags
     assert any(tag.startswith(("loss/", "fitness/")) for tag in tags), "what it learns by is logged"
     shown = capsys.readouterr().out
     assert "held-out tasks" in shown
-    assert ("sum of 2 episodes" if in_trial else "after step 2") in shown
+    assert {"memory": "sum of 2 episodes", "nothing": "without adaptation"}.get(by, "after step 2") in shown
 
 
 @pytest.mark.parametrize(("algo", "env"), [("thompson", "bandit"), ("psrl", "tabular_mdp"), ("oracle", "gridworld")])
@@ -457,7 +459,7 @@ def test_adapt_to_a_named_task(finished, tmp_path):
     assert "Traceback" not in wrong.stderr
 
 
-@pytest.mark.parametrize("algo", algorithms(in_trial=True))
+@pytest.mark.parametrize("algo", algorithms(by="memory"))
 def test_adapt_within_a_trial_keeps_a_memory_to_go_on_from(algo, tmp_path, capsys):
     run_here(tmp_path / "run", *small(algo, "gridworld"))
     folder = RunFolder(tmp_path / "run")

@@ -111,6 +111,8 @@ WRONG = {
     "train algo=rl2 learner=dqn_atari": "has no learner",
     "train algo=rl2 eval.steps=7": "not by gradient steps",
     "train algo=dqn eval.steps=null": "missing|must be",
+    "train algo=robust_dqn eval.steps=7": "algo=robust_dqn does not adapt",
+    "train algo=osi_dqn test.steps=null": "algo=osi_dqn adapts by supports",
     "train algo=ucb1 env=bandit train.iterations=50": "has nothing to train",
     "train algo=dqn learner=dqn_atari": "convolutions need images",
     "train env=gridworld env.clear=99": "no cell is left",

@@ -1,0 +1,166 @@
+"""Adaptation by inference: an encoder reads a support and writes what a network is given of the task; no weights move.
+
+An encoder is a small network over single transitions (obs, action, reward, change of obs, terminated), whose outputs are pooled
+so that neither the order nor the number of transitions matters:
+
+    estimate    rho(mean_n phi(x_n))                              (deep sets: Zaheer 2017, arXiv:1703.06114)
+    posterior   N(0, I) prod_n N(mu(x_n), sigma(x_n)²)            (PEARL: Rakelly 2019, arXiv:1903.08254, equation 4)
+
+Each adaptation step collects one more support; all of them are read together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import override
+
+from metarl_cli.adaptation.conditioning import join, symlog
+from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts, merged
+from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import META
+from metarl_cli.interfaces import Adapted, Budget, Family, Params, Policy, Task, Transitions
+from metarl_cli.networks.layers import linear
+from metarl_cli.spaces import ActionSpace, Spec
+
+LARGEST = 10.0  # [deviations] of an entry of a transition: what training never saw must not dominate
+PRIOR = 4.0  # the precision of a factor is softplus(-4) = 0.018 at first: 100 of them outweigh the prior a little
+LEAST = 1e-6  # deviation below which an entry counts as constant
+
+
+class EncoderConfig(StrictModel):
+    """The network that reads a support."""
+
+    hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each layer over a transition")
+
+
+class Read(NamedTuple):
+    """The transitions of supports as vectors, normalised."""
+
+    entries: Tensor  # [M, T N, I]
+    weight: Tensor  # [M, T N, 1]
+
+
+class SupportEncoder:
+    """An encoder of supports; weights are named ``encoder.*``.
+
+    Args:
+        config: see :class:`EncoderConfig`.
+        spec: the family's.
+        outputs: F, the numbers it writes.
+    """
+
+    def __init__(self, config: EncoderConfig, spec: Spec, outputs: int):
+        self.config, self.spec, self.outputs = config, spec, outputs
+        self.size = 2 * math.prod(spec.obs_shape) + spec.actions.size + 2  # entries of a transition
+
+    def init(self, rng: torch.Generator) -> Params:
+        """Draw the initial weights: of ``phi``, and of ``rho`` after it."""
+        units = self.config.hidden[-1]
+        rho = linear("encoder.rho", units, units, math.sqrt(2), rng)
+        return self._phi(rng) | rho | linear("encoder.estimate", self.outputs, units, 1.0, rng)
+
+    def _phi(self, rng: torch.Generator) -> Params:
+        params: Params = {}
+        for i, (inputs, units) in enumerate(pairwise([self.size, *self.config.hidden])):
+            params |= linear(f"encoder.{i}", units, inputs, math.sqrt(2), rng)
+        return params
+
+    def start(self, device: torch.device) -> Params:
+        """Return the normalisation of a transition's entries before it is measured: none."""
+        return {"mean": torch.zeros(self.size, device=device), "scale": torch.ones(self.size, device=device)}
+
+    def blank(self, tasks: int, support: RolloutsConfig) -> Read:
+        """Return the transitions of the supports of so many tasks without content."""
+        shape = tasks, support.rollouts * support.steps
+        return Read(torch.zeros(*shape, self.size, device=META), torch.zeros(*shape, 1, device=META))
+
+    def measure(self, support: Transitions) -> Params:
+        """Measure the mean and the deviation of each entry of transitions, ``[I]`` each."""
+        entries = self._entries(support)[support.weight.flatten(1) > 0]
+        deviation = entries.std(0)
+        return {"mean": entries.mean(0), "scale": torch.where(deviation > LEAST, deviation, 1.0)}
+
+    def _entries(self, support: Transitions) -> Tensor:
+        """Return the transitions ``[M, T, N, ...]`` as vectors ``[M, T N, I]``."""
+        action = self.spec.actions.encode(self.spec.actions.clip(support.action))
+        rest = torch.stack([symlog(support.reward), support.terminated.to(support.reward.dtype)], -1)
+        return join(support.obs, support.next_obs - support.obs, action, rest).flatten(1, 2)
+
+    def read(self, measured: Params, support: Transitions) -> Read:
+        """Return the transitions ``[M, T, N, ...]`` as the encoder takes them; nothing of it is learned."""
+        entries = ((self._entries(support) - measured["mean"]) / measured["scale"]).clamp(-LARGEST, LARGEST)
+        return Read(entries, support.weight.flatten(1)[..., None])
+
+    def features(self, params: Params, x: Tensor) -> Tensor:
+        """Return ``phi [M, T N, H]`` of transitions ``[M, T N, I]``."""
+        for i in range(len(self.config.hidden)):
+            x = F.silu(F.linear(x, params[f"encoder.{i}.weight"], params[f"encoder.{i}.bias"]))
+        return x
+
+    def estimate(self, params: Params, read: Read) -> Tensor:
+        """Return the numbers ``[M, F]`` of each task, from the mean over the weighted transitions of its support."""
+        pooled = (self.features(params, read.entries) * read.weight).sum(1) / read.weight.sum(1)
+        x = F.silu(F.linear(pooled, params["encoder.rho.weight"], params["encoder.rho.bias"]))
+        return F.linear(x, params["encoder.estimate.weight"], params["encoder.estimate.bias"])
+
+
+class PosteriorEncoder(SupportEncoder):
+    """An encoder whose pooled output is a normal distribution over ``outputs`` numbers, the product of one per transition."""
+
+    @override
+    def init(self, rng: torch.Generator) -> Params:
+        """Draw the initial weights; the factors are wide at first, so that the posterior is near the prior."""
+        return self._phi(rng) | linear("encoder.factor", 2 * self.outputs, self.config.hidden[-1], 1.0, rng)
+
+    def posterior(self, params: Params, read: Read) -> tuple[Tensor, Tensor]:
+        """Return the means and the deviations ``[M, F]`` of the posterior of each task."""
+        x = self.features(params, read.entries)
+        mean, precision = F.linear(x, params["encoder.factor.weight"], params["encoder.factor.bias"]).chunk(2, -1)
+        precision = F.softplus(precision - PRIOR) * read.weight
+        total = 1 + precision.sum(1)
+        return (mean * precision).sum(1) / total, total.rsqrt()
+
+
+def divergence(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence ``[M]`` of normal distributions ``[M, F]`` from the standard one [nats]."""
+    return 0.5 * (mean.square() + deviation.square() - 1 - 2 * deviation.log()).sum(-1)
+
+
+@torch.no_grad()
+def infer(
+    policy: Callable[[Transitions | None], Policy],
+    actions: ActionSpace,
+    family: Family,
+    task: Task,
+    budget: Budget,
+    support: RolloutsConfig,
+    rng: torch.Generator,
+) -> Iterator[Adapted]:
+    """Yield the policies of M tasks before the first support and after each; every step collects one more.
+
+    Args:
+        policy: makes the policies from the supports so far ``[M, T, N, ...]``; from none at first.
+        actions: that exploration chooses among.
+        family: of the tasks.
+        task: the tasks.
+        budget: the number of supports, and perhaps of episodes in each.
+        support: what is collected.
+        rng: of the experience.
+    """
+    if budget.episodes is not None:
+        support = support.model_copy(update={"rollouts": budget.episodes})
+    now, seen, env_steps = policy(None), list[Transitions](), 0
+    yield Adapted(0, 0, 0, now)
+    for k in range(1, budget.steps + 1):
+        seen.append(collect_rollouts(now, actions, family, task, support, rng))
+        env_steps += round(float(seen[-1].weight.sum()) / len(seen[-1].weight))
+        now = policy(merged(seen))
+        yield Adapted(k, 0, env_steps, now)

@@ -1,0 +1,40 @@
+"""The support: the experience of a new task that adaptation by gradient and by inference learns from."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from metarl_cli.config.base import StrictModel
+from metarl_cli.experience.exploration import EpsilonGreedy
+from metarl_cli.experience.rollout import collect
+from metarl_cli.interfaces import Family, Policy, Task, Transitions
+from metarl_cli.spaces import ActionSpace
+
+
+class RolloutsConfig(StrictModel):
+    """The rollouts of a support."""
+
+    rollouts: int = Field(gt=0, description="episodes per task")
+    steps: int = Field(gt=0, description="longest part of an episode that is used, from its start [steps]")
+    epsilon: float = Field(ge=0, le=1, description="share of random actions")
+    repeat: int = Field(gt=0, description="duration of a random action [steps]; above 1: temporally extended exploration")
+
+
+def collect_rollouts(
+    policy: Policy, actions: ActionSpace, family: Family, task: Task, config: RolloutsConfig, rng: torch.Generator
+) -> Transitions:
+    """Collect ``rollouts`` episodes per task, each in a fresh environment, truncated at ``steps`` -> ``[M, T, N, ...]``."""
+    exploring = EpsilonGreedy(policy, actions, config.epsilon, config.repeat)
+    most = min(config.rollouts, family.max_envs or config.rollouts)
+    parts = []
+    for _ in range(0, config.rollouts, most):
+        env = family.make(task, most, rng)
+        state, live = exploring.start(most, rng), family.max_envs is not None
+        parts.append(collect(env, exploring, state, config.steps, one_episode=True, stop=live))
+    return merged(parts)
+
+
+def merged(parts: list[Transitions]) -> Transitions:
+    """Return rollouts ``[M, T, N, ...]`` of the same tasks side by side, along N."""
+    return parts[0] if len(parts) == 1 else Transitions(*(torch.cat(field, 2) for field in zip(*parts, strict=True)))

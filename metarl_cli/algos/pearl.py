@@ -1,0 +1,144 @@
+"""PEARL by Q-learning: an encoder of supports and a Q-network, trained together (Rakelly 2019, arXiv:1903.08254).
+
+    posterior    q(z | support) = N(0, I) prod_n N(mu(x_n), sigma(x_n)²)
+    loss         L_DQN(Q(., . | z)) + beta KL(q(z | support) || N(0, I)),   z ~ q(z | support)
+    new task     act greedily on Q(s, a | mean of q(z | support))
+
+The information bottleneck (beta) keeps in z what the values of actions need. In training each task acts on a sample of its
+posterior, drawn at the start of the iteration, and so does a support with ``support.epsilon`` below 1 (posterior sampling).
+
+Differs from the paper: Q-learning with discrete actions takes the place of the soft actor-critic; the prior is a factor of the
+posterior; supports are those of the other algorithms here, collected anew in each iteration. Tests act on the posterior's mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from metarl_cli.adaptation.conditioning import ConditionedPolicy
+from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder, Read, divergence, infer
+from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
+from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
+from metarl_cli.config.footprint import peak, size_of, without_content
+from metarl_cli.interfaces import (
+    Adapted,
+    Budget,
+    Context,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    Policy,
+    State,
+    Task,
+    Transitions,
+    num_tasks,
+)
+from metarl_cli.networks.stacked import detached, load_params
+
+
+class LatentConfig(EncoderConfig):
+    """The latent variable and its encoder."""
+
+    size: int = Field(gt=0, description="entries of the latent variable")
+    beta: float = Field(ge=0, description="weight of the divergence from the prior [loss per nat]")
+
+
+class Config(TrainingConfig):
+    """A Q-network that is given a latent variable, inferred from the support."""
+
+    support: RolloutsConfig
+    latent: LatentConfig
+
+
+class PEARL(Conditioned):
+    """Q-learning with a posterior over the task; see :class:`Conditioned` for the arguments and the errors raised."""
+
+    adapts_by = "inference"
+    streams = (*Conditioned.streams, "support", "latent")
+    config: Config
+
+    def __init__(self, config: Config, context: Context):
+        self.encoder = PosteriorEncoder(config.latent, context.family.spec, config.latent.size)
+        self.measured = self.encoder.start(context.device)
+        super().__init__(config, context)
+        self.supports: Read | None = None  # of the training tasks in this iteration
+
+    @override
+    def num_given(self) -> int:
+        return self.config.latent.size
+
+    @override
+    def init(self, rng: torch.Generator) -> Params:
+        return super().init(rng) | self.encoder.init(rng)
+
+    @override
+    def prepare(self) -> Policy:
+        config = self.config
+        prior = self.told(detached(self.params), self.task, None)
+        support = collect_rollouts(prior, self.learner.actions, self.family, self.task, config.support, self.rng["support"])
+        self.env_steps += int(support.weight.sum())
+        if self.iteration == 0:
+            self.measured = self.encoder.measure(support)
+        self.supports = self.encoder.read(self.measured, support)
+        return self.told(detached(self.params), self.task, support)
+
+    @override
+    def sources(self, rows: Tensor, own: slice) -> Any:
+        assert self.supports is not None
+        noise = torch.randn(len(rows), self.num_given(), generator=self.rng["latent"], device=self.device)
+        return Read(*(x[rows[own]] for x in self.supports)), noise[own]
+
+    @override
+    def blank_sources(self, num: int) -> Any:
+        return self.encoder.blank(num, self.config.support), torch.zeros(num, self.num_given())
+
+    @override
+    def given(self, params: Params, sources: Any) -> tuple[Tensor, Tensor]:
+        read, noise = sources
+        mean, deviation = self.encoder.posterior(params, read)
+        return mean + deviation * noise, self.config.latent.beta * divergence(mean, deviation).mean()
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        cost, read = super().cost_of_training(), self.encoder.blank(self.config.tasks, self.config.support)
+        return Footprint([*cost.held, Holding("algo.support.rollouts", 4 * size_of(tuple(read)))], cost.passing)
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        params, read = without_content(self.slow), self.encoder.blank(tasks, self.config.support)
+        reading = peak(lambda: self.encoder.posterior(params, read))
+        return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(read)) + reading
+
+    @torch.no_grad()
+    def told(self, params: Params, task: Task, support: Transitions | None) -> ConditionedPolicy:
+        """Return the policies in M tasks of which the network is given the posterior, or without a support the prior."""
+        if support is None:
+            mean = torch.zeros(num_tasks(task), self.num_given(), device=self.device)
+            return self.policy(params, mean, torch.ones_like(mean))
+        return self.policy(params, *self.encoder.posterior(params, self.encoder.read(self.measured, support)))
+
+    @override
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Yield the policies before the first support and after each."""
+        parts = (self.learner.actions, family or self.family, task, budget, self.config.support, rng)
+        params = self.tested()
+        return infer(lambda support: self.told(params, task, support), *parts)
+
+    @override
+    def weights(self) -> State:
+        return super().weights() | {"measured": self.measured}
+
+    @override
+    def load_weights(self, state: State) -> None:
+        super().load_weights(state)
+        load_params(self.measured, state["measured"])
+
+
+Algo = PEARL
