@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from metarl_cli.config.base import Group, Operational, Part, StrictModel
 
@@ -57,6 +57,24 @@ class Evaluation(StrictModel):
     steps: int | None = Field(gt=0, description="gradient steps; none for an algorithm with memory, which adapts within trials")
 
 
+def _several(value: object) -> object:
+    """Return one folder as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Folders = Annotated[list[str] | None, BeforeValidator(_several)]
+ROBUST = "run folder, or those of several seeds, of a policy that cannot know the task; none: measured levels"
+ORACLE = "run folder, or those of several seeds, of a policy that is given the task; none: the optimum, or measured levels"
+
+
+class Testing(Evaluation):
+    """How the result of a run is measured, and the references of its normalised score."""
+
+    # a run of an earlier version has none
+    robust: Annotated[Folders, Operational()] = Field(default=None, description=ROBUST)
+    oracle: Annotated[Folders, Operational()] = Field(default=None, description=ORACLE)
+
+
 class TrainConfig(StrictModel):
     """``metarl train``."""
 
@@ -68,7 +86,7 @@ class TrainConfig(StrictModel):
     outputs: Annotated[str, Operational()] = Field(description="where new run folders go")
     train: TrainLoop
     eval: Evaluation = Field(description="on validation tasks, during training; chooses the best checkpoint")
-    test: Evaluation = Field(description="on test and out-of-distribution tasks, at the end")
+    test: Testing = Field(description="on test and out-of-distribution tasks, at the end")
     algo: Annotated[Group, Part("algo")]
     learner: Annotated[Group | None, Part("learner")] = None  # an algorithm without a learner removes the group
     env: Annotated[Group, Part("env")]
@@ -84,6 +102,9 @@ class TestConfig(StrictModel):
     episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
     steps: int | None = Field(gt=0, description="gradient steps, for algorithms without memory; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
+    robust: Folders = Field(description=ROBUST)
+    oracle: Folders = Field(description=ORACLE)
+    probe: Literal["support"] | None = Field(description="support: what the adaptation uses of its support; none: a plain test")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
     hardware: Hardware
 

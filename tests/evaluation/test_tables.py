@@ -141,12 +141,12 @@ def test_regret_and_optimum_are_in_one_unit(algo):
     assert scalars["test/return_optimum"] == pytest.approx(np.mean(saved["optimum"]))
     assert scalars["test/regret"] == saved["regret"] == found.regret
     assert scalars["test/regret_after"] == pytest.approx(scalars["test/return_optimum"] - found.curve.summaries[-1].mean)
-    assert "regret per episode (oracle minus return)" in text(table(found, "t"))
+    assert "regret per episode (optimum minus return)" in text(table(found, "t"))
 
 
 def test_regret_after_gradient_steps():
     found, _ = report("navigation_2d_continuous", "maml_dqn", 5, 1, 1, "learner=dqn")
-    assert found.regret == pytest.approx(float((found.oracle.returns[0, 0] - found.curve.returns[-1, 0]).mean()))
+    assert found.regret == pytest.approx(float((found.optimum.returns[0, 0] - found.curve.returns[-1, 0]).mean()))
 
 
 @pytest.mark.parametrize(("env", "shared"), [("gridworld", True), ("bandit", False)])
