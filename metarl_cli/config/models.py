@@ -63,16 +63,9 @@ def _several(value: object) -> object:
 
 
 Folders = Annotated[list[str] | None, BeforeValidator(_several)]
+# of the test results that the normalised score is computed with
 ROBUST = "run folder, or those of several seeds, of a policy that cannot know the task; none: measured levels"
 ORACLE = "run folder, or those of several seeds, of a policy that is given the task; none: the optimum, or measured levels"
-
-
-class Testing(Evaluation):
-    """How the result of a run is measured, and the references of its normalised score."""
-
-    # a run of an earlier version has none
-    robust: Annotated[Folders, Operational()] = Field(default=None, description=ROBUST)
-    oracle: Annotated[Folders, Operational()] = Field(default=None, description=ORACLE)
 
 
 class TrainConfig(StrictModel):
@@ -84,9 +77,11 @@ class TrainConfig(StrictModel):
         description="run folder to continue, or where the new run goes; none: named by the config"
     )
     outputs: Annotated[str, Operational()] = Field(description="where new run folders go")
+    robust: Annotated[Folders, Operational()] = Field(description=ROBUST)
+    oracle: Annotated[Folders, Operational()] = Field(description=ORACLE)
     train: TrainLoop
     eval: Evaluation = Field(description="on validation tasks, during training; chooses the best checkpoint")
-    test: Testing = Field(description="on test and out-of-distribution tasks, at the end")
+    test: Evaluation = Field(description="on test and out-of-distribution tasks, at the end")
     algo: Annotated[Group, Part("algo")]
     learner: Annotated[Group | None, Part("learner")] = None  # an algorithm without a learner removes the group
     env: Annotated[Group, Part("env")]

@@ -85,10 +85,10 @@ def probe(evaluator: Evaluator, algorithm: Algorithm, budget: Budget, levels: Le
         UserError: for an algorithm that does not adapt, or a trial of a single episode.
     """
     measure = _measurement(evaluator, algorithm, budget)
-    supports = list(_supports(evaluator.family, evaluator.task))
+    changed = list(supports(evaluator.family, evaluator.task))
     every = np.arange(num_tasks(evaluator.task))
     found = [(BEFORE, every, measure(None))]
-    for each in track(supports, len(supports), "support"):
+    for each in track(changed, len(changed), "support"):
         try:
             found.append((each.name, each.rows, measure(each)))
         except _Unchanged:  # there is one rollout, whose actions cannot be those of another
@@ -126,7 +126,7 @@ def _effect(evaluator: Evaluator, name: str, rows: Rows, returns: Scores, own: S
 # -- the supports
 
 
-def _supports(family: Family, task: Task) -> Iterator[Support]:
+def supports(family: Family, task: Task) -> Iterator[Support]:
     """Yield the supports of M tasks, their own first."""
     num = num_tasks(task)
     every = np.arange(num)

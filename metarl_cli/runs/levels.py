@@ -64,7 +64,7 @@ class File(BaseModel):
         return self
 
 
-def find_levels(config: TrainConfig, evaluator: Evaluator, robust: Folders, oracle: Folders, shipped: Path = SHIPPED) -> Levels:
+def find_levels(config: TrainConfig, evaluator: Evaluator, robust: Folders, oracle: Folders) -> Levels:
     """Return the levels of the evaluator's tasks: of the runs in these folders, else measured ones, else none.
 
     Where a family computes its optimum, that takes the place of a measured oracle.
@@ -72,7 +72,7 @@ def find_levels(config: TrainConfig, evaluator: Evaluator, robust: Folders, orac
     Raises:
         UserError: if a run cannot be read, or has no result on these tasks; the message says what makes one.
     """
-    named, path = _named(robust, oracle), _file(environment(config), shipped)
+    named, path = _named(robust, oracle), _file(environment(config), SHIPPED)
     if not named and not path.exists():
         return Levels()
     hashes = task_hashes(evaluator.task)
@@ -163,13 +163,13 @@ def _measured(path: Path, hashes: list[str]) -> Levels:
     return Levels(level("robust"), level("oracle"))
 
 
-def write_levels(robust: Folders, oracle: Folders, into: Path = SHIPPED) -> Path:
+def write_levels(robust: Folders, oracle: Folders, into: Path | None = None) -> Path:
     """Write the levels of the tasks that runs were tested on, for everyone who tests on these tasks; returns the file.
 
     Args:
         robust: folders of runs that cannot know the task, one for each seed; None: the file has no such level.
         oracle: likewise, of runs that are given the task.
-        into: the folder of the file.
+        into: the folder of the file; None: where they are looked up.
 
     Raises:
         UserError: if a run cannot be read, the runs are of different environments, or have no task in common.
@@ -195,6 +195,7 @@ def write_levels(robust: Folders, oracle: Folders, into: Path = SHIPPED) -> Path
         "oracle": columns.get("oracle"),
         "sources": {role: _source([RunFolder(path) for path in paths]) for role, paths in named},
     }
+    into = into or SHIPPED
     path = _file(shared, into)
     into.mkdir(parents=True, exist_ok=True)
     write_json(path, values, File)

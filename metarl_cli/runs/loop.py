@@ -256,7 +256,7 @@ class Training:
         """Return the references of a test; found before training, so that a mistake is told before the work."""
         test = self.config.test
         evaluator = self._evaluator(split, test.tasks, test.episodes)
-        return find_levels(self.config, evaluator, test.robust, test.oracle)
+        return find_levels(self.config, evaluator, self.config.robust, self.config.oracle)
 
     def run(self, processes: Processes) -> None:
         """Train to the end and test; the score on the test tasks is ``score`` in run.json.

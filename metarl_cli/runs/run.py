@@ -333,7 +333,7 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
         values = saved["config"]
         if hardware:
             values = {**values, "hardware": {**values["hardware"], **reading(hardware)}}
-        config = read_config(values, {"run": None, "outputs": "outputs"}, str(path))
+        config = read_config(values, None, str(path))
         family, algorithm, device = build(config)
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
         return restore(algorithm, task, saved, family.spec, torch_rng(config.seed, "adapt", "loaded", device=device))
