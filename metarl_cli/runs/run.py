@@ -120,10 +120,14 @@ class Run:
 
     # -- evaluation
 
-    def _prepared(
+    def prepared(
         self, split: str, tasks: int | None, episodes: int | None, steps: int | None, trial: int | None
     ) -> tuple[str, Evaluator, Budget]:
-        """Return what an evaluation is called, and what it takes; None stands for what the end of training had."""
+        """Return the name of an evaluation, its evaluator and its budget; None stands for what the end of training had.
+
+        Raises:
+            UserError: for a split the family does not have, or a budget the algorithm cannot spend.
+        """
         if split not in self.family.splits[1:]:
             known = " or ".join(self.family.splits[1:])
             raise UserError(f"the family of {self.folder} has no {split} tasks; choose split={known}")
@@ -157,7 +161,7 @@ class Run:
                 tested on these tasks.
         """
         with using(self.config.hardware):
-            name, evaluator, budget = self._prepared(split, tasks, episodes, steps, trial)
+            name, evaluator, budget = self.prepared(split, tasks, episodes, steps, trial)
             levels = find_levels(self.config, evaluator, robust, oracle)
             return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name, levels).report
 
@@ -179,7 +183,7 @@ class Run:
             UserError: as :meth:`test` does, and for an algorithm that does not adapt.
         """
         with using(self.config.hardware):
-            name, evaluator, budget = self._prepared(split, tasks, episodes, steps, trial)
+            name, evaluator, budget = self.prepared(split, tasks, episodes, steps, trial)
             levels = find_levels(self.config, evaluator, robust, oracle)
             name = f"{PROBE}{name}"
             return name, measure_probe(self.folder, evaluator, self.algorithm, budget, self.env_steps, name, levels)
