@@ -46,7 +46,7 @@ def notes(probe: Probe) -> list[str]:
     lines = ["The difference is paired over tasks. A change without a difference is in what the adaptation does not use."]
     if probe.span is not None:
         lines.append(f"The range from the robust policy to the oracle is {probe.span.mean():.2f}.")
-    return lines + sources(probe.levels, known=probe.span is not None)
+    return lines + sources(probe.levels, known=probe.levels.oracle is None and probe.span is not None)
 
 
 def figure(probe: Probe, title: str) -> Figure:

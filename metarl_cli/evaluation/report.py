@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 
 SHARED = ", training tasks among them"  # of the tasks of a family that has few
-ROBUST = "robust (trained)"  # the policy of a run that cannot know the task
-ORACLE = "oracle (trained)"  # the policy of a run that was given the parameters of the task
-OPTIMUM = "optimum (computed)"  # the best policy that knows the task, which some families know
+ROBUST, ORACLE, OPTIMUM = "robust", "oracle", "optimum"
+MEANING = {
+    ROBUST: "the policy of a run that cannot know the task",
+    ORACLE: "the policy of a run that was given the task",
+    OPTIMUM: "the return of the best policy that knows the task, computed",
+}
 SCORE = "normalised score"
 
 
@@ -69,9 +72,11 @@ def notes(report: Report) -> list[str]:
 
 
 def sources(levels: Levels, known: bool) -> list[str]:
-    """Return a line on where each reference of the normalised score comes from; ``known`` if the optimum can be the oracle."""
-    lines = [f"{role}: {level.source}" for role, level in levels._asdict().items() if level]
-    return [*lines, "oracle: the optimum"] if levels.robust and known and not levels.oracle else lines
+    """Return a line on what each reference is, and where it comes from; ``known`` if there is an optimum."""
+    lines = [f"{role}: {MEANING[role]}: {level.source}" for role, level in levels._asdict().items() if level]
+    if known:
+        lines.append(f"{OPTIMUM}: {MEANING[OPTIMUM]}{'' if levels.oracle or not levels.robust else '; here it is the oracle'}")
+    return lines
 
 
 def beyond_training(steps: int, trained: int | None) -> list[str]:
@@ -111,7 +116,7 @@ def table(report: Report, title: str) -> Table:
         row(name, curve, 0, "dim", spends=False)
     if report.normalised:
         before, after = report.normalised[0], report.normalised[-1]
-        for name, score in {f"{SCORE}, before": before, f"{SCORE}, after": after}.items() if last else [(SCORE, before)]:
+        for name, score in {"normalised, before": before, "normalised, after": after}.items() if last else [("normalised", before)]:
             rows.add_row(name, "", "", str(score), style="bold")
     if report.total:
         rows.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
@@ -127,8 +132,8 @@ def table(report: Report, title: str) -> Table:
 
 def references(report: Report) -> list[tuple[str, Curve]]:
     """Return the names and the levels of the references that know nothing of the task, or all of it."""
-    named = [(ROBUST, report.robust), (ORACLE, report.oracle), (OPTIMUM, report.optimum)]
-    return [(name, curve) for name, curve in named if curve is not None]
+    known = [(ROBUST, report.robust), (ORACLE, report.oracle), (OPTIMUM, report.optimum)]
+    return [(name, curve) for name, curve in known if curve is not None]
 
 
 def label(step: int, trial: bool) -> str:
@@ -139,7 +144,7 @@ def label(step: int, trial: bool) -> str:
 
 
 LINES: dict[str, dict[str, Any]] = {  # told apart by their strokes too; the colours are Okabe and Ito's
-    ROBUST: {"color": "#d55e00", "linestyle": (0, (5, 2))},
+    ROBUST: {"color": "#cc79a7", "linestyle": (0, (5, 2))},
     ORACLE: {"color": "#009e73", "linestyle": (0, (7, 2, 1, 2))},
     OPTIMUM: {"color": "black", "linestyle": "--"},
 }

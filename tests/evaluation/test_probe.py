@@ -207,7 +207,7 @@ def test_a_difference_is_a_share_of_the_range_and_fits_80_columns():
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= 80
     assert any("-100% [-100%, -100%]" in line for line in lines)
-    assert "robust: run A" in captured.get()
+    assert "robust: the policy of a run that cannot know the task: run A" in " ".join(captured.get().split())
     assert "range from the robust policy to the oracle is 7.00" in " ".join(captured.get().split())
     assert probed(levels=Levels(Level(oracle, "A"), Level(robust, "B"))).effects[1].share is None, "no range"
 

@@ -87,7 +87,7 @@ def test_the_command_prints_references_score_and_probe(run, references, capsys):
     keys = [f"run={run}", f"robust={references[0]}", f"oracle=[{references[1]}]", "hardware=cpu"]
     retest.run(validate(retest.Config, compose_values("test", keys)), Job({}, []))
     shown = capsys.readouterr().out
-    for text in ("robust (trained)", "5.00", "oracle (trained)", "25.00", "score, before", "score, after"):
+    for text in ("robust", "5.00", "oracle", "25.00", "normalised, before", "normalised, after"):
         assert text in shown
     assert "Normalised score: (mean - robust) / (oracle - robust), of means over tasks." in shown
     (result,) = (result for name, result in Run(run).results.items() if name.startswith("test-best-tasks4"))
