@@ -64,11 +64,8 @@ def notes(report: Report) -> list[str]:
         lines.append(f"{SCORE.capitalize()}: (mean - robust) / (oracle - robust), of means over tasks.")
     elif report.robust and (report.oracle or report.optimum):
         lines.append(f"The oracle's mean is not above the robust policy's: there is no {SCORE}.")
-    return (
-        lines
-        + sources(report.levels, known=report.optimum is not None)
-        + beyond_training(report.curve.steps[-1], report.trained_steps)
-    )
+    lines += sources(report.levels, known=report.optimum is not None)
+    return lines + beyond_training(report.curve.steps[-1], report.trained_steps)
 
 
 def sources(levels: Levels, known: bool) -> list[str]:
@@ -115,9 +112,8 @@ def table(report: Report, title: str) -> Table:
     for name, curve in references(report):
         row(name, curve, 0, "dim", spends=False)
     if report.normalised:
-        before, after = report.normalised[0], report.normalised[-1]
-        for name, score in {"normalised, before": before, "normalised, after": after}.items() if last else [("normalised", before)]:
-            rows.add_row(name, "", "", str(score), style="bold")
+        for k, when in {0: ", before", last: ", after" if last else ""}.items():
+            rows.add_row(f"normalised{when}", "", "", str(report.normalised[k]), style="bold")
     if report.total:
         rows.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
     if report.regret is not None:
