@@ -20,7 +20,7 @@ def run(config: TestConfig, job: Job) -> float | None:
     arguments = (config.split, config.tasks, config.episodes, config.steps, config.trial, config.robust, config.oracle)
     with status(console, f"adapting to {config.split} tasks"):
         if config.probe:
-            name, found = saved.probe(*arguments)
+            name, found = saved.measure_probe(*arguments)
             tasks, shared = len(found.effects[0].rows), saved.family.finite
         else:
             name, report = saved.measure(*arguments)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.envs.changed import Change, ChangedFamily, Shuffled, Unchanged, WithoutRewards
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Levels
 from metarl_cli.evaluation.evaluator import Evaluator
@@ -40,7 +41,6 @@ from metarl_cli.progress import track
 
 OWN, BEFORE = "its own", "none (before adaptation)"
 Rows = np.ndarray  # [m] indices of tasks
-Change = Callable[[Env], Env]  # of environments
 
 
 class Support(NamedTuple):
@@ -91,7 +91,7 @@ def probe(evaluator: Evaluator, algorithm: Algorithm, budget: Budget, levels: Le
     for each in track(changed, len(changed), "support"):
         try:
             found.append((each.name, each.rows, measure(each)))
-        except _Unchanged:  # there is one rollout, whose actions cannot be those of another
+        except Unchanged:  # there is one rollout, whose actions cannot be those of another
             continue
     own, span = found[1][2], _span(evaluator, levels)
     effects = [_effect(evaluator, name, rows, returns, own, span) for name, rows, returns in (found[1], found[0], *found[2:])]
@@ -186,113 +186,6 @@ def _given(task: Task, names: list[str], takers: Rows, givers: Rows) -> Task:
         changed[name] = task[name].clone()
         changed[name][torch.as_tensor(takers)] = task[name][torch.as_tensor(givers)]
     return changed
-
-
-# -- environments that say less
-
-
-class _Unchanged(Exception):
-    """A support that cannot be changed so."""
-
-
-class ChangedEnv(Env):
-    """Environments whose steps a subclass changes."""
-
-    def __init__(self, env: Env):
-        self.env, self.obs, self.can_select_rows = env, env.obs, env.can_select_rows
-
-    @property
-    @override
-    def name(self) -> str:
-        return self.env.name
-
-    @override
-    def details(self, row: int) -> str:
-        return self.env.details(row)
-
-    @override
-    def step(self, action: Tensor) -> Step:
-        step = self.env.step(action)
-        self.obs = step.obs
-        return step
-
-    @override
-    def one_episode(self) -> None:
-        self.env.one_episode()
-
-    @override
-    def select_rows(self, rows: Tensor) -> None:
-        self.env.select_rows(rows)
-        self.obs = self.env.obs
-
-    @override
-    def render(self) -> Any:
-        return self.env.render()
-
-    @override
-    def state_dict(self) -> State:
-        return self.env.state_dict()
-
-    @override
-    def load_state_dict(self, state: State) -> None:
-        self.env.load_state_dict(state)
-        self.obs = self.env.obs
-
-
-class WithoutRewards(ChangedEnv):
-    """Environments in which every reward is 0."""
-
-    @override
-    def step(self, action: Tensor) -> Step:
-        step = super().step(action)
-        return step._replace(reward=torch.zeros_like(step.reward))
-
-
-class Shuffled(ChangedEnv):
-    """Environments of a task, each of which executes the action that was chosen in the next one."""
-
-    def __init__(self, env: Env):
-        super().__init__(env)
-        if env.obs.shape[1] < 2:
-            raise _Unchanged
-
-    @override
-    def step(self, action: Tensor) -> Step:
-        return super().step(action.roll(-1, 1))
-
-
-class ChangedFamily(Family):
-    """A family whose environments are changed.
-
-    Args:
-        family: the family.
-        change: of the environments.
-    """
-
-    def __init__(self, family: Family, change: Change):
-        self.family, self.change = family, change
-        self.spec, self.splits, self.finite, self.first_action = family.spec, family.splits, family.finite, family.first_action
-        self.simulator_bytes, self.max_envs = family.simulator_bytes, family.max_envs
-
-    @override
-    def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
-        return self.family.sample_tasks(num, split, rng)
-
-    @override
-    def named_task(self, values: dict[str, float]) -> Task:
-        return self.family.named_task(values)
-
-    @override
-    def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> Env:
-        return self.change(self.family.make(task, num_envs, rng, render))
-
-    @override
-    def horizons(self, task: Task) -> Tensor:
-        return self.family.horizons(task)
-
-    @override
-    def groups(self, task: Task) -> dict[str, Tensor]:
-        return self.family.groups(task)
 
 
 # -- adaptation to a support, and the return in the own task

@@ -15,6 +15,7 @@ from metarl_cli.config.footprint import cost_of_evaluating, judge
 from metarl_cli.config.models import Hardware
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
+from metarl_cli.evaluation import probe_report
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
@@ -165,27 +166,24 @@ class Run:
             levels = find_levels(self.config, evaluator, robust, oracle)
             return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name, levels).report
 
-    def probe(
+    def measure_probe(
         self,
-        split: Literal["validation", "test", "ood"] = "test",
-        tasks: int | None = None,
-        episodes: int | None = None,
-        steps: int | None = None,
-        trial: int | None = None,
+        split: str,
+        tasks: int | None,
+        episodes: int | None,
+        steps: int | None,
+        trial: int | None,
         robust: Folders = None,
         oracle: Folders = None,
     ) -> tuple[str, Probe]:
-        """Measure what the adaptation uses of its support; returns the name of the files in ``results/``, and the returns.
-
-        The arguments are those of :meth:`test`.
+        """Measure what the adaptation uses of its support and keep the result; see :meth:`measure`.
 
         Raises:
-            UserError: as :meth:`test` does, and for an algorithm that does not adapt.
+            UserError: as :meth:`measure` does, and for an algorithm that does not adapt.
         """
         with using(self.config.hardware):
             name, evaluator, budget = self.prepared(split, tasks, episodes, steps, trial)
-            levels = find_levels(self.config, evaluator, robust, oracle)
-            name = f"{PROBE}{name}"
+            levels, name = find_levels(self.config, evaluator, robust, oracle), f"{PROBE}{name}"
             return name, measure_probe(self.folder, evaluator, self.algorithm, budget, self.env_steps, name, levels)
 
     def test(
@@ -218,6 +216,27 @@ class Run:
         self._warn(steps)
         held_out = held_out_tasks(self.family, split, report.curve.returns.shape[-1], self.config.tasks_seed)
         return as_json(report, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
+
+    def probe(
+        self,
+        split: Literal["validation", "test", "ood"] = "test",
+        tasks: int | None = None,
+        episodes: int | None = None,
+        steps: int | None = None,
+        trial: int | None = None,
+        robust: Folders = None,
+        oracle: Folders = None,
+    ) -> dict[str, Any]:
+        """Measure what the adaptation uses of its support; returns plain numbers, as in ``results/probe-*.json``.
+
+        The arguments are those of :meth:`test`.
+
+        Raises:
+            UserError: as :meth:`test` does, and for an algorithm that does not adapt.
+        """
+        name, found = self.measure_probe(split, tasks, episodes, steps, trial, robust, oracle)
+        held_out = held_out_tasks(self.family, split, len(found.effects[0].rows), self.config.tasks_seed)
+        return probe_report.as_json(found, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
 
     # -- adaptation
 
