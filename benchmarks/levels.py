@@ -1,9 +1,9 @@
 """The measured levels that come with metarl: the returns of a robust policy and of an oracle on held-out tasks.
 
-    python benchmarks/levels.py --robust outputs/robust_dqn-...-seed0 outputs/robust_dqn-...-seed1 --oracle outputs/oracle_dqn-...-seed0
+    python benchmarks/levels.py --robust outputs/robust_dqn-*-seed* --oracle outputs/oracle_dqn-*-seed*
 
-The runs are of one environment. What they have returned on every task that all of them were tested on (at the end of training, and
-with ``metarl test run=... split=... tasks=...``) is averaged over seeds and written to ``metarl_cli/evaluation/levels/``.
+The runs are of one environment. What they have returned on every task that all of them were tested on (at the end of training,
+and with ``metarl test run=... split=... tasks=...``) is averaged over seeds and written to ``metarl_cli/evaluation/levels/``.
 """
 
 from __future__ import annotations

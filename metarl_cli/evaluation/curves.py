@@ -76,6 +76,9 @@ class Levels(NamedTuple):
     oracle: Level | None = None  # a policy trained with the task's parameters among its inputs
 
 
+UNKNOWN = Levels()
+
+
 class Report(NamedTuple):
     """The curve of an algorithm, and its references on the same tasks at the same budget."""
 

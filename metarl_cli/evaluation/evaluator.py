@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from metarl_cli.evaluation.curves import Curve, Level, Levels, Report, Total
+from metarl_cli.evaluation.curves import UNKNOWN, Curve, Level, Levels, Report, Total
 from metarl_cli.evaluation.statistics import (
     Aggregate,
     Interval,
@@ -113,7 +113,7 @@ class Evaluator:
         algorithm: Algorithm,
         budget: Budget,
         adaptations: Sequence[Adapted] | None = None,
-        levels: Levels = Levels(),  # noqa: B008 - immutable
+        levels: Levels = UNKNOWN,
     ) -> Report:
         """Measure the algorithm's adaptation and the references.
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 import metarl_cli.evaluation
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation.curves import Level, Levels
+from metarl_cli.evaluation.curves import UNKNOWN, Level, Levels
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import task_hashes
 from metarl_cli.runs.files import read_json, write_json
@@ -74,7 +74,7 @@ def find_levels(config: TrainConfig, evaluator: Evaluator, robust: Folders, orac
     """
     named, path = _named(robust, oracle), _file(environment(config), SHIPPED)
     if not named and not path.exists():
-        return Levels()
+        return UNKNOWN
     hashes = task_hashes(evaluator.task)
     measured = _measured(path, hashes)
     if measured.oracle and evaluator.family.optimum(evaluator.task) is not None:
@@ -147,10 +147,10 @@ def _file(environment: dict[str, Any], folder: Path) -> Path:
 def _measured(path: Path, hashes: list[str]) -> Levels:
     """Return the levels in a file; none where it does not exist, or does not have each of the tasks."""
     if not path.exists():
-        return Levels()
+        return UNKNOWN
     values = read_json(path, File)
     if not set(hashes) <= set(values["tasks"]):
-        return Levels()
+        return UNKNOWN
     place = {each: i for i, each in enumerate(values["tasks"])}
     rows = [place[each] for each in hashes]
 

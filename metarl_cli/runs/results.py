@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation import probe_report
-from metarl_cli.evaluation.curves import Levels, Report
+from metarl_cli.evaluation.curves import UNKNOWN, Levels, Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.pictures import png
 from metarl_cli.evaluation.probe import Probe, probe
@@ -144,7 +144,7 @@ def measure(
     budget: Budget,
     env_steps: int,
     name: str,
-    levels: Levels = Levels(),  # noqa: B008 - immutable
+    levels: Levels = UNKNOWN,
 ) -> Measured:
     """Test on the evaluator's tasks and write the result to ``results/<name>.json`` and ``.png``.
 

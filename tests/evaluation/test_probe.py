@@ -8,7 +8,7 @@ from conftest import TINY_REFERENCE, compose_train, short, slow_if, tiny
 from metarl_cli.algos.reference import Reference
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation.curves import Level, Levels
+from metarl_cli.evaluation.curves import UNKNOWN, Level, Levels
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.probe import BEFORE, OWN, choose, live_through, probe, supports
 from metarl_cli.evaluation.probe_report import table
@@ -102,7 +102,7 @@ ROWS = [OWN, BEFORE, "another task's", "another gain, same sign", "another gain,
 ROWS += ["its own, rewards 0", "its own, actions shuffled"]
 
 
-def probed(algorithm=Reader, blind=False, levels=Levels(), tasks=TASKS):  # noqa: B008
+def probed(algorithm=Reader, blind=False, levels=UNKNOWN, tasks=TASKS):
     family = Switch()
     return probe(Evaluator(family, tasks, 2, 0, "test"), algorithm(family, blind), Budget(2), levels)
 
@@ -136,7 +136,7 @@ def test_the_own_support_is_that_of_an_ordinary_test(algo):
     parts = build(compose_train(f"algo={algo}", "env=bandit" if algo == "thompson" else "env=navigation_2d", *small))
     evaluator = Evaluator(parts.family, parts.family.sample_tasks(4, "test", numpy_rng(0, "tasks")), 2, 0, "test")
     budget = Budget(2) if algo in ("maml_dqn", "evo_dqn") else Budget(0, 3)
-    found = probe(evaluator, parts.algorithm, budget, Levels())
+    found = probe(evaluator, parts.algorithm, budget, UNKNOWN)
     curve = evaluator.curve(parts.algorithm, budget)
     own, before = (next(e for e in found.effects if e.support == name) for name in (OWN, BEFORE))
     assert before.returns == pytest.approx(curve.returns[0].mean(0)) or algo == "thompson", "which draws anew in each episode"
@@ -189,7 +189,7 @@ def test_parameters_are_swapped_within_a_family_of_a_mix():
 def test_tables_of_a_process_are_swapped_one_at_a_time():
     parts = build(compose_train("algo=psrl", "env=tabular_mdp", *TINY_REFERENCE))
     task = parts.family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
-    found = probe(Evaluator(parts.family, task, 2, 0, "test"), parts.algorithm, Budget(0, 2), Levels())
+    found = probe(Evaluator(parts.family, task, 2, 0, "test"), parts.algorithm, Budget(0, 2), UNKNOWN)
     names = [effect.support for effect in found.effects]
     assert names[2:5] == ["another task's", "another transition", "another reward"]
 
