@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from metarl_cli.config.base import Group, Operational, Part, StrictModel
 
@@ -57,6 +57,17 @@ class Evaluation(StrictModel):
     steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none for one that takes none")
 
 
+def _several(value: object) -> object:
+    """Return one folder as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Folders = Annotated[list[str] | None, BeforeValidator(_several)]
+# of the test results that the normalised score is computed with
+ROBUST = "run folder, or those of several seeds, of a policy that cannot know the task; none: measured levels"
+ORACLE = "run folder, or those of several seeds, of a policy that is given the task; none: the optimum, or measured levels"
+
+
 class TrainConfig(StrictModel):
     """``metarl train``."""
 
@@ -66,6 +77,8 @@ class TrainConfig(StrictModel):
         description="run folder to continue, or where the new run goes; none: named by the config"
     )
     outputs: Annotated[str, Operational()] = Field(description="where new run folders go")
+    robust: Annotated[Folders, Operational()] = Field(description=ROBUST)
+    oracle: Annotated[Folders, Operational()] = Field(description=ORACLE)
     train: TrainLoop
     eval: Evaluation = Field(description="on validation tasks, during training; chooses the best checkpoint")
     test: Evaluation = Field(description="on test and out-of-distribution tasks, at the end")
@@ -84,6 +97,9 @@ class TestConfig(StrictModel):
     episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
     steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
+    robust: Folders = Field(description=ROBUST)
+    oracle: Folders = Field(description=ORACLE)
+    probe: Literal["support"] | None = Field(description="support: what the adaptation uses of its support; none: a plain test")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
     hardware: Hardware
 

@@ -62,6 +62,23 @@ class Curve(NamedTuple):
         return self.total.mean / self.total.episodes if self.total else self.points[-1].value
 
 
+class Level(NamedTuple):
+    """The returns of a reference that was trained, on the tasks of an evaluation."""
+
+    returns: Scores  # [M] mean return of an episode
+    source: str  # where they come from, in words
+
+
+class Levels(NamedTuple):
+    """The references between which the normalised score lies; None where unknown."""
+
+    robust: Level | None = None  # a policy trained over all tasks that cannot know the task
+    oracle: Level | None = None  # a policy trained with the task's parameters among its inputs
+
+
+UNKNOWN = Levels()
+
+
 class Report(NamedTuple):
     """The curve of an algorithm, and its references on the same tasks at the same budget."""
 
@@ -70,7 +87,11 @@ class Report(NamedTuple):
     scratch: Curve | None  # the same learner from fresh weights; None for an algorithm without gradient steps
     random: Curve
     own_tasks: Interval | None  # on the training tasks, if each is learned independently
-    oracle: Curve | None  # the return of an episode under the best policy that knows the task; None if unknown
+    optimum: Curve | None  # the return of an episode under the best policy that knows the task, computed; None if unknown
+    robust: Curve | None  # the return of an episode of the trained policy that cannot know the task; None if not measured
+    oracle: Curve | None  # the return of an episode of the trained policy that is given the task; None if not measured
+    normalised: list[Interval] | None  # [P] (adapted - robust) / (oracle - robust); the optimum in place of a missing oracle
+    levels: Levels  # what ``robust`` and ``oracle`` were taken from
     shared: bool  # whether training tasks are among the tasks, as the family has few
     trained_steps: int | None  # adaptation steps that the algorithm was trained for; None: any number
 
@@ -86,13 +107,13 @@ class Report(NamedTuple):
 
     @property
     def regret(self) -> float | None:
-        """Return the regret per episode: the oracle's return minus the return, mean over tasks; None if unknown.
+        """Return the regret per episode: the optimum minus the return, mean over tasks; None if unknown.
 
         The return is that after adaptation, and that of all episodes of a trial.
         """
-        if self.oracle is None:
+        if self.optimum is None:
             return None
-        return self.oracle.summaries[0].mean - (self.curve.score if self.total else self.curve.summaries[-1].mean)
+        return self.optimum.summaries[0].mean - (self.curve.score if self.total else self.curve.summaries[-1].mean)
 
 
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:
@@ -126,9 +147,16 @@ def reference_metrics(report: Report, prefix: str) -> dict[str, float]:
         scalars["return_scratch"] = report.scratch.points[-1].value
     if report.own_tasks:
         scalars["return_learned"] = report.own_tasks.value
-    if report.oracle is not None and report.regret is not None:
-        scalars["return_optimum"] = report.oracle.points[0].value
-        scalars["regret_after"] = report.oracle.summaries[0].mean - report.curve.summaries[-1].mean  # both per episode
+    for name in ("robust", "oracle"):
+        if level := getattr(report, name):
+            scalars[f"return_{name}"] = level.points[0].value
+    if report.normalised:
+        scalars |= {f"normalised_score_step_{k}": s.value for k, s in zip(report.curve.steps, report.normalised, strict=True)}
+        scalars["normalised_score_before"], last = report.normalised[0].value, report.normalised[-1]
+        scalars |= {"normalised_score": last.value, "normalised_score_low": last.low, "normalised_score_high": last.high}
+    if report.optimum is not None and report.regret is not None:
+        scalars["return_optimum"] = report.optimum.points[0].value
+        scalars["regret_after"] = report.optimum.summaries[0].mean - report.curve.summaries[-1].mean  # both per episode
         scalars["regret"] = report.regret
     if report.sampled and report.sampled.total:
         scalars["return_sampled_after"] = report.sampled.points[-1].value

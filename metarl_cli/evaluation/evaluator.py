@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from metarl_cli.evaluation.curves import Curve, Report, Total
+from metarl_cli.evaluation.curves import UNKNOWN, Curve, Level, Levels, Report, Total
 from metarl_cli.evaluation.statistics import (
     Aggregate,
     Interval,
@@ -23,6 +23,7 @@ from metarl_cli.evaluation.statistics import (
     average_summaries,
     iqm,
     mean,
+    normalised_over_tasks,
     over_tasks,
     summarise,
 )
@@ -50,12 +51,13 @@ class Evaluator:
         solved = family.solved(task)
         self.solved = None if solved is None else solved.double().cpu().numpy()  # [M]
 
-    def _rng(self, name: str) -> torch.Generator:
+    def rng(self, name: str) -> torch.Generator:
+        """Return a new generator of the stream ``name`` of this split."""
         return torch_rng(self.seed, self.split, name, device=self.device)
 
-    def _returns(self, task: Task, policy: Policy, rng: torch.Generator) -> Scores:
+    def returns(self, task: Task, policy: Policy, rng: torch.Generator) -> Scores:
         """Return the returns ``[E, M]`` of episodes with the same start for every policy; the policy draws from ``rng``."""
-        returns, _ = run_episodes(self.family, task, policy, self.episodes, self._rng("episodes"), rng)
+        returns, _ = run_episodes(self.family, task, policy, self.episodes, self.rng("episodes"), rng)
         return returns[0].T.double().cpu().numpy()
 
     def _curve(self, adaptations: Iterator[Adapted], most: int, label: str, greedy: bool = True) -> Curve:
@@ -65,13 +67,13 @@ class Evaluator:
             if adapted.episodes is not None:
                 return self._trial(adapted.policy, adapted.episodes, greedy)
             steps.append(adapted.step)
-            returns.append(self._returns(self.task, adapted.policy, self._rng("policy")))
+            returns.append(self.returns(self.task, adapted.policy, self.rng("policy")))
             gradient_steps.append(adapted.gradient_steps)
             env_steps.append(adapted.env_steps)
         return self._points(steps, returns, gradient_steps, env_steps)
 
     def _trial(self, policy: Policy, episodes: int, greedy: bool) -> Curve:
-        rngs = self._rng("episodes"), self._rng("trial")
+        rngs = self.rng("episodes"), self.rng("trial")
         each, lengths = run_episodes(self.family, self.task, policy, self.episodes, *rngs, episodes, greedy)  # [episodes, M, E]
         steps = _spread(episodes)
         returns = each[steps].transpose(1, 2).double().cpu().numpy()  # [P, E, M]
@@ -104,37 +106,63 @@ class Evaluator:
 
     def curve(self, algorithm: Algorithm, budget: Budget, greedy: bool = True) -> Curve:
         """Measure adaptation before and after each gradient step, or along the episodes of a trial."""
-        return self._curve(algorithm.adapt(self.task, budget, self._rng("support")), budget.steps, "adaptation, point", greedy)
+        return self._curve(algorithm.adapt(self.task, budget, self.rng("support")), budget.steps, "adaptation, point", greedy)
 
-    def report(self, algorithm: Algorithm, budget: Budget, adaptations: Sequence[Adapted] | None = None) -> Report:
+    def report(
+        self,
+        algorithm: Algorithm,
+        budget: Budget,
+        adaptations: Sequence[Adapted] | None = None,
+        levels: Levels = UNKNOWN,
+    ) -> Report:
         """Measure the algorithm's adaptation and the references.
 
         Args:
             algorithm: what adapts.
             budget: of the adaptation.
             adaptations: of ``algorithm`` to these tasks, if they exist already; None: it adapts now.
+            levels: the returns of the robust policy and of the oracle on these tasks, for the normalised score.
         """
         sampled = scratch = None
         if adaptations is None:
             curve = self.curve(algorithm, budget)
         else:
             curve = self._curve(iter(adaptations), budget.steps, "adaptation, point")
-        if curve.total and next(algorithm.adapt(self.task, budget, self._rng("support"))).policy.stochastic:
+        if curve.total and next(algorithm.adapt(self.task, budget, self.rng("support"))).policy.stochastic:
             sampled = self.curve(algorithm, budget, greedy=False)
-        if (fresh := algorithm.adapt_from_scratch(self.task, budget, self._rng("support"))) is not None:
+        if (fresh := algorithm.adapt_from_scratch(self.task, budget, self.rng("support"))) is not None:
             scratch = self._curve(fresh, budget.steps, "from scratch, point")
         aggregate = mean if curve.total else iqm
-        own, oracle, shared = self.own_tasks(algorithm), self._oracle(aggregate), self.family.finite
-        return Report(curve, sampled, scratch, self.random(aggregate), own, oracle, shared, algorithm.trained_steps)
+        own, optimum, shared = self.own_tasks(algorithm), self._optimum(aggregate), self.family.finite
+        robust, oracle = (self._level(level, aggregate) for level in levels)
+        score = self._normalised(curve, robust, oracle or optimum)
+        references = (self.random(aggregate), own, optimum, robust, oracle, score, levels)
+        return Report(curve, sampled, scratch, *references, shared, algorithm.trained_steps)
 
-    def _oracle(self, aggregate: Aggregate) -> Curve | None:
+    def _level(self, level: Level | None, aggregate: Aggregate) -> Curve | None:
+        """Return the one point of a reference whose returns are known."""
+        return None if level is None else self._points([0], [level.returns[None]], [0], [0], aggregate)
+
+    def _normalised(self, curve: Curve, robust: Curve | None, oracle: Curve | None) -> list[Interval] | None:
+        """Return the normalised score of each point; None without a reference, or where the oracle is not above the robust."""
+        if robust is None or oracle is None:
+            return None
+        groups = list(self.groups.values()) or [np.arange(curve.returns.shape[-1])]
+        levels = robust.returns[0, 0], oracle.returns[0, 0]
+        scores = [
+            average_intervals([normalised_over_tasks(x.mean(0)[rows], *(each[rows] for each in levels)) for rows in groups])
+            for x in curve.returns
+        ]
+        return scores if np.isfinite(scores[0].value) else None
+
+    def _optimum(self, aggregate: Aggregate) -> Curve | None:
         """Return the return of an episode under the best policy that knows the task; None if the family does not know it."""
         known = self.family.optimum(self.task)
-        return None if known is None else self._points([0], [known.double().cpu().numpy()[None]], [0], [0], aggregate)
+        return self._level(None if known is None else Level(known.double().cpu().numpy(), "the family"), aggregate)
 
     def random(self, aggregate: Aggregate = iqm) -> Curve:
         """Measure the uniformly random policy."""
-        returns = self._returns(self.task, RandomPolicy(self.family.spec.actions), self._rng("random"))
+        returns = self.returns(self.task, RandomPolicy(self.family.spec.actions), self.rng("random"))
         return self._points([0], [returns], [0], [0], aggregate)
 
     def own_tasks(self, algorithm: Algorithm) -> Interval | None:
@@ -142,8 +170,8 @@ class Evaluator:
         if not algorithm.own_tasks:
             return None
         task = algorithm.task
-        learned = next(algorithm.adapt(task, Budget(), self._rng("support")))
-        returns = self._returns(task, learned.policy, self._rng("policy"))
+        learned = next(algorithm.adapt(task, Budget(), self.rng("support")))
+        returns = self.returns(task, learned.policy, self.rng("policy"))
         groups = [rows.cpu().numpy() for rows in self.family.groups(task).values() if len(rows)]
         return average_intervals([over_tasks(returns[:, rows]) for rows in groups]) if groups else over_tasks(returns)
 

@@ -7,7 +7,7 @@ import hashlib
 import torch
 
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Family, Task
+from metarl_cli.interfaces import Family, Task, num_tasks
 from metarl_cli.seeding import numpy_rng
 
 
@@ -22,6 +22,11 @@ def task_hash(task: Task) -> str:
     for name in sorted(task):
         digest.update(name.encode() + task[name].detach().cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def task_hashes(task: Task) -> list[str]:
+    """Return a hash of the parameters of each single task, by which it is found in any set of tasks."""
+    return [task_hash({name: value[i : i + 1] for name, value in task.items()}) for i in range(num_tasks(task))]
 
 
 def check_disjoint(splits: dict[str, Task]) -> None:

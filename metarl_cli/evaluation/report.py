@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from metarl_cli.evaluation.curves import Curve, Report
-from metarl_cli.evaluation.held_out import task_hash
+from metarl_cli.evaluation.curves import Curve, Levels, Report
+from metarl_cli.evaluation.held_out import task_hash, task_hashes
 from metarl_cli.evaluation.statistics import Summary
 from metarl_cli.interfaces import Task
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 SHARED = ", training tasks among them"  # of the tasks of a family that has few
-ORACLE = "oracle (knows the task)"  # the optimal policy
+ROBUST, ORACLE, OPTIMUM = "robust", "oracle", "optimum"
+MEANING = {
+    ROBUST: "the policy of a run that cannot know the task",
+    ORACLE: "the policy of a run that was given the task",
+    OPTIMUM: "the return of the best policy that knows the task, computed",
+}
+SCORE = "normalised score"
 
 
 def empty_table(report: Report, title: str) -> Table:
@@ -54,7 +60,20 @@ def notes(report: Report) -> list[str]:
         lines.append("Every gradient step learns from the same env steps.")
     if report.total and report.total.standard_error is not None:
         lines.append(f"± is the standard error over {'trials' if report.curve.over == 'episodes' else 'tasks'}.")
+    if report.normalised:
+        lines.append(f"{SCORE.capitalize()}: (mean - robust) / (oracle - robust), of means over tasks.")
+    elif report.robust and (report.oracle or report.optimum):
+        lines.append(f"The oracle's mean is not above the robust policy's: there is no {SCORE}.")
+    lines += sources(report.levels, known=report.optimum is not None)
     return lines + beyond_training(report.curve.steps[-1], report.trained_steps)
+
+
+def sources(levels: Levels, known: bool) -> list[str]:
+    """Return a line on what each reference is, and where it comes from; ``known`` if there is an optimum."""
+    lines = [f"{role}: {MEANING[role]}: {level.source}" for role, level in levels._asdict().items() if level]
+    if known:
+        lines.append(f"{OPTIMUM}: {MEANING[OPTIMUM]}{'' if levels.oracle or not levels.robust else '; here it is the oracle'}")
+    return lines
 
 
 def beyond_training(steps: int, trained: int | None) -> list[str]:
@@ -90,12 +109,15 @@ def table(report: Report, title: str) -> Table:
             rows.add_row(name, "", "", str(report.curve.groups[group][k]), style="bold")
         if report.scratch:
             rows.add_row(f"{group}: from scratch", "", "", str(report.scratch.groups[group][-1]), style="dim")
-    if report.oracle:
-        row(ORACLE, report.oracle, 0, "dim", spends=False)
+    for name, curve in references(report):
+        row(name, curve, 0, "dim", spends=False)
+    if report.normalised:
+        for k, when in {0: ", before", last: ", after" if last else ""}.items():
+            rows.add_row(f"normalised{when}", "", "", str(report.normalised[k]), style="bold")
     if report.total:
         rows.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
     if report.regret is not None:
-        rows.add_row("regret per episode (oracle minus return)", "", "", f"{report.regret:.2f}", style="dim")
+        rows.add_row("regret per episode (optimum minus return)", "", "", f"{report.regret:.2f}", style="dim")
     if report.sampled and report.sampled.total:
         rows.add_section()
         for k in sorted({0, last}):
@@ -104,11 +126,24 @@ def table(report: Report, title: str) -> Table:
     return rows
 
 
+def references(report: Report) -> list[tuple[str, Curve]]:
+    """Return the names and the levels of the references that know nothing of the task, or all of it."""
+    known = [(ROBUST, report.robust), (ORACLE, report.oracle), (OPTIMUM, report.optimum)]
+    return [(name, curve) for name, curve in known if curve is not None]
+
+
 def label(step: int, trial: bool) -> str:
     """Return the name of a point of a curve."""
     if trial:
         return f"episode {step + 1}"
     return "before adaptation" if step == 0 else f"after step {step}"
+
+
+LINES: dict[str, dict[str, Any]] = {  # told apart by their strokes too; the colours are Okabe and Ito's
+    ROBUST: {"color": "#cc79a7", "linestyle": (0, (5, 2))},
+    ORACLE: {"color": "#009e73", "linestyle": (0, (7, 2, 1, 2))},
+    OPTIMUM: {"color": "black", "linestyle": "--"},
+}
 
 
 def figure(report: Report, title: str) -> Figure:
@@ -133,13 +168,16 @@ def figure(report: Report, title: str) -> Figure:
             if curve.total and name == "steps":
                 axes.plot(curve.total.each, color=colour, linewidth=0.6)  # every episode, between the points too
         axes.axhline(report.random.points[0].value, color="grey", linestyle=":", label="random policy")
-        if report.oracle:
-            axes.axhline(report.oracle.points[0].value, color="black", linestyle="--", label=ORACLE)
+        for text, curve in references(report):
+            axes.axhline(curve.points[0].value, label=text, **LINES[text])
         axes.set_xlabel(first if name == "steps" else "environment steps of adaptation, per task")
         axes.grid(alpha=0.3)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_ylabel(f"return ({report.curve.aggregate}, 95 % over {report.curve.over})")
-    left.legend()
+    drawing.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    if report.normalised:
+        first_score, last_score = report.normalised[0], report.normalised[-1]
+        title += f"\n{SCORE}: {first_score.value:.2f} before, {last_score} after"
     drawing.suptitle(title)
     return drawing
 
@@ -159,18 +197,33 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
             "task_returns": curve.returns.mean(axis=1).tolist(),  # [P, M]
         }
 
-    parameters = {name: value.tolist() for name, value in tasks.items() if value.dim() == 1}  # larger ones are in tasks.json
     return {
         **extra,
-        "tasks": {"hash": task_hash(tasks), "parameters": parameters, "training_tasks_among_them": report.shared},
+        "tasks": {**named(tasks), "training_tasks_among_them": report.shared},
         "episodes": report.curve.returns.shape[1],
         "adapted": entry(report.curve),
         "sampled": report.sampled and entry(report.sampled),
         "from_scratch": report.scratch and entry(report.scratch),
         "random": entry(report.random),
         "learned": report.own_tasks and report.own_tasks._asdict(),
-        "optimum": report.oracle and report.oracle.returns[0, 0].tolist(),  # [M] return of an episode
+        "optimum": report.optimum and report.optimum.returns[0, 0].tolist(),  # [M] return of an episode
+        **levels_as_json(report.levels),
+        "normalised_score": report.normalised and [score._asdict() for score in report.normalised],  # [P]
         "trial": report.total and report.total._asdict(),
         "trial_sampled": report.sampled and report.sampled.total and report.sampled.total._asdict(),
         "regret": report.regret,  # per episode
+    }
+
+
+def named(tasks: Task) -> dict[str, Any]:
+    """Return what tasks are found by: the hash of all and of each, and their parameters."""
+    parameters = {name: value.tolist() for name, value in tasks.items() if value.dim() == 1}  # larger ones are in tasks.json
+    return {"hash": task_hash(tasks), "each": task_hashes(tasks), "parameters": parameters}
+
+
+def levels_as_json(levels: Levels) -> dict[str, dict[str, Any] | None]:
+    """Convert the references of the normalised score to plain values: where they come from, and their returns ``[M]``."""
+    return {
+        role: level and {"source": level.source, "task_returns": level.returns.tolist()}
+        for role, level in levels._asdict().items()
     }

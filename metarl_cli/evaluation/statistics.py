@@ -12,6 +12,9 @@ Two intervals say how sure an aggregate is, and every table says which one it ha
     over tasks    of one run: for the aggregate of this run over all tasks of the family, by a bootstrap of whole tasks
     over seeds    of several runs: for the aggregate of a new seed's run on the same tasks, Student's, from one value a run
 
+The normalised score of a method on tasks is (adapted - robust) / (oracle - robust), each of them a mean over the same tasks: 0
+where adaptation brought nothing over the best policy that cannot know the task, 1 where it is as good as being told the task.
+
 A seed trains one network for all its tasks, so its task scores rise and fall together. A bootstrap within tasks would take them
 for independent: its intervals over three seeds contain the truth in 17 to 62 % of simulated experiments instead of 95 %.
 """
@@ -86,6 +89,43 @@ def over_tasks(returns: ArrayLike, aggregate: Aggregate = iqm, resamples: int = 
     values = np.concatenate([aggregate(scores[rng.integers(len(scores), size=(num, len(scores)))], axis=1) for num in parts])
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(aggregate(scores, axis=0)), float(low), float(high))
+
+
+def share_over_tasks(gains: ArrayLike, spans: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Compute the mean of ``gains [M]`` as a share of the mean of ``spans [M]``, with the percentile bootstrap over tasks.
+
+    Whole tasks are resampled, with their gain and their span. The share is not a number where the mean span is not above 0,
+    and has no bounds (infinite ones) where that is so in more than the 2.5 % of the resamples that an interval leaves out.
+    """
+    pairs = np.stack([np.asarray(gains, dtype=np.float64), np.asarray(spans, dtype=np.float64)])  # [2, M]
+    gain, span = pairs.mean(1)
+    if not span > 0:
+        return Interval(math.nan, math.nan, math.nan)
+    if (num := pairs.shape[1]) < 2:
+        return Interval(float(gain / span), math.nan, math.nan)
+    rng, parts = np.random.default_rng(seed), [min(100, resamples - i) for i in range(0, resamples, 100)]  # bounded memory
+    means = np.concatenate([pairs[:, rng.integers(num, size=(n, num))].mean(2) for n in parts], axis=1)  # [2, resamples]
+    known = means[1] > 0
+    if known.mean() < 0.975:
+        return Interval(float(gain / span), -math.inf, math.inf)
+    low, high = np.quantile(means[0, known] / means[1, known], [0.025, 0.975])
+    return Interval(float(gain / span), float(low), float(high))
+
+
+def normalised_over_tasks(adapted: ArrayLike, robust: ArrayLike, oracle: ArrayLike) -> Interval:
+    """Compute the normalised score of one run from the scores ``[M]`` on the same tasks, with its interval over tasks."""
+    adapted, robust, oracle = (np.asarray(scores, dtype=np.float64) for scores in (adapted, robust, oracle))
+    return share_over_tasks(adapted - robust, oracle - robust)
+
+
+def normalised_over_seeds(adapted: ArrayLike, robust: ArrayLike, oracle: ArrayLike) -> Interval:
+    """Compute the mean normalised score of S runs with Student's interval over seeds, from the runs' scores ``[S, M]``.
+
+    The references' scores ``[M]`` are means over runs of their own; the interval holds them fixed.
+    """
+    adapted, robust, oracle = (np.asarray(scores, dtype=np.float64) for scores in (adapted, robust, oracle))
+    span = float((oracle - robust).mean())
+    return over_seeds((adapted - robust).mean(1) / (span if span > 0 else math.nan))
 
 
 def over_seeds(values: ArrayLike) -> Interval:

@@ -1,6 +1,6 @@
 """A run folder holds everything about one run, and is enough to go on from it.
 
-config.yaml     the resolved configuration (all but where the folder lies)
+config.yaml     the resolved configuration (all but places: of the folder, and of references)
 run.json        format, command, versions, git revision, seed, task hashes, status
 tasks.json      the held-out tasks, value by value, with their hashes
 metrics.jsonl   every metric; events.out.tfevents.* the same for TensorBoard
@@ -44,7 +44,7 @@ from metarl_cli.runs.provenance import command, git_revision, now, versions
 
 FORMAT = 4  # of run folders
 INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
-LOCATION_KEYS = {"run", "outputs"}
+LOCATION_KEYS = {"run", "outputs", "robust", "oracle"}  # places that a run folder does not hold
 RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # answers of a file system that has none
 
@@ -91,21 +91,22 @@ def reading(hardware: Hardware) -> dict[str, Any]:
 
 
 def read_config(
-    values: Mapping[str, Any], place: Mapping[str, Any], where: str, choices: Mapping[str, str | None] | None = None
+    values: Mapping[str, Any], run: Path | None, where: str, choices: Mapping[str, str | None] | None = None
 ) -> TrainConfig:
     """Return the configuration that was saved as ``values``.
 
     Args:
-        values: all but the location of the run.
-        place: the location.
+        values: all but places.
+        run: the folder of the run; None: it has none.
         where: the file it was read from, for the messages.
         choices: the option of each config group.
 
     Raises:
         UserError: if it is unsafe or invalid.
     """
+    place = {"run": str(run), "outputs": str(run.parent)} if run else {"run": None, "outputs": "outputs"}
     try:
-        return validate(TrainConfig, {**values, **place}, choices)
+        return validate(TrainConfig, {**values, **place, "robust": None, "oracle": None}, choices)
     except ConfigError as error:
         raise UserError(f"refused {where}: {'; '.join(problem.text for problem in error.problems)}") from error
 
@@ -238,7 +239,8 @@ class RunFolder:
         if changed:
             raise UserError(f"{self} goes on as it was made; {'; '.join(changed[:3])}; choose another folder for a new run")
         changes = {key: given[key] for key in asked if key in given and within(key, free - LOCATION_KEYS)}
-        return self._config(changes) if changes else saved
+        saved = self._config(changes) if changes else saved
+        return saved.model_copy(update={"robust": config.robust, "oracle": config.oracle})
 
     def refuse_mistyped(self, config: TrainConfig, overrides: list[str]) -> None:
         """Raises UserError where ``overrides`` name this folder, in which there is no run, and nothing to train in it."""
@@ -265,8 +267,7 @@ class RunFolder:
             for group in groups:
                 holder = holder[group] if isinstance(holder.get(group), dict) else holder.setdefault(group, {})
             holder[last] = value
-        place = {"run": str(self.path), "outputs": str(self.path.parent)}
-        return read_config(values, place, str(path), manifest["choices"])
+        return read_config(values, self.path, str(path), manifest["choices"])
 
     def prolonged(self, config: TrainConfig) -> TrainConfig:
         """Return a configuration of this run with the iterations that it has since they were raised."""

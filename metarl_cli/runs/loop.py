@@ -20,7 +20,7 @@ from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import DiskFault, EnvironmentFault, ProcessLost, UserError
-from metarl_cli.evaluation.curves import Report, metrics, reference_metrics
+from metarl_cli.evaluation.curves import Levels, Report, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.pictures import png
@@ -31,6 +31,7 @@ from metarl_cli.runs.build import Components, build, judge_training, using
 from metarl_cli.runs.files import memory, read, write_whole
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.interrupt import Interrupt
+from metarl_cli.runs.levels import find_levels
 from metarl_cli.runs.naming import default_path
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
@@ -242,12 +243,20 @@ class Training:
             done, device = self.iteration, components.device
             self.train_step = Profiler(self.train_step, done, self.iterations, folder.path, device, listener.profiled)
         listener.started(folder, self.iteration, self.iterations)
+        splits: list[str] = [split for split in ("test", "ood") if split in components.family.splits]
+        self.levels = {split: self._levels(split) for split in splits}
         self.tracker = Tracker(folder.path, folder.hparams(config), folder.texts(), resume_step, logged)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
 
     def _evaluator(self, split: str, tasks: int, episodes: int) -> Evaluator:
         family, config = self.components.family, self.config
         return Evaluator(family, held_out_tasks(family, split, tasks, config.tasks_seed), episodes, config.seed, split)
+
+    def _levels(self, split: str) -> Levels:
+        """Return the references of a test; found before training, so that a mistake is told before the work."""
+        test = self.config.test
+        evaluator = self._evaluator(split, test.tasks, test.episodes)
+        return find_levels(self.config, evaluator, self.config.robust, self.config.oracle)
 
     def run(self, processes: Processes) -> None:
         """Train to the end and test; the score on the test tasks is ``score`` in run.json.
@@ -340,11 +349,11 @@ class Training:
         test, step = self.config.test, self.algorithm.env_steps
         env_steps = load_weights(self.folder, self.algorithm, "best")
         measured: dict[str, Measured] = {}
-        for split in ("test", "ood") if "ood" in self.components.family.splits else ("test",):
+        for split, levels in self.levels.items():
             with self.listener.testing(split, test.tasks):
                 evaluator = self._evaluator(split, test.tasks, test.episodes)
                 budget = Budget(test.steps or 0)
-                measured[split] = measure(self.folder, evaluator, self.algorithm, budget, env_steps, split)
+                measured[split] = measure(self.folder, evaluator, self.algorithm, budget, env_steps, split, levels)
         self._keep(self.algorithm.diagnostics())
         for split, (report, picture) in measured.items():
             self.tracker.log(metrics(report.curve, split) | reference_metrics(report, split), step)

@@ -55,6 +55,12 @@ def _telling(text: str) -> str:
     return re.sub(r"_{2,}", "_", re.sub(r"[^A-Za-z0-9.+-]", "_", text)).strip("_")
 
 
+def environment(config: TrainConfig) -> dict[str, Any]:
+    """Return the values of the environment that can change a result."""
+    values: dict[str, Any] = result_values(config)["env"]
+    return values
+
+
 def overridden(config: TrainConfig, overrides: Iterable[str]) -> dict[str, str]:
     """Return the overrides that can change the result, as text by key; those that are in the name anyway are left out."""
     pairs = (override.lstrip("+~").partition("=") for override in overrides)

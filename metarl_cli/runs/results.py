@@ -8,14 +8,18 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation.curves import Report
+from metarl_cli.evaluation import probe_report
+from metarl_cli.evaluation.curves import UNKNOWN, Levels, Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.pictures import png
+from metarl_cli.evaluation.probe import Probe, probe
 from metarl_cli.evaluation.report import SHARED, as_json, figure
 from metarl_cli.interfaces import Algorithm, Budget, num_tasks
 from metarl_cli.runs.checkpoint import count, fitting, load
 from metarl_cli.runs.files import read_json, write_json, write_whole
 from metarl_cli.runs.folder import RunFolder
+
+PROBE = "probe-"  # how the names of results of another form begin
 
 
 class Estimate(BaseModel):
@@ -51,6 +55,15 @@ class Points(BaseModel):
         return self
 
 
+class Tasks(BaseModel):
+    """The form of the tasks of a result."""
+
+    model_config = ConfigDict(strict=True)
+
+    hash: str
+    each: list[str] = []  # [M] their hashes; earlier versions did not write them
+
+
 class Result(BaseModel):
     """The form of ``results/*.json``, as far as it is the same for all."""
 
@@ -59,11 +72,43 @@ class Result(BaseModel):
     split: Literal["validation", "test", "ood"]
     env_steps: int
     episodes: int
-    tasks: dict[str, Any]
+    tasks: Tasks
     adapted: Points
     sampled: Points | None
     from_scratch: Points | None
     random: Points
+
+    @model_validator(mode="after")
+    def _of_these_tasks(self) -> Result:
+        if self.tasks.each and any(len(row) != len(self.tasks.each) for row in self.adapted.task_returns):
+            raise ValueError("it has returns of other tasks than it names")
+        return self
+
+
+class Effect(BaseModel):
+    """The form of what a support leads to."""
+
+    model_config = ConfigDict(strict=True)
+
+    support: str
+    tasks: list[int]
+    task_returns: list[float]
+    mean: Estimate
+    worst_tenth: float
+    difference: Estimate
+    share_of_range: Estimate | None
+
+
+class ProbeResult(BaseModel):
+    """The form of ``results/probe-*.json``."""
+
+    model_config = ConfigDict(strict=True)
+
+    split: Literal["validation", "test", "ood"]
+    env_steps: int
+    episodes: int
+    tasks: Tasks
+    effects: list[Effect]
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -75,6 +120,16 @@ def read_result(path: Path) -> dict[str, Any]:
     return read_json(path, Result)
 
 
+def read_results(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Read every test result of a run, by the name of its file.
+
+    Raises:
+        UserError: if one cannot be read, is damaged or was changed.
+    """
+    paths = sorted(folder.results.glob("*.json"))
+    return {path.stem: read_result(path) for path in paths if not path.stem.startswith(PROBE)}
+
+
 class Measured(NamedTuple):
     """A report, and its figure as a PNG."""
 
@@ -83,7 +138,13 @@ class Measured(NamedTuple):
 
 
 def measure(
-    folder: RunFolder, evaluator: Evaluator, algorithm: Algorithm, budget: Budget, env_steps: int, name: str
+    folder: RunFolder,
+    evaluator: Evaluator,
+    algorithm: Algorithm,
+    budget: Budget,
+    env_steps: int,
+    name: str,
+    levels: Levels = UNKNOWN,
 ) -> Measured:
     """Test on the evaluator's tasks and write the result to ``results/<name>.json`` and ``.png``.
 
@@ -94,15 +155,36 @@ def measure(
         budget: the budget of adaptation.
         env_steps: environment steps of meta-training up to these weights.
         name: file name without its ending.
+        levels: of the references on these tasks.
     """
     folder.make_results()  # before the work
-    report = evaluator.report(algorithm, budget)
+    report = evaluator.report(algorithm, budget, levels=levels)
     task, split = evaluator.task, evaluator.split
     values = as_json(report, task, {"split": split, "env_steps": env_steps})
     write_json(folder.results / f"{name}.json", values, Result)
     picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks{SHARED if report.shared else ''}"))
     write_whole(folder.results / f"{name}.png", picture)
     return Measured(report, picture)
+
+
+def measure_probe(
+    folder: RunFolder,
+    evaluator: Evaluator,
+    algorithm: Algorithm,
+    budget: Budget,
+    env_steps: int,
+    name: str,
+    levels: Levels,
+) -> Probe:
+    """Measure what the adaptation uses and write the result to ``results/<name>.json`` and ``.png``; see :func:`measure`."""
+    folder.make_results()
+    found = probe(evaluator, algorithm, budget, levels)
+    task, split = evaluator.task, evaluator.split
+    extra = {"split": split, "env_steps": env_steps, "episodes": evaluator.episodes}
+    write_json(folder.results / f"{name}.json", probe_report.as_json(found, task, extra), ProbeResult)
+    picture = png(probe_report.figure(found, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
+    write_whole(folder.results / f"{name}.png", picture)
+    return found
 
 
 def load_weights(folder: RunFolder, algorithm: Algorithm, checkpoint: str) -> int:

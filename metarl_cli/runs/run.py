@@ -15,9 +15,11 @@ from metarl_cli.config.footprint import cost_of_evaluating, judge
 from metarl_cli.config.models import Hardware
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
+from metarl_cli.evaluation import probe_report
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
+from metarl_cli.evaluation.probe import Probe
 from metarl_cli.evaluation.report import as_json, beyond_training
 from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Task
@@ -25,8 +27,9 @@ from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build, using
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
+from metarl_cli.runs.levels import Folders, find_levels
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
-from metarl_cli.runs.results import load_weights, measure, read_result
+from metarl_cli.runs.results import PROBE, load_weights, measure, measure_probe, read_results
 from metarl_cli.seeding import torch_rng
 
 FRAMES = 400  # at most, of a film
@@ -97,7 +100,7 @@ class Run:
         Raises:
             UserError: if one is damaged or was changed.
         """
-        return {path.stem: read_result(path) for path in sorted(self.folder.results.glob("*.json"))}
+        return read_results(self.folder)
 
     @property
     def validation_score(self) -> float:
@@ -118,10 +121,10 @@ class Run:
 
     # -- evaluation
 
-    def measure(
+    def prepared(
         self, split: str, tasks: int | None, episodes: int | None, steps: int | None, trial: int | None
-    ) -> tuple[str, Report]:
-        """Test on held-out tasks and keep the result; returns the name of its files in ``results/``, and the report.
+    ) -> tuple[str, Evaluator, Budget]:
+        """Return the name of an evaluation, its evaluator and its budget; None stands for what the end of training had.
 
         Raises:
             UserError: for a split the family does not have, or a budget the algorithm cannot spend.
@@ -137,12 +140,51 @@ class Run:
         judge(Footprint([cost]), self.device, "the test")
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
+        spent = f"steps{budget.steps}"
+        if self.algorithm.adapts_by == "memory":
+            spent = f"trial{next(self.algorithm.adapt(held_out, budget, torch.Generator(self.device))).episodes}"
+        return f"{split}-{self.checkpoint.stem}-tasks{tasks}-episodes{episodes}-{spent}", evaluator, budget
+
+    def measure(
+        self,
+        split: str,
+        tasks: int | None,
+        episodes: int | None,
+        steps: int | None,
+        trial: int | None,
+        robust: Folders = None,
+        oracle: Folders = None,
+    ) -> tuple[str, Report]:
+        """Test on held-out tasks and keep the result; returns the name of its files in ``results/``, and the report.
+
+        Raises:
+            UserError: for a split the family does not have, a budget the algorithm cannot spend, or a reference that was not
+                tested on these tasks.
+        """
         with using(self.config.hardware):
-            spent = f"steps{budget.steps}"
-            if self.algorithm.adapts_by == "memory":
-                spent = f"trial{next(self.algorithm.adapt(held_out, budget, torch.Generator(self.device))).episodes}"
-            name = f"{split}-{self.checkpoint.stem}-tasks{tasks}-episodes{episodes}-{spent}"
-            return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name).report
+            name, evaluator, budget = self.prepared(split, tasks, episodes, steps, trial)
+            levels = find_levels(self.config, evaluator, robust, oracle)
+            return name, measure(self.folder, evaluator, self.algorithm, budget, self.env_steps, name, levels).report
+
+    def measure_probe(
+        self,
+        split: str,
+        tasks: int | None,
+        episodes: int | None,
+        steps: int | None,
+        trial: int | None,
+        robust: Folders = None,
+        oracle: Folders = None,
+    ) -> tuple[str, Probe]:
+        """Measure what the adaptation uses of its support and keep the result; see :meth:`measure`.
+
+        Raises:
+            UserError: as :meth:`measure` does, and for an algorithm that does not adapt.
+        """
+        with using(self.config.hardware):
+            name, evaluator, budget = self.prepared(split, tasks, episodes, steps, trial)
+            levels, name = find_levels(self.config, evaluator, robust, oracle), f"{PROBE}{name}"
+            return name, measure_probe(self.folder, evaluator, self.algorithm, budget, self.env_steps, name, levels)
 
     def test(
         self,
@@ -151,6 +193,8 @@ class Run:
         episodes: int | None = None,
         steps: int | None = None,
         trial: int | None = None,
+        robust: Folders = None,
+        oracle: Folders = None,
     ) -> dict[str, Any]:
         """Measure adaptation on held-out tasks; returns curves as plain numbers, as in ``results/*.json``.
 
@@ -160,14 +204,39 @@ class Run:
             episodes: full episodes per task and step.
             steps: adaptation steps: gradient steps, or supports.
             trial: episodes of a trial, for an algorithm with memory.
+            robust: folder of a run that cannot know the task, or folders of several seeds, for the normalised score; None: the
+                levels that were measured for the tasks of metarl's own environments, where there are.
+            oracle: likewise, of a run that is given the task.
 
         Raises:
-            UserError: for a split the family does not have, or a budget the algorithm cannot spend.
+            UserError: for a split the family does not have, a budget the algorithm cannot spend, or a reference that was not
+                tested on these tasks.
         """
-        name, report = self.measure(split, tasks, episodes, steps, trial)
+        name, report = self.measure(split, tasks, episodes, steps, trial, robust, oracle)
         self._warn(steps)
         held_out = held_out_tasks(self.family, split, report.curve.returns.shape[-1], self.config.tasks_seed)
         return as_json(report, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
+
+    def probe(
+        self,
+        split: Literal["validation", "test", "ood"] = "test",
+        tasks: int | None = None,
+        episodes: int | None = None,
+        steps: int | None = None,
+        trial: int | None = None,
+        robust: Folders = None,
+        oracle: Folders = None,
+    ) -> dict[str, Any]:
+        """Measure what the adaptation uses of its support; returns plain numbers, as in ``results/probe-*.json``.
+
+        The arguments are those of :meth:`test`.
+
+        Raises:
+            UserError: as :meth:`test` does, and for an algorithm that does not adapt.
+        """
+        name, found = self.measure_probe(split, tasks, episodes, steps, trial, robust, oracle)
+        held_out = held_out_tasks(self.family, split, len(found.effects[0].rows), self.config.tasks_seed)
+        return probe_report.as_json(found, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
 
     # -- adaptation
 
@@ -287,7 +356,7 @@ def load_policy(path: Path, hardware: Hardware | None = None) -> AdaptedPolicy:
         values = saved["config"]
         if hardware:
             values = {**values, "hardware": {**values["hardware"], **reading(hardware)}}
-        config = read_config(values, {"run": None, "outputs": "outputs"}, str(path))
+        config = read_config(values, None, str(path))
         family, algorithm, device = build(config)
         task = {name: torch.tensor([value], device=device) for name, value in saved["task"].items()}
         return restore(algorithm, task, saved, family.spec, torch_rng(config.seed, "adapt", "loaded", device=device))

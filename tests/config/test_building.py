@@ -306,6 +306,8 @@ def test_only_what_can_change_a_result_is_in_the_name():
     assert operational_keys(config) == {
         "run",
         "outputs",
+        "robust",
+        "oracle",
         "hardware",
         "algo.outer.chunk",
         "train.log_every",

@@ -254,7 +254,7 @@ def test_adapt_keeps_one_trial_its_path_and_its_memory(tmp_path, monkeypatch, ca
     path = " ".join(["(0,0)", "(1,0)", "(2,0)"] + 13 * ["(3,0)"])
     for k in (1, 2):
         assert f"episode {k}: {path}  return 12.80" in shown
-    for row, value in (("sum of 2 episodes", "25.60"), ("sampled: sum of 2 episodes", "-3.00"), ("oracle", "12.80")):
+    for row, value in (("sum of 2 episodes", "25.60"), ("sampled: sum of 2 episodes", "-3.00"), ("optimum", "12.80")):
         assert any(row in line and value in line for line in shown.splitlines()), row
 
     out = tmp_path / "run" / "adapted" / "goal_x=3-goal_y=0"

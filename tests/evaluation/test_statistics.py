@@ -12,8 +12,11 @@ from metarl_cli.evaluation.statistics import (
     average_summaries,
     iqm,
     mean,
+    normalised_over_seeds,
+    normalised_over_tasks,
     over_seeds,
     over_tasks,
+    share_over_tasks,
     student_quantile,
     summarise,
     worst_tenth,
@@ -155,3 +158,38 @@ def test_the_mean_of_pulls_that_pay_0_or_1():
 
 def test_groups_are_averaged():
     assert average_intervals([Interval(1, 0, 2), Interval(5, 2, 8)]) == Interval(3, 1, 5)
+
+
+def test_the_normalised_score_is_a_ratio_of_means_over_tasks():
+    robust, oracle = np.array([0.0, 10.0, 0.0, 0.0]), np.array([10.0, 10.0, 40.0, 10.0])
+    assert normalised_over_tasks(robust, robust, oracle) == (0, 0, 0)
+    assert normalised_over_tasks(oracle, robust, oracle) == (1, 1, 1)
+    adapted = np.array([10.0, 10.0, 20.0, 10.0])
+    found = normalised_over_tasks(adapted, robust, oracle)
+    assert found.value == pytest.approx(40 / 60), "not the mean of the tasks' ratios, one of which has no range"
+    assert found.low == pytest.approx(0.5)
+    assert found.high == pytest.approx(1)
+    one = normalised_over_tasks([5.0], [0.0], [10.0])
+    assert (one.value, math.isnan(one.low)) == (0.5, True)
+
+
+def test_where_there_is_no_range_there_is_no_normalised_score():
+    assert math.isnan(normalised_over_tasks([5.0, 5.0], [1.0, 2.0], [1.0, 2.0]).value)
+    assert math.isnan(normalised_over_tasks([5.0, 5.0], [2.0, 2.0], [1.0, 1.0]).value)
+    assert share_over_tasks([1.0, 1.0], [3.0, -1.0]) == (1, -math.inf, math.inf), "a quarter of the resamples has none"
+
+
+def test_the_interval_of_a_share_covers_the_truth():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(100):
+        span = rng.normal(10, 3, 50)
+        found = share_over_tasks(0.7 * span + rng.normal(0, 2, 50), span, resamples=400)
+        hits += found.low <= 0.7 <= found.high
+    assert hits >= 88, "of 95 expected"
+
+
+def test_the_normalised_score_of_several_seeds_is_students():
+    robust, oracle = np.zeros(4), np.full(4, 10.0)
+    found = normalised_over_seeds([[4.0] * 4, [6.0] * 4, [8.0] * 4], robust, oracle)
+    assert found == pytest.approx(over_seeds([0.4, 0.6, 0.8]))
+    assert math.isnan(normalised_over_seeds([[4.0] * 4] * 2, oracle, robust).value)

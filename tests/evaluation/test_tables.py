@@ -10,9 +10,9 @@ from metarl_cli.cli import test as retest
 from metarl_cli.cli import train as trains
 from metarl_cli.config.models import Job
 from metarl_cli.config.registry import validate
-from metarl_cli.evaluation.curves import metrics, reference_metrics
+from metarl_cli.evaluation.curves import Level, Levels, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
-from metarl_cli.evaluation.report import as_json, notes, table
+from metarl_cli.evaluation.report import ORACLE, ROBUST, as_json, figure, notes, table
 from metarl_cli.evaluation.statistics import iqm, worst_tenth
 from metarl_cli.interfaces import Budget, num_tasks
 from metarl_cli.progress import wide_console
@@ -141,12 +141,12 @@ def test_regret_and_optimum_are_in_one_unit(algo):
     assert scalars["test/return_optimum"] == pytest.approx(np.mean(saved["optimum"]))
     assert scalars["test/regret"] == saved["regret"] == found.regret
     assert scalars["test/regret_after"] == pytest.approx(scalars["test/return_optimum"] - found.curve.summaries[-1].mean)
-    assert "regret per episode (oracle minus return)" in text(table(found, "t"))
+    assert "regret per episode (optimum minus return)" in text(table(found, "t"))
 
 
 def test_regret_after_gradient_steps():
     found, _ = report("navigation_2d_continuous", "maml_dqn", 5, 1, 1, "learner=dqn")
-    assert found.regret == pytest.approx(float((found.oracle.returns[0, 0] - found.curve.returns[-1, 0]).mean()))
+    assert found.regret == pytest.approx(float((found.optimum.returns[0, 0] - found.curve.returns[-1, 0]).mean()))
 
 
 @pytest.mark.parametrize(("env", "shared"), [("gridworld", True), ("bandit", False)])
@@ -159,3 +159,31 @@ def test_tables_over_shared_tasks_say_so(env, shared, tmp_path, capsys):
     values = compose_values("test", [f"run={tmp_path / 'run'}", "hardware=cpu"])
     retest.run(validate(retest.Config, values), Job({}, []))
     assert ("test tasks, training tasks among them" in capsys.readouterr().out) == shared
+
+
+def test_the_references_and_the_normalised_score_are_in_the_table_the_metrics_and_the_result():
+    """Between a robust policy at the return before adaptation, and an oracle at the return after it, the score is 0 and 1."""
+    parts = build(compose_train("env=cartpole_family", "algo=maml_dqn", *tiny("maml_dqn")))
+    task = parts.family.sample_tasks(12, "test", numpy_rng(0, "tasks"))
+    evaluator = Evaluator(parts.family, task, 2, 0, "test")
+    before, after = (evaluator.curve(parts.algorithm, Budget(1)).returns[k].mean(0) for k in (0, 1))
+    low, high = (before, after) if before.mean() < after.mean() else (after, before)
+    first = [0.0, 1.0] if low is before else [1.0, 0.0]
+    found = evaluator.report(parts.algorithm, Budget(1), levels=Levels(Level(low, "run A"), Level(high, "run B")))
+    assert [score.value for score in found.normalised] == pytest.approx(first)
+    scalars = reference_metrics(found, "test")
+    assert scalars["test/normalised_score"] == pytest.approx(first[1])
+    assert scalars["test/return_robust"] == pytest.approx(float(iqm(low))), "as the other returns of the table"
+    saved = json.loads(json.dumps(as_json(found, task, {})))
+    assert saved["normalised_score"][0]["value"] == pytest.approx(first[0])
+    assert saved["oracle"] == {"source": "run B", "task_returns": high.tolist()}
+    lines = text(table(found, "12 held-out tasks, 2 episodes each"), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    for point in (found.robust.points[0], found.oracle.points[0], *found.normalised):
+        assert any(str(point) in line for line in lines)
+    drawn = figure(found, "title")
+    legend = [each.get_text() for each in drawn.legends[0].get_texts()]
+    assert legend == ["adapted", "from scratch", "random policy", ROBUST, ORACLE]
+    none = evaluator.report(parts.algorithm, Budget(1), levels=Levels(Level(high, "run A"), Level(low, "run B")))
+    assert none.normalised is None
+    assert "The oracle's mean is not above the robust policy's: there is no normalised score." in notes(none)

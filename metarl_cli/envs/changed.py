@@ -1,0 +1,123 @@
+"""Environments that say less of their task than they might: without rewards, or with the actions of other rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from typing_extensions import override
+
+from metarl_cli.interfaces import Env, Family, State, Step, Task
+
+Change = Callable[[Env], Env]
+
+
+class Unchanged(Exception):
+    """Environments that a change would leave as they are."""
+
+
+class ChangedEnv(Env):
+    """Environments whose steps a subclass changes."""
+
+    def __init__(self, env: Env):
+        self.env, self.obs, self.can_select_rows = env, env.obs, env.can_select_rows
+
+    @property
+    @override
+    def name(self) -> str:
+        return self.env.name
+
+    @override
+    def details(self, row: int) -> str:
+        return self.env.details(row)
+
+    @override
+    def step(self, action: Tensor) -> Step:
+        step = self.env.step(action)
+        self.obs = step.obs
+        return step
+
+    @override
+    def one_episode(self) -> None:
+        self.env.one_episode()
+
+    @override
+    def select_rows(self, rows: Tensor) -> None:
+        self.env.select_rows(rows)
+        self.obs = self.env.obs
+
+    @override
+    def render(self) -> Image:
+        return self.env.render()
+
+    @override
+    def state_dict(self) -> State:
+        return self.env.state_dict()
+
+    @override
+    def load_state_dict(self, state: State) -> None:
+        self.env.load_state_dict(state)
+        self.obs = self.env.obs
+
+
+class WithoutRewards(ChangedEnv):
+    """Environments in which every reward is 0."""
+
+    @override
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        return step._replace(reward=torch.zeros_like(step.reward))
+
+
+class Shuffled(ChangedEnv):
+    """Environments of a task, each of which executes the action that was chosen in the next one.
+
+    Raises:
+        Unchanged: if there is one of each task.
+    """
+
+    def __init__(self, env: Env):
+        super().__init__(env)
+        if env.obs.shape[1] < 2:
+            raise Unchanged
+
+    @override
+    def step(self, action: Tensor) -> Step:
+        return super().step(action.roll(-1, 1))
+
+
+class ChangedFamily(Family):
+    """A family whose environments are changed.
+
+    Args:
+        family: the family.
+        change: of the environments.
+    """
+
+    def __init__(self, family: Family, change: Change):
+        self.family, self.change = family, change
+        self.spec, self.splits, self.finite, self.first_action = family.spec, family.splits, family.finite, family.first_action
+        self.simulator_bytes, self.max_envs = family.simulator_bytes, family.max_envs
+
+    @override
+    def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
+        return self.family.sample_tasks(num, split, rng)
+
+    @override
+    def named_task(self, values: dict[str, float]) -> Task:
+        return self.family.named_task(values)
+
+    @override
+    def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> Env:
+        return self.change(self.family.make(task, num_envs, rng, render))
+
+    @override
+    def horizons(self, task: Task) -> Tensor:
+        return self.family.horizons(task)
+
+    @override
+    def groups(self, task: Task) -> dict[str, Tensor]:
+        return self.family.groups(task)
