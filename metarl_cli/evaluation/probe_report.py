@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -37,8 +38,8 @@ def cost(effect: Effect) -> str:
     """Return the difference to the own support: as a share of the range where that is known."""
     if effect.share is None:
         return str(effect.difference)
-    value, low, high = effect.share
-    return f"{value:.0%}" + ("" if low != low else f" [{low:.0%}, {high:.0%}]")
+    value, low, high = (f"{round(bound, 2) + 0.0:.0%}" for bound in effect.share)  # not -0%
+    return value if math.isnan(effect.share.low) else f"{value} [{low}, {high}]"
 
 
 def notes(probe: Probe) -> list[str]:

@@ -332,7 +332,7 @@ def test_the_last_test_is_repeated_after_an_interruption(tmp_path, monkeypatch):
     """Ctrl-C in the middle of the test leaves what the run needs, and the same score."""
     run(tmp_path / "whole", *small("maml_dqn"))
 
-    def stop(self, *args):
+    def stop(self, *args, **more):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
