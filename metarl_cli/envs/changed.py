@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.interfaces import Env, Family, State, Step, Task
+from metarl_cli.interfaces import Env, Family, Policy, State, Step, Task, Transitions
 
 Change = Callable[[Env], Env]
 
@@ -117,6 +117,14 @@ class ChangedFamily(Family):
     @override
     def horizons(self, task: Task) -> Tensor:
         return self.family.horizons(task)
+
+    @override
+    def knowledge(self, task: Task) -> Tensor | None:
+        return self.family.knowledge(task)
+
+    @override
+    def rule(self, support: Transitions) -> Policy | None:
+        return self.family.rule(support)
 
     @override
     def groups(self, task: Task) -> dict[str, Tensor]:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_REFERENCE, compose_train, short, slow_if, tiny
+from conftest import ENVS, TINY_REFERENCE, compose_train, inherited, short, slow_if, tiny
 
 from metarl_cli.algos.reference import Reference
+from metarl_cli.envs.changed import ChangedFamily, WithoutRewards
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import UNKNOWN, Level, Levels
@@ -171,19 +172,43 @@ def test_trials_go_on_where_each_has_had_its_episodes():
     assert shared["a"].tolist() == [1.0] * 4, "of another shape: it belongs to all"
 
 
-def test_parameters_are_swapped_within_a_family_of_a_mix():
-    family = short("classic_mix")
+@pytest.mark.parametrize("name", [name for name in ENVS if inherited("env", name)["module"] != "gymnasium"])
+def test_a_support_differs_in_what_it_is_named_for(name):
+    family = short(name)
     task = family.sample_tasks(8, "test", numpy_rng(0, "tasks"))
-    found = list(supports(family, task))
-    for number, name in enumerate(family.families):
-        swapped = [support for support in found if support.name.startswith(f"another {name}.")]
-        assert swapped
-        for support in swapped:
-            assert set(task["family"][support.rows].tolist()) == {number}
-            differ = [key for key, value in support.task.items() if not torch.equal(value, task[key])]
-            assert len(differ) == 1
-            assert support.name.startswith(f"another {differ[0]}")
-    assert all(torch.equal(support.task["family"], task["family"]) for support in found)
+    groups = family.groups(task) or {"": torch.arange(8)}
+    for support in supports(family, task):
+        differ = {key: ~torch.eq(value, _columns(task)[key]).all(1) for key, value in _columns(support.task).items()}
+        changed = {key: rows.nonzero()[:, 0].tolist() for key, rows in differ.items() if rows.any()}
+        if support.name.startswith("another ") and support.name != "another task's":
+            (key,) = changed
+            assert support.name.removeprefix("another ").split(",")[0] == key
+            assert changed[key] == support.rows.tolist()
+            (group,) = (group for group in groups if key.startswith(group))
+            assert set(changed[key]) <= set(groups[group].tolist()), "within a family of a mix"
+        elif support.name == "another task's":
+            assert set.union(*map(set, changed.values())) == set(support.rows.tolist())
+            assert "family" not in changed
+        else:
+            assert not changed
+
+
+def _columns(task):
+    return {key: value.reshape(len(value), -1) for key, value in task.items()}
+
+
+def test_a_changed_family_is_the_family_but_for_its_environments():
+    family = short("classic_mix")
+    task, changed = family.sample_tasks(4, "test", numpy_rng(0, "tasks")), ChangedFamily(family, WithoutRewards)
+    assert torch.equal(changed.horizons(task), family.horizons(task))
+    assert torch.equal(changed.knowledge(task), family.knowledge(task))
+    assert changed.groups(task).keys() == family.groups(task).keys()
+    assert changed.spec == family.spec
+    step = changed.make(task, 2, torch_rng(0, "env")).step(torch.zeros(4, 2, dtype=torch.long))
+    same = family.make(task, 2, torch_rng(0, "env")).step(torch.zeros(4, 2, dtype=torch.long))
+    assert not step.reward.any()
+    assert same.reward.any()
+    assert torch.equal(step.next_obs, same.next_obs)
 
 
 def test_tables_of_a_process_are_swapped_one_at_a_time():
