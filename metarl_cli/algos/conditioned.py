@@ -9,10 +9,12 @@
     loss    mean over tasks i, their transitions:  (r + gamma Q^-(s', argmax_a Q(s', a | c_i) | c_i) - Q(s, a | c_i))²
 
 Training is DQN on all tasks at once: every iteration each of them collects some steps, and updates draw transitions of many
-tasks. What the network is given is put before the observation; the learner is built for the wider one. A policy that cannot
-know the task should be judged by its mean return, in which a task counts by the steps that an episode of it lasts. With
-``weighting=episodes`` the transitions are drawn so; drawn evenly, the tasks that it fails, whose episodes are short, would
-outweigh in the states they share the tasks that it solves, and it would commit to neither.
+tasks. What the network is given is put before the observation; the learner is built for the wider one.
+
+A policy that cannot know the task has to commit where tasks contradict each other. Transitions that are drawn evenly do not let
+it: the tasks that it fails have short episodes, all of whose states are near the start, where they outweigh the tasks that it
+solves. In the gradient of the mean return a task counts by the steps that its episode lasts: ``weighting=1`` draws it so.
+Greater powers commit harder.
 """
 
 from __future__ import annotations
@@ -78,8 +80,8 @@ class TrainingConfig(StrictModel):
     epsilon_iterations: int = Field(gt=0, description="iterations over which epsilon falls linearly")
     repeat: int = Field(gt=0, description="steps for which a random action is repeated")
     capacity: int = Field(gt=0, description="replay per task [transitions]")
-    weighting: Literal["tasks", "episodes"] = Field(
-        description="draw the transitions of all tasks alike, or those of a task in proportion to the length of its episodes"
+    weighting: float = Field(
+        ge=0, description="p: a task is drawn in proportion to the mean length of its episodes to the power p; 0: all alike"
     )
     updates: int = Field(gt=0, description="gradient updates per iteration")
     update_tasks: int = Field(gt=0, description="tasks drawn for an update")
@@ -266,11 +268,9 @@ class Conditioned(Algorithm):
 
     def _shares(self) -> Tensor:
         """Return the weight ``[M]`` by which each task is drawn."""
-        if self.config.weighting == "tasks":
-            return torch.ones(self.config.tasks, device=self.device)
         assert self.replay.data is not None
         ends = self.replay.data.ended[:, : len(self.replay)].float().mean(1)
-        return 1 / torch.maximum(ends, 1 / self.family.horizons(self.task))
+        return (1 / torch.maximum(ends, 1 / self.family.horizons(self.task))) ** self.config.weighting
 
     @timed("update")
     def _update(self, share: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,8 +47,8 @@ def test_what_each_knows_is_what_it_gets(algo):
 
 
 def test_tasks_count_by_the_length_of_their_episodes():
-    """With ``weighting=episodes``: half of all transitions are of episodes that end in one step, half of ones of twenty."""
-    overrides = ["algo.weighting=episodes", "algo.tasks=2", "algo.update_tasks=2", "env.horizon=20"]
+    """Half of all transitions are of episodes that end in one step, half of ones of twenty."""
+    overrides = ["algo.weighting=1", "algo.tasks=2", "algo.update_tasks=2", "env.horizon=20"]
     algorithm = build(compose_train("algo=robust_dqn", *tiny("robust_dqn"), *overrides)).algorithm
     algorithm.train_step()
     algorithm.replay.data.ended[0], algorithm.replay.data.ended[1] = True, False

@@ -39,6 +39,8 @@ VARIANTS = {
     "maml_dqn, fresh support": ["algo.inner.steps=2", "algo.inner.support.fresh=true"],
     "maml_dqn, Q(lambda)": ["algo.inner.returns.lambda=0.5"],
     "dqn": [],
+    "oracle_dqn": [],
+    "pearl_dqn": [],
 }
 
 
