@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from typing_extensions import override
 
 from metarl_cli.interfaces import Algorithm, State
 
 
 class Reference(Algorithm):
-    """A strategy with nothing to train; it adapts by the statistics that it keeps within a trial."""
+    """A strategy with nothing to train; most adapt by the statistics that they keep within a trial."""
 
     learns = False
     uses_learner = False
-    adapts_by = "memory"
+    adapts_by: ClassVar[Literal["inference", "memory"]] = "memory"
 
     @override
     def train_step(self) -> dict[str, float]:
