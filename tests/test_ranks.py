@@ -134,7 +134,10 @@ def test_the_shares_of_several_processes_make_the_whole(algo):
         assert_close([alone.state_dict(), algorithm.state_dict()], [expected, measured], 0 if exact(algo) else 1e-5)
 
 
-@pytest.mark.parametrize("algo", slow_if(["maml_dqn", "dqn", "pearl_dqn", "rl2", "rl2_dqn", "evo_dqn"], lambda algo: algo != "maml_dqn"))
+SHARED = ["maml_dqn", "dqn", "pearl_dqn", "rl2", "rl2_dqn", "evo_dqn"]
+
+
+@pytest.mark.parametrize("algo", slow_if(SHARED, lambda algo: algo != "maml_dqn"))
 def test_two_processes_equal_one(algo, tmp_path):
     small = odd(algo)
     assert cli.main(["train", f"run={tmp_path / 'one'}", *small]) == 0
