@@ -182,10 +182,14 @@ def varied(values: dict[str, Any], prefix: str = "") -> dict[str, tuple[str, str
             spans[prefix + name] = (_span(value, brackets), _span(wider[name], brackets) if name in wider else "")
     for name, family in mixed(values).items():
         spans |= varied(family, f"{prefix}{name}.")
-    for family in values.values():
-        if "module" in _dict(family):  # one that another family wraps, whose parameters keep their names
-            spans |= varied(family, prefix)
+    for family in wrapped(values):
+        spans |= varied(family, prefix)
     return spans
+
+
+def wrapped(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The family that another one wraps, whose parameters keep their names."""
+    return [value for value in values.values() if "module" in _dict(value)]
 
 
 def mixed(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -307,8 +311,9 @@ def _parameter_rows(values: dict[str, Any], family: Any) -> Iterator[tuple[Text,
     """Name, nominal value, range and range out of distribution of each task parameter; without ``family`` those that vary."""
     spans = varied(values)
     nominal = {name: value[0].tolist() for name, value in family.named_task({}).items()} if family else {}
+    unsaid = "fixed" if spans and not wrapped(values) else ""  # a family that wraps another draws its own in its own way
     for name in nominal | spans:
-        inside, outside = spans.get(name, ("fixed" if spans else "", ""))
+        inside, outside = spans.get(name, (_span(values[name], "[]") if name in values else unsaid, ""))
         yield Text(name), Text(_short(nominal.get(name, ""))), Text(inside), Text(outside)
 
 

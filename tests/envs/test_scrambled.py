@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import compose_train, compose_values, load
 
-from metarl_cli.cli.listing import varied
+from metarl_cli.cli.listing import _parameter_rows, varied
 from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -127,5 +127,8 @@ def test_errors_of_the_family_name_its_key():
         family("scrambled_cartpole", "env.family.horizon=-1")
 
 
-def test_the_list_shows_the_parameters_of_the_family():
-    assert "gravity" in varied(compose_values("train", ["env=scrambled_cartpole"])["env"])
+def test_the_list_shows_the_parameters_of_the_family_and_its_own():
+    values = compose_values("train", ["env=scrambled_cartpole"])["env"]
+    assert varied(values)["gravity"] == ("[4.9, 19.6]", "[2.5, 25]")
+    rows = {str(row[0]): str(row[2]) for row in _parameter_rows(values, family("scrambled_cartpole"))}
+    assert (rows["gravity"], rows["scramble"], rows["reward_scale"]) == ("[4.9, 19.6]", "", "[0.5, 1.5]")
