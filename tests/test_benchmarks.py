@@ -8,6 +8,7 @@ import matrix
 import pytest
 import report
 import scores as evidence
+import supports
 import torch
 from conftest import CONF, compose_train
 from report import Spread
@@ -235,16 +236,29 @@ def test_a_method_with_other_settings_begins_anew(tmp_path, monkeypatch):
     assert matrix.read(family) == {}
 
 
-@pytest.mark.parametrize("page", ["docs/results.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/results.md", "docs/evidence.md", "README.md"])
 def test_the_tables_of_learning_have_the_numbers_of_the_results(page):
     """``python benchmarks/evidence docs`` makes them the same."""
     text = (ROOT / page).read_text()
-    assert evidence.fill(text) == text
+    assert supports.fill(evidence.fill(text)) == text
 
 
 def test_what_is_kept_of_runs_is_in_the_documents():
     page = (ROOT / "docs" / "results.md").read_text()
     assert {match[2] for match in evidence.MARKER.finditer(page)} == {path.stem for path in matrix.RESULTS.glob("*.json")}
+
+
+def test_a_probe_has_a_row_for_each_method_and_a_column_for_each_support(tmp_path, monkeypatch):
+    monkeypatch.setattr(supports, "PROBES", tmp_path)
+    family, (one, other, *_) = next((name, list(entry["methods"])) for name, entry in matrix.FAMILIES.items())
+    kept = {
+        other: {"its own": {"mean": [4.0, 6.0], "share": [None, None]}, "another": {"mean": [1.0, 2.0], "share": [None, None]}},
+        one: {"its own": {"mean": [5.0], "share": [0.0]}, "rewards 0": {"mean": [2.0], "share": [-0.254]}},
+    }
+    (tmp_path / f"{family}.json").write_text(json.dumps(kept))
+    _, _, first, second = supports.table(family).splitlines()
+    assert first == f"| `{one}` | 1 | 5.00 | -25% | - |", "in the order of the matrix"
+    assert second == f"| `{other}` | 2 | {over_seeds([4, 6])} | - | 1.50 |"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@
     python benchmarks/evidence --families cartpole_family --methods maml_dqn osi_dqn --seeds 2
     python benchmarks/evidence --minutes 60 --jobs 2           start nothing after an hour; the next call goes on
     python benchmarks/evidence --extra hardware.compile=true   options that change no result
+    python benchmarks/evidence probe --seeds 3                 what the adaptation of each finished run uses of its support
     python benchmarks/evidence docs                            make the tables and the figure from what is kept
 
 The first seed of every method comes first, then the second. A run is an ordinary ``metarl train`` with the overrides that
@@ -23,23 +24,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
+import supports
 from matrix import FAMILIES, Job, jobs, read, summary, train, write
 from scores import draw, fill, kept_families, table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "evidence.md", ROOT / "README.md"]
 MAIN = ["cartpole_family", "navigation_2d", "key_to_door", "two_link_arm"]  # of the figure
 
 
 def documents() -> None:
     """Fill the tables of the documents, and draw the figure."""
-    for page in (ROOT / "docs" / "results.md", ROOT / "README.md"):
-        page.write_text(fill(page.read_text()))
+    for page in PAGES:
+        page.write_text(supports.fill(fill(page.read_text())))
     draw(ROOT / "docs" / "evidence.png", [family for family in MAIN if family in kept_families()])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", nargs="?", choices=["run", "docs"], default="run")
+    parser.add_argument("task", nargs="?", choices=["run", "probe", "docs"], default="run")
     parser.add_argument("--families", nargs="*", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--methods", nargs="*", help="these alone")
     parser.add_argument("--seeds", type=int, default=5)
@@ -50,6 +53,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.task == "docs":
         return documents()
+    if args.task == "probe":
+        for family in args.families:
+            supports.probe(family, args.methods, range(args.seeds), args.outputs)
+        return None
     todo = [job for job in jobs(args.families, args.methods, range(args.seeds)) if not is_kept(job)]
     end, lock = time.monotonic() + 60 * args.minutes, Lock()
 

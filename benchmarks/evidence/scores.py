@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matrix import FAMILIES, RESULTS, read
+from numpy.typing import ArrayLike
 
 from metarl_cli.evaluation.statistics import Interval, iqm, mean, over_seeds, worst_tenth
 
@@ -38,10 +39,11 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
-def interval(values: np.ndarray | None) -> str:
+def interval(values: ArrayLike | None) -> str:
     """An estimate with its interval over seeds, in as many digits as it has a use for."""
     if values is None:
         return "-"
+    values = np.asarray(values)
     value, low, high = over_seeds(values)
     digits = 1 if max(abs(value), abs(high)) >= 20 else 2
     text = f"{value:.{digits}f}"
