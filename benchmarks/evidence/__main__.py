@@ -26,11 +26,10 @@ from threading import Lock
 
 import supports
 from matrix import FAMILIES, Job, jobs, read, summary, train, write
-from scores import draw, fill, kept_families, table
+from scores import MAIN, draw, fill, kept_families, table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "evidence.md", ROOT / "README.md"]
-MAIN = ["cartpole_family", "navigation_2d", "key_to_door", "two_link_arm"]  # of the figure
 
 
 def documents() -> None:

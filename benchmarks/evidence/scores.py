@@ -16,6 +16,7 @@ from metarl_cli.evaluation.statistics import Interval, iqm, mean, over_seeds, wo
 MARKER = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 HEAD = ["algorithm", "seeds", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "out of distribution"]
 HEAD += ["its score", "gradient steps", "support", "env steps", "training"]
+MAIN = ["cartpole_family", "navigation_2d", "key_to_door", "two_link_arm"]  # of the overview and of the figure
 ROBUST, ORACLE = "robust_dqn", "oracle_dqn"
 
 
@@ -77,9 +78,26 @@ def table(family: str) -> str:
     return "\n".join(lines)
 
 
+def overview() -> str:
+    """The normalised scores of all methods, a column for each of the main families; and what they lie between."""
+    results = {family: read(family) for family in MAIN if family in kept_families()}
+    lines = [
+        f"| {' | '.join(['algorithm', *(FAMILIES[family]['title'] for family in results)])} |",
+        "|" + "---|" * (1 + len(results)),
+    ]
+    for method in dict.fromkeys(method for family in results for method in FAMILIES[family]["methods"]):
+        scores = [normalised(kept, method) if method in kept else None for kept in results.values()]
+        returns = [means(kept[method]["runs"], "after") if method in kept else None for kept in results.values()]
+        if method in (ROBUST, ORACLE):
+            lines.append(f"| `{method}`: mean return | {' | '.join(interval(values) for values in returns)} |")
+        elif any(values is not None for values in scores):
+            lines.append(f"| `{method}` | {' | '.join(interval(values) for values in scores)} |")
+    return "\n".join(lines)
+
+
 def fill(page: str) -> str:
     """The page with the tables that its markers name."""
-    return MARKER.sub(lambda match: match[1] + table(match[2]) + match[3], page)
+    return MARKER.sub(lambda match: match[1] + (overview() if match[2] == "overview" else table(match[2])) + match[3], page)
 
 
 def draw(path: Path, families: list[str]) -> None:
