@@ -114,6 +114,10 @@ class Inputs:
             parts.append(clock)
         return torch.cat(parts, -1)
 
+    def previous_action(self, device: torch.device) -> Tensor:
+        """Return the matrix ``[A, I]`` that selects the previous action from inputs."""
+        return torch.eye(self.size, device=device)[self.obs_size : self.obs_size + self.action_size]
+
     def legal(self, inputs: Tensor) -> Tensor | None:
         """Return a mask of legal actions ``[..., A]`` from the observations within ``inputs``; None if all are legal."""
         return self.spec.actions.legal(inputs[..., : self.obs_size])

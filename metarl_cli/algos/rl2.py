@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from metarl_cli.adaptation.memory import Prediction, collect_trials
@@ -51,6 +52,9 @@ class PPOConfig(StrictModel):
     value_weight: float = Field(ge=0, description="weight of the value loss")
     predict_weight: float = Field(
         ge=0, description="weight of the prediction of the next observation and reward (auxiliary task); 0: none"
+    )
+    repeat: float = Field(
+        ge=0, description="first logit of the previous action, on a linear path from the inputs to the policy; 0: no such path"
     )
     hidden: int = Field(gt=0, description="hidden units of the heads of the policy, the value function and the prediction")
     lr: float = Field(gt=0, description="Adam's learning rate")
@@ -108,6 +112,8 @@ class RL2(MemoryAlgorithm):
         params = self.agent.memory.init(rng) | self.policy_head.init(rng.device)
         params |= head("policy", self.policy_head.outputs, hidden, size + inputs, 0.01, rng)
         params |= head("value", 1, hidden, size + 2, 0.1, rng)
+        if self.config.ppo.repeat:
+            params["repeat.weight"] = self.config.ppo.repeat * self.agent.inputs.previous_action(rng.device)
         return params | (self.prediction.init(rng) if self.config.ppo.predict_weight else {})
 
     # -- the policy and the value function
@@ -115,6 +121,8 @@ class RL2(MemoryAlgorithm):
     @override
     def head(self, params: Params, features: Tensor, inputs: Tensor) -> Distribution:
         outputs = apply_head(params, "policy", features, inputs)
+        if self.config.ppo.repeat:
+            outputs = outputs + F.linear(inputs, params["repeat.weight"])
         return self.policy_head(params, outputs, self.agent.inputs.legal(inputs))
 
     def value(self, params: Params, features: Tensor, clock: Tensor) -> Tensor:

@@ -198,13 +198,14 @@ def naive_advantages(reward: list[float], value: list[float], gamma: float, lamb
     return [sum((gamma * lambda_) ** (j - t) * delta[j] for j in range(t, steps)) for t in range(steps)]
 
 
-def test_the_first_update_is_the_vanilla_policy_gradient(float64):
+@pytest.mark.parametrize("repeat", [0, 2])
+def test_the_first_update_is_the_vanilla_policy_gradient(float64, repeat):
     """Trial by trial, step by step, without padding: mean of -A log pi, half the value's squared error, less the entropy.
 
     Advantages are normalised over all steps of all trials; so are the values' targets, as this is the first batch.
     """
     overrides = ["algo.tasks=8", "algo.memory.size=8", "algo.episodes=3", "algo.ppo.epochs=1", "algo.ppo.entropy=[0.1,0.1]"]
-    algorithm = built(Cue(), *SMALL, *overrides, "algo.ppo.predict_weight=0")
+    algorithm = built(Cue(), *SMALL, *overrides, "algo.ppo.predict_weight=0", f"algo.ppo.repeat={repeat}")
     algorithm.train_step()
     scale = {"mean": torch.tensor(0.7), "std": torch.tensor(2.0)}
     algorithm.returns = scale  # in which the value function speaks so far
@@ -221,7 +222,8 @@ def test_the_first_update_is_the_vanilla_policy_gradient(float64):
             inputs = trials.inputs[t, row][None]
             features, hidden = memory.step(params, inputs, hidden)
             x = F.relu(F.linear(torch.cat([features, inputs], 1), params["policy.hidden.weight"], params["policy.hidden.bias"]))
-            policy = Categorical(logits=F.linear(x, params["policy.weight"], params["policy.bias"]))
+            logits = F.linear(x, params["policy.weight"], params["policy.bias"])
+            policy = Categorical(logits=logits + (F.linear(inputs, params["repeat.weight"]) if repeat else 0))
             log_prob.append(policy.log_prob(trials.action[t, row]))
             entropy.append(policy.entropy())
             x = torch.cat([features, trials.clock[t, row][None]], 1)
@@ -239,6 +241,17 @@ def test_the_first_update_is_the_vanilla_policy_gradient(float64):
     expected = torch.autograd.grad(loss, list(params.values()))
     for (name, mine), theirs in zip(gradient.items(), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_an_action_is_repeated_at_first():
+    """With probability e^2 / (e^2 + A - 1), whichever it was; the first one of a trial is any."""
+    family = load("env", compose_train("env=bandit", "env.arms=50").env)
+    family = family[0].Family(family[1])
+    algorithm = built(family, *SMALL, "algo.tasks=500", "algo.envs=1", "algo.episodes=20", "algo.ppo.repeat=2")
+    (trials,), _ = spied(algorithm)
+    again = (trials.action[1:] == trials.action[:-1]).float().mean()
+    assert again == pytest.approx(np.exp(2) / (np.exp(2) + 49), abs=0.01)
+    assert trials.action[0].bincount(minlength=50).max() < 30
 
 
 @pytest.mark.parametrize("segment", ["null", "5"])
