@@ -103,6 +103,9 @@ class Config(TrainingConfig):
     """One network for all tasks, which does not adapt."""
 
     knowledge: bool = Field(description="whether the network is given the numbers that tell the task (an oracle)")
+    extrapolate: bool = Field(
+        description="whether tasks beyond the range of the training tasks are told as they are, or as the nearest within it"
+    )
 
 
 def knowledge_of(family: Family, task: Task) -> Tensor:
@@ -306,7 +309,13 @@ class Conditioned(Algorithm):
         Raises:
             UserError: if the network is given numbers of the task that ``family`` does not have.
         """
-        yield Adapted(0, 0, 0, self.policy(self.tested(), self.known(task, family)))
+        assert isinstance(self.config, Config)
+        given = self.within(self.known(task, family), self.config.extrapolate)
+        yield Adapted(0, 0, 0, self.policy(self.tested(), given))
+
+    def within(self, given: Tensor, extrapolate: bool) -> Tensor:
+        """Move what is given of tasks ``[M, C]`` into the range of the training tasks, unless the network may extrapolate."""
+        return given if extrapolate else given.clamp(self.facts.amin(0), self.facts.amax(0))
 
     @override
     def load_policy(self, state: State, task: Task) -> ConditionedPolicy:

@@ -57,6 +57,9 @@ class EstimatorConfig(EncoderConfig):
 class Config(TrainingConfig):
     """An oracle, and an estimator of what it is told."""
 
+    extrapolate: bool = Field(
+        description="whether tasks beyond the range of the training tasks are told as they are, or as the nearest within it"
+    )
     support: RolloutsConfig
     estimator: EstimatorConfig
 
@@ -143,7 +146,7 @@ class OSI(Conditioned):
             given = torch.zeros(num_tasks(task), self.num_given(), device=self.device)
         else:
             given = self.encoder.estimate(params, self.encoder.read(self.measured, support))
-        return self.policy(self.tested(), given)
+        return self.policy(self.tested(), self.within(given, self.config.extrapolate))
 
     @override
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:

@@ -1,6 +1,7 @@
 """One network for all tasks: each reference reaches on the buttons what it can know, and no more."""
 
 import pytest
+import torch
 from conftest import compose_train, tiny
 from probes import Buttons
 from test_probes import parts
@@ -62,3 +63,12 @@ def test_what_a_reference_cannot_be_given_is_told():
     family.knowledge = lambda task: None
     with pytest.raises(UserError, match="no numbers that tell a task"):
         next(algorithm.adapt(family.sample_tasks(2, "test", numpy_rng(0)), Budget(), torch_rng(0), family))
+
+
+def test_a_task_beyond_the_training_tasks_is_told_as_the_nearest_of_them():
+    algorithm, family = parts("oracle_dqn", Buttons(), *TRAINED, "algo.extrapolate=false", iterations=0), Buttons()
+    task = family.named_task({"side": 5.0})
+    (beyond,) = algorithm.adapt(task, Budget(), torch_rng(0))
+    assert torch.equal(beyond.policy.given, algorithm.facts.amax(0, keepdim=True))
+    (exact,) = parts("oracle_dqn", Buttons(), *TRAINED, iterations=0).adapt(task, Budget(), torch_rng(0))
+    assert torch.equal(exact.policy.given, family.knowledge(task))
