@@ -55,11 +55,12 @@ class Curve(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Return the score that ranks algorithms: the return after the last adaptation step, or per episode of a trial.
+        """Return the score that ranks algorithms: the mean return after the last adaptation step, or per episode of a trial.
 
-        All episodes of a trial count: exploration is part of the task, and the last episode may be a single pull of a bandit.
+        It is the mean over tasks and not the IQM, which does not see the tasks that fail. All episodes of a trial count:
+        exploration is part of the task, and the last episode may be a single pull of a bandit.
         """
-        return self.total.mean / self.total.episodes if self.total else self.points[-1].value
+        return self.total.mean / self.total.episodes if self.total else self.summaries[-1].mean
 
 
 class Level(NamedTuple):
@@ -113,7 +114,7 @@ class Report(NamedTuple):
         """
         if self.optimum is None:
             return None
-        return self.optimum.summaries[0].mean - (self.curve.score if self.total else self.curve.summaries[-1].mean)
+        return self.optimum.summaries[0].mean - self.curve.score
 
 
 def metrics(curve: Curve, prefix: str) -> dict[str, float]:

@@ -173,7 +173,9 @@ class Evaluator:
         learned = next(algorithm.adapt(task, Budget(), self.rng("support")))
         returns = self.returns(task, learned.policy, self.rng("policy"))
         groups = [rows.cpu().numpy() for rows in self.family.groups(task).values() if len(rows)]
-        return average_intervals([over_tasks(returns[:, rows]) for rows in groups]) if groups else over_tasks(returns)
+        return (
+            average_intervals([over_tasks(returns[:, rows], mean) for rows in groups]) if groups else over_tasks(returns, mean)
+        )
 
 
 def standard_error(groups: list[Scores]) -> float | None:

@@ -261,7 +261,7 @@ class Training:
     def run(self, processes: Processes) -> None:
         """Train to the end and test; the score on the test tasks is ``score`` in run.json.
 
-        The score is the IQM after adaptation, on the training tasks where each is learned on its own, and for trials the mean
+        The score is the mean after adaptation, on the training tasks where each is learned on its own, and for trials the mean
         return of an episode over the whole trial.
         """
         self.folder.note(status="running", started=now(), error=None)
