@@ -28,7 +28,6 @@ collection), and the query is replayed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -42,7 +41,6 @@ from metarl_cli.adaptation.gradient import (
     adapt,
     collect_support,
     cost_of_steps,
-    fading,
     fine_tune,
     initial_rates,
     inner_step,
@@ -50,7 +48,9 @@ from metarl_cli.adaptation.gradient import (
     loss_each,
     loss_gradients,
     prepare_each,
+    rates_of_step,
 )
+from metarl_cli.adaptation.learned_target import LearnedTarget, initial_correction
 from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
@@ -77,6 +77,7 @@ from metarl_cli.interfaces import (
     Family,
     Footprint,
     Holding,
+    Learner,
     Params,
     State,
     Task,
@@ -137,6 +138,8 @@ class Config(StrictModel):
             raise ValueError("inner.rule=adam is for fine-tuning only: it needs inner.steps=0")
         if self.inner.steps == 0 and self.inner.rates != "fixed":
             raise ValueError("inner.steps=0 learns no rates: it needs inner.rates=fixed")
+        if self.inner.rates == "fixed" and (self.inner.each_step or self.inner.positive):
+            raise ValueError("inner.each_step and inner.positive are of learned rates: inner.rates=tensor or parameter")
         if self.outer.rule == "reptile" and self.inner.rates != "fixed":
             raise ValueError("outer.rule=reptile learns no rates: it needs inner.rates=fixed")
         if self.query.envs * self.query.steps > self.query.capacity:
@@ -144,7 +147,7 @@ class Config(StrictModel):
         return self
 
 
-Meta = dict[str, Params]  # {"init": weights, "rates": learning rates of the adapted weights}
+Meta = dict[str, Params]  # {"init": weights, "rates": of the adapted weights, "correction": of the support's targets}
 
 
 class MAML(Algorithm):
@@ -165,9 +168,11 @@ class MAML(Algorithm):
         self.task = self.family.sample_tasks(config.tasks, "train", numpy_rng(context.seed, "tasks", "train"))
         init = self.learner.init(self.rng["init"])
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
+        if config.inner.correction:
+            self.meta["correction"] = initial_correction(self.learner, config.inner.correction, self.rng["init"])
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
         self.trained_steps = config.inner.steps or None
-        self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
+        self.learned_groups = [name for name in self.meta if name != "rates" or config.inner.rates != "fixed"]
         self.optimizer = torch.optim.Adam(
             [v.requires_grad_() for v in self._learned(self.meta)], lr=config.outer.lr, fused=True
         )
@@ -252,7 +257,8 @@ class MAML(Algorithm):
         metrics["loss/query"] = float(torch.stack(losses).mean())
         metrics["grad/norm"] = float(torch.stack(norms).mean())
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
-        rates = torch.cat([v.detach().flatten() for v in self.meta["rates"].values()])
+        used = [rates_of_step(self.meta["rates"], step, config.inner) for step in range(1, config.inner.steps + 1)]
+        rates = torch.cat([v.detach().flatten() for rates in used or [self.meta["rates"]] for v in rates.values()])
         metrics["train/inner_lr"] = float(rates.mean())
         return metrics
 
@@ -266,7 +272,7 @@ class MAML(Algorithm):
                 support = collect_support(self.learner, params, self.family, self.task, inner.support, self.rng["support"])
                 self.env_steps += int(support.weight.sum())
             supports.append(support)
-            params = inner_step(self.learner, params, self.meta["rates"], support, inner.returns)
+            params = self._step(k + 1, params, self.meta, support)
         epsilon = linear(config.query.epsilon, self.iteration / config.query.epsilon_iterations)
         policy = EpsilonGreedy(NetworkPolicy(self.learner, params), self.learner.actions, epsilon, config.query.repeat)
         query = collect(self.env, policy, policy.start(config.query.envs, self.rng["exploration"]), config.query.steps)
@@ -300,9 +306,18 @@ class MAML(Algorithm):
         """Yield the weights ``[M, ...]`` before the first inner step and after each."""
         params = expand(meta["init"], num_tasks)
         yield params
-        for support in supports:
-            params = inner_step(self.learner, params, meta["rates"], support, self.config.inner.returns, order)
+        for step, support in enumerate(supports, 1):
+            params = self._step(step, params, meta, support, order)
             yield params
+
+    def _step(self, step: int, params: Params, meta: Meta, support: Transitions, order: int = 2) -> Params:
+        """Take an inner step, counted from 1."""
+        inner, rates = self.config.inner, rates_of_step(meta["rates"], step, self.config.inner)
+        return inner_step(self._inner_learner(meta), params, rates, support, inner.returns, order, inner.clip)
+
+    def _inner_learner(self, meta: Meta) -> Learner:
+        """Return the learner of the inner loop."""
+        return LearnedTarget(self.learner, meta["correction"]) if "correction" in meta else self.learner
 
     @timed("target networks")
     @torch.no_grad()
@@ -351,7 +366,7 @@ class MAML(Algorithm):
         path = list(self.adapted(meta, supports, len(query.reward)))
         batch = prepare_each(self.learner, path[-1], self._target_params(slow, supports, query), query)
         gradients, losses = loss_gradients(self.learner, path[-1], list(path[-1]), batch)
-        rates = meta["rates"]
+        rates = rates_of_step(meta["rates"], 1, self.config.inner)
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
         return losses.mean(), [(v - moved[k]).mean(0) for k, v in meta["init"].items()]
 
@@ -361,10 +376,8 @@ class MAML(Algorithm):
         """Adapt to M tasks from the learned initialisation; see :meth:`Algorithm.adapt`."""
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
         params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
-        trained = self.trained_steps
-        factor = (lambda step: 1.0) if trained is None else partial(fading, trained=trained, decay=inner.decay)
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
-        return adapt(self.learner, params, meta["rates"], *parts, adam, factor)
+        return adapt(self._inner_learner(meta), params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""
