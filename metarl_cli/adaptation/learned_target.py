@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from metarl_cli.interfaces import Batch, Distribution, Learner, Params, Transitions
 from metarl_cli.networks.layers import linear
+from metarl_cli.spaces import constant
 
 
 class LearnedTarget(Learner):
@@ -62,8 +63,9 @@ class LearnedTarget(Learner):
 
 def transition_inputs(learner: Learner, batch: Transitions, target: Tensor) -> Tensor:
     """Return what the correction sees of each transition, ``[..., I]``."""
-    scale = batch.obs.new_tensor(learner.spec.obs_scale or [1.0])
-    obs, change = batch.obs / scale, (batch.next_obs - batch.obs) / scale
+    obs, change = batch.obs, batch.next_obs - batch.obs
+    if scale := learner.spec.obs_scale:
+        obs, change = (x / constant(scale, x.dtype, x.device) for x in (obs, change))
     numbers = torch.stack([batch.reward, batch.terminated.to(target.dtype), target], -1)
     return torch.cat([obs, change, learner.actions.encode(batch.action), numbers], -1)
 

@@ -134,6 +134,10 @@ class Config(StrictModel):
     def _check_combination(self) -> Config:
         if self.outer.tasks > self.tasks:
             raise ValueError(f"outer.tasks ({self.outer.tasks}) must not be above tasks ({self.tasks})")
+        if self.inner.correction and (self.inner.order == 1 or self.inner.steps == 0 or self.outer.rule == "reptile"):
+            raise ValueError(
+                "inner.correction is learned through inner steps: it needs inner.order=2, inner.steps>0, outer.rule=maml"
+            )
         if self.inner.rule == "adam" and self.inner.steps > 0:
             raise ValueError("inner.rule=adam is for fine-tuning only: it needs inner.steps=0")
         if self.inner.steps == 0 and self.inner.rates != "fixed":
@@ -377,7 +381,9 @@ class MAML(Algorithm):
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
         params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
-        return adapt(self._inner_learner(meta), params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip)
+        return adapt(
+            self._inner_learner(meta), params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip
+        )
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""

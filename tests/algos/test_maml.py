@@ -18,6 +18,8 @@ VARIANTS = {
     "fresh support": ["algo.inner.support.fresh=true"],
     "one-step targets": ["algo.inner.returns.lambda=0"],
     "reward alone": ["algo.inner.returns.gamma=0"],
+    "rates of each step": ["algo.inner.each_step=true", "algo.inner.positive=true", "algo.inner.clip=0.02"],
+    "learned targets": ["algo.inner.correction=3"],
     "slow target": ["algo.outer.adapted_target=false"],
     "dueling, Huber": ["learner.network.dueling=true", "learner.loss=huber", "learner.network.layer_norm=false"],
 }
@@ -41,17 +43,31 @@ def per_task_loop(algo, supports, query):
     learner, config = algo.learner, algo.config
     order = config.inner.order
 
+    def corrected(batch, weights):
+        one, target = batch.experience, batch.signal["target"]
+        action = torch.nn.functional.one_hot(one.action, 2).double()
+        numbers = torch.stack([one.reward, one.terminated.double(), target], -1)
+        inputs = torch.cat([one.obs, one.next_obs - one.obs, action, numbers], -1)
+        hidden = torch.tanh(torch.einsum("hi,tni->tnh", weights["hidden.weight"], inputs) + weights["hidden.bias"])
+        return batch._replace(signal={"target": target + (hidden * weights["out.weight"]).sum(-1) + weights["out.bias"]})
+
     def adapted(meta, row, create_graph):
         path = [dict(meta["init"])]
-        for support in supports:
+        for k, support in enumerate(supports):
             params = path[-1]
             one = Transitions(*(x[row] for x in support))
             batch = learner.prepare(params, params, one, config.inner.returns.gamma, config.inner.returns.lambda_)
+            batch = corrected(batch, meta["correction"]) if config.inner.correction else batch
             # a copy: the inner gradient in it holds the target fixed, the outer one goes through both
             live = {k: v.clone() if v.requires_grad else v.clone().requires_grad_() for k, v in params.items()}
             names = list(meta["rates"])
             grads = torch.autograd.grad(learner.loss(live, batch), [live[k] for k in names], create_graph=create_graph)
-            moved = {k: live[k] - meta["rates"][k] * g for k, g in zip(names, grads, strict=True)}
+            if clip := config.inner.clip:
+                norm = torch.cat([g.flatten() for g in grads]).norm()
+                grads = [g * torch.clamp(clip / norm, max=1) for g in grads]
+            rates = {n: v[k] if config.inner.each_step else v for n, v in meta["rates"].items()}
+            rates = {n: torch.exp(v) if config.inner.positive else v for n, v in rates.items()}
+            moved = {n: live[n] - rates[n] * g for n, g in zip(names, grads, strict=True)}
             path.append({**live, **moved})
         return path
 
@@ -72,6 +88,8 @@ def per_task_loop(algo, supports, query):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_meta_gradient_equals_the_per_task_loop(variant, steps, order, float64):
+    if order == 1 and variant == "learned targets":
+        return  # the configuration refuses it
     algo = algorithm(f"algo.inner.steps={steps}", f"algo.inner.order={order}", *VARIANTS[variant])
     for _ in range(2):
         algo.train_step()  # so that the slow copy differs and the heads are no longer near zero
