@@ -112,7 +112,7 @@ def adapted_names(params: Params, scope: str) -> list[str]:
 def initial_rates(params: Params, config: InnerConfig) -> Params:
     """Return what the rates of each adapted tensor are computed from: see :func:`rates_of_step`.
 
-    A scalar each, or a tensor of the same shape (rates=parameter); with ``each_step`` one for each of the K steps, ``[K, ...]``.
+    A scalar each, or a tensor of the same shape (rates=parameter); with ``each_step`` one for each of K steps, ``[K, ...]``.
     """
     names, full = adapted_names(params, config.scope), config.rates == "parameter"
     steps = (config.steps,) if config.each_step else ()
