@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from typing_extensions import override
 
 
@@ -120,8 +121,7 @@ class Discrete(Choices):
 
     @override
     def encode(self, action: Tensor) -> Tensor:
-        choices = torch.arange(self.n, device=action.device)  # one_hot looks at the values, which no traced function can
-        return (action[..., None] == choices).to(torch.get_default_dtype())
+        return one_hot(action, self.n).to(torch.get_default_dtype())
 
     @override
     def legal(self, obs: Tensor) -> Tensor | None:

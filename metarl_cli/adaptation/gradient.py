@@ -52,7 +52,6 @@ class InnerConfig(StrictModel):
         description="weights that the inner loop adapts: all, the head (ANIL), the context inputs (CAVIA)"
     )
     returns: ReturnsConfig = Field(description="estimate of the returns of the support")
-    correction: int = Field(ge=0, description="hidden units of a learned correction of the support's targets; 0: none")
     decay: Share = Field(description="factor of the rates at each adaptation step beyond the K of meta-training; 1: none")
     scratch_lr: float = Field(gt=0, description="learning rate of Adam for the reference that adapts from fresh weights")
     support: SupportConfig

@@ -18,7 +18,7 @@ Variants are values of the configuration, not code:
 | ANIL | inner.scope=head | Raghu 2020, arXiv:1909.09157 |
 | CAVIA | inner.scope=context | Zintgraf 2019, arXiv:1810.03642 |
 | Reptile | outer.rule=reptile | Nichol 2018, arXiv:1803.02999 |
-| MAML++ losses and rates | outer.every_step, inner.rates=tensor | Antoniou 2019, arXiv:1810.09502 |
+| MAML++ losses and rates | outer.every_step, inner.rates=tensor, inner.each_step | Antoniou 2019, arXiv:1810.09502 |
 | pre-training | inner.steps=0 | one network for all tasks, adapted only at meta-test time |
 
 Differs from the papers: the method is off-policy. The support enters the meta-gradient as data (no credit assignment to its
@@ -50,7 +50,6 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
     rates_of_step,
 )
-from metarl_cli.adaptation.learned_target import LearnedTarget, initial_correction
 from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
@@ -77,7 +76,6 @@ from metarl_cli.interfaces import (
     Family,
     Footprint,
     Holding,
-    Learner,
     Params,
     State,
     Task,
@@ -134,10 +132,6 @@ class Config(StrictModel):
     def _check_combination(self) -> Config:
         if self.outer.tasks > self.tasks:
             raise ValueError(f"outer.tasks ({self.outer.tasks}) must not be above tasks ({self.tasks})")
-        if self.inner.correction and (self.inner.order == 1 or self.inner.steps == 0 or self.outer.rule == "reptile"):
-            raise ValueError(
-                "inner.correction is learned through inner steps: it needs inner.order=2, inner.steps>0, outer.rule=maml"
-            )
         if self.inner.rule == "adam" and self.inner.steps > 0:
             raise ValueError("inner.rule=adam is for fine-tuning only: it needs inner.steps=0")
         if self.inner.steps == 0 and self.inner.rates != "fixed":
@@ -151,7 +145,7 @@ class Config(StrictModel):
         return self
 
 
-Meta = dict[str, Params]  # {"init": weights, "rates": of the adapted weights, "correction": of the support's targets}
+Meta = dict[str, Params]  # {"init": weights, "rates": learning rates of the adapted weights}
 
 
 class MAML(Algorithm):
@@ -172,11 +166,9 @@ class MAML(Algorithm):
         self.task = self.family.sample_tasks(config.tasks, "train", numpy_rng(context.seed, "tasks", "train"))
         init = self.learner.init(self.rng["init"])
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
-        if config.inner.correction:
-            self.meta["correction"] = initial_correction(self.learner, config.inner.correction, self.rng["init"])
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
         self.trained_steps = config.inner.steps or None
-        self.learned_groups = [name for name in self.meta if name != "rates" or config.inner.rates != "fixed"]
+        self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
         self.optimizer = torch.optim.Adam(
             [v.requires_grad_() for v in self._learned(self.meta)], lr=config.outer.lr, fused=True
         )
@@ -317,11 +309,7 @@ class MAML(Algorithm):
     def _step(self, step: int, params: Params, meta: Meta, support: Transitions, order: int = 2) -> Params:
         """Take an inner step, counted from 1."""
         inner, rates = self.config.inner, rates_of_step(meta["rates"], step, self.config.inner)
-        return inner_step(self._inner_learner(meta), params, rates, support, inner.returns, order, inner.clip)
-
-    def _inner_learner(self, meta: Meta) -> Learner:
-        """Return the learner of the inner loop."""
-        return LearnedTarget(self.learner, meta["correction"]) if "correction" in meta else self.learner
+        return inner_step(self.learner, params, rates, support, inner.returns, order, inner.clip)
 
     @timed("target networks")
     @torch.no_grad()
@@ -370,7 +358,7 @@ class MAML(Algorithm):
         path = list(self.adapted(meta, supports, len(query.reward)))
         batch = prepare_each(self.learner, path[-1], self._target_params(slow, supports, query), query)
         gradients, losses = loss_gradients(self.learner, path[-1], list(path[-1]), batch)
-        rates = rates_of_step(meta["rates"], 1, self.config.inner)
+        rates = meta["rates"]
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
         return losses.mean(), [(v - moved[k]).mean(0) for k, v in meta["init"].items()]
 
@@ -381,9 +369,7 @@ class MAML(Algorithm):
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
         params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
-        return adapt(
-            self._inner_learner(meta), params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip
-        )
+        return adapt(self.learner, params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""
