@@ -4,8 +4,9 @@
     metarl train experiment=maml_dqn_navigation run=outputs/navigation
     python benchmarks/first_order.py outputs/cartpole outputs/navigation
 
-Both are means over the same minibatches of tasks and of query transitions. A cosine near 1 says that FOMAML
-(``algo=fomaml_dqn``) learns what MAML learns; one near 0 that second derivatives carry all of it.
+Each line has the mean cosine over minibatches of tasks and query transitions, that of the mean gradients, and the norms of
+these, at the trained weights and at fresh ones. A cosine near 1 says that FOMAML (``algo=fomaml_dqn``) learns what MAML learns; one near
+0 that second derivatives carry all of it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import argparse
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from metarl_cli.algos.maml import MAML
 from metarl_cli.config.models import Hardware
 from metarl_cli.interfaces import Transitions
+from metarl_cli.runs.build import build
 from metarl_cli.runs.run import Run
 from metarl_cli.seeding import torch_rng
 
@@ -33,27 +36,37 @@ def batches(algo: MAML, number: int) -> list[tuple[list[Transitions], Transition
     return drawn
 
 
-def gradient(algo: MAML, order: int, drawn: list[tuple[list[Transitions], Transitions]]) -> Tensor:
-    """Return the meta-gradient of the initialisation at an order of the inner step, one vector."""
+def gradients(algo: MAML, order: int, drawn: list[tuple[list[Transitions], Transitions]]) -> Tensor:
+    """Return the meta-gradient of the initialisation on each minibatch, at an order of the inner step, ``[B, n]``."""
     inner = algo.config.inner.model_copy(update={"order": order})
     algo.config = algo.config.model_copy(update={"inner": inner})
-    parts = [torch.cat([g.flatten() for g in algo.meta_gradient(*batch)[1][: len(algo.meta["init"])]]) for batch in drawn]
-    return torch.stack(parts).mean(0)
+    number = len(algo.meta["init"])
+    return torch.stack([torch.cat([g.flatten() for g in algo.meta_gradient(*batch)[1][:number]]) for batch in drawn])
+
+
+def compare(algo: MAML, number: int) -> str:
+    """Describe how both orders differ at the weights as they are."""
+    drawn = batches(algo, number)
+    first, second = gradients(algo, 1, drawn), gradients(algo, 2, drawn)
+    each, mean = cosine_similarity(first, second), cosine_similarity(first.mean(0), second.mean(0), dim=0)
+    norms = [float(x.mean(0).norm()) for x in (first, second)]
+    return (
+        f"cosine {float(each.mean()):.2f}, of the means {float(mean):.2f}; norms {norms[0]:.3g} (first order), {norms[1]:.3g}"
+    )
 
 
 def main() -> None:
-    """Print a line for each run."""
+    """Print two lines for each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="folders of runs of maml_dqn")
-    parser.add_argument("--batches", type=int, default=40, help="minibatches that the means are over")
+    parser.add_argument("--batches", type=int, default=120, help="minibatches")
     args = parser.parse_args()
     for path in args.runs:
-        algo = Run(path, Hardware(device="cpu", threads=1, patience=60)).algorithm
-        assert isinstance(algo, MAML), f"{path} is no run of maml_dqn"
-        drawn = batches(algo, args.batches)
-        first, second = gradient(algo, 1, drawn), gradient(algo, 2, drawn)
-        cosine = float(torch.nn.functional.cosine_similarity(first, second, dim=0))
-        print(f"{path}: cosine {cosine:.3f}; norms: first order {float(first.norm()):.4f}, second {float(second.norm()):.4f}")
+        run = Run(path, Hardware(device="cpu", threads=1, patience=60))
+        for weights, algo in (("trained", run.algorithm), ("fresh", build(run.config).algorithm)):
+            if not isinstance(algo, MAML):
+                parser.error(f"{path} is no run of maml_dqn")
+            print(f"{path}, {weights} weights: {compare(algo, args.batches)}", flush=True)
 
 
 if __name__ == "__main__":
