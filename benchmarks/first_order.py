@@ -5,8 +5,8 @@
     python benchmarks/first_order.py outputs/cartpole outputs/navigation
 
 Each line has the mean cosine over minibatches of tasks and query transitions, that of the mean gradients, and the norms of
-these, at the trained weights and at fresh ones. A cosine near 1 says that FOMAML (``algo=fomaml_dqn``) learns what MAML learns; one near
-0 that second derivatives carry all of it.
+these, at the trained weights and at fresh ones. A cosine near 1 says that FOMAML (``algo=fomaml_dqn``) learns what MAML does;
+one near 0 that second derivatives carry all of it.
 """
 
 from __future__ import annotations
