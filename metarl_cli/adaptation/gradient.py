@@ -8,6 +8,7 @@ all tasks; another one, written for a single task, is called through ``vmap``. G
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -24,7 +25,7 @@ from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
-from metarl_cli.networks.stacked import first
+from metarl_cli.networks.stacked import broadcast_rows, first
 from metarl_cli.progress import note, timed
 
 
@@ -43,6 +44,9 @@ class InnerConfig(StrictModel):
     rates: Literal["fixed", "tensor", "parameter"] = Field(
         description="learned rates: none, one per tensor (MAML++), one per parameter (Meta-SGD)"
     )
+    each_step: bool = Field(description="rates of its own for each of the K steps (MAML++), where rates are learned")
+    positive: bool = Field(description="learn the logarithms of the rates, so that none turns negative")
+    clip: float | None = Field(gt=0, description="norm to which a task's gradient is clipped; none: no clipping")
     order: Literal[1, 2] = Field(description="order of the meta-gradient; 1 ignores second derivatives (FOMAML)")
     scope: Literal["all", "head", "context"] = Field(
         description="weights that the inner loop adapts: all, the head (ANIL), the context inputs (CAVIA)"
@@ -105,10 +109,24 @@ def adapted_names(params: Params, scope: str) -> list[str]:
 
 
 def initial_rates(params: Params, config: InnerConfig) -> Params:
-    """Return a learning rate for each adapted tensor: a scalar, or a tensor of the same shape (rates=parameter)."""
-    names = adapted_names(params, config.scope)
-    full = config.rates == "parameter"
-    return {k: torch.full_like(params[k] if full else params[k].new_empty(()), config.lr) for k in names}
+    """Return what the rates of each adapted tensor are computed from: see :func:`rates_of_step`.
+
+    A scalar each, or a tensor of the same shape (rates=parameter); with ``each_step`` one for each of K steps, ``[K, ...]``.
+    """
+    names, full = adapted_names(params, config.scope), config.rates == "parameter"
+    steps = (config.steps,) if config.each_step else ()
+    value = math.log(config.lr) if config.positive else config.lr
+    return {k: params[k].new_full((*steps, *(params[k].shape if full else ())), value) for k in names}
+
+
+def rates_of_step(rates: Params, step: int, config: InnerConfig) -> Params:
+    """Return the learning rates of an adaptation step, counted from 1; beyond the K of training the last ones, which fall."""
+    factor = fading(step, config.steps, config.decay) if config.steps else 1.0
+    if config.each_step:
+        rates = {name: value[min(step, config.steps) - 1] for name, value in rates.items()}
+    if config.positive:
+        rates = {name: value.exp() for name, value in rates.items()}
+    return rates if factor == 1 else {name: value * factor for name, value in rates.items()}
 
 
 @timed("targets")
@@ -180,12 +198,30 @@ def support_gradients(
 
 @timed("inner step")
 def inner_step(
-    learner: Learner, params: Params, rates: Params, support: Transitions, returns: ReturnsConfig, order: int = 2
+    learner: Learner,
+    params: Params,
+    rates: Params,
+    support: Transitions,
+    returns: ReturnsConfig,
+    order: int = 2,
+    clip: float | None = None,
 ) -> Params:
-    """Take one gradient step on each task's support; differentiable in ``params`` and ``rates`` (``order`` 2)."""
+    """Take one gradient step on each task's support; differentiable in ``params`` and ``rates`` (``order`` 2).
+
+    Each task's gradient is clipped to the norm ``clip``, that of all adapted tensors together; None: it is not.
+    """
     second = order == 2 and torch.is_grad_enabled()
     gradients = support_gradients(learner, params, list(rates), support, returns, create_graph=second)
+    if clip is not None:
+        gradients = clipped(gradients, clip)
     return {k: p - rates[k] * gradients[k] if k in rates else p for k, p in params.items()}
+
+
+def clipped(gradients: Params, largest: float) -> Params:
+    """Clip the gradient ``[M, ...]`` of each task to a norm; differentiable, also where a gradient is zero."""
+    square = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
+    scale = largest * square.clamp(min=largest**2).rsqrt()
+    return {name: g * broadcast_rows(scale, g) for name, g in gradients.items()}
 
 
 def collect_support(
@@ -213,7 +249,7 @@ def diverged(params: Params) -> int:
 def adapt(
     learner: Learner,
     params: Params,
-    rates: Params,
+    rates: Callable[[int], Params],
     family: Family,
     task: Task,
     budget: Budget,
@@ -221,11 +257,11 @@ def adapt(
     returns: ReturnsConfig,
     rng: torch.Generator,
     adam: Adam | None = None,
-    factor: Callable[[int], float] = lambda step: 1.0,
+    clip: float | None = None,
 ) -> Iterator[Adapted]:
     """Adapt ``params [M, ...]`` to M tasks by gradient steps, or by ``adam``; yield before the first step and after each.
 
-    ``factor`` is that of the rates at each step, counted from 1.
+    ``rates`` returns those of a step, counted from 1; ``clip`` is that of :func:`inner_step`.
     """
     if budget.episodes is not None:
         support = support.model_copy(update={"rollouts": budget.episodes})
@@ -235,10 +271,9 @@ def adapt(
         if batch is None or support.fresh:
             batch = collect_support(learner, params, family, task, support, rng)
             env_steps += round(float(batch.weight.sum()) / batch.weight.shape[0])
-        fades = factor(k)
-        now = rates if fades == 1 else {name: rate * fades for name, rate in rates.items()}
+        now = rates(k)
         if adam is None:
-            params = inner_step(learner, params, now, batch, returns)
+            params = inner_step(learner, params, now, batch, returns, clip=clip)
         else:
             params = adam.step(params, support_gradients(learner, params, list(now), batch, returns), now)
         if k == budget.steps and (lost := diverged(params)):  # weights stay so, and a look at each step would take its time
@@ -289,4 +324,4 @@ def fine_tune(
 ) -> Iterator[Adapted]:
     """Adapt all of ``params [M, ...]`` by Adam at rate ``lr``: the reference without meta-training, if weights are fresh."""
     rates = {name: torch.tensor(lr, device=value.device) for name, value in params.items()}
-    return adapt(learner, params, rates, family, task, budget, support, returns, rng, Adam())
+    return adapt(learner, params, lambda step: rates, family, task, budget, support, returns, rng, Adam())

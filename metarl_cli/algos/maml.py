@@ -18,7 +18,7 @@ Variants are values of the configuration, not code:
 | ANIL | inner.scope=head | Raghu 2020, arXiv:1909.09157 |
 | CAVIA | inner.scope=context | Zintgraf 2019, arXiv:1810.03642 |
 | Reptile | outer.rule=reptile | Nichol 2018, arXiv:1803.02999 |
-| MAML++ losses and rates | outer.every_step, inner.rates=tensor | Antoniou 2019, arXiv:1810.09502 |
+| MAML++ losses and rates | outer.every_step, inner.rates=tensor, inner.each_step | Antoniou 2019, arXiv:1810.09502 |
 | pre-training | inner.steps=0 | one network for all tasks, adapted only at meta-test time |
 
 Differs from the papers: the method is off-policy. The support enters the meta-gradient as data (no credit assignment to its
@@ -28,7 +28,6 @@ collection), and the query is replayed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -42,7 +41,6 @@ from metarl_cli.adaptation.gradient import (
     adapt,
     collect_support,
     cost_of_steps,
-    fading,
     fine_tune,
     initial_rates,
     inner_step,
@@ -50,6 +48,7 @@ from metarl_cli.adaptation.gradient import (
     loss_each,
     loss_gradients,
     prepare_each,
+    rates_of_step,
 )
 from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.config.footprint import (
@@ -137,6 +136,8 @@ class Config(StrictModel):
             raise ValueError("inner.rule=adam is for fine-tuning only: it needs inner.steps=0")
         if self.inner.steps == 0 and self.inner.rates != "fixed":
             raise ValueError("inner.steps=0 learns no rates: it needs inner.rates=fixed")
+        if self.inner.rates == "fixed" and (self.inner.each_step or self.inner.positive):
+            raise ValueError("inner.each_step and inner.positive are of learned rates: inner.rates=tensor or parameter")
         if self.outer.rule == "reptile" and self.inner.rates != "fixed":
             raise ValueError("outer.rule=reptile learns no rates: it needs inner.rates=fixed")
         if self.query.envs * self.query.steps > self.query.capacity:
@@ -252,7 +253,8 @@ class MAML(Algorithm):
         metrics["loss/query"] = float(torch.stack(losses).mean())
         metrics["grad/norm"] = float(torch.stack(norms).mean())
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
-        rates = torch.cat([v.detach().flatten() for v in self.meta["rates"].values()])
+        used = [rates_of_step(self.meta["rates"], step, config.inner) for step in range(1, config.inner.steps + 1)]
+        rates = torch.cat([v.detach().flatten() for rates in used or [self.meta["rates"]] for v in rates.values()])
         metrics["train/inner_lr"] = float(rates.mean())
         return metrics
 
@@ -266,7 +268,7 @@ class MAML(Algorithm):
                 support = collect_support(self.learner, params, self.family, self.task, inner.support, self.rng["support"])
                 self.env_steps += int(support.weight.sum())
             supports.append(support)
-            params = inner_step(self.learner, params, self.meta["rates"], support, inner.returns)
+            params = self._step(k + 1, params, self.meta, support)
         epsilon = linear(config.query.epsilon, self.iteration / config.query.epsilon_iterations)
         policy = EpsilonGreedy(NetworkPolicy(self.learner, params), self.learner.actions, epsilon, config.query.repeat)
         query = collect(self.env, policy, policy.start(config.query.envs, self.rng["exploration"]), config.query.steps)
@@ -300,9 +302,14 @@ class MAML(Algorithm):
         """Yield the weights ``[M, ...]`` before the first inner step and after each."""
         params = expand(meta["init"], num_tasks)
         yield params
-        for support in supports:
-            params = inner_step(self.learner, params, meta["rates"], support, self.config.inner.returns, order)
+        for step, support in enumerate(supports, 1):
+            params = self._step(step, params, meta, support, order)
             yield params
+
+    def _step(self, step: int, params: Params, meta: Meta, support: Transitions, order: int = 2) -> Params:
+        """Take an inner step, counted from 1."""
+        inner, rates = self.config.inner, rates_of_step(meta["rates"], step, self.config.inner)
+        return inner_step(self.learner, params, rates, support, inner.returns, order, inner.clip)
 
     @timed("target networks")
     @torch.no_grad()
@@ -361,10 +368,8 @@ class MAML(Algorithm):
         """Adapt to M tasks from the learned initialisation; see :meth:`Algorithm.adapt`."""
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
         params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
-        trained = self.trained_steps
-        factor = (lambda step: 1.0) if trained is None else partial(fading, trained=trained, decay=inner.decay)
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
-        return adapt(self.learner, params, meta["rates"], *parts, adam, factor)
+        return adapt(self.learner, params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""

@@ -1,5 +1,6 @@
 """Adaptation beyond the steps of training: rates fall, users are told, and weights that are not finite are no policy."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conftest import compose_train, tiny
 
 from metarl_cli.adaptation import gradient
-from metarl_cli.adaptation.gradient import collect_support, diverged, fading, inner_step
+from metarl_cli.adaptation.gradient import clipped, collect_support, diverged, fading, inner_step, rates_of_step
 from metarl_cli.config.models import Job
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Budget
@@ -34,6 +35,43 @@ def policies(algorithm, task, steps):
 )
 def test_rates_fall_beyond_the_trained_steps(trained, decay, factors):
     assert [fading(step, trained, decay) for step in range(1, 5)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "rates"),
+    [
+        (0.3, [], [0.3, 0.3, 0.06, 0.012]),
+        ([0.3, -0.2], ["each_step=true"], [0.3, -0.2, -0.04, -0.008]),
+        (-1.0, ["positive=true"], [math.exp(-1), math.exp(-1), 0.2 * math.exp(-1), 0.04 * math.exp(-1)]),
+        ([2.0, 0.0], ["positive=true", "each_step=true"], [math.exp(2), 1, 0.2, 0.04]),
+    ],
+)
+def test_each_step_has_its_rates_and_further_ones_the_last_that_fall(values, overrides, rates):
+    _, algorithm, _ = parts(
+        "maml_dqn", "algo.inner.steps=2", "algo.inner.decay=0.2", *(f"algo.inner.{override}" for override in overrides)
+    )
+    assert all(v.shape == torch.tensor(values).shape for v in algorithm.meta["rates"].values())
+    own = {"head.bias": torch.tensor(values)}
+    found = [float(rates_of_step(own, step, algorithm.config.inner)["head.bias"]) for step in range(1, 5)]
+    assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("overrides", [[], ["algo.inner.positive=true"]])
+def test_rates_begin_at_the_inner_learning_rate(overrides):
+    _, algorithm, _ = parts("maml_dqn", "algo.inner.lr=0.3", *overrides)
+    rates = rates_of_step(algorithm.meta["rates"], 1, algorithm.config.inner)
+    assert [float(v.detach()) for v in rates.values()] == pytest.approx([0.3] * len(rates))
+
+
+def test_the_gradient_of_each_task_is_clipped_to_a_norm():
+    gradients = {"a": torch.tensor([[3.0, 0.0], [0.3, 0.0], [0.0, 0.0]]), "b": torch.tensor([[4.0], [0.4], [0.0]])}
+    for value in gradients.values():
+        value.requires_grad_()
+    found = clipped(gradients, 1.0)
+    assert found["a"].tolist() == [pytest.approx([0.6, 0.0]), pytest.approx([0.3, 0.0]), [0.0, 0.0]]
+    assert found["b"][:, 0].tolist() == pytest.approx([0.8, 0.4, 0.0])
+    (slope,) = torch.autograd.grad(sum(v.sum() for v in found.values()), [gradients["b"]])
+    assert slope[:, 0].tolist() == pytest.approx([(9 - 12) / 125, 1, 1]), "also where the gradient is zero"
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.1])
@@ -84,7 +122,7 @@ def test_weights_that_are_not_finite_are_counted():
 
 def test_of_weights_that_are_not_finite_the_user_is_told_once(monkeypatch):
     family, algorithm, _ = parts()
-    monkeypatch.setattr(gradient, "inner_step", lambda learner, params, *_: {k: v * torch.nan for k, v in params.items()})
+    monkeypatch.setattr(gradient, "inner_step", lambda learner, params, *_, **__: {k: v * torch.nan for k, v in params.items()})
     told = []
     with listening(lambda text: None, told.append):
         policies(algorithm, family.sample_tasks(3, "test", numpy_rng(0, "tasks")), 3)
@@ -114,6 +152,6 @@ def test_a_user_who_asks_for_more_steps_than_trained_is_warned(run, steps, warns
 
 
 def test_an_adapted_policy_has_finite_weights(run, monkeypatch):
-    monkeypatch.setattr(gradient, "inner_step", lambda learner, params, *_: {k: v * torch.nan for k, v in params.items()})
+    monkeypatch.setattr(gradient, "inner_step", lambda learner, params, *_, **__: {k: v * torch.nan for k, v in params.items()})
     with pytest.raises(UserError, match="the adapted weights are not finite; take fewer steps"):
         run.adapt(steps=1)

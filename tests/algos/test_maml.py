@@ -18,6 +18,7 @@ VARIANTS = {
     "fresh support": ["algo.inner.support.fresh=true"],
     "one-step targets": ["algo.inner.returns.lambda=0"],
     "reward alone": ["algo.inner.returns.gamma=0"],
+    "rates of each step": ["algo.inner.each_step=true", "algo.inner.positive=true", "algo.inner.clip=0.02"],
     "slow target": ["algo.outer.adapted_target=false"],
     "dueling, Huber": ["learner.network.dueling=true", "learner.loss=huber", "learner.network.layer_norm=false"],
 }
@@ -43,7 +44,7 @@ def per_task_loop(algo, supports, query):
 
     def adapted(meta, row, create_graph):
         path = [dict(meta["init"])]
-        for support in supports:
+        for k, support in enumerate(supports):
             params = path[-1]
             one = Transitions(*(x[row] for x in support))
             batch = learner.prepare(params, params, one, config.inner.returns.gamma, config.inner.returns.lambda_)
@@ -51,7 +52,12 @@ def per_task_loop(algo, supports, query):
             live = {k: v.clone() if v.requires_grad else v.clone().requires_grad_() for k, v in params.items()}
             names = list(meta["rates"])
             grads = torch.autograd.grad(learner.loss(live, batch), [live[k] for k in names], create_graph=create_graph)
-            moved = {k: live[k] - meta["rates"][k] * g for k, g in zip(names, grads, strict=True)}
+            if clip := config.inner.clip:
+                norm = torch.cat([g.flatten() for g in grads]).norm()
+                grads = [g * torch.clamp(clip / norm, max=1) for g in grads]
+            rates = {n: v[k] if config.inner.each_step else v for n, v in meta["rates"].items()}
+            rates = {n: torch.exp(v) if config.inner.positive else v for n, v in rates.items()}
+            moved = {n: live[n] - rates[n] * g for n, g in zip(names, grads, strict=True)}
             path.append({**live, **moved})
         return path
 

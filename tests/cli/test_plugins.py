@@ -172,7 +172,7 @@ class FirstOrder(Algorithm):
     def adapt(self, task, budget, rng, family=None):
         params, config = expand(detached(self.params), num_tasks(task)), self.config
         place = family or self.family
-        return adapt(self.learner, params, self.rates(), place, task, budget, config.support, config.returns, rng)
+        return adapt(self.learner, params, lambda step: self.rates(), place, task, budget, config.support, config.returns, rng)
 
     def load_policy(self, state, task):
         return NetworkPolicy(self.learner, state["params"])
