@@ -55,10 +55,10 @@ class EstimatorConfig(EncoderConfig):
 
 
 class Config(TrainingConfig):
-    """An oracle, and an estimator of what it is told."""
+    """An oracle, and an estimator of what it is given."""
 
     extrapolate: bool = Field(
-        description="whether tasks beyond the range of the training tasks are told as they are, or as the nearest within it"
+        description="whether tasks beyond the range of the training tasks are given as they are, or as the nearest within it"
     )
     support: RolloutsConfig
     estimator: EstimatorConfig
@@ -139,7 +139,7 @@ class OSI(Conditioned):
         loss = (self.encoder.estimate(params, read) - known).square().mean()
         return loss, backward(loss, list(params.values()))
 
-    def told(self, task: Task, support: Transitions | None) -> ConditionedPolicy:
+    def policy_after(self, task: Task, support: Transitions | None) -> ConditionedPolicy:
         """Return the policies in M tasks of which the network is given the estimates; without a support, the middle."""
         params = self.slow_estimator if self.config.use_average else detached(self.estimator)
         if support is None:
@@ -152,7 +152,7 @@ class OSI(Conditioned):
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policies before the first support and after each."""
         parts = (self.learner.actions, family or self.family, task, budget, self.config.support, rng)
-        return infer(lambda support: self.told(task, support), *parts)
+        return infer(lambda support: self.policy_after(task, support), *parts)
 
     @override
     def weights(self) -> State:

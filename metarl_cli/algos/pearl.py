@@ -81,13 +81,13 @@ class PEARL(Conditioned):
     @override
     def prepare(self) -> Policy:
         config = self.config
-        prior = self.told(detached(self.params), self.task, None)
+        prior = self.policy_after(detached(self.params), self.task, None)
         support = collect_rollouts(prior, self.learner.actions, self.family, self.task, config.support, self.rng["support"])
         self.env_steps += int(support.weight.sum())
         if self.iteration == 0:
             self.measured = self.encoder.measure(support)
         self.supports = self.encoder.read(self.measured, support)
-        return self.told(detached(self.params), self.task, support)
+        return self.policy_after(detached(self.params), self.task, support)
 
     @override
     def sources(self, rows: Tensor, own: slice) -> Any:
@@ -117,7 +117,7 @@ class PEARL(Conditioned):
         return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(read)) + reading
 
     @torch.no_grad()
-    def told(self, params: Params, task: Task, support: Transitions | None) -> ConditionedPolicy:
+    def policy_after(self, params: Params, task: Task, support: Transitions | None) -> ConditionedPolicy:
         """Return the policies in M tasks of which the network is given the posterior, or without a support the prior."""
         if support is None:
             mean = torch.zeros(num_tasks(task), self.num_given(), device=self.device)
@@ -129,7 +129,7 @@ class PEARL(Conditioned):
         """Yield the policies before the first support and after each."""
         parts = (self.learner.actions, family or self.family, task, budget, self.config.support, rng)
         params = self.tested()
-        return infer(lambda support: self.told(params, task, support), *parts)
+        return infer(lambda support: self.policy_after(params, task, support), *parts)
 
     @override
     def weights(self) -> State:

@@ -13,7 +13,7 @@ Two intervals say how sure an aggregate is, and every table says which one it ha
     over seeds    of several runs: for the aggregate of a new seed's run on the same tasks, Student's, from one value a run
 
 The normalised score of a method on tasks is (adapted - robust) / (oracle - robust), each of them a mean over the same tasks: 0
-where adaptation brought nothing over the best policy that cannot know the task, 1 where it is as good as being told the task.
+where adaptation brought nothing over the best policy that cannot know the task, 1 where it is as good as being given the task.
 
 A seed trains one network for all its tasks, so its task scores rise and fall together. A bootstrap within tasks would take them
 for independent: its intervals over three seeds contain the truth in 17 to 62 % of simulated experiments instead of 95 %.
