@@ -222,6 +222,12 @@ def test_a_cell_is_the_mean_of_the_runs_with_the_interval_over_them():
     assert cells[5:] == ["7.00", str(worst), "-", "-", "-", "1", "160", "2.0 M", "1.5 min"]
 
 
+@pytest.mark.parametrize(("spent", "point"), [([0], 0), ([0, 148], 1), ([0, 148, 148, 148], 3), ([0, 148, 296, 444], 1)])
+def test_all_methods_are_compared_after_one_support(spent, point):
+    """Gradient steps on one support count, further supports do not."""
+    assert matrix.first_support(spent) == point
+
+
 def test_a_method_with_other_settings_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(matrix, "RESULTS", tmp_path)
     family = next(iter(matrix.FAMILIES))

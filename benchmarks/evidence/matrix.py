@@ -86,6 +86,7 @@ def summary(folder: Path) -> dict[str, Any]:
     manifest = json.loads((folder / "run.json").read_text())
     test, ood = (folder / "results" / f"{split}.json" for split in ("test", "ood"))
     tested = json.loads(test.read_text())
+    last = -1 if tested["trial"] else first_support(tested["adapted"]["env_steps"])
 
     def scores(result: dict[str, Any], curve: str, point: int) -> list[float]:
         return [float(f"{value:.5g}") for value in result[curve]["task_returns"][point]]
@@ -96,11 +97,16 @@ def summary(folder: Path) -> dict[str, Any]:
         "tasks": tested["tasks"]["hash"],
         "env_steps": log[-1]["step"] if log else 0,
         "minutes": round(max((line.get("time/training_seconds", 0.0) for line in log), default=0.0) / 60, 2),
-        "gradient_steps": tested["adapted"]["gradient_steps"][-1],
-        "support": tested["adapted"]["env_steps"][-1],  # environment steps before the last policy or episode
+        "gradient_steps": tested["adapted"]["gradient_steps"][last],
+        "support": tested["adapted"]["env_steps"][last],  # environment steps before the last policy or episode
         "before": scores(tested, "adapted", 0),
-        "after": scores(tested, "adapted", -1),
+        "after": scores(tested, "adapted", last),
         "random": scores(tested, "random", 0),
-        "ood": None if beyond is None else scores(beyond, "adapted", -1),
-        "solved": tested["adapted"]["beside"][-1]["solved"],
+        "ood": None if beyond is None else scores(beyond, "adapted", last),
+        "solved": tested["adapted"]["beside"][last]["solved"],
     }
+
+
+def first_support(env_steps: list[int]) -> int:
+    """Return the last point of an adaptation that has seen no more than one support, so that all methods have seen as much."""
+    return max(point for point, steps in enumerate(env_steps) if steps <= env_steps[min(1, len(env_steps) - 1)])
