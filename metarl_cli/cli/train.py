@@ -229,9 +229,8 @@ class Bar:
     def update(self, progress: Progress) -> None:
         """Show where training stands."""
         iteration, _, env_steps, metrics = progress
-        names = self.NUMBERS if "eval/return_step_1" in metrics else self.ALONE
-        if "eval/trial_return" in metrics:
-            names = self.OF_TRIALS
+        alone = "eval/return_step_0" in metrics and "eval/return_step_1" not in metrics
+        names = self.OF_TRIALS if "eval/trial_return" in metrics else self.ALONE if alone else self.NUMBERS
         self.numbers |= {name: metrics[tag] for tag, name in names if tag in metrics}
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
         self.text, self.done = f"{env_steps:,} env steps", iteration

@@ -438,7 +438,7 @@ BAD = {
     "hydra.sweper.params=1": "hydra.sweper.params=1: no such key; did you mean hydra.sweeper.params?",
     "~seed": "seed: missing; must be an integer >= 0 (the one seed",
     "train.iterations=1.5": "train.iterations=1.5: must be an integer > 0",
-    "+clip=3": "clip=3: no such key; did you mean algo.outer.clip?",
+    "+clip=3": "clip=3: no such key; did you mean algo.inner.clip or algo.outer.clip?",
     "+algo.foo=1": "algo.foo=1: no such key; known: algo.",
     "learner.double=1": "learner.double=1: must be true or false",
     "+learner._target_=os.system": "learner._target_=os.system: refused",

@@ -41,7 +41,6 @@ from metarl_cli.config.models import AdaptConfig, Job
 from metarl_cli.config.registry import validate
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.held_out import held_out_tasks, task_hash
-from metarl_cli.evaluation.statistics import iqm
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build
 from metarl_cli.runs.folder import RunFolder
@@ -108,7 +107,7 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
         assert updates == GRADIENT_STEPS.get(algo, sorted(updates))
         if split == "test":
             means = np.array(result["adapted"]["task_returns"])
-            learned = result["learned"] or {"value": iqm(means[-1])}  # by an algorithm that learns each training task alone
+            learned = result["learned"] or {"value": means[-1].mean()}  # by an algorithm that learns each training task alone
             expected = result["trial"]["mean"] / 2 if by == "memory" else learned["value"]
             assert manifest["score"] == pytest.approx(float(expected))
             assert result["adapted"]["beside"][-1]["mean"] == pytest.approx(means[-1].mean())

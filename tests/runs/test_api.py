@@ -96,7 +96,7 @@ def test_a_run_is_tested_as_at_the_end_of_training(runs, algo):
     if algo == "rl2":
         assert run.score == pytest.approx(found["trial"]["mean"] / found["trial"]["episodes"])
     else:
-        assert run.score == pytest.approx(found["adapted"]["iqm"][-1]["value"])
+        assert run.score == pytest.approx(found["adapted"]["beside"][-1]["mean"])
 
 
 # -- to a task
