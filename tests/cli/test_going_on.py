@@ -212,6 +212,7 @@ def test_a_finished_run_drops_its_replay_and_can_be_made_longer(algo, tmp_path, 
     assert folder.prolonged(typed).train.iterations == 6
 
 
+@pytest.mark.slow
 def test_a_run_cannot_be_longer_than_a_lifetime_of_its_learners(tmp_path):
     run(tmp_path / "run", *small("adrl"))
     with pytest.raises(UserError, match=r"algo.lifetime.steps \(4\) must be train.iterations \(6\)"):

@@ -598,6 +598,7 @@ def test_tensorboard_serves_scalars_hparams_and_figures(finished, tmp_path):
         server.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or "LD_PRELOAD" in os.environ, reason="perhaps another allocator")
 @pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY, reason="little address space")
 def test_memory_of_freed_tensors_is_kept():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from conftest import compose_train, flat, tiny
+from conftest import compose_train, flat, slow_if, tiny
 from rich.console import Console
 
 from metarl_cli.cli.train import Terminal
@@ -38,7 +38,7 @@ def events(folder) -> list[str]:
     return [event["name"] for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
 
 
-@pytest.mark.parametrize("algo", PARTS)
+@pytest.mark.parametrize("algo", slow_if(PARTS, "rl2_dqn".__eq__))
 def test_a_profile_names_the_parts_and_changes_no_bit(algo, tmp_path):
     config = compose_train(f"algo={algo}", *tiny(algo), f"train.iterations={ITERATIONS}")
     plain, profiled = build(config).algorithm, build(config).algorithm
