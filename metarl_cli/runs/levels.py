@@ -26,7 +26,7 @@ from metarl_cli.evaluation.curves import UNKNOWN, Level, Levels
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import task_hashes
 from metarl_cli.runs.files import read_json, write_json
-from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder
 from metarl_cli.runs.naming import environment, leaves
 from metarl_cli.runs.results import read_results
 
@@ -204,4 +204,7 @@ def write_levels(robust: Folders, oracle: Folders, into: Path | None = None) -> 
 
 def _source(folders: list[RunFolder]) -> dict[str, Any]:
     steps = [max((values["env_steps"] for values in read_results(folder).values()), default=0) for folder in folders]
-    return {"runs": [folder.manifest()["command"] for folder in folders], "env_steps": steps}
+    words = [folder.manifest()["command"].split() for folder in folders]
+    places = tuple(f"{key}=" for key in LOCATION_KEYS)
+    commands = [" ".join(word for word in each if not word.startswith(places)) for each in words]
+    return {"runs": commands, "env_steps": steps}
