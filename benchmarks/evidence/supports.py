@@ -77,7 +77,7 @@ def cell(found: dict[str, list[float | None]] | None) -> str:
         return "-"
     shares = [value for value in found["share"] if value is not None]
     means = [value for value in found["mean"] if value is not None]
-    return f"{sum(shares) / len(shares):+.0%}" if shares else number(sum(means) / len(means))
+    return f"{round(sum(shares) / len(shares), 2) + 0.0:+.0%}" if shares else number(sum(means) / len(means))
 
 
 def fill(page: str) -> str:
