@@ -212,6 +212,8 @@ def test_a_normalised_score_is_the_place_of_the_mean_between_robust_and_oracle()
     assert evidence.normalised(RUNS, "robust_dqn").mean() == 0
     assert evidence.normalised(RUNS, "a", "ood") is None
     assert evidence.normalised({"a": RUNS["a"]}, "a") is None
+    upside_down = {**RUNS, "robust_dqn": RUNS["oracle_dqn"], "oracle_dqn": RUNS["robust_dqn"]}
+    assert evidence.normalised(upside_down, "a") is None
 
 
 def test_a_cell_is_the_mean_of_the_runs_with_the_interval_over_them():

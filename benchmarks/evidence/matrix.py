@@ -36,9 +36,7 @@ class Job(NamedTuple):
 
 def settings(family: str, method: str) -> list[str]:
     """Return the overrides of every run of a method on a family; an experiment comes first, and names its own family."""
-    entry = FAMILIES[family]
-    own = entry["methods"][method]
-    return [f"env={family}", *own, *entry.get("options", []), *MATRIX["common"]]
+    return [f"env={family}", *FAMILIES[family]["methods"][method], *MATRIX["common"]]
 
 
 def jobs(families: list[str], methods: list[str] | None, seeds: range) -> Iterator[Job]:
@@ -108,5 +106,5 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def first_support(env_steps: list[int]) -> int:
-    """Return the last point of an adaptation that has seen no more than one support, so that all methods have seen as much."""
+    """Return the last point of an adaptation that has seen no more than one support: all methods but trials see as much."""
     return max(point for point, steps in enumerate(env_steps) if steps <= env_steps[min(1, len(env_steps) - 1)])

@@ -27,13 +27,16 @@ def means(runs: dict[str, Any], which: str) -> np.ndarray | None:
 
 
 def normalised(kept: dict[str, Any], method: str, which: str = "after") -> np.ndarray | None:
-    """The normalised score of each run ``[S]``, of means over tasks; robust and oracle are means over their seeds too."""
+    """The normalised score of each run ``[S]``, of means over tasks; robust and oracle are means over their seeds too.
+
+    None without one of them, or where the oracle is not above the robust policy.
+    """
     ends = [means(kept[end]["runs"], which) if end in kept else None for end in (ROBUST, ORACLE)]
     values = means(kept[method]["runs"], which)
     if values is None or ends[0] is None or ends[1] is None:
         return None
     robust, oracle = ends[0].mean(), ends[1].mean()
-    return np.asarray((values - robust) / (oracle - robust))
+    return np.asarray((values - robust) / (oracle - robust)) if oracle > robust else None
 
 
 def number(value: float) -> str:

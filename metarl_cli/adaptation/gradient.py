@@ -275,7 +275,8 @@ def adapt(
         if adam is None:
             params = inner_step(learner, params, now, batch, returns, clip=clip)
         else:
-            params = adam.step(params, support_gradients(learner, params, list(now), batch, returns), now)
+            gradients = support_gradients(learner, params, list(now), batch, returns)
+            params = adam.step(params, gradients if clip is None else clipped(gradients, clip), now)
         if k == budget.steps and (lost := diverged(params)):  # weights stay so, and a look at each step would take its time
             note(f"after adaptation step {k} the weights of {lost} of {len(first(params))} tasks are not finite")
         yield Adapted(k, k, env_steps, NetworkPolicy(learner, params))

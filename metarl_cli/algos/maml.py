@@ -39,6 +39,7 @@ from metarl_cli.adaptation.gradient import (
     InnerConfig,
     NetworkPolicy,
     adapt,
+    clipped,
     collect_support,
     cost_of_steps,
     fine_tune,
@@ -357,8 +358,10 @@ class MAML(Algorithm):
         """Compute Reptile's gradient, theta - mean theta_i, where the query provides the last inner step of theta_i."""
         path = list(self.adapted(meta, supports, len(query.reward)))
         batch = prepare_each(self.learner, path[-1], self._target_params(slow, supports, query), query)
-        gradients, losses = loss_gradients(self.learner, path[-1], list(path[-1]), batch)
-        rates = meta["rates"]
+        rates, clip = meta["rates"], self.config.inner.clip
+        gradients, losses = loss_gradients(self.learner, path[-1], list(rates), batch)
+        if clip is not None:
+            gradients = clipped(gradients, clip)
         moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
         return losses.mean(), [(v - moved[k]).mean(0) for k, v in meta["init"].items()]
 

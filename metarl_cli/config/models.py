@@ -62,7 +62,7 @@ def _several(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Folders = Annotated[list[str] | None, BeforeValidator(_several)]
+Folders = Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(_several)]
 # of the test results that the normalised score is computed with
 ROBUST = "run folder, or those of several seeds, of a policy that cannot know the task; none: measured levels"
 ORACLE = "run folder, or those of several seeds, of a policy that is given the task; none: the optimum, or measured levels"

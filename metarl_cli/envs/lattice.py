@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -28,5 +29,5 @@ def best_return(reward: Tensor, moves: Sequence[tuple[int, int]], horizon: int) 
     value = torch.zeros_like(reward)
     for _ in range(horizon):
         worth = reward + value
-        value = torch.stack([worth.roll((-x, -y), (1, 2)) for x, y in moves]).amax(0)
+        value = reduce(torch.maximum, (worth.roll((-x, -y), (1, 2)) for x, y in moves))  # a few copies, not one a move
     return value[:, horizon, horizon]

@@ -208,7 +208,7 @@ def _measurement(evaluator: Evaluator, algorithm: Algorithm, budget: Budget) -> 
         while support and (further := next(policies, None)):
             last, adapts = further, True
         if not adapts:
-            raise UserError("probe=support: this algorithm adapts by nothing: it has no support to change; leave probe out")
+            raise UserError("probe=support: this algorithm does not adapt: it has no support to change; leave probe out")
         scores: Scores = evaluator.returns(evaluator.task, last.policy, evaluator.rng("policy")).mean(0)
         return scores
 

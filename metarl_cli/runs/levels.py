@@ -119,10 +119,13 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def returns_in(folder: RunFolder, point: int) -> Returns:
-    """Return what the best weights of a run returned at a point of the curve, by task; of most episodes where several did."""
+    """Return what the best weights of a run returned at a point of the curve, by task.
+
+    Where several results have a task, that of the latest weights counts, and among these that of most episodes.
+    """
     results = [values for name, values in read_results(folder).items() if name.split("-")[1:2] != ["last"]]
     known: Returns = {}
-    for values in sorted(results, key=lambda values: values["episodes"]):
+    for values in sorted(results, key=lambda values: (values["env_steps"], values["episodes"])):
         known |= _by_task(values["tasks"].get("each", []), values["adapted"]["task_returns"][point])
     return known
 

@@ -50,6 +50,8 @@ class Points(BaseModel):
         if points is None:
             raise ValueError("it has neither iqm nor mean")
         columns = (points, self.steps, self.gradient_steps, self.env_steps, self.task_returns)
+        if not points:
+            raise ValueError("it has no points")
         if len({len(column) for column in columns}) > 1 or len({len(row) for row in self.task_returns}) > 1:
             raise ValueError("its columns differ in length")
         return self

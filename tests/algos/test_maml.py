@@ -148,8 +148,10 @@ def test_meta_gradient_equals_finite_differences(steps, float64):
         assert predicted == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
-def test_reptile_moves_towards_the_adapted_weights(float64):
-    algo = algorithm("algo.inner.steps=2", "algo.inner.lr=0.05", algo="reptile_dqn")
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_reptile_moves_towards_the_adapted_weights(clip, float64):
+    overrides = [] if clip is None else [f"algo.inner.clip={clip}"]
+    algo = algorithm("algo.inner.steps=2", "algo.inner.lr=0.05", *overrides, algo="reptile_dqn")
     algo.train_step()
     supports, query = meta_batch(algo)
     _, gradients = algo.meta_gradient(supports, query)
@@ -165,7 +167,9 @@ def test_reptile_moves_towards_the_adapted_weights(float64):
             prepared = algo.learner.prepare(params, bootstrap, one, *estimate)
             live = {k: v.clone().requires_grad_() for k, v in params.items()}
             grads = torch.autograd.grad(algo.learner.loss(live, prepared), list(live.values()))
-            params = {k: v - 0.05 * g for (k, v), g in zip(params.items(), grads, strict=True)}
+            norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+            scale = 1.0 if clip is None else min(1.0, clip / float(norm))
+            params = {k: v - 0.05 * scale * g for (k, v), g in zip(params.items(), grads, strict=True)}
         for k in expected:
             expected[k] += (algo.meta["init"][k].detach() - params[k]) / 4
     for mine, theirs in zip(gradients, expected.values(), strict=True):

@@ -144,6 +144,7 @@ WRONG = {
     "test run=RUN split=valid": "validation",
     "test run=RUN steps=-1": "must be an integer > 0",
     "test run=RUN tasks=0": "must be an integer > 0",
+    "test run=RUN robust=": "robust",
     "test run=RUN checkpoint=first": "best, last",
     "adapt run=RUN task.gravity=heavy": "must be a number",
     "adapt run=RUN task.gravity=nan": "finite number",

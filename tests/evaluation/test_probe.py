@@ -251,7 +251,7 @@ class Single(Reader):
         yield Adapted(0, 0, 0, Constant(torch.zeros(4, dtype=torch.long)), 1)
 
 
-@pytest.mark.parametrize(("algorithm", "said"), [(Still, "adapts by nothing"), (Single, "give trial=2 or more")])
+@pytest.mark.parametrize(("algorithm", "said"), [(Still, "does not adapt"), (Single, "give trial=2 or more")])
 def test_what_has_no_support_is_refused(algorithm, said):
     with pytest.raises(UserError, match=said):
         probed(algorithm)

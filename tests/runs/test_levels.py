@@ -138,8 +138,20 @@ def test_a_damaged_reference_is_refused(run, references):
         found(run, references[0])
     with pytest.raises(ValidationError, match="other tasks than it names"):
         copied(run, references[1], [[5.0] * 4, [5.0] * 4], tasks={"hash": "a", "each": ["b"]})
+    none = {key: [] for key in ("iqm", "steps", "gradient_steps", "env_steps", "task_returns")}
+    with pytest.raises(ValidationError, match="no points"):
+        copied(run, references[1], [], adapted=none)
     with pytest.raises(UserError, match="not a run folder"):
         found(run, "/nowhere/at/all")
+
+
+def test_the_result_of_the_latest_weights_counts(run, references):
+    path = references[0] / "results" / "test.json"
+    result = json.loads(path.read_text())
+    older = {**result, "env_steps": result["env_steps"] - 1, "episodes": result["episodes"] + 1}
+    older["adapted"] = {**result["adapted"], "task_returns": [[3.0] * 4, [0.0] * 4]}
+    write_json(path.with_name("test-best-tasks4.json"), older, Result)
+    assert as_lists(found(run, references[0])) == [("A", [5.0] * 4), None], "though the older one has more episodes"
 
 
 def test_levels_that_were_measured_are_found_by_task(run, references, shipped):
