@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor
+
+from metarl_cli.interfaces import Task, num_tasks
+
+LONGEST = 100  # steps that are planned: the time grows with their cube
+PLACES = 2**20  # of all tasks that are planned together: about 50 MiB
 
 
 def places(horizon: int, like: Tensor) -> Tensor:
@@ -31,3 +36,12 @@ def best_return(reward: Tensor, moves: Sequence[tuple[int, int]], horizon: int) 
         worth = reward + value
         value = reduce(torch.maximum, (worth.roll((-x, -y), (1, 2)) for x, y in moves))  # a few copies, not one a move
     return value[:, horizon, horizon]
+
+
+def in_parts(best: Callable[[Task], Tensor], task: Task, horizon: int) -> Tensor | None:
+    """Compute ``best [M]`` of M tasks, a part of them at a time, so that memory is bounded; None beyond ``LONGEST`` steps."""
+    if horizon > LONGEST:
+        return None
+    size = max(PLACES // (2 * horizon + 1) ** 2, 1)
+    parts = [{name: value[i : i + size] for name, value in task.items()} for i in range(0, num_tasks(task), size)]
+    return torch.cat([best(part) for part in parts])

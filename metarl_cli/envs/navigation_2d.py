@@ -12,8 +12,8 @@ With ``reward_within`` set, the reward is 1 after a move to within this distance
 2018, arXiv:1802.07245, section 5): nothing shows the way to the goal, and exploration itself must be learned. Single places
 say little: with 0.1, each place of the lattice is near enough to 3 % of the goals.
 
-Task parameters: goal_x, goal_y [m]. Best possible: with discrete moves by dynamic programming over the lattice of places; with
-continuous moves both coordinates straight to the goal at full speed.
+Task parameters: goal_x, goal_y [m]. Best possible: with discrete moves by dynamic programming over the lattice of places
+(unknown beyond 100 steps); with continuous moves both coordinates straight to the goal at full speed.
 
 Differs from the paper: the distance is not squared, as in its published code. The discrete moves, for learners that
 choose among actions, are of fixed length; their horizon is 20 instead of 100, as a step is 0.1 long either way, and an episode
@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.lattice import best_return, places
+from metarl_cli.envs.lattice import best_return, in_parts, places
 from metarl_cli.envs.native import NativeConfig, NativeFamily
 from metarl_cli.envs.rules import Rule, located
 from metarl_cli.interfaces import Task, Transitions
@@ -92,17 +92,20 @@ class Navigation2D(NativeFamily):
         return -distance if self.within is None else (distance <= self.within).to(distance.dtype)
 
     @override
-    def optimum(self, task: Task) -> Tensor:
-        goal = torch.stack([task["goal_x"], task["goal_y"]], -1)  # [M, 2]
+    def optimum(self, task: Task) -> Tensor | None:
         if not self.continuous:
-            reward = self.reward(STRIDE * places(self.spec.horizon, goal), goal[:, None, None])
-            return best_return(reward, MOVES, self.spec.horizon)
-        goal = goal.abs()
+            return in_parts(self._planned, task, self.spec.horizon)
+        goal = torch.stack([task["goal_x"], task["goal_y"]], -1).abs()  # [M, 2]
         walked = STRIDE * torch.arange(1, self.spec.horizon + 1, device=goal.device)
         left = (goal - walked[:, None, None]).clamp(min=0)  # [T, M, 2]
         over = (left < NEAR).all(-1).cumsum(0) > 1  # the episode ended before this step
         distance: Tensor = left.norm(dim=-1)
         return -distance.where(~over, 0).sum(0)
+
+    def _planned(self, task: Task) -> Tensor:
+        goal = torch.stack([task["goal_x"], task["goal_y"]], -1)  # [M, 2]
+        reward = self.reward(STRIDE * places(self.spec.horizon, goal), goal[:, None, None])
+        return best_return(reward, MOVES, self.spec.horizon)
 
     @override
     def rule(self, support: Transitions) -> Rule:

@@ -19,7 +19,8 @@ Reward: minus the hand's distance to the goal after the move [m]. Start: the ang
 +x from the shoulder. Ends: at the horizon (truncated).
 
 Task parameters: goal_x, goal_y [m], and twist [rad], uniform on the whole circle. Corners of the out-of-distribution goals
-are up to 0.11 m out of reach. Best possible: by dynamic programming over the angles that the moves reach, which form a lattice.
+are up to 0.11 m out of reach. Best possible: by dynamic programming over the angles that the moves reach, which form a lattice
+(unknown beyond 100 steps).
 
 Adapted from Reacher, a two-link arm with an observed goal (MuJoCo, Gymnasium's Reacher-v5); here without inertia, with a
 hidden goal, and with rotated commands. That each parameter is needed was measured with ``benchmarks/identifiable.py``, on 100
@@ -37,7 +38,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.lattice import best_return, places
+from metarl_cli.envs.lattice import best_return, in_parts, places
 from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
 from metarl_cli.envs.rules import Rule, located
 from metarl_cli.interfaces import Task, Transitions
@@ -85,7 +86,10 @@ class TwoLinkArm(NativeFamily):
         return columns(first.cos(), first.sin(), second.cos(), second.sin(), *hand(state))
 
     @override
-    def optimum(self, task: Task) -> Tensor:
+    def optimum(self, task: Task) -> Tensor | None:
+        return in_parts(self._optimum, task, self.spec.horizon)
+
+    def _optimum(self, task: Task) -> Tensor:
         cells = STRIDE * places(self.spec.horizon, task["twist"])  # [S, S, 2]
         cos, sin = (f(task["twist"])[:, None, None] for f in (torch.cos, torch.sin))
         first, second = cells[..., 0], cells[..., 1]

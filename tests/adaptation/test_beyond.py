@@ -115,6 +115,16 @@ def test_fine_tuning_has_no_trained_steps():
     assert sizes[2] > 0.1 * sizes[0], "Adam goes on"
 
 
+def test_fine_tuning_by_adam_clips_too(monkeypatch):
+    norms = []
+    monkeypatch.setattr(gradient, "clipped", lambda gradients, largest: norms.append(largest) or gradients)
+    for clip in ("null", "0.5"):
+        family, algorithm, _ = parts("pretrain_dqn", f"algo.inner.clip={clip}")
+        assert algorithm.config.inner.rule == "adam"
+        policies(algorithm, family.sample_tasks(2, "test", numpy_rng(0, "tasks")), 2)
+    assert norms == [0.5, 0.5]
+
+
 def test_weights_that_are_not_finite_are_counted():
     params = {"a": torch.zeros(3, 2), "b": torch.tensor([0.0, torch.nan, torch.inf])}
     assert diverged(params) == 2

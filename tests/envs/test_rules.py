@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import compose_train, load
 
+from metarl_cli.envs import lattice
 from metarl_cli.envs.lattice import best_return
 from metarl_cli.envs.rules import located, regress, sign
 from metarl_cli.envs.two_link_arm import COMMANDS
@@ -172,3 +173,13 @@ def test_sparse_navigation_by_hand(float64):
     assert float(ours.optimum(task)) == 19, "the first of the twenty moves is too short"
     with pytest.raises(UserError, match="reward_within needs discrete moves"):
         family("navigation_2d_continuous", "env.reward_within=0.1")
+
+
+@pytest.mark.parametrize("env", ["navigation_2d", "two_link_arm"])
+def test_planning_has_bounded_memory_and_a_longest_horizon(env, monkeypatch):
+    ours = family(env)
+    task = ours.sample_tasks(5, "test", numpy_rng(0, "tasks"))
+    together = ours.optimum(task)
+    monkeypatch.setattr(lattice, "PLACES", 2 * (2 * ours.spec.horizon + 1) ** 2)  # two at a time
+    assert torch.equal(ours.optimum(task), together)
+    assert family(env, f"env.horizon={lattice.LONGEST + 1}").optimum(task) is None
