@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -207,7 +208,7 @@ def write_levels(robust: Folders, oracle: Folders, into: Path | None = None) -> 
 
 def _source(folders: list[RunFolder]) -> dict[str, Any]:
     steps = [max((values["env_steps"] for values in read_results(folder).values()), default=0) for folder in folders]
-    words = [folder.manifest()["command"].split() for folder in folders]
+    words = [shlex.split(folder.manifest()["command"]) for folder in folders]
     places = tuple(f"{key}=" for key in LOCATION_KEYS)
-    commands = [" ".join(word for word in each if not word.startswith(places)) for each in words]
+    commands = [shlex.join(word for word in each if not word.startswith(places)) for each in words]
     return {"runs": commands, "env_steps": steps}
