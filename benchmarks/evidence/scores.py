@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 from matrix import FAMILIES, RESULTS, read
 from numpy.typing import ArrayLike
 
+from metarl_cli.evaluation import statistics
 from metarl_cli.evaluation.statistics import Interval, iqm, mean, over_seeds, worst_tenth
 
 MARKER = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 HEAD = ["algorithm", "seeds", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "out of distribution"]
 HEAD += ["its score", "gradient steps", "support", "env steps", "training"]
 MAIN = ["cartpole_family", "navigation_2d", "key_to_door", "two_link_arm"]  # of the overview and of the figure
+SHOWN = -0.25, 1.2  # normalised scores of the figure
 ROBUST, ORACLE = "robust_dqn", "oracle_dqn"
 
 
@@ -35,8 +37,8 @@ def normalised(kept: dict[str, Any], method: str, which: str = "after") -> np.nd
     values = means(kept[method]["runs"], which)
     if values is None or ends[0] is None or ends[1] is None:
         return None
-    robust, oracle = ends[0].mean(), ends[1].mean()
-    return np.asarray((values - robust) / (oracle - robust)) if oracle > robust else None
+    scores = statistics.normalised(values, float(ends[0].mean()), float(ends[1].mean()))
+    return None if np.isnan(scores).any() else scores
 
 
 def number(value: float) -> str:
@@ -116,16 +118,20 @@ def draw(path: Path, families: list[str]) -> None:
             values = normalised(kept, method) if method in kept else None
             if values is not None:
                 estimate: Interval = over_seeds(values)
-                axes.plot(max(estimate.value, -0.25), y, "o", color="#0072b2")
-                axes.plot([max(estimate.low, -0.25), estimate.high], [y, y], color="#0072b2", linewidth=2)
+                low, high = SHOWN
+                marker, face = "o" if low <= estimate.value <= high else "X", "white" if len(values) < 2 else "#0072b2"
+                axes.plot(np.clip(estimate.value, low, high), y, marker, color="#0072b2", markerfacecolor=face)
+                axes.plot([estimate.low, estimate.high], [y, y], color="#0072b2", linewidth=2)
         axes.axvline(0, color="black", linestyle=":", linewidth=1)
         axes.axvline(1, color="black", linestyle="--", linewidth=1)
-        axes.set(title=FAMILIES[family]["title"], xlim=(-0.3, 1.25), xticks=[0, 0.5, 1])
+        axes.set(title=FAMILIES[family]["title"], xlim=(SHOWN[0] - 0.05, SHOWN[1] + 0.05), xticks=[0, 0.5, 1])
         axes.set_xticklabels(["0\nrobust", "0.5", "1\noracle"])
         axes.grid(axis="y", alpha=0.3)
         axes.set_yticks(range(len(methods)), methods)
     drawing.get_axes()[0].invert_yaxis()
-    drawing.supxlabel("normalised score after adaptation; mean and 95 % interval over seeds")
+    drawing.supxlabel(
+        "normalised score after adaptation: mean and 95 % interval over seeds; without a line, one seed; a cross is beyond"
+    )
     drawing.savefig(path, dpi=130)
 
 

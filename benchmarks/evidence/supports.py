@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matrix import FAMILIES, RESULTS, Job, jobs
 from scores import ORACLE, ROBUST, interval, number
 
@@ -15,7 +16,7 @@ from metarl_cli.errors import UserError
 
 PROBES = RESULTS.parent / "probes"
 MARKER = re.compile(r"(<!-- probes: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
-Kept = dict[str, dict[str, dict[str, list[float | None]]]]  # method -> support -> {"mean": [S], "share": [S]}
+Kept = dict[str, dict[str, dict[str, Any]]]  # method -> support -> {"mean": [S], "share": [S]}
 
 
 def finished(job: Job, outputs: Path) -> bool:
@@ -50,7 +51,7 @@ def effects(folder: Path, ends: dict[str, list[str]]) -> dict[str, Any] | None:
     return {effect["support"]: effect for effect in found["effects"]}
 
 
-def shares(found: list[dict[str, Any]]) -> dict[str, list[float | None]]:
+def shares(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Return, for each run, the mean return on a support, and its difference to the own support as a share of the range."""
     ranges = [effect["share_of_range"] for effect in found]
     return {
@@ -71,13 +72,13 @@ def table(family: str) -> str:
     return "\n".join(lines)
 
 
-def cell(found: dict[str, list[float | None]] | None) -> str:
+def cell(found: dict[str, Any] | None) -> str:
     """The share of the range that a support costs, or the return where there is no range."""
     if found is None:
         return "-"
-    shares = [value for value in found["share"] if value is not None]
-    means = [value for value in found["mean"] if value is not None]
-    return f"{round(sum(shares) / len(shares), 2) + 0.0:+.0%}" if shares else number(sum(means) / len(means))
+    if None in found["share"]:
+        return number(float(np.mean(found["mean"])))
+    return f"{round(float(np.mean(found['share'])), 2) + 0.0:+.0%}"
 
 
 def fill(page: str) -> str:

@@ -25,7 +25,7 @@ def task_hash(task: Task) -> str:
 
 
 def task_hashes(task: Task) -> list[str]:
-    """Return a hash of the parameters of each single task, by which it is found in any set of tasks."""
+    """Return a hash of the parameters of each single task, by which it is looked up in any set of tasks."""
     return [task_hash({name: value[i : i + 1] for name, value in task.items()}) for i in range(num_tasks(task))]
 
 

@@ -139,7 +139,7 @@ def label(step: int, trial: bool) -> str:
     return "before adaptation" if step == 0 else f"after step {step}"
 
 
-LINES: dict[str, dict[str, Any]] = {  # told apart by their strokes too; the colours are Okabe and Ito's
+LINES: dict[str, dict[str, Any]] = {  # they differ in their strokes too; the colours are Okabe and Ito's
     ROBUST: {"color": "#cc79a7", "linestyle": (0, (5, 2))},
     ORACLE: {"color": "#009e73", "linestyle": (0, (7, 2, 1, 2))},
     OPTIMUM: {"color": "black", "linestyle": "--"},
@@ -216,7 +216,7 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
 
 
 def named(tasks: Task) -> dict[str, Any]:
-    """Return what tasks are found by: the hash of all and of each, and their parameters."""
+    """Return what tasks are looked up by: the hash of all and of each, and their parameters."""
     parameters = {name: value.tolist() for name, value in tasks.items() if value.dim() == 1}  # larger ones are in tasks.json
     return {"hash": task_hash(tasks), "each": task_hashes(tasks), "parameters": parameters}
 

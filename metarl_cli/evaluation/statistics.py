@@ -22,7 +22,7 @@ for independent: its intervals over three seeds contain the truth in 17 to 62 % 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,10 +85,16 @@ def over_tasks(returns: ArrayLike, aggregate: Aggregate = iqm, resamples: int = 
     scores, aggregate = (returns.mean(0), aggregate) if returns.shape[1] > 1 else (returns[:, 0], mean)
     if len(scores) < 2:
         return Interval(float(aggregate(scores, axis=0)), math.nan, math.nan)
-    rng, parts = np.random.default_rng(seed), [min(100, resamples - i) for i in range(0, resamples, 100)]  # bounded memory
-    values = np.concatenate([aggregate(scores[rng.integers(len(scores), size=(num, len(scores)))], axis=1) for num in parts])
+    values = np.concatenate([aggregate(scores[rows], axis=1) for rows in _resampled(len(scores), resamples, seed)])
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(aggregate(scores, axis=0)), float(low), float(high))
+
+
+def _resampled(num: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows ``[n, num]`` of so many bootstrap samples of ``num`` tasks, a hundred at a time to bound memory."""
+    rng = np.random.default_rng(seed)
+    for i in range(0, resamples, 100):
+        yield rng.integers(num, size=(min(100, resamples - i), num))
 
 
 def share_over_tasks(gains: ArrayLike, spans: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -103,8 +109,7 @@ def share_over_tasks(gains: ArrayLike, spans: ArrayLike, resamples: int = 2000, 
         return Interval(math.nan, math.nan, math.nan)
     if (num := pairs.shape[1]) < 2:
         return Interval(float(gain / span), math.nan, math.nan)
-    rng, parts = np.random.default_rng(seed), [min(100, resamples - i) for i in range(0, resamples, 100)]  # bounded memory
-    means = np.concatenate([pairs[:, rng.integers(num, size=(n, num))].mean(2) for n in parts], axis=1)  # [2, resamples]
+    means = np.concatenate([pairs[:, rows].mean(2) for rows in _resampled(num, resamples, seed)], axis=1)  # [2, resamples]
     known = means[1] > 0
     if known.mean() < 0.975:
         return Interval(float(gain / span), -math.inf, math.inf)
@@ -123,9 +128,13 @@ def normalised_over_seeds(adapted: ArrayLike, robust: ArrayLike, oracle: ArrayLi
 
     The references' scores ``[M]`` are means over runs of their own; the interval holds them fixed.
     """
-    adapted, robust, oracle = (np.asarray(scores, dtype=np.float64) for scores in (adapted, robust, oracle))
-    span = float((oracle - robust).mean())
-    return over_seeds((adapted - robust).mean(1) / (span if span > 0 else math.nan))
+    return over_seeds(normalised(mean(adapted), float(mean(robust)), float(mean(oracle))))
+
+
+def normalised(adapted: ArrayLike, robust: float, oracle: float) -> Scores:
+    """Compute normalised scores from means over tasks; not a number where the oracle is not above the robust policy."""
+    span = oracle - robust if oracle > robust else math.nan
+    return np.asarray((np.asarray(adapted, dtype=np.float64) - robust) / span)
 
 
 def over_seeds(values: ArrayLike) -> Interval:
