@@ -130,7 +130,7 @@ def draw(path: Path, families: list[str]) -> None:
         axes.set_yticks(range(len(methods)), methods)
     drawing.get_axes()[0].invert_yaxis()
     drawing.supxlabel(
-        "normalised score after adaptation: mean and 95 % interval over seeds; without a line, one seed; a cross is beyond"
+        "normalised score after adaptation: mean and 95 % interval over seeds (hollow: one seed; a cross: beyond)"
     )
     drawing.savefig(path, dpi=130)
 
