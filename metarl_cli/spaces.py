@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 from typing_extensions import override
 
 
@@ -121,7 +120,7 @@ class Discrete(Choices):
 
     @override
     def encode(self, action: Tensor) -> Tensor:
-        return one_hot(action, self.n).to(torch.get_default_dtype())
+        return (action[..., None] == torch.arange(self.n, device=action.device)).to(torch.get_default_dtype())
 
     @override
     def legal(self, obs: Tensor) -> Tensor | None:

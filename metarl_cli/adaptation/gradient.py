@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import vmap
 from typing_extensions import override
 
+from metarl_cli.adaptation.learned_loss import LossConfig, in_learned_loss
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import bytes_per_env, experience, peak, size_of, without_content
@@ -51,6 +52,7 @@ class InnerConfig(StrictModel):
     scope: Literal["all", "head", "context"] = Field(
         description="weights that the inner loop adapts: all, the head (ANIL), the context inputs (CAVIA)"
     )
+    loss: LossConfig
     returns: ReturnsConfig = Field(description="estimate of the returns of the support")
     decay: Share = Field(description="factor of the rates at each adaptation step beyond the K of meta-training; 1: none")
     scratch_lr: float = Field(gt=0, description="learning rate of Adam for the reference that adapts from fresh weights")
@@ -78,7 +80,7 @@ class NetworkPolicy(Policy):
 
     @override
     def state_dict(self) -> State:
-        return {"params": {name: value.detach() for name, value in self.params.items()}}
+        return {"params": {name: value.detach() for name, value in self.params.items() if not in_learned_loss(name)}}
 
 
 def load_network_policy(learner: Learner, state: State) -> NetworkPolicy:
@@ -100,7 +102,7 @@ def adapted_names(params: Params, scope: str) -> list[str]:
     Raises:
         ValueError: if the network has no weights in this scope.
     """
-    params = {name: value for name, value in params.items() if not in_structure(name)}
+    params = {name: value for name, value in params.items() if not in_structure(name) and not in_learned_loss(name)}
     chosen = {"all": list(params), "head": [name for name in params if in_head(name)], "context": ["context"]}
     names = [name for name in chosen[scope] if name in params]
     if not names:

@@ -1,7 +1,7 @@
 """Adaptation by inference: an encoder reads a support and writes what a network is given of the task; no weights move.
 
-An encoder is a small network over single transitions (obs, action, reward, change of obs, terminated), whose outputs are pooled
-so that neither the order nor the number of transitions matters:
+An encoder is a small network over single transitions, whose outputs are pooled so that neither the order nor the number of
+transitions matters:
 
     estimate    rho(mean_n phi(x_n))                              (deep sets: Zaheer 2017, arXiv:1703.06114)
     posterior   N(0, I) prod_n N(mu(x_n), sigma(x_n)²)            (PEARL: Rakelly 2019, arXiv:1903.08254, equation 4)
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -22,17 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import join, symlog
+from metarl_cli.adaptation.reading import Read, Reader
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts, merged
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import META
 from metarl_cli.interfaces import Adapted, Budget, Family, Params, Policy, Task, Transitions
 from metarl_cli.networks.layers import linear
 from metarl_cli.spaces import ActionSpace, Spec
 
-LARGEST = 10.0  # [deviations] of an entry of a transition: what training never saw must not dominate
 PRIOR = 4.0  # the precision of a factor is softplus(-4) = 0.018 at first: 100 of them outweigh the prior a little
-LEAST = 1e-6  # deviation below which an entry counts as constant
 
 
 class EncoderConfig(StrictModel):
@@ -41,14 +38,7 @@ class EncoderConfig(StrictModel):
     hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each layer over a transition")
 
 
-class Read(NamedTuple):
-    """The transitions of supports as vectors, normalised."""
-
-    entries: Tensor  # [M, T N, I]
-    weight: Tensor  # [M, T N, 1]
-
-
-class SupportEncoder:
+class SupportEncoder(Reader):
     """An encoder of supports; weights are named ``encoder.*``.
 
     Args:
@@ -58,8 +48,8 @@ class SupportEncoder:
     """
 
     def __init__(self, config: EncoderConfig, spec: Spec, outputs: int):
-        self.config, self.spec, self.outputs = config, spec, outputs
-        self.size = 2 * math.prod(spec.obs_shape) + spec.actions.size + 2  # entries of a transition
+        super().__init__(spec)
+        self.config, self.outputs = config, outputs
 
     def init(self, rng: torch.Generator) -> Params:
         """Draw the initial weights: of ``phi``, and of ``rho`` after it."""
@@ -72,32 +62,6 @@ class SupportEncoder:
         for i, (inputs, units) in enumerate(pairwise([self.size, *self.config.hidden])):
             params |= linear(f"encoder.{i}", units, inputs, math.sqrt(2), rng)
         return params
-
-    def start(self, device: torch.device) -> Params:
-        """Return the normalisation of a transition's entries before it is measured: none."""
-        return {"mean": torch.zeros(self.size, device=device), "scale": torch.ones(self.size, device=device)}
-
-    def blank(self, tasks: int, support: RolloutsConfig) -> Read:
-        """Return the transitions of the supports of so many tasks without content."""
-        shape = tasks, support.rollouts * support.steps
-        return Read(torch.zeros(*shape, self.size, device=META), torch.zeros(*shape, 1, device=META))
-
-    def measure(self, support: Transitions) -> Params:
-        """Measure the mean and the deviation of each entry of transitions, ``[I]`` each."""
-        entries = self._entries(support)[support.weight.flatten(1) > 0]
-        deviation = entries.std(0)
-        return {"mean": entries.mean(0), "scale": torch.where(deviation > LEAST, deviation, 1.0)}
-
-    def _entries(self, support: Transitions) -> Tensor:
-        """Return the transitions ``[M, T, N, ...]`` as vectors ``[M, T N, I]``."""
-        action = self.spec.actions.encode(self.spec.actions.clip(support.action))
-        rest = torch.stack([symlog(support.reward), support.terminated.to(support.reward.dtype)], -1)
-        return join(support.obs, support.next_obs - support.obs, action, rest).flatten(1, 2)
-
-    def read(self, measured: Params, support: Transitions) -> Read:
-        """Return the transitions ``[M, T, N, ...]`` as the encoder takes them; nothing of it is learned."""
-        entries = ((self._entries(support) - measured["mean"]) / measured["scale"]).clamp(-LARGEST, LARGEST)
-        return Read(entries, support.weight.flatten(1)[..., None])
 
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return ``phi [M, T N, H]`` of transitions ``[M, T N, I]``."""

@@ -18,6 +18,7 @@ Variants are values of the configuration, not code:
 | ANIL | inner.scope=head | Raghu 2020, arXiv:1909.09157 |
 | CAVIA | inner.scope=context | Zintgraf 2019, arXiv:1810.03642 |
 | Reptile | outer.rule=reptile | Nichol 2018, arXiv:1803.02999 |
+| a learned loss | inner.loss.learned, inner.scope=context | Bechtle 2019, arXiv:1906.05374 |
 | MAML++ losses and rates | outer.every_step, inner.rates=tensor, inner.each_step | Antoniou 2019, arXiv:1810.09502 |
 | pre-training | inner.steps=0 | one network for all tasks, adapted only at meta-test time |
 
@@ -51,6 +52,7 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
     rates_of_step,
 )
+from metarl_cli.adaptation.learned_loss import LearnedLoss
 from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
@@ -77,6 +79,7 @@ from metarl_cli.interfaces import (
     Family,
     Footprint,
     Holding,
+    Learner,
     Params,
     State,
     Task,
@@ -112,6 +115,9 @@ class OuterConfig(StrictModel):
         gt=0, description="tasks whose part of the meta-gradient is computed together, to bound memory; none: all"
     )
     batch: int = Field(gt=0, description="query transitions per task and update")
+    episodes: int | None = Field(
+        gt=0, description="most episodes of a task's support that an update adapts on, drawn at random; none: all"
+    )
     lr: float = Field(gt=0, description="Adam's learning rate")
     final_lr: float = Field(ge=0, description="final learning rate, as a share of lr (cosine over the run)")
     clip: float = Field(gt=0, description="largest norm of the meta-gradient")
@@ -141,12 +147,17 @@ class Config(StrictModel):
             raise ValueError("inner.each_step and inner.positive are of learned rates: inner.rates=tensor or parameter")
         if self.outer.rule == "reptile" and self.inner.rates != "fixed":
             raise ValueError("outer.rule=reptile learns no rates: it needs inner.rates=fixed")
+        if self.inner.loss.learned and (self.inner.scope != "context" or self.inner.steps == 0):
+            raise ValueError("inner.loss.learned=true moves context inputs: it needs inner.scope=context, inner.steps above 0")
+        if self.inner.loss.learned and (self.inner.order == 1 or self.outer.rule == "reptile"):
+            raise ValueError("inner.loss.learned=true needs second derivatives: inner.order=2 and outer.rule=maml")
         if self.query.envs * self.query.steps > self.query.capacity:
             raise ValueError("query.capacity must hold at least the query.envs x query.steps of one iteration")
         return self
 
 
-Meta = dict[str, Params]  # {"init": weights, "rates": learning rates of the adapted weights}
+# {"init": weights, "rates": learning rates of the adapted weights, "measured": by what a learned loss normalises transitions}
+Meta = dict[str, Params]
 
 
 class MAML(Algorithm):
@@ -165,8 +176,12 @@ class MAML(Algorithm):
         self.config, self.context, self.learner, self.family = config, context, context.learner, context.family
         self.rng = Streams(context.seed, "init", "support", "query", "exploration", "minibatch", device=context.device)
         self.task = self.family.sample_tasks(config.tasks, "train", numpy_rng(context.seed, "tasks", "train"))
-        init = self.learner.init(self.rng["init"])
+        self.loss = LearnedLoss(self.learner, config.inner.loss) if config.inner.loss.learned else None
+        self.objective: Learner = self.loss or self.learner  # of the inner loop
+        init = self.objective.init(self.rng["init"])
         self.meta: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
+        if self.loss is not None:
+            self.meta["measured"] = self.loss.start(context.device)
         self.slow: Meta = {group: {k: v.clone() for k, v in params.items()} for group, params in self.meta.items()}
         self.trained_steps = config.inner.steps or None
         self.learned_groups = ["init"] if config.inner.rates == "fixed" else ["init", "rates"]
@@ -201,7 +216,8 @@ class MAML(Algorithm):
         replay = config.tasks * query.capacity * each
         chunk = min(outer.chunk or outer.tasks, outer.tasks, -(-outer.tasks // self.processes.size))
         meta, slow = without_content((self.meta, self.slow))
-        supports = [experience(spec, chunk, support.steps, support.rollouts)] * config.inner.steps
+        episodes = min(outer.episodes or support.rollouts, support.rollouts)
+        supports = [experience(spec, chunk, support.steps, episodes)] * config.inner.steps
         update = peak(lambda: self._gradient(meta, slow, supports, experience(spec, chunk, 1, outer.batch)))
         drawn = outer.tasks * outer.batch * each
         lists = config.inner.steps if support.fresh else min(config.inner.steps, 1)
@@ -228,7 +244,7 @@ class MAML(Algorithm):
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
         inner = self.config.inner
-        return cost_of_steps(self.learner, self.meta["init"], self.family, tasks, inner.support, inner.returns, episodes)
+        return cost_of_steps(self.objective, start(self.meta), self.family, tasks, inner.support, inner.returns, episodes)
 
     def _learned(self, meta: Meta) -> list[Tensor]:
         """Return the tensors that the outer optimiser updates."""
@@ -247,7 +263,7 @@ class MAML(Algorithm):
             order = torch.randperm(config.tasks, generator=self.rng["minibatch"], device=self.rng["minibatch"].device)
             rows = order[: config.outer.tasks]
             query = self.replay.sample(rows, config.outer.batch, self.rng["minibatch"], own)
-            loss, norm = self._update([support.rows(rows[own]) for support in supports], query)
+            loss, norm = self._update([support.rows(rows[own]) for support in self._drawn(supports)], query)
             losses.append(loss)
             norms.append(norm)
         self.iteration += 1
@@ -263,11 +279,13 @@ class MAML(Algorithm):
     def _collect(self) -> tuple[list[Transitions], dict[str, float]]:
         """Collect the support of every task for each inner step, and add query experience to the replay."""
         config, inner = self.config, self.config.inner
-        params, supports = expand(self.meta["init"], config.tasks), []
+        params, supports = expand(start(self.meta), config.tasks), []
         for k in range(inner.steps):
             if k == 0 or inner.support.fresh:
                 support = collect_support(self.learner, params, self.family, self.task, inner.support, self.rng["support"])
                 self.env_steps += int(support.weight.sum())
+                if k == self.iteration == 0 and self.loss is not None:
+                    params |= expand(self._measure(self.loss.measure(support)), config.tasks)
             supports.append(support)
             params = self._step(k + 1, params, self.meta, support)
         epsilon = linear(config.query.epsilon, self.iteration / config.query.epsilon_iterations)
@@ -276,6 +294,20 @@ class MAML(Algorithm):
         self.replay.add(query)
         self.env_steps += query.reward.numel()
         return supports, {"train/epsilon": epsilon, **self.episodes.summary(query)}
+
+    def _drawn(self, supports: list[Transitions]) -> list[Transitions]:
+        """Return the episodes of the supports that an update adapts on."""
+        most, rollouts, rng = self.config.outer.episodes, self.config.inner.support.rollouts, self.rng["minibatch"]
+        if most is None or most >= rollouts:
+            return supports
+        drawn = torch.randperm(rollouts, generator=rng, device=rng.device)[:most]
+        return [Transitions(*(x[:, :, drawn] for x in support)) for support in supports]
+
+    def _measure(self, measured: Params) -> Params:
+        """Keep what transitions are normalised by from now on."""
+        for meta in (self.meta, self.slow):
+            load_params(meta["measured"], measured)
+        return measured
 
     @timed("outer update")
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:
@@ -301,7 +333,7 @@ class MAML(Algorithm):
 
     def adapted(self, meta: Meta, supports: list[Transitions], num_tasks: int, order: int = 2) -> Iterator[Params]:
         """Yield the weights ``[M, ...]`` before the first inner step and after each."""
-        params = expand(meta["init"], num_tasks)
+        params = expand(start(meta), num_tasks)
         yield params
         for step, support in enumerate(supports, 1):
             params = self._step(step, params, meta, support, order)
@@ -310,7 +342,7 @@ class MAML(Algorithm):
     def _step(self, step: int, params: Params, meta: Meta, support: Transitions, order: int = 2) -> Params:
         """Take an inner step, counted from 1."""
         inner, rates = self.config.inner, rates_of_step(meta["rates"], step, self.config.inner)
-        return inner_step(self.learner, params, rates, support, inner.returns, order, inner.clip)
+        return inner_step(self.objective, params, rates, support, inner.returns, order, inner.clip)
 
     @timed("target networks")
     @torch.no_grad()
@@ -370,9 +402,9 @@ class MAML(Algorithm):
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Adapt to M tasks from the learned initialisation; see :meth:`Algorithm.adapt`."""
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
-        params, adam = expand(detached(meta["init"]), num_tasks(task)), Adam() if inner.rule == "adam" else None
+        params, adam = expand(detached(start(meta)), num_tasks(task)), Adam() if inner.rule == "adam" else None
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
-        return adapt(self.learner, params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip)
+        return adapt(self.objective, params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""
@@ -398,6 +430,11 @@ class MAML(Algorithm):
         for own, saved in ((self.meta, state["meta"]), (self.slow, state["slow"])):
             for group, params in own.items():
                 load_params(params, saved[group])
+
+
+def start(meta: Meta) -> Params:
+    """Return the weights of one network before the first inner step, and all else that an inner step reads."""
+    return meta["init"] | meta.get("measured", {})
 
 
 Algo = MAML

@@ -14,6 +14,7 @@ VARIANTS = {
     "Meta-SGD": ["algo.inner.rates=parameter"],
     "ANIL": ["algo.inner.scope=head"],
     "CAVIA": ["algo.inner.scope=context", "learner.network.context=3"],
+    "learned loss": ["algo.inner.scope=context", "learner.network.context=3", "algo.inner.loss.learned=true"],
     "every step": ["algo.outer.every_step=true"],
     "fresh support": ["algo.inner.support.fresh=true"],
     "one-step targets": ["algo.inner.returns.lambda=0"],
@@ -39,19 +40,19 @@ def meta_batch(algo, steps=None):
 
 def per_task_loop(algo, supports, query):
     """The meta-gradient as the paper writes it: one task after the other, plain autograd, no vmap."""
-    learner, config = algo.learner, algo.config
+    learner, objective, config = algo.learner, algo.objective, algo.config
     order = config.inner.order
 
     def adapted(meta, row, create_graph):
-        path = [dict(meta["init"])]
+        path = [meta["init"] | meta.get("measured", {})]
         for k, support in enumerate(supports):
             params = path[-1]
             one = Transitions(*(x[row] for x in support))
-            batch = learner.prepare(params, params, one, config.inner.returns.gamma, config.inner.returns.lambda_)
+            batch = objective.prepare(params, params, one, config.inner.returns.gamma, config.inner.returns.lambda_)
             # a copy: the inner gradient in it holds the target fixed, the outer one goes through both
             live = {k: v.clone() if v.requires_grad else v.clone().requires_grad_() for k, v in params.items()}
             names = list(meta["rates"])
-            grads = torch.autograd.grad(learner.loss(live, batch), [live[k] for k in names], create_graph=create_graph)
+            grads = torch.autograd.grad(objective.loss(live, batch), [live[k] for k in names], create_graph=create_graph)
             if clip := config.inner.clip:
                 norm = torch.cat([g.flatten() for g in grads]).norm()
                 grads = [g * torch.clamp(clip / norm, max=1) for g in grads]
@@ -78,6 +79,8 @@ def per_task_loop(algo, supports, query):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_meta_gradient_equals_the_per_task_loop(variant, steps, order, float64):
+    if variant == "learned loss" and order == 1:
+        pytest.skip("it needs second derivatives")
     algo = algorithm(f"algo.inner.steps={steps}", f"algo.inner.order={order}", *VARIANTS[variant])
     for _ in range(2):
         algo.train_step()  # so that the slow copy differs and the heads are no longer near zero

@@ -35,6 +35,7 @@ VARIANTS = {
     "reptile_dqn": [],
     "pretrain_dqn": [],
     "maml_dqn, context": ["algo.inner.scope=context", "learner.network.context=2"],
+    "learned_loss_dqn": [],
     "maml_dqn, every step": ["algo.inner.steps=2", "algo.outer.every_step=true"],
     "maml_dqn, fresh support": ["algo.inner.steps=2", "algo.inner.support.fresh=true"],
     "maml_dqn, Q(lambda)": ["algo.inner.returns.lambda=0.5"],

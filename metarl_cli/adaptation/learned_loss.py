@@ -1,0 +1,113 @@
+"""A learned loss for the inner loop (Bechtle 2019, arXiv:1906.05374): what gradient steps on a support descend.
+
+    L(context; support) = mean over transitions x_n of  l(x_n, context)            l: a small network, learned by the outer loop
+    context            <- context - alpha grad L(context; support)                 K times
+
+It is an energy: low where the context fits the transitions. The temporal-difference error tells the inner gradient one number
+of each transition, and changes with the network that makes it; this loss reads all of the transition and no network. So the
+context means the same while the Q-network, which is given it (CAVIA: Zintgraf 2019, arXiv:1810.03642), learns to use it.
+
+Differs from the paper: the loss is given single transitions and the context, not the outputs of the policy; the outer loss is
+that of Q-learning.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import override
+
+from metarl_cli.adaptation.reading import Reader
+from metarl_cli.config.base import StrictModel
+from metarl_cli.errors import UserError
+from metarl_cli.interfaces import Batch, Learner, Params, Transitions
+from metarl_cli.networks.layers import linear
+from metarl_cli.spaces import Distribution
+
+
+class LossConfig(StrictModel):
+    """The loss that the inner loop descends."""
+
+    learned: bool = Field(description="a learned loss of transitions and context inputs; false: the learner's own")
+    hidden: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="units of each layer of a learned loss")
+
+
+class LearnedLoss(Learner):
+    """A learner with a learned loss in the place of its own.
+
+    The weights are those of the learner's network, of the loss (``loss.*``), and what the transitions are normalised by
+    (``measured.*``, not learned: see :meth:`measure`). One network's ``[...]`` or those of M tasks ``[M, ...]``.
+
+    Args:
+        learner: the learner; its network has context inputs.
+        config: see :class:`LossConfig`.
+
+    Raises:
+        UserError: if observations are images.
+    """
+
+    stacked = True
+
+    def __init__(self, learner: Learner, config: LossConfig):
+        if len(learner.spec.obs_shape) != 1 or learner.spec.pixels:
+            raise UserError(f"a learned loss cannot read images, observations of {list(learner.spec.obs_shape)}")
+        self.learner, self.spec, self.actions, self.config = learner, learner.spec, learner.actions, config
+        self.reader = Reader(learner.spec)
+
+    @override
+    def init(self, rng: torch.Generator) -> Params:
+        params = self.learner.init(rng)
+        inputs = self.reader.size + len(params.get("context", ()))
+        for i, (before, units) in enumerate(pairwise([inputs, *self.config.hidden])):
+            params |= linear(f"loss.{i}", units, before, math.sqrt(2), rng)
+        return params | {"loss.out": torch.randn(units, generator=rng, device=rng.device) / math.sqrt(units)}
+
+    def start(self, device: torch.device) -> Params:
+        """Return the normalisation of transitions before it is measured."""
+        return named(self.reader.start(device))
+
+    def measure(self, support: Transitions) -> Params:
+        """Measure by what transitions like ``support [M, T, N, ...]`` are normalised."""
+        return named(self.reader.measure(support))
+
+    @override
+    def policy(self, params: Params, obs: Tensor) -> Distribution:
+        return self.learner.policy(params, obs)
+
+    @override
+    def prepare(
+        self, params: Params, slow: Params, batch: Transitions, gamma: float | Tensor | None = None, lambda_: float = 0.0
+    ) -> Batch:
+        """Read the transitions ``[..., T, N]``; there are no targets, so that ``gamma`` and ``lambda_`` change nothing."""
+        measured = {name: params[f"measured.{name}"][..., None, :] for name in ("mean", "scale")}
+        return Batch(batch, {"entries": self.reader.read(measured, batch).entries})
+
+    @override
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """Return the mean over the transitions of each task, ``[...]``."""
+        x, context = batch.signal["entries"], params["context"][..., None, :]
+        for i in range(len(self.config.hidden)):
+            weight, bias = params[f"loss.{i}.weight"].mT, params[f"loss.{i}.bias"][..., None, :]
+            if i == 0:  # the context is the same for all transitions of a task
+                weight, of_context = weight[..., : self.reader.size, :], weight[..., self.reader.size :, :]
+                bias = bias + context @ of_context
+            x = F.silu(x @ weight + bias)
+        each = (x @ params["loss.out"][..., None])[..., 0]
+        weight = batch.experience.weight.flatten(-2)
+        return (each * weight).sum(-1) / weight.sum(-1)
+
+
+def named(measured: Params) -> Params:
+    """Return the normalisation as entries of the weights."""
+    return {f"measured.{name}": value for name, value in measured.items()}
+
+
+def in_learned_loss(name: str) -> bool:
+    """Return whether an entry of the weights belongs to a learned loss, which no inner step moves and no policy needs."""
+    return name.startswith(("loss.", "measured."))

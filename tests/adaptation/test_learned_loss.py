@@ -1,0 +1,113 @@
+"""A learned loss: a mean over transitions of a function of each and of the context, which gradient steps move."""
+
+import pytest
+import torch
+from conftest import compose_train, short, tiny
+
+from metarl_cli.adaptation.gradient import NetworkPolicy, inner_step, loss_each, prepare_each
+from metarl_cli.adaptation.learned_loss import LearnedLoss, LossConfig
+from metarl_cli.algos.maml import start
+from metarl_cli.config.registry import ConfigError
+from metarl_cli.errors import UserError
+from metarl_cli.interfaces import Budget, Transitions
+from metarl_cli.networks.stacked import expand
+from metarl_cli.runs.build import build
+from metarl_cli.seeding import numpy_rng, torch_rng
+
+
+@pytest.fixture
+def built():
+    """An algorithm with a learned loss, and a support of its training tasks ``[M, T, N]``."""
+    algo = build(compose_train("algo=learned_loss_dqn", "env=cartpole_family", *tiny("learned_loss_dqn"))).algorithm
+    return algo, algo._collect()[0][0]
+
+
+def weights(algo, tasks):
+    return expand({k: v.detach() for k, v in start(algo.meta).items()}, tasks)
+
+
+def losses(algo, params, support):
+    batch = prepare_each(algo.objective, params, params, support)
+    return loss_each(algo.objective, params, batch)
+
+
+def test_it_is_a_mean_over_a_set(built):
+    algo, support = built
+    params = weights(algo, len(support.reward))
+    shuffled = Transitions(*(x.flip(2) for x in support))
+    torch.testing.assert_close(losses(algo, params, shuffled), losses(algo, params, support))
+    padding = Transitions(*(torch.cat([x, x[:, :1]], 1) for x in support))
+    padding.weight[:, -1] = 0
+    torch.testing.assert_close(losses(algo, params, padding), losses(algo, params, support))
+
+
+def test_a_step_moves_the_context_alone_and_down_the_loss(built):
+    algo, support = built
+    params = weights(algo, len(support.reward))
+    after = inner_step(algo.objective, params, {"context": torch.tensor(0.01)}, support, algo.config.inner.returns)
+    assert {name for name in params if not torch.equal(params[name], after[name])} == {"context"}
+    assert bool((losses(algo, after, support) < losses(algo, params, support)).all())
+    same = Transitions(*(x[:1].expand_as(x) for x in support))
+    after = inner_step(algo.objective, params, {"context": torch.tensor(0.01)}, same, algo.config.inner.returns)
+    torch.testing.assert_close(after["context"], after["context"][:1].expand_as(after["context"]))
+
+
+def test_the_q_network_changes_nothing_of_it(built):
+    """The context means the same while the Q-network learns."""
+    algo, support = built
+    params = weights(algo, len(support.reward))
+    other = {k: torch.randn_like(v) if k.startswith(("hidden", "head")) else v for k, v in params.items()}
+    assert torch.equal(losses(algo, params, support), losses(algo, other, support))
+
+
+def test_transitions_are_measured_once_and_the_measure_is_saved(built):
+    algo, _ = built
+    algo.train_step()
+    measured = {k: v.clone() for k, v in algo.meta["measured"].items()}
+    assert not torch.equal(measured["measured.mean"], torch.zeros_like(measured["measured.mean"]))
+    algo.train_step()
+    other = build(compose_train("algo=learned_loss_dqn", "env=cartpole_family", *tiny("learned_loss_dqn"), "seed=1")).algorithm
+    other.load_weights(algo.weights())
+    for meta in (algo.meta, algo.slow, other.meta, other.slow):
+        assert all(torch.equal(meta["measured"][k], v) for k, v in measured.items())
+
+
+def test_a_saved_policy_is_the_network_alone(built):
+    algo, _ = built
+    task = algo.family.sample_tasks(2, "validation", numpy_rng(0, "tasks"))
+    *_, last = algo.adapt(task, Budget(2), torch_rng(0, "support"))
+    saved = last.policy.state_dict()
+    assert set(saved["params"]) == set(algo.learner.init(torch_rng(0, "init")))
+    obs = torch.randn(2, 5, *algo.family.spec.obs_shape)
+    acts = [policy.act(policy.start(5, torch_rng(0, "x")), obs)[0] for policy in (last.policy, algo.load_policy(saved, task))]
+    assert isinstance(last.policy, NetworkPolicy)
+    assert torch.equal(*acts)
+
+
+def test_an_update_draws_episodes(built):
+    algo, support = built
+    algo.config = algo.config.model_copy(update={"outer": algo.config.outer.model_copy(update={"episodes": 1})})
+    first, second = algo._drawn([support, support])
+    assert first.reward.shape[2] == 1
+    assert torch.equal(first.obs, second.obs), "the same of each support"
+    assert any(torch.equal(first.obs[:, :, 0], support.obs[:, :, n]) for n in range(support.obs.shape[2]))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("algo.inner.scope=all", "scope=context"),
+        ("algo.inner.order=1", "second derivatives"),
+        ("learner.network.context=0", "context above 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(override, said):
+    with pytest.raises((ConfigError, UserError, ValueError), match=said):
+        build(compose_train("algo=learned_loss_dqn", *tiny("learned_loss_dqn"), override))
+
+
+def test_images_are_refused():
+    spec = short("cartpole_family").spec._replace(obs_shape=(3, 8, 8))
+    learner = build(compose_train(*tiny("learned_loss_dqn"), "algo=learned_loss_dqn")).algorithm.learner.rebuilt(spec)
+    with pytest.raises(UserError, match="images"):
+        LearnedLoss(learner, LossConfig(learned=True, hidden=[8]))
