@@ -83,8 +83,21 @@ def restore(algorithm: Algorithm, task: Task, content: State, spec: Spec, rng: t
     algorithm.load_weights(content["weights"])
     policy = algorithm.load_policy(to_device(content["policy"], device), task)
     state = to_device(content["state"], device) | {"rng": policy.start(1, rng)["rng"]}
+    check(policy, state, spec)
     saved = {name: content[name] for name in ("config", "weights", "task")} | {"device": device}
     return AdaptedPolicy(policy, state, spec, saved, int(content["first_action"]))
+
+
+def check(policy: Policy, state: State, spec: Spec) -> None:
+    """Take a step with a state that was read from a file, so that what is missing or does not fit raises its error here."""
+    array = np.ones((1, 1, *spec.obs_shape), np.float32)
+    if spec.pixels:
+        array = array.astype(np.uint8 if len(spec.obs_shape) == 3 else bool)
+    device = next((value.device for value in state.values() if isinstance(value, torch.Tensor)), torch.device("cpu"))
+    obs, ended = spec.observation(array, device), torch.zeros(1, 1, dtype=torch.bool, device=device)
+    apart = None if state["rng"] is None else torch.Generator(device)
+    action, after = policy.act(state | {"rng": apart}, obs)
+    policy.observe(after, obs, action, Step(obs, torch.zeros(1, 1, device=device), ended, ended, obs))
 
 
 def plain(value: Any) -> Any:

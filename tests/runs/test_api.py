@@ -421,3 +421,18 @@ def test_a_policy_whose_memory_is_full_says_so(tmp_path):
     with pytest.raises(UserError, match="context of 40 steps is full: adapt over fewer episodes"):
         policy(np.ones(run.family.spec.obs_shape))
     assert run.adapt(trial=39)(np.ones(run.family.spec.obs_shape)) in range(run.family.spec.actions.size)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda history: {}, lambda history: {"history": history[..., :-1]}], ids=["missing", "narrow"]
+)
+def test_a_saved_policy_without_its_state_is_refused(change, tmp_path):
+    small = ["algo=stacked_dqn", "env=cartpole_family", *tiny("stacked_dqn"), "env.horizon=20", f"run={tmp_path / 'run'}"]
+    policy = metarl.train(*small).adapt(masscart=1.5)
+    policy.save(tmp_path / "policy.pt")
+    assert acted(metarl.load(tmp_path / "policy.pt")) == acted(policy)
+    history = policy.adapted.pop("history")
+    policy.adapted |= change(history)
+    policy.save(tmp_path / "policy.pt")
+    with pytest.raises(UserError, match="it is no adapted policy"):
+        metarl.load(tmp_path / "policy.pt")
