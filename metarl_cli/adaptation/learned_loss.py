@@ -1,11 +1,14 @@
 """A learned loss for the inner loop (Bechtle 2019, arXiv:1906.05374): what gradient steps on a support descend.
 
-    L(context; support) = mean over transitions x_n of  l(x_n, context)            l: a small network, learned by the outer loop
-    context            <- context - alpha grad L(context; support)                 K times
+    L(c; support) = mean over transitions x_n of  sum_j p_j(x_n, c) (c_j - m_j(x_n, c))²          p, m: a small network
+    c            <- c - alpha grad_c L(c; support)                                                K times
 
-It is an energy: low where the context fits the transitions. The temporal-difference error tells the inner gradient one number
-of each transition, and changes with the network that makes it; this loss reads all of the transition and no network. So the
-context means the same while the Q-network, which is given it (CAVIA: Zintgraf 2019, arXiv:1810.03642), learns to use it.
+Each transition says where the context c should be, and how sure it is of that: an energy like the log-likelihood of a product
+of normal distributions (PEARL's posterior: Rakelly 2019, arXiv:1903.08254), which a few gradient steps descend.
+
+The temporal-difference error tells the inner gradient one number of each transition, and changes with the network that makes
+it. This loss reads all of the transition and no network. So the context means the same while the Q-network, which is given it
+(CAVIA: Zintgraf 2019, arXiv:1810.03642), learns to use it.
 
 Differs from the paper: the loss is given single transitions and the context, not the outputs of the policy; the outer loss is
 that of Q-learning.
@@ -63,10 +66,10 @@ class LearnedLoss(Learner):
     @override
     def init(self, rng: torch.Generator) -> Params:
         params = self.learner.init(rng)
-        inputs = self.reader.size + len(params.get("context", ()))
-        for i, (before, units) in enumerate(pairwise([inputs, *self.config.hidden])):
+        size = len(params.get("context", ()))
+        for i, (before, units) in enumerate(pairwise([self.reader.size + size, *self.config.hidden])):
             params |= linear(f"loss.{i}", units, before, math.sqrt(2), rng)
-        return params | {"loss.out": torch.randn(units, generator=rng, device=rng.device) / math.sqrt(units)}
+        return params | linear("loss.out", 2 * size, units, 1.0, rng)
 
     def start(self, device: torch.device) -> Params:
         """Return the normalisation of transitions before it is measured."""
@@ -98,7 +101,8 @@ class LearnedLoss(Learner):
                 weight, of_context = weight[..., : self.reader.size, :], weight[..., self.reader.size :, :]
                 bias = bias + context @ of_context
             x = F.silu(x @ weight + bias)
-        each = (x @ params["loss.out"][..., None])[..., 0]
+        mean, precision = (x @ params["loss.out.weight"].mT + params["loss.out.bias"][..., None, :]).chunk(2, -1)
+        each = (F.softplus(precision) * (context - mean).square()).sum(-1)
         weight = batch.experience.weight.flatten(-2)
         return (each * weight).sum(-1) / weight.sum(-1)
 
