@@ -46,6 +46,7 @@ TINY_MAML = [
     "algo.outer.tasks=2",
     "algo.outer.updates=2",
     "algo.outer.batch=8",
+    "algo.outer.episodes=1",
     "algo.inner.support.rollouts=2",
     "algo.inner.support.steps=6",
     "algo.query.envs=2",

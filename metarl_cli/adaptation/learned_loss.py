@@ -1,14 +1,13 @@
 """A learned loss for the inner loop (Bechtle 2019, arXiv:1906.05374): what gradient steps on a support descend.
 
-    L(c; support) = mean over transitions x_n of  sum_j p_j(x_n, c) (c_j - m_j(x_n, c))²          p, m: a small network
-    c            <- c - alpha grad_c L(c; support)                                                K times
+    L(c; support) = mean over transitions x_n of  l(x_n, c)              l: a small network with one output
+    c            <- c - alpha grad_c L(c; support)                       K times
 
-Each transition says where the context c should be, and how sure it is of that: an energy like the log-likelihood of a product
-of normal distributions (PEARL's posterior: Rakelly 2019, arXiv:1903.08254), which a few gradient steps descend.
+The Q-network is given the context c as inputs (CAVIA: Zintgraf 2019, arXiv:1810.03642). The loss is an energy: low where the
+context fits the transitions. Its gradient is bounded, however unusual a transition is: so is the derivative of each unit.
 
-The temporal-difference error tells the inner gradient one number of each transition, and changes with the network that makes
-it. This loss reads all of the transition and no network. So the context means the same while the Q-network, which is given it
-(CAVIA: Zintgraf 2019, arXiv:1810.03642), learns to use it.
+The gradient of the temporal-difference error sees one number of each transition, and depends on the Q-network, which changes
+all the time. This loss reads whole transitions, normalised, and does not depend on the Q-network's weights.
 
 Differs from the paper: the loss is given single transitions and the context, not the outputs of the policy; the outer loss is
 that of Q-learning.
@@ -31,7 +30,7 @@ from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Batch, Learner, Params, Transitions
 from metarl_cli.networks.layers import linear
-from metarl_cli.spaces import Distribution
+from metarl_cli.spaces import Distribution, Spec
 
 
 class LossConfig(StrictModel):
@@ -44,8 +43,8 @@ class LossConfig(StrictModel):
 class LearnedLoss(Learner):
     """A learner with a learned loss in the place of its own.
 
-    The weights are those of the learner's network, of the loss (``loss.*``), and what the transitions are normalised by
-    (``measured.*``, not learned: see :meth:`measure`). One network's ``[...]`` or those of M tasks ``[M, ...]``.
+    The weights are those of the learner's network, of the loss (``inner_loss.*``), and the normalisation of transitions
+    (``inner_loss.mean`` and ``.scale``, not learned: see :meth:`measure`); of one network ``[...]``, or of M ``[M, ...]``.
 
     Args:
         learner: the learner; its network has context inputs.
@@ -61,22 +60,27 @@ class LearnedLoss(Learner):
         if len(learner.spec.obs_shape) != 1 or learner.spec.pixels:
             raise UserError(f"a learned loss cannot read images, observations of {list(learner.spec.obs_shape)}")
         self.learner, self.spec, self.actions, self.config = learner, learner.spec, learner.actions, config
+        self.stochastic = learner.stochastic  # type: ignore[misc]  # that of the learner it wraps
         self.reader = Reader(learner.spec)
+
+    @override
+    def rebuilt(self, spec: Spec) -> LearnedLoss:
+        return LearnedLoss(self.learner.rebuilt(spec), self.config)
 
     @override
     def init(self, rng: torch.Generator) -> Params:
         params = self.learner.init(rng)
         size = len(params.get("context", ()))
         for i, (before, units) in enumerate(pairwise([self.reader.size + size, *self.config.hidden])):
-            params |= linear(f"loss.{i}", units, before, math.sqrt(2), rng)
-        return params | linear("loss.out", 2 * size, units, 1.0, rng)
+            params |= linear(f"inner_loss.{i}", units, before, math.sqrt(2), rng)
+        return params | {"inner_loss.out": torch.randn(units, generator=rng, device=rng.device) / math.sqrt(units)}
 
     def start(self, device: torch.device) -> Params:
         """Return the normalisation of transitions before it is measured."""
         return named(self.reader.start(device))
 
     def measure(self, support: Transitions) -> Params:
-        """Measure by what transitions like ``support [M, T, N, ...]`` are normalised."""
+        """Measure the normalisation on transitions ``[M, T, N, ...]``."""
         return named(self.reader.measure(support))
 
     @override
@@ -88,7 +92,7 @@ class LearnedLoss(Learner):
         self, params: Params, slow: Params, batch: Transitions, gamma: float | Tensor | None = None, lambda_: float = 0.0
     ) -> Batch:
         """Read the transitions ``[..., T, N]``; there are no targets, so that ``gamma`` and ``lambda_`` change nothing."""
-        measured = {name: params[f"measured.{name}"][..., None, :] for name in ("mean", "scale")}
+        measured = {name: params[f"inner_loss.{name}"][..., None, :] for name in ("mean", "scale")}
         return Batch(batch, {"entries": self.reader.read(measured, batch).entries})
 
     @override
@@ -96,22 +100,21 @@ class LearnedLoss(Learner):
         """Return the mean over the transitions of each task, ``[...]``."""
         x, context = batch.signal["entries"], params["context"][..., None, :]
         for i in range(len(self.config.hidden)):
-            weight, bias = params[f"loss.{i}.weight"].mT, params[f"loss.{i}.bias"][..., None, :]
+            weight, bias = params[f"inner_loss.{i}.weight"].mT, params[f"inner_loss.{i}.bias"][..., None, :]
             if i == 0:  # the context is the same for all transitions of a task
                 weight, of_context = weight[..., : self.reader.size, :], weight[..., self.reader.size :, :]
                 bias = bias + context @ of_context
             x = F.silu(x @ weight + bias)
-        mean, precision = (x @ params["loss.out.weight"].mT + params["loss.out.bias"][..., None, :]).chunk(2, -1)
-        each = (F.softplus(precision) * (context - mean).square()).sum(-1)
+        each = (x @ params["inner_loss.out"][..., None])[..., 0]
         weight = batch.experience.weight.flatten(-2)
         return (each * weight).sum(-1) / weight.sum(-1)
 
 
 def named(measured: Params) -> Params:
     """Return the normalisation as entries of the weights."""
-    return {f"measured.{name}": value for name, value in measured.items()}
+    return {f"inner_loss.{name}": value for name, value in measured.items()}
 
 
 def in_learned_loss(name: str) -> bool:
     """Return whether an entry of the weights belongs to a learned loss, which no inner step moves and no policy needs."""
-    return name.startswith(("loss.", "measured."))
+    return name.startswith("inner_loss.")

@@ -151,12 +151,14 @@ class Config(StrictModel):
             raise ValueError("inner.loss.learned=true moves context inputs: it needs inner.scope=context, inner.steps above 0")
         if self.inner.loss.learned and (self.inner.order == 1 or self.outer.rule == "reptile"):
             raise ValueError("inner.loss.learned=true needs second derivatives: inner.order=2 and outer.rule=maml")
+        if self.inner.loss.learned and (self.inner.returns.gamma is not None or self.inner.returns.lambda_):
+            raise ValueError("inner.loss.learned=true has no targets: it needs inner.returns.gamma=null and lambda=0")
         if self.query.envs * self.query.steps > self.query.capacity:
             raise ValueError("query.capacity must hold at least the query.envs x query.steps of one iteration")
         return self
 
 
-# {"init": weights, "rates": learning rates of the adapted weights, "measured": by what a learned loss normalises transitions}
+# {"init": weights, "rates": learning rates of the adapted weights, "measured": the normalisation of a learned loss}
 Meta = dict[str, Params]
 
 
@@ -225,6 +227,8 @@ class MAML(Algorithm):
         capacity = factor(algo__query__capacity=query.capacity, algo__tasks=config.tasks)
         numbers = {"algo__inner__support__rollouts": support.rollouts, "algo__inner__support__steps": support.steps}
         collected = factor(algo__tasks=config.tasks, **numbers)
+        if episodes < support.rollouts:
+            numbers = {"algo__outer__episodes": episodes, "algo__inner__support__steps": support.steps}
         updated = factor(algo__outer__chunk=chunk, algo__outer__batch=outer.batch, **numbers)
         window = 2 * config.tasks * query.envs * query.steps * each
         return Footprint(
@@ -263,7 +267,7 @@ class MAML(Algorithm):
             order = torch.randperm(config.tasks, generator=self.rng["minibatch"], device=self.rng["minibatch"].device)
             rows = order[: config.outer.tasks]
             query = self.replay.sample(rows, config.outer.batch, self.rng["minibatch"], own)
-            loss, norm = self._update([support.rows(rows[own]) for support in self._drawn(supports)], query)
+            loss, norm = self._update(self._drawn([support.rows(rows[own]) for support in supports]), query)
             losses.append(loss)
             norms.append(norm)
         self.iteration += 1
@@ -297,14 +301,14 @@ class MAML(Algorithm):
 
     def _drawn(self, supports: list[Transitions]) -> list[Transitions]:
         """Return the episodes of the supports that an update adapts on."""
-        most, rollouts, rng = self.config.outer.episodes, self.config.inner.support.rollouts, self.rng["minibatch"]
+        rollouts, most, rng = supports[0].reward.shape[2] if supports else 0, self.config.outer.episodes, self.rng["minibatch"]
         if most is None or most >= rollouts:
             return supports
         drawn = torch.randperm(rollouts, generator=rng, device=rng.device)[:most]
         return [Transitions(*(x[:, :, drawn] for x in support)) for support in supports]
 
     def _measure(self, measured: Params) -> Params:
-        """Keep what transitions are normalised by from now on."""
+        """Keep the normalisation of a learned loss."""
         for meta in (self.meta, self.slow):
             load_params(meta["measured"], measured)
         return measured

@@ -78,26 +78,29 @@ class AdaptedPolicy:
 
 
 def restore(algorithm: Algorithm, task: Task, content: State, spec: Spec, rng: torch.Generator) -> AdaptedPolicy:
-    """Return the policy that :meth:`AdaptedPolicy.save` wrote; a policy that samples draws from ``rng``."""
+    """Return the policy that :meth:`AdaptedPolicy.save` wrote; a policy that samples draws from ``rng``.
+
+    Raises:
+        ValueError: if the weights or the state do not fit.
+    """
     device = rng.device
     algorithm.load_weights(content["weights"])
     policy = algorithm.load_policy(to_device(content["policy"], device), task)
-    state = to_device(content["state"], device) | {"rng": policy.start(1, rng)["rng"]}
-    check(policy, state, spec)
+    state, start = to_device(content["state"], device), policy.start(1, rng)
+    state |= {"rng": start["rng"]}
+    if not fits(state, start):
+        raise ValueError("the saved state is not that of a trial of this policy")
     saved = {name: content[name] for name in ("config", "weights", "task")} | {"device": device}
     return AdaptedPolicy(policy, state, spec, saved, int(content["first_action"]))
 
 
-def check(policy: Policy, state: State, spec: Spec) -> None:
-    """Take a step with a state that was read from a file, so that what is missing or does not fit raises its error here."""
-    array = np.ones((1, 1, *spec.obs_shape), np.float32)
-    if spec.pixels:
-        array = array.astype(np.uint8 if len(spec.obs_shape) == 3 else bool)
-    device = next((value.device for value in state.values() if isinstance(value, torch.Tensor)), torch.device("cpu"))
-    obs, ended = spec.observation(array, device), torch.zeros(1, 1, dtype=torch.bool, device=device)
-    apart = None if state["rng"] is None else torch.Generator(device)
-    action, after = policy.act(state | {"rng": apart}, obs)
-    policy.observe(after, obs, action, Step(obs, torch.zeros(1, 1, device=device), ended, ended, obs))
+def fits(state: Any, start: Any) -> bool:
+    """Return whether a state has at least what one at the start of a trial has, of the same shapes and types."""
+    if isinstance(start, dict):
+        return isinstance(state, dict) and all(name in state and fits(state[name], value) for name, value in start.items())
+    if isinstance(start, torch.Tensor):
+        return isinstance(state, torch.Tensor) and (state.shape, state.dtype) == (start.shape, start.dtype)
+    return True
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import compose_train, short, tiny
+from torch.nn import functional as F
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, inner_step, loss_each, prepare_each
 from metarl_cli.adaptation.learned_loss import LearnedLoss, LossConfig
@@ -52,8 +53,33 @@ def test_a_step_moves_the_context_alone_and_down_the_loss(built):
     torch.testing.assert_close(after["context"], after["context"][:1].expand_as(after["context"]))
 
 
+def test_it_is_the_formula(built):
+    algo, support = built
+    params = {k: v.detach() for k, v in start(algo.meta).items()}
+    params |= {k: torch.randn_like(v) for k, v in params.items() if k == "context" or k.endswith("bias")}
+    one = Transitions(*(x[0] for x in support))
+    measured = {name: params[f"inner_loss.{name}"] for name in ("mean", "scale")}
+    read, c = algo.objective.reader.read(measured, one), params["context"]
+    x = torch.cat([read.entries, c.expand(len(read.entries), -1)], 1)
+    for i in range(len(algo.config.inner.loss.hidden)):
+        x = F.silu(F.linear(x, params[f"inner_loss.{i}.weight"], params[f"inner_loss.{i}.bias"]))
+    expected = ((x @ params["inner_loss.out"]) * read.weight[:, 0]).sum() / read.weight.sum()
+    torch.testing.assert_close(losses(algo, expand(params, 1), Transitions(*(x[None] for x in one)))[0], expected)
+    batch = algo.objective.prepare(params, params, one)
+    torch.testing.assert_close(algo.objective.loss(params, batch), expected)
+
+
+def test_all_of_it_is_learned(built):
+    algo, _ = built
+    algo.train_step()
+    supports, _ = algo._collect()
+    query = algo.replay.sample(torch.arange(algo.config.tasks), 8, algo.rng["minibatch"])
+    names = [name for group in algo.learned_groups for name in algo.meta[group]]
+    gradients = dict(zip(names, algo.meta_gradient(supports, query)[1], strict=True))
+    assert not [k for k, v in gradients.items() if k.startswith("inner_loss") and not float(v.abs().max()) > 0]
+
+
 def test_the_q_network_changes_nothing_of_it(built):
-    """The context means the same while the Q-network learns."""
     algo, support = built
     params = weights(algo, len(support.reward))
     other = {k: torch.randn_like(v) if k.startswith(("hidden", "head")) else v for k, v in params.items()}
@@ -64,7 +90,7 @@ def test_transitions_are_measured_once_and_the_measure_is_saved(built):
     algo, _ = built
     algo.train_step()
     measured = {k: v.clone() for k, v in algo.meta["measured"].items()}
-    assert not torch.equal(measured["measured.mean"], torch.zeros_like(measured["measured.mean"]))
+    assert not torch.equal(measured["inner_loss.mean"], torch.zeros_like(measured["inner_loss.mean"]))
     algo.train_step()
     other = build(compose_train("algo=learned_loss_dqn", "env=cartpole_family", *tiny("learned_loss_dqn"), "seed=1")).algorithm
     other.load_weights(algo.weights())
@@ -98,6 +124,10 @@ def test_an_update_draws_episodes(built):
     [
         ("algo.inner.scope=all", "scope=context"),
         ("algo.inner.order=1", "second derivatives"),
+        ("algo.outer.rule=reptile", "rates=fixed"),
+        ("algo.inner.steps=0", "rates=fixed"),
+        ("algo.inner.returns.gamma=0.5", "no targets"),
+        ("algo.inner.returns.lambda=0.5", "no targets"),
         ("learner.network.context=0", "context above 0"),
     ],
 )

@@ -39,6 +39,7 @@ MAML = [
 
 
 SEEDS = [("maml_dqn", 0), ("maml_dqn", 1), ("maml_dqn", 2), ("metasgd_dqn", 0), ("fomaml_dqn", 0), ("anil_dqn", 0)]
+SEEDS += [("learned_loss_dqn", 0)]
 
 
 @pytest.mark.parametrize(("algo", "seed"), slow_if(SEEDS, lambda case: case != ("maml_dqn", 0)))

@@ -284,6 +284,7 @@ SIZES = [
     "training algo=maml_dqn algo.tasks=100 algo.outer.tasks=100 algo.outer.chunk=25 algo.outer.batch=4096 algo.outer.updates=1",
     "training algo=maml_dqn algo.inner.steps=3 algo.outer.tasks=64 algo.outer.batch=512 algo.outer.updates=1",
     "training algo=maml_dqn algo.inner.order=1 algo.outer.tasks=100 algo.outer.batch=2048 algo.outer.updates=1",
+    "training algo=learned_loss_dqn algo.outer.tasks=100 algo.outer.episodes=8 algo.outer.updates=1",
     "training algo=dqn algo.capacity=150000 algo.envs=1024 algo.steps=64 algo.updates=2",
     "training algo=dqn algo.tasks=100 algo.batch=4096 algo.updates=2 algo.warmup=0",
     "training algo=rl2 env=pendulum_family algo.tasks=128 algo.ppo.epochs=1",
