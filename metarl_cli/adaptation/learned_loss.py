@@ -1,10 +1,13 @@
 """A learned loss for the inner loop (Bechtle 2019, arXiv:1906.05374): what gradient steps on a support descend.
 
-    L(c; support) = mean over transitions x_n of  l(x_n, c)              l: a small network with one output
-    c            <- c - alpha grad_c L(c; support)                       K times
+    L(c; support) = 1/2 sum over transitions x_n, entries j of  w_nj (c_j - m_j(x_n, c))²
+    w_nj          = p_j(x_n, c) / (1 + sum_n' p_j(x_n', c))                     m, p > 0: outputs of a small network
+    c            <- c - alpha grad_c L(c; support)                              K times
 
-The Q-network is given the context c as inputs (CAVIA: Zintgraf 2019, arXiv:1810.03642). The loss is an energy: low where the
-context fits the transitions. Its gradient is bounded, however unusual a transition is: so is the derivative of each unit.
+The Q-network is given the context c as inputs (CAVIA: Zintgraf 2019, arXiv:1810.03642). Each transition says where the context
+should be, and how sure it is of that. If p and m did not depend on c, a step with rate 1 would lead to the mean of a posterior
+like that of PEARL (Rakelly 2019, arXiv:1903.08254), with its prior at the context before the step. As they do, further steps
+read the same transitions in the light of the context so far.
 
 The gradient of the temporal-difference error sees one number of each transition, and depends on the Q-network, which changes
 all the time. This loss reads whole transitions, normalised, and does not depend on the Q-network's weights.
@@ -25,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
+from metarl_cli.adaptation.inference import PRIOR
 from metarl_cli.adaptation.reading import Reader
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
@@ -73,7 +77,7 @@ class LearnedLoss(Learner):
         size = len(params.get("context", ()))
         for i, (before, units) in enumerate(pairwise([self.reader.size + size, *self.config.hidden])):
             params |= linear(f"inner_loss.{i}", units, before, math.sqrt(2), rng)
-        return params | {"inner_loss.out": torch.randn(units, generator=rng, device=rng.device) / math.sqrt(units)}
+        return params | linear("inner_loss.out", 2 * size, units, 1.0, rng)
 
     def start(self, device: torch.device) -> Params:
         """Return the normalisation of transitions before it is measured."""
@@ -97,7 +101,7 @@ class LearnedLoss(Learner):
 
     @override
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        """Return the mean over the transitions of each task, ``[...]``."""
+        """Return the loss of each task, ``[...]``."""
         x, context = batch.signal["entries"], params["context"][..., None, :]
         for i in range(len(self.config.hidden)):
             weight, bias = params[f"inner_loss.{i}.weight"].mT, params[f"inner_loss.{i}.bias"][..., None, :]
@@ -105,9 +109,10 @@ class LearnedLoss(Learner):
                 weight, of_context = weight[..., : self.reader.size, :], weight[..., self.reader.size :, :]
                 bias = bias + context @ of_context
             x = F.silu(x @ weight + bias)
-        each = (x @ params["inner_loss.out"][..., None])[..., 0]
-        weight = batch.experience.weight.flatten(-2)
-        return (each * weight).sum(-1) / weight.sum(-1)
+        mean, precision = (x @ params["inner_loss.out.weight"].mT + params["inner_loss.out.bias"][..., None, :]).chunk(2, -1)
+        precision = F.softplus(precision - PRIOR) * batch.experience.weight.flatten(-2)[..., None]
+        distance = (precision * (context - mean).square()).sum(-2) / (1 + precision.sum(-2))
+        return 0.5 * distance.sum(-1)
 
 
 def named(measured: Params) -> Params:

@@ -1,4 +1,4 @@
-"""A learned loss: a mean over transitions of a function of each and of the context, which gradient steps move."""
+"""A learned loss: distances of the context, which gradient steps move, from where each transition wants it."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from conftest import compose_train, short, tiny
 from torch.nn import functional as F
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, inner_step, loss_each, prepare_each
+from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder
 from metarl_cli.adaptation.learned_loss import LearnedLoss, LossConfig
 from metarl_cli.algos.maml import start
 from metarl_cli.config.registry import ConfigError
@@ -32,7 +33,7 @@ def losses(algo, params, support):
     return loss_each(algo.objective, params, batch)
 
 
-def test_it_is_a_mean_over_a_set(built):
+def test_it_is_of_a_set(built):
     algo, support = built
     params = weights(algo, len(support.reward))
     shuffled = Transitions(*(x.flip(2) for x in support))
@@ -63,10 +64,29 @@ def test_it_is_the_formula(built):
     x = torch.cat([read.entries, c.expand(len(read.entries), -1)], 1)
     for i in range(len(algo.config.inner.loss.hidden)):
         x = F.silu(F.linear(x, params[f"inner_loss.{i}.weight"], params[f"inner_loss.{i}.bias"]))
-    expected = ((x @ params["inner_loss.out"]) * read.weight[:, 0]).sum() / read.weight.sum()
+    out = F.linear(x, params["inner_loss.out.weight"], params["inner_loss.out.bias"])
+    mean, precision = out[:, : len(c)], (1 + (out[:, len(c) :] - 4).exp()).log() * read.weight
+    expected = 0.5 * (precision * (c - mean) ** 2 / (1 + precision.sum(0))).sum()
     torch.testing.assert_close(losses(algo, expand(params, 1), Transitions(*(x[None] for x in one)))[0], expected)
     batch = algo.objective.prepare(params, params, one)
     torch.testing.assert_close(algo.objective.loss(params, batch), expected)
+
+
+def test_a_step_with_rate_1_leads_to_the_mean_of_a_posterior(built):
+    """That of PEARL, where neither distances nor weights depend on the context; the prior is at the context before it."""
+    algo, support = built
+    params = weights(algo, len(support.reward))
+    params["inner_loss.0.weight"] = params["inner_loss.0.weight"].clone()
+    params["inner_loss.0.weight"][..., algo.objective.reader.size :] = 0
+    encoder = PosteriorEncoder(
+        EncoderConfig(hidden=algo.config.inner.loss.hidden), algo.family.spec, params["context"].shape[1]
+    )
+    same = {name.replace("inner_loss.out", "inner_loss.factor"): value[0] for name, value in params.items()}
+    same = {name.replace("inner_loss", "encoder"): value for name, value in same.items()}
+    same["encoder.0.weight"] = same["encoder.0.weight"][:, : encoder.size]
+    read = encoder.read({name: same[f"encoder.{name}"] for name in ("mean", "scale")}, support)
+    after = inner_step(algo.objective, params, {"context": torch.tensor(1.0)}, support, algo.config.inner.returns)
+    torch.testing.assert_close(after["context"], encoder.posterior(same, read)[0])
 
 
 def test_all_of_it_is_learned(built):
