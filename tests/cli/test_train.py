@@ -229,7 +229,7 @@ def test_the_command_of_a_run_repeats_it(tmp_path):
 )
 def test_a_run_of_another_format_is_refused(number, age, finished, tmp_path):
     manifest = json.loads((finished / "run.json").read_text())
-    assert manifest.pop("format") == 5
+    assert manifest.pop("format") == 6
     (tmp_path / "run.json").write_text(json.dumps(manifest | ({"format": number} if number else {})))
     with pytest.raises(UserError, match=f"was made by {age}.; train it again, or use the version in its run.json"):
         RunFolder(tmp_path).config()
