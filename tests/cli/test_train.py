@@ -223,8 +223,8 @@ def test_the_command_of_a_run_repeats_it(tmp_path):
     ("number", "age"),
     [
         (None, "an older version of metarl .format 1"),
-        (4, "an older version of metarl .format 4"),
-        (6, "a newer version of metarl .format 6"),
+        (5, "an older version of metarl .format 5"),
+        (7, "a newer version of metarl .format 7"),
     ],
 )
 def test_a_run_of_another_format_is_refused(number, age, finished, tmp_path):
