@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -131,11 +132,11 @@ def returns_in(folder: RunFolder, point: int) -> Returns:
     return known
 
 
-def _by_task(hashes: Iterable[str], returns: Iterable[float]) -> Returns:
-    """Return the mean return of each task; a family with few tasks may have one of them several times."""
+def _by_task(hashes: Iterable[str], returns: Iterable[float | None]) -> Returns:
+    """Return the mean return of each task; a family with few tasks may have one of them several times. None: not finite."""
     together: dict[str, list[float]] = {}
     for each, value in zip(hashes, returns, strict=False):  # results of an earlier version have no hashes
-        together.setdefault(each, []).append(value)
+        together.setdefault(each, []).append(math.nan if value is None else value)
     return {each: float(np.mean(values)) for each, values in together.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,17 +20,18 @@ from metarl_cli.runs.checkpoint import count, fitting, load
 from metarl_cli.runs.files import read_json, write_json, write_whole
 from metarl_cli.runs.folder import RunFolder
 
+Number = float | None  # JSON has no number that is not finite
 PROBE = "probe-"  # how the names of results of another form begin
 
 
 class Estimate(BaseModel):
-    """The form of an interval; its bounds are NaN where there is none."""
+    """The form of an interval; its bounds are null where there is none."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
 
 
 class Points(BaseModel):
@@ -42,7 +44,7 @@ class Points(BaseModel):
     steps: list[int]
     gradient_steps: list[int]
     env_steps: list[int]
-    task_returns: list[list[float]]
+    task_returns: list[list[Number]]
 
     @model_validator(mode="after")
     def _equally_long(self) -> Points:
@@ -94,9 +96,9 @@ class Effect(BaseModel):
 
     support: str
     tasks: list[int]
-    task_returns: list[float]
+    task_returns: list[Number]
     mean: Estimate
-    worst_tenth: float
+    worst_tenth: Number
     difference: Estimate
     share_of_range: Estimate | None
 
@@ -163,7 +165,7 @@ def measure(
     report = evaluator.report(algorithm, budget, levels=levels)
     task, split = evaluator.task, evaluator.split
     values = as_json(report, task, {"split": split, "env_steps": env_steps})
-    write_json(folder.results / f"{name}.json", values, Result)
+    write_json(folder.results / f"{name}.json", finite(values), Result)
     picture = png(figure(report, f"{folder.path.name}: {num_tasks(task)} {split} tasks{SHARED if report.shared else ''}"))
     write_whole(folder.results / f"{name}.png", picture)
     return Measured(report, picture)
@@ -183,7 +185,7 @@ def measure_probe(
     found = probe(evaluator, algorithm, budget, levels)
     task, split = evaluator.task, evaluator.split
     extra = {"split": split, "env_steps": env_steps, "episodes": evaluator.episodes}
-    write_json(folder.results / f"{name}.json", probe_report.as_json(found, task, extra), ProbeResult)
+    write_json(folder.results / f"{name}.json", finite(probe_report.as_json(found, task, extra)), ProbeResult)
     picture = png(probe_report.figure(found, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
     write_whole(folder.results / f"{name}.png", picture)
     return found
@@ -208,3 +210,9 @@ def load_weights(folder: RunFolder, algorithm: Algorithm, checkpoint: str) -> in
     with fitting(path):
         algorithm.load_weights(state["algorithm"]["weights"])
         return count(state["env_steps"])
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as JSON has them, with null in the place of numbers that are not finite."""
+    plain: dict[str, Any] = json.loads(json.dumps(values), parse_constant=lambda constant: None)
+    return plain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import gymnasium
@@ -13,6 +15,8 @@ from conftest import algorithms, flat, module, tiny, variants_slow
 import metarl_cli as metarl
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
+from metarl_cli.evaluation.report import as_json
+from metarl_cli.evaluation.statistics import Interval
 from metarl_cli.experience.rollout import RandomPolicy, collect
 from metarl_cli.interfaces import Budget
 from metarl_cli.runs.policy import AdaptedPolicy
@@ -436,3 +440,21 @@ def test_a_saved_policy_without_its_state_is_refused(change, tmp_path):
     policy.save(tmp_path / "policy.pt")
     with pytest.raises(UserError, match="it is no adapted policy"):
         metarl.load(tmp_path / "policy.pt")
+
+
+def test_a_result_is_json_of_finite_numbers(runs, monkeypatch):
+    """A bound that there is none of is null, and not NaN, which JSON does not have."""
+    unknown = Interval(0.5, math.nan, math.inf)
+    monkeypatch.setattr(
+        "metarl_cli.runs.results.as_json", lambda *parts: as_json(*parts) | {"normalised_score": [unknown._asdict()]}
+    )
+    run = metarl.load(runs["maml_dqn"].path)
+    run.measure("test", 2, None, None, None)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    texts = {path.stem: path.read_text() for path in run.path.glob("results/*.json")}
+    found = {name: json.loads(text, parse_constant=refuse) for name, text in texts.items()}
+    assert [{"value": 0.5, "low": None, "high": None}] in [result["normalised_score"] for result in found.values()]
+    assert found == run.results
