@@ -62,7 +62,8 @@ class LearnedLoss(Learner):
 
     def __init__(self, learner: Learner, config: LossConfig):
         if len(learner.spec.obs_shape) != 1 or learner.spec.pixels:
-            raise UserError(f"a learned loss cannot read images, observations of {list(learner.spec.obs_shape)}")
+            shape = list(learner.spec.obs_shape)
+            raise UserError(f"a learned loss cannot read images, observations of {shape}; algo=maml_dqn has none")
         self.learner, self.spec, self.actions, self.config = learner, learner.spec, learner.actions, config
         self.stochastic = learner.stochastic  # type: ignore[misc]  # that of the learner it wraps
         self.reader = Reader(learner.spec)

@@ -16,9 +16,9 @@ Variants are values of the configuration, not code:
 | FOMAML | inner.order=1 | Finn 2017 |
 | Meta-SGD | inner.rates=parameter | Li 2017, arXiv:1707.09835 |
 | ANIL | inner.scope=head | Raghu 2020, arXiv:1909.09157 |
+| a learned loss | inner.loss.learned, inner.scope=context | Bechtle 2019, arXiv:1906.05374 |
 | CAVIA | inner.scope=context | Zintgraf 2019, arXiv:1810.03642 |
 | Reptile | outer.rule=reptile | Nichol 2018, arXiv:1803.02999 |
-| a learned loss | inner.loss.learned, inner.scope=context | Bechtle 2019, arXiv:1906.05374 |
 | MAML++ losses and rates | outer.every_step, inner.rates=tensor, inner.each_step | Antoniou 2019, arXiv:1810.09502 |
 | pre-training | inner.steps=0 | one network for all tasks, adapted only at meta-test time |
 

@@ -64,6 +64,7 @@ def test_papers_follow_the_variant(capsys):
     lines = {line.split()[0]: line for line in said(capsys, "algos").splitlines()}
     assert lines["maml_dqn"].endswith("Finn 2017, arXiv:1703.03400")
     assert lines["anil_dqn"].endswith("Raghu 2020, arXiv:1909.09157")
+    assert lines["learned_loss_dqn"].endswith("Bechtle 2019, arXiv:1906.05374")
     assert lines["dqn"].endswith("Mnih 2015, doi:10.1038/nature14236")
     assert lines["pretrain_dqn"].endswith(first_line("algo", "pretrain_dqn")), "no paper"
 
