@@ -233,7 +233,7 @@ class Learner(ABC):
     config: Any  # its values
     spec: Spec
     actions: ActionSpace  # the actions it can take: the family's, or a grid of them
-    stochastic: ClassVar[bool] = False  # whether sampling from its policy differs from the likeliest actions
+    stochastic: bool = False  # whether sampling from its policy differs from the likeliest actions
     off_policy: ClassVar[bool] = True  # whether it learns from single transitions that any policy collected
     stacked: ClassVar[bool] = False  # whether ``prepare`` and ``loss`` take M tasks too, as the first axis of all tensors
     layers: Layers | None = None  # of its network; None where a genome cannot vary its structure

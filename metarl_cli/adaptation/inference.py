@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -26,7 +25,7 @@ from metarl_cli.adaptation.reading import Read, Reader
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts, merged
 from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Adapted, Budget, Family, Params, Policy, Task, Transitions
-from metarl_cli.networks.layers import linear
+from metarl_cli.networks.layers import layers, linear
 from metarl_cli.spaces import ActionSpace, Spec
 
 PRIOR = 4.0  # the precision of a factor is softplus(-4) = 0.018 at first: 100 of them outweigh the prior a little
@@ -58,10 +57,7 @@ class SupportEncoder(Reader):
         return self._phi(rng) | rho | linear("encoder.estimate", self.outputs, units, 1.0, rng)
 
     def _phi(self, rng: torch.Generator) -> Params:
-        params: Params = {}
-        for i, (inputs, units) in enumerate(pairwise([self.size, *self.config.hidden])):
-            params |= linear(f"encoder.{i}", units, inputs, math.sqrt(2), rng)
-        return params
+        return layers("encoder", [self.size, *self.config.hidden], rng)
 
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return ``phi [M, T N, H]`` of transitions ``[M, T N, I]``."""

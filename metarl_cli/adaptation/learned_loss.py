@@ -18,8 +18,6 @@ that of Q-learning.
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -33,7 +31,7 @@ from metarl_cli.adaptation.reading import Reader
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Batch, Learner, Params, Transitions
-from metarl_cli.networks.layers import linear
+from metarl_cli.networks.layers import layers, linear
 from metarl_cli.spaces import Distribution, Spec
 
 
@@ -65,7 +63,7 @@ class LearnedLoss(Learner):
             shape = list(learner.spec.obs_shape)
             raise UserError(f"a learned loss cannot read images, observations of {shape}; algo=maml_dqn has none")
         self.learner, self.spec, self.actions, self.config = learner, learner.spec, learner.actions, config
-        self.stochastic = learner.stochastic  # type: ignore[misc]  # that of the learner it wraps
+        self.stochastic = learner.stochastic
         self.reader = Reader(learner.spec)
 
     @override
@@ -76,9 +74,8 @@ class LearnedLoss(Learner):
     def init(self, rng: torch.Generator) -> Params:
         params = self.learner.init(rng)
         size = len(params.get("context", ()))
-        for i, (before, units) in enumerate(pairwise([self.reader.size + size, *self.config.hidden])):
-            params |= linear(f"inner_loss.{i}", units, before, math.sqrt(2), rng)
-        return params | linear("inner_loss.out", 2 * size, units, 1.0, rng)
+        params |= layers("inner_loss", [self.reader.size + size, *self.config.hidden], rng)
+        return params | linear("inner_loss.out", 2 * size, self.config.hidden[-1], 1.0, rng)
 
     def start(self, device: torch.device) -> Params:
         """Return the normalisation of transitions before it is measured."""

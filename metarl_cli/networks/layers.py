@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,6 +16,14 @@ def linear(name: str, outputs: int, inputs: int, gain: float, rng: torch.Generat
     """Draw the weights of a linear layer: normal with deviation ``gain / sqrt(inputs)``, zero biases."""
     weight = torch.randn(outputs, inputs, generator=rng, device=rng.device)
     return {f"{name}.weight": gain / math.sqrt(inputs) * weight, f"{name}.bias": torch.zeros(outputs, device=rng.device)}
+
+
+def layers(name: str, sizes: list[int], rng: torch.Generator) -> Params:
+    """Draw hidden layers ``<name>.0``, ``<name>.1``, ... of these sizes, the inputs' first, with He's gain."""
+    params: Params = {}
+    for i, (inputs, units) in enumerate(pairwise(sizes)):
+        params |= linear(f"{name}.{i}", units, inputs, math.sqrt(2), rng)
+    return params
 
 
 def head(name: str, outputs: int, hidden: int, inputs: int, gain: float, rng: torch.Generator) -> Params:

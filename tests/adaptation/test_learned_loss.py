@@ -132,7 +132,6 @@ def test_a_saved_policy_is_the_network_alone(built):
 
 def test_an_update_draws_episodes(built):
     algo, support = built
-    algo.config = algo.config.model_copy(update={"outer": algo.config.outer.model_copy(update={"episodes": 1})})
     first, second = algo._drawn([support, support])
     assert first.reward.shape[2] == 1
     assert torch.equal(first.obs, second.obs), "the same of each support"
