@@ -73,20 +73,37 @@ class SupportEncoder(Reader):
 
 
 class PosteriorEncoder(SupportEncoder):
-    """An encoder whose pooled output is a normal distribution over ``outputs`` numbers, the product of one per transition."""
+    """An encoder whose pooled output is a normal distribution over ``outputs`` numbers, the product of one per transition.
+
+    Args:
+        config: see :class:`EncoderConfig`.
+        spec: the family's.
+        outputs: F, the numbers.
+        width: the precision of a factor is about softplus(-width) at first.
+        gain: of the last layer's initial weights.
+    """
+
+    def __init__(self, config: EncoderConfig, spec: Spec, outputs: int, width: float = PRIOR, gain: float = 1.0):
+        super().__init__(config, spec, outputs)
+        self.width, self.gain = width, gain
 
     @override
     def init(self, rng: torch.Generator) -> Params:
         """Draw the initial weights; the factors are wide at first, so that the posterior is near the prior."""
-        return self._phi(rng) | linear("encoder.factor", 2 * self.outputs, self.config.hidden[-1], 1.0, rng)
+        return self._phi(rng) | linear("encoder.factor", 2 * self.outputs, self.config.hidden[-1], self.gain, rng)
+
+    def factors(self, params: Params, read: Read) -> tuple[Tensor, Tensor]:
+        """Return the means times precisions, and the precisions ``[M, T N, F]``, of the factor of each transition."""
+        x = self.features(params, read.entries)
+        mean, precision = F.linear(x, params["encoder.factor.weight"], params["encoder.factor.bias"]).chunk(2, -1)
+        precision = F.softplus(precision - self.width) * read.weight
+        return mean * precision, precision
 
     def posterior(self, params: Params, read: Read) -> tuple[Tensor, Tensor]:
         """Return the means and the deviations ``[M, F]`` of the posterior of each task."""
-        x = self.features(params, read.entries)
-        mean, precision = F.linear(x, params["encoder.factor.weight"], params["encoder.factor.bias"]).chunk(2, -1)
-        precision = F.softplus(precision - PRIOR) * read.weight
+        weighted, precision = self.factors(params, read)
         total = 1 + precision.sum(1)
-        return (mean * precision).sum(1) / total, total.rsqrt()
+        return weighted.sum(1) / total, total.rsqrt()
 
 
 def divergence(mean: Tensor, deviation: Tensor) -> Tensor:

@@ -26,13 +26,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from metarl_cli.adaptation.inference import PRIOR
 from metarl_cli.adaptation.reading import Reader
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Batch, Learner, Params, Transitions
 from metarl_cli.networks.layers import layers, linear
 from metarl_cli.spaces import Distribution, Spec
+
+OUT = 0.1  # gain of the last layer's initial weights: contexts that are wrong at first would teach precisions to be zero
 
 
 class LossConfig(StrictModel):
@@ -75,7 +76,7 @@ class LearnedLoss(Learner):
         params = self.learner.init(rng)
         size = len(params.get("context", ()))
         params |= layers("inner_loss", [self.reader.size + size, *self.config.hidden], rng)
-        return params | linear("inner_loss.out", 2 * size, self.config.hidden[-1], 1.0, rng)
+        return params | linear("inner_loss.out", 2 * size, self.config.hidden[-1], OUT, rng)
 
     def start(self, device: torch.device) -> Params:
         """Return the normalisation of transitions before it is measured."""
@@ -108,7 +109,7 @@ class LearnedLoss(Learner):
                 bias = bias + context @ of_context
             x = F.silu(x @ weight + bias)
         mean, precision = (x @ params["inner_loss.out.weight"].mT + params["inner_loss.out.bias"][..., None, :]).chunk(2, -1)
-        precision = F.softplus(precision - PRIOR) * batch.experience.weight.flatten(-2)[..., None]
+        precision = F.softplus(precision) * batch.experience.weight.flatten(-2)[..., None]
         distance = (precision * (context - mean).square()).sum(-2) / (1 + precision.sum(-2))
         return 0.5 * distance.sum(-1)
 

@@ -65,7 +65,7 @@ def test_it_is_the_formula(built):
     for i in range(len(algo.config.inner.loss.hidden)):
         x = F.silu(F.linear(x, params[f"inner_loss.{i}.weight"], params[f"inner_loss.{i}.bias"]))
     out = F.linear(x, params["inner_loss.out.weight"], params["inner_loss.out.bias"])
-    mean, precision = out[:, : len(c)], (1 + (out[:, len(c) :] - 4).exp()).log() * read.weight
+    mean, precision = out[:, : len(c)], (1 + out[:, len(c) :].exp()).log() * read.weight
     expected = 0.5 * (precision * (c - mean) ** 2 / (1 + precision.sum(0))).sum()
     torch.testing.assert_close(losses(algo, expand(params, 1), Transitions(*(x[None] for x in one)))[0], expected)
     batch = algo.objective.prepare(params, params, one)
@@ -79,7 +79,7 @@ def test_a_step_with_rate_1_leads_to_the_mean_of_a_posterior(built):
     params["inner_loss.0.weight"] = params["inner_loss.0.weight"].clone()
     params["inner_loss.0.weight"][..., algo.objective.reader.size :] = 0
     encoder = PosteriorEncoder(
-        EncoderConfig(hidden=algo.config.inner.loss.hidden), algo.family.spec, params["context"].shape[1]
+        EncoderConfig(hidden=algo.config.inner.loss.hidden), algo.family.spec, params["context"].shape[1], 0.0
     )
     same = {name.replace("inner_loss.out", "inner_loss.factor"): value[0] for name, value in params.items()}
     same = {name.replace("inner_loss", "encoder"): value for name, value in same.items()}
