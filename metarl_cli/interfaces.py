@@ -364,7 +364,7 @@ class Algorithm(ABC):
     adapts_by: ClassVar[Literal["gradient", "inference", "memory", "nothing"]]
     own_tasks: ClassVar[bool] = False  # whether it is judged by its training tasks, each learned on its own
     trained_steps: int | None = None  # adaptation steps that it is trained for; None: any number
-    saved: ClassVar[tuple[str, ...]] = ()  # attributes with a ``state_dict`` that training goes on from
+    saved: ClassVar[tuple[str, ...]] = ()  # attributes with a ``state_dict`` that training goes on from; some may be None
     counters: ClassVar[tuple[str, ...]] = ("iteration", "env_steps")  # numbers likewise
 
     task: Task  # the training tasks
@@ -433,13 +433,14 @@ class Algorithm(ABC):
 
     def state_dict(self) -> State:
         """Return everything that training goes on from; the weights under ``weights``."""
-        parts = {name: getattr(self, name).state_dict() for name in self.saved}
+        parts = {name: getattr(self, name).state_dict() for name in self.saved if getattr(self, name) is not None}
         return {"weights": self.weights(), **parts, **{name: getattr(self, name) for name in self.counters}}
 
     def load_state_dict(self, state: State) -> None:
         """Go on from what :meth:`state_dict` returned."""
         self.load_weights(state["weights"])
         for name in self.saved:
-            getattr(self, name).load_state_dict(state[name])
+            if getattr(self, name) is not None:
+                getattr(self, name).load_state_dict(state[name])
         for name in self.counters:
             setattr(self, name, state[name])

@@ -103,3 +103,24 @@ class Corridor(NativeFamily):
         state = (state + torch.where(action == 1, 0.25, -0.25)[..., None]).clamp(0.0, 1.0)
         there = state[..., 0] >= 1.0
         return state, there.to(state.dtype), there
+
+
+class Sides(NativeFamily):
+    """A row of seven cells, the start in the middle: reward 1 at the end on the hidden side, 0 elsewhere."""
+
+    parameters = {"side": 1.0}
+
+    def __init__(self):
+        super().__init__(NativeConfig(horizon=4, ranges={"side": [-1.0, 1.0]}, ood_ranges={}))
+        self.spec = Spec(obs_shape=(1,), actions=Discrete(2), horizon=4)
+
+    def initial_state(self, shape, like, rng):
+        return torch.zeros(*shape, 1, dtype=like.dtype)
+
+    def dynamics(self, state, action, task, rng):
+        state = (state + torch.where(action == 1, 1 / 3, -1 / 3)[..., None]).clamp(-1.0, 1.0)
+        there = (state[..., 0].abs() > 0.9) & (state[..., 0].sign() == task["side"].sign())
+        return state, there.to(state.dtype), torch.zeros_like(there)
+
+    def knowledge(self, task):
+        return task["side"].sign().reshape(-1, 1)

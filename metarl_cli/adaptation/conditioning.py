@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Learner, Params, Policy, State, Step, Transitions
+from metarl_cli.interfaces import Family, Learner, Params, Policy, State, Step, Task, Transitions
 from metarl_cli.spaces import Spec
 
 
@@ -44,6 +44,18 @@ def widened(spec: Spec, *scales: tuple[float, ...]) -> Spec:
     usual = spec.obs_scale or (1.0,) * spec.obs_shape[0]
     scaled = any(scale != 1 for scale in more + usual)
     return spec._replace(obs_shape=(len(more) + spec.obs_shape[0],), obs_scale=more + usual if scaled else ())
+
+
+def knowledge_of(family: Family, task: Task) -> Tensor:
+    """Return the numbers ``[M, F]`` that tell each of M tasks.
+
+    Raises:
+        UserError: if the family has none.
+    """
+    known = family.knowledge(task)
+    if known is None:
+        raise UserError(f"{type(family).__name__} has no numbers that tell a task, which an oracle could be given")
+    return known
 
 
 class History:

@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.func import vmap
 from typing_extensions import override
 
 from metarl_cli.adaptation.learned_loss import LossConfig, in_learned_loss
-from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
+from metarl_cli.adaptation.support import Exploring, RolloutsConfig, collect_rollouts
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import bytes_per_env, experience, peak, size_of, without_content
 from metarl_cli.experience.returns import ReturnsConfig
-from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions
+from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions, num_tasks
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
 from metarl_cli.networks.stacked import broadcast_rows, first
@@ -57,6 +57,20 @@ class InnerConfig(StrictModel):
     decay: Share = Field(description="factor of the rates at each adaptation step beyond the K of meta-training; 1: none")
     scratch_lr: float = Field(gt=0, description="learning rate of Adam for the reference that adapts from fresh weights")
     support: SupportConfig
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> InnerConfig:
+        if self.rule == "adam" and self.steps > 0:
+            raise ValueError("inner.rule=adam is for fine-tuning only: it needs inner.steps=0")
+        if self.steps == 0 and self.rates != "fixed":
+            raise ValueError("inner.steps=0 learns no rates: it needs inner.rates=fixed")
+        if self.rates == "fixed" and (self.each_step or self.positive):
+            raise ValueError("inner.each_step and inner.positive are of learned rates: inner.rates=tensor or parameter")
+        if self.loss.learned and (self.scope != "context" or self.steps == 0):
+            raise ValueError("inner.loss.learned=true moves context inputs: it needs inner.scope=context, inner.steps above 0")
+        if self.loss.learned and (self.returns.gamma is not None or self.returns.lambda_):
+            raise ValueError("inner.loss.learned=true has no targets: it needs inner.returns.gamma=null and lambda=0")
+        return self
 
 
 class NetworkPolicy(Policy):
@@ -227,10 +241,19 @@ def clipped(gradients: Params, largest: float) -> Params:
 
 
 def collect_support(
-    learner: Learner, params: Params, family: Family, task: Task, config: SupportConfig, rng: torch.Generator
+    learner: Learner,
+    params: Params,
+    family: Family,
+    task: Task,
+    config: SupportConfig,
+    rng: torch.Generator,
+    collecting: Policy | None = None,
 ) -> Transitions:
-    """Collect ``rollouts`` episodes per task, each in a fresh environment, truncated at ``steps`` -> ``[M, T, N, ...]``."""
-    return collect_rollouts(NetworkPolicy(learner, params), learner.actions, family, task, config, rng)
+    """Collect ``rollouts`` episodes per task, each in a fresh environment, truncated at ``steps`` -> ``[M, T, N, ...]``.
+
+    The policies of ``params`` collect them, unless others are given.
+    """
+    return collect_rollouts(collecting or NetworkPolicy(learner, params), learner.actions, family, task, config, rng)
 
 
 def fading(step: int, trained: int, decay: float) -> float:
@@ -260,18 +283,22 @@ def adapt(
     rng: torch.Generator,
     adam: Adam | None = None,
     clip: float | None = None,
+    exploring: Exploring | None = None,
 ) -> Iterator[Adapted]:
     """Adapt ``params [M, ...]`` to M tasks by gradient steps, or by ``adam``; yield before the first step and after each.
 
-    ``rates`` returns those of a step, counted from 1; ``clip`` is that of :func:`inner_step`.
+    ``rates`` returns those of a step, counted from 1; ``clip`` is that of :func:`inner_step`; ``exploring`` makes the policies
+    that collect the next support from the supports so far, where the adapted ones do not.
     """
     if budget.episodes is not None:
         support = support.model_copy(update={"rollouts": budget.episodes})
-    env_steps, batch = 0, None
+    env_steps, batch, seen = 0, None, list[Transitions]()
     yield Adapted(0, 0, 0, NetworkPolicy(learner, params))
     for k in range(1, budget.steps + 1):
         if batch is None or support.fresh:
-            batch = collect_support(learner, params, family, task, support, rng)
+            collecting = None if exploring is None else exploring(seen, num_tasks(task))
+            batch = collect_support(learner, params, family, task, support, rng, collecting)
+            seen.append(batch)
             env_steps += round(float(batch.weight.sum()) / batch.weight.shape[0])
         now = rates(k)
         if adam is None:

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from metarl_cli.adaptation.reading import Read, Reader
-from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts, merged
+from metarl_cli.adaptation.support import Exploring, RolloutsConfig, collect_rollouts, merged
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Adapted, Budget, Family, Params, Policy, Task, Transitions
+from metarl_cli.interfaces import Adapted, Budget, Family, Params, Policy, Task, Transitions, num_tasks
 from metarl_cli.networks.layers import layers, linear
 from metarl_cli.spaces import ActionSpace, Spec
 
@@ -120,6 +120,7 @@ def infer(
     budget: Budget,
     support: RolloutsConfig,
     rng: torch.Generator,
+    exploring: Exploring | None = None,
 ) -> Iterator[Adapted]:
     """Yield the policies of M tasks before the first support and after each; every step collects one more.
 
@@ -131,13 +132,15 @@ def infer(
         budget: the number of supports, and perhaps of episodes in each.
         support: what is collected.
         rng: of the experience.
+        exploring: makes the policies that collect the next support from the supports so far; None: the last policies do.
     """
     if budget.episodes is not None:
         support = support.model_copy(update={"rollouts": budget.episodes})
     now, seen, env_steps = policy(None), list[Transitions](), 0
     yield Adapted(0, 0, 0, now)
     for k in range(1, budget.steps + 1):
-        seen.append(collect_rollouts(now, actions, family, task, support, rng))
+        collecting = now if exploring is None else exploring(seen, num_tasks(task))
+        seen.append(collect_rollouts(collecting, actions, family, task, support, rng))
         env_steps += round(float(seen[-1].weight.sum()) / len(seen[-1].weight))
         now = policy(merged(seen))
         yield Adapted(k, 0, env_steps, now)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
 
@@ -10,6 +12,8 @@ from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.rollout import collect
 from metarl_cli.interfaces import Family, Policy, Task, Transitions
 from metarl_cli.spaces import ActionSpace
+
+Exploring = Callable[[list[Transitions], int], Policy]  # of the supports so far and M, to the policies that collect the next
 
 
 class RolloutsConfig(StrictModel):

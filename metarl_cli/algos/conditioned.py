@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join, widened
+from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join, knowledge_of, widened
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
@@ -40,7 +40,6 @@ from metarl_cli.config.footprint import (
     size_of,
     without_content,
 )
-from metarl_cli.errors import UserError
 from metarl_cli.experience.episodes import Episodes
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.replay import Replay
@@ -106,18 +105,6 @@ class Config(TrainingConfig):
     extrapolate: bool = Field(
         description="whether tasks beyond the range of the training tasks are told as they are, or as the nearest within it"
     )
-
-
-def knowledge_of(family: Family, task: Task) -> Tensor:
-    """Return the numbers ``[M, F]`` that tell each of M tasks.
-
-    Raises:
-        UserError: if the family has none.
-    """
-    known = family.knowledge(task)
-    if known is None:
-        raise UserError(f"{type(family).__name__} has no numbers that tell a task, which an oracle could be given")
-    return known
 
 
 class Conditioned(Algorithm):

@@ -29,6 +29,7 @@ collection), and the query is replayed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -36,6 +37,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.adaptation.explorer import Explorer, ExplorerConfig
 from metarl_cli.adaptation.gradient import (
     InnerConfig,
     NetworkPolicy,
@@ -52,7 +54,7 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
     rates_of_step,
 )
-from metarl_cli.adaptation.learned_loss import LearnedLoss
+from metarl_cli.adaptation.learned_loss import LearnedLoss, named
 from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
@@ -61,6 +63,7 @@ from metarl_cli.config.footprint import (
     bytes_per_task,
     experience,
     factor,
+    joined,
     peak,
     size_of,
     without_content,
@@ -75,7 +78,6 @@ from metarl_cli.interfaces import (
     Algorithm,
     Budget,
     Context,
-    Env,
     Family,
     Footprint,
     Holding,
@@ -134,25 +136,18 @@ class Config(StrictModel):
     inner: InnerConfig
     query: QueryConfig
     outer: OuterConfig
+    explorer: ExplorerConfig | None = Field(description="a learned exploration, which collects supports; none: the policy does")
 
     @model_validator(mode="after")
     def _check_combination(self) -> Config:
         if self.outer.tasks > self.tasks:
             raise ValueError(f"outer.tasks ({self.outer.tasks}) must not be above tasks ({self.tasks})")
-        if self.inner.rule == "adam" and self.inner.steps > 0:
-            raise ValueError("inner.rule=adam is for fine-tuning only: it needs inner.steps=0")
-        if self.inner.steps == 0 and self.inner.rates != "fixed":
-            raise ValueError("inner.steps=0 learns no rates: it needs inner.rates=fixed")
-        if self.inner.rates == "fixed" and (self.inner.each_step or self.inner.positive):
-            raise ValueError("inner.each_step and inner.positive are of learned rates: inner.rates=tensor or parameter")
         if self.outer.rule == "reptile" and self.inner.rates != "fixed":
             raise ValueError("outer.rule=reptile learns no rates: it needs inner.rates=fixed")
-        if self.inner.loss.learned and (self.inner.scope != "context" or self.inner.steps == 0):
-            raise ValueError("inner.loss.learned=true moves context inputs: it needs inner.scope=context, inner.steps above 0")
         if self.inner.loss.learned and (self.inner.order == 1 or self.outer.rule == "reptile"):
             raise ValueError("inner.loss.learned=true needs second derivatives: inner.order=2 and outer.rule=maml")
-        if self.inner.loss.learned and (self.inner.returns.gamma is not None or self.inner.returns.lambda_):
-            raise ValueError("inner.loss.learned=true has no targets: it needs inner.returns.gamma=null and lambda=0")
+        if self.explorer is not None and self.inner.support.epsilon == 1:
+            raise ValueError("inner.support.epsilon=1 makes all steps of a support random: algo.explorer needs less, such as 0")
         if self.query.envs * self.query.steps > self.query.capacity:
             raise ValueError("query.capacity must hold at least the query.envs x query.steps of one iteration")
         return self
@@ -172,7 +167,7 @@ class MAML(Algorithm):
 
     adapts_by = "gradient"
     replays = True
-    saved = ("optimizer", "rng", "env", "replay", "episodes")
+    saved = ("optimizer", "rng", "env", "replay", "episodes", "explorer")
 
     def __init__(self, config: Config, context: Context):
         self.config, self.context, self.learner, self.family = config, context, context.learner, context.family
@@ -190,11 +185,12 @@ class MAML(Algorithm):
         self.optimizer = torch.optim.Adam(
             [v.requires_grad_() for v in self._learned(self.meta)], lr=config.outer.lr, fused=True
         )
-        self.env: Env = self.family.make(self.task, config.query.envs, self.rng["query"])
+        self.env = self.family.make(self.task, config.query.envs, self.rng["query"])
         self.replay = Replay(config.tasks, config.query.capacity, context.device)
         self.episodes = Episodes()
         self.processes, self.shares = context.processes, config.outer.tasks
         self.gradient = compiled(self._gradient, "the meta-gradient", context.compile)
+        self.explorer = Explorer.built(config.explorer, config.inner.support, context)
         self.iteration = self.env_steps = 0
 
     @override
@@ -231,7 +227,8 @@ class MAML(Algorithm):
             numbers = {"algo__outer__episodes": episodes, "algo__inner__support__steps": support.steps}
         updated = factor(algo__outer__chunk=chunk, algo__outer__batch=outer.batch, **numbers)
         window = 2 * config.tasks * query.envs * query.steps * each
-        return Footprint(
+        return joined(
+            self.explorer.cost() if self.explorer else None,
             [
                 Holding(capacity, replay),
                 Holding(collected, held),
@@ -259,17 +256,18 @@ class MAML(Algorithm):
     def train_step(self) -> dict[str, float]:
         """Collect support, adapt, collect query with the adapted policies; then take the outer updates."""
         config, own = self.config, self.processes.shard(self.config.outer.tasks)
+        explored = self.explorer.train_step(self.iteration) if self.explorer else {}
         supports, metrics = self._collect()
+        self.env_steps += int(explored.get("explorer/env_steps", 0))
         for group in self.optimizer.param_groups:
             group["lr"] = config.outer.lr * cosine(config.outer.final_lr, self.iteration / self.context.iterations)
-        losses, norms = [], []
+        updates = list[tuple[Tensor, Tensor]]()
         for _ in range(config.outer.updates):
             order = torch.randperm(config.tasks, generator=self.rng["minibatch"], device=self.rng["minibatch"].device)
             rows = order[: config.outer.tasks]
             query = self.replay.sample(rows, config.outer.batch, self.rng["minibatch"], own)
-            loss, norm = self._update(self._drawn([support.rows(rows[own]) for support in supports]), query)
-            losses.append(loss)
-            norms.append(norm)
+            updates.append(self._update(self._drawn([support.rows(rows[own]) for support in supports]), query))
+        losses, norms = zip(*updates, strict=True)
         self.iteration += 1
         metrics["loss/query"] = float(torch.stack(losses).mean())
         metrics["grad/norm"] = float(torch.stack(norms).mean())
@@ -277,19 +275,22 @@ class MAML(Algorithm):
         used = [rates_of_step(self.meta["rates"], step, config.inner) for step in range(1, config.inner.steps + 1)]
         rates = torch.cat([v.detach().flatten() for rates in used or [self.meta["rates"]] for v in rates.values()])
         metrics["train/inner_lr"] = float(rates.mean())
-        return metrics
+        return metrics | explored
 
     @torch.no_grad()
     def _collect(self) -> tuple[list[Transitions], dict[str, float]]:
         """Collect the support of every task for each inner step, and add query experience to the replay."""
-        config, inner = self.config, self.config.inner
-        params, supports = expand(start(self.meta), config.tasks), []
+        config, inner, supports = self.config, self.config.inner, list[Transitions]()
+        params = expand(start(self.meta), config.tasks)
         for k in range(inner.steps):
             if k == 0 or inner.support.fresh:
-                support = collect_support(self.learner, params, self.family, self.task, inner.support, self.rng["support"])
+                collecting = self.explorer.policy(supports, config.tasks) if self.explorer else None
+                parts = (self.family, self.task, inner.support, self.rng["support"], collecting)
+                support = collect_support(self.learner, params, *parts)
                 self.env_steps += int(support.weight.sum())
                 if k == self.iteration == 0 and self.loss is not None:
-                    params |= expand(self._measure(self.loss.measure(support)), config.tasks)
+                    measured = named(self.explorer.measured) if self.explorer else self.loss.measure(support)
+                    params |= expand(self._measure(measured), config.tasks)
             supports.append(support)
             params = self._step(k + 1, params, self.meta, support)
         epsilon = linear(config.query.epsilon, self.iteration / config.query.epsilon_iterations)
@@ -408,7 +409,8 @@ class MAML(Algorithm):
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
         params, adam = expand(detached(start(meta)), num_tasks(task)), Adam() if inner.rule == "adam" else None
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
-        return adapt(self.objective, params, lambda step: rates_of_step(meta["rates"], step, inner), *parts, adam, inner.clip)
+        exploring, rates = self.explorer.policy if self.explorer else None, partial(rates_of_step, meta["rates"], config=inner)
+        return adapt(self.objective, params, rates, *parts, adam, inner.clip, exploring)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""
@@ -427,13 +429,16 @@ class MAML(Algorithm):
 
     @override
     def weights(self) -> State:
-        return {"meta": {group: detached(params) for group, params in self.meta.items()}, "slow": self.slow}
+        own = {"meta": {group: detached(params) for group, params in self.meta.items()}, "slow": self.slow}
+        return own | ({"explorer": self.explorer.weights()} if self.explorer else {})
 
     @override
     def load_weights(self, state: State) -> None:
         for own, saved in ((self.meta, state["meta"]), (self.slow, state["slow"])):
             for group, params in own.items():
                 load_params(params, saved[group])
+        if self.explorer:
+            self.explorer.load_weights(state["explorer"])
 
 
 def start(meta: Meta) -> Params:

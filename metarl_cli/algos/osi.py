@@ -19,11 +19,11 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import ConditionedPolicy
+from metarl_cli.adaptation.conditioning import ConditionedPolicy, knowledge_of
 from metarl_cli.adaptation.inference import EncoderConfig, SupportEncoder, infer
 from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
-from metarl_cli.algos.conditioned import Conditioned, TrainingConfig, knowledge_of
+from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
 from metarl_cli.config.footprint import factor, peak, size_of, without_content
 from metarl_cli.experience.schedules import cosine
 from metarl_cli.interfaces import (

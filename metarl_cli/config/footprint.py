@@ -15,7 +15,7 @@ import os
 import platform
 import resource
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,11 @@ OUT = ("out of memory", "can't allocate memory", "cannot allocate memory", "not 
 def total_of(footprint: Footprint) -> float:
     """Return the bytes of a footprint at its peak."""
     return sum(each.bytes for each in footprint.held) + max((each.bytes for each in footprint.passing), default=0.0)
+
+
+def joined(other: Footprint | None, held: Sequence[Holding], passing: Sequence[Holding]) -> Footprint:
+    """Return the footprint of what is held and what passes, and of another part, if there is one."""
+    return Footprint(held, passing) if other is None else Footprint([*held, *other.held], [*passing, *other.passing])
 
 
 def factor(**numbers: int) -> str:

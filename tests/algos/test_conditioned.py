@@ -31,10 +31,12 @@ OWN = {
     "robust_dqn": [],
     "osi_dqn": [*SUPPORT, "algo.estimator.hidden=[16]", "algo.estimator.lr=0.01"],
     "pearl_dqn": [*SUPPORT, "algo.latent.hidden=[16]", "algo.latent.size=2"],
+    "dream_dqn": [*SUPPORT, "algo.explorer.hidden=[16]", "algo.explorer.tasks=64", "algo.explorer.rollouts=8"],
 }
 # The return of four presses before and after a support, mean over tasks: the right button from the start on is 4, from the
 # second press on 3, and one button always 0.
 REACHES = {"oracle_dqn": [4], "stacked_dqn": [3], "robust_dqn": [0], "osi_dqn": [0, 4], "pearl_dqn": [0, 4]}
+REACHES["dream_dqn"] = [0, 4]
 
 
 @pytest.mark.parametrize("algo", list(OWN))
