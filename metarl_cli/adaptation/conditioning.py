@@ -46,15 +46,15 @@ def widened(spec: Spec, *scales: tuple[float, ...]) -> Spec:
     return spec._replace(obs_shape=(len(more) + spec.obs_shape[0],), obs_scale=more + usual if scaled else ())
 
 
-def knowledge_of(family: Family, task: Task) -> Tensor:
-    """Return the numbers ``[M, F]`` that tell each of M tasks.
+def knowledge_of(family: Family, task: Task, reader: str = "an oracle") -> Tensor:
+    """Return the numbers ``[M, F]`` that tell each of M tasks; ``reader`` is what needs them, for the message.
 
     Raises:
         UserError: if the family has none.
     """
     known = family.knowledge(task)
     if known is None:
-        raise UserError(f"{type(family).__name__} has no numbers that tell a task, which an oracle could be given")
+        raise UserError(f"{type(family).__name__} has no numbers that tell a task, which {reader} could be given")
     return known
 
 

@@ -28,7 +28,7 @@ from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder
 from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import bytes_per_env, experience, factor, peak, size_of, without_content
 from metarl_cli.errors import UserError
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.rollout import collect
@@ -67,7 +67,7 @@ class ExplorerConfig(StrictModel):
     repeat: int = Field(gt=0, description="steps for which a random action is repeated")
     reward: float = Field(
         gt=0,
-        description="reward for a fall of the mean squared error by 1; times the learner's reward_scale about 10",
+        description="reward for a fall of the mean squared error by 1, whatever the learner's reward_scale",
     )
     gamma: float = Field(ge=0, lt=1, description="discount per step")
     updates: int = Field(gt=0, description="updates of the explorer per iteration")
@@ -79,7 +79,10 @@ class ExplorerConfig(StrictModel):
 
 
 class ExploringPolicy(Policy):
-    """Policies that collect the rollouts of a support, each with its own network.
+    """Policies that collect the rollouts of one support, each with its own network.
+
+    Where the rollouts are collected in several parts, each part goes on with the networks after those of the last part; more
+    rollouts than networks begin again with the first network.
 
     Args:
         learner: the learner that defines the networks.
@@ -90,12 +93,12 @@ class ExploringPolicy(Policy):
 
     def __init__(self, learner: Learner, params: Params, belief: Tensor, steps: int):
         self.learner, self.params, self.belief, self.steps = learner, params, belief, steps
-        self.stochastic = learner.stochastic
+        self.stochastic, self.started = learner.stochastic, 0
 
     @override
     def start(self, num_envs: int, rng: torch.Generator, greedy: bool = True) -> State:
-        """Return the state before the first step; more rollouts than networks begin again with the first network."""
-        own = torch.arange(num_envs, device=self.belief.device) % len(first(self.params))
+        own = torch.arange(self.started, self.started + num_envs, device=self.belief.device) % len(first(self.params))
+        self.started += num_envs
         return {"rng": None if greedy else rng, "step": 0, "params": select_rows(self.params, own)}
 
     @override
@@ -142,22 +145,24 @@ class Explorer:
 
     Args:
         config: see :class:`ExplorerConfig`.
-        support: the rollouts of a support; ``epsilon`` and ``repeat`` are those of others who collect supports with it.
+        support: the rollouts of a support; its ``epsilon`` and ``repeat`` hold outside of the explorer's own training.
         context: of the algorithm that it is a part of.
 
     Raises:
-        UserError: if the environments of a support cannot run at the same time, or the family has no numbers that tell a task.
+        UserError: if observations are images, or the family has no numbers that tell a task.
     """
+
+    env_steps = 0  # of the latest iteration
 
     def __init__(self, config: ExplorerConfig, support: RolloutsConfig, context: Context):
         self.config, self.support, self.context = config, support, context
         self.family, self.device = context.family, context.device
-        if self.family.max_envs is not None and self.family.max_envs < support.rollouts:
-            raise UserError("a learned exploration needs all rollouts of a support at the same time; set algo.explorer=null")
+        if len(self.family.spec.obs_shape) != 1 or self.family.spec.pixels:
+            raise UserError(f"an explorer cannot read images, observations of {list(self.family.spec.obs_shape)}")
         streams = ("explorer", "explorer supports", "explorer minibatch")
         self.rng = Streams(context.seed, *streams, device=self.device)
         some = self.family.sample_tasks(1, "train", numpy_rng(context.seed, "tasks", "explorer"))
-        facts = knowledge_of(self.family, some).shape[1]
+        facts = knowledge_of(self.family, some, "an explorer").shape[1]
         self.encoder = PosteriorEncoder(EncoderConfig(hidden=config.hidden), self.family.spec, facts, 0.0, 0.1)
         self.learner = context.learner.rebuilt(widened(self.family.spec, (1.0,) * (2 * facts + support.steps)))
         networks = fresh(self.learner, support.rollouts, self.rng["explorer"])
@@ -171,11 +176,6 @@ class Explorer:
         }
         self.explore = compiled(self._explore, "the gradient of the explorer", context.compile)
         self.estimate = compiled(self._estimate, "the gradient of the explorer's estimator", context.compile)
-
-    @classmethod
-    def built(cls, config: ExplorerConfig | None, support: RolloutsConfig, context: Context) -> Explorer | None:
-        """Return the explorer of a configuration, or None where it has none."""
-        return None if config is None else cls(config, support, context)
 
     # -- what is known
 
@@ -195,7 +195,10 @@ class Explorer:
     @torch.no_grad()
     def policy(self, supports: list[Transitions], num: int) -> ExploringPolicy:
         """Return the policy that collects the support after some others, in ``num`` tasks."""
-        return ExploringPolicy(self.learner, self.slow["explorer"], self.belief(supports, num), self.support.steps)
+        return self._policy(self.belief(supports, num))
+
+    def _policy(self, belief: Tensor) -> ExploringPolicy:
+        return ExploringPolicy(self.learner, self.slow["explorer"], belief, self.support.steps)
 
     # -- training
 
@@ -211,13 +214,12 @@ class Explorer:
             config.tasks, "train", numpy_rng(self.context.seed, "tasks", "explorer", str(iteration))
         )
         known, epsilon = knowledge_of(self.family, task), linear(config.epsilon, iteration / config.epsilon_iterations)
-        sums, env_steps = nothing(config.tasks, known.shape[1], self.device), 0
+        sums, self.env_steps = nothing(config.tasks, known.shape[1], self.device), 0
         supports, reads = list[Transitions](), list[Read]()
         for _ in range(config.supports):
             belief = sums.belief()
-            policy = ExploringPolicy(self.learner, self.slow["explorer"], belief, self.support.steps)
-            support = self._collect(policy, task, epsilon)
-            env_steps += int(support.weight.sum())
+            support = self._collect(self._policy(belief), task, epsilon)
+            self.env_steps += int(support.weight.sum())
             if iteration == len(reads) == 0:
                 self.measured = self.encoder.measure(support)
             read = self.encoder.read(self.measured, support)
@@ -241,10 +243,9 @@ class Explorer:
             for _ in range(config.updates)
         ]
         error = float((sums.mean()[:, 0] - known).square().mean())
-        metrics = {"explorer/error": error, "explorer/epsilon": epsilon, "explorer/env_steps": float(env_steps)}
+        metrics = {"train/explorer_error": error, "train/explorer_epsilon": epsilon}
         metrics["loss/explorer"] = float(torch.stack(losses).mean())
-        metrics["loss/explorer_estimate"] = float(torch.stack(errors).mean())
-        return metrics
+        return metrics | {"loss/explorer_estimate": float(torch.stack(errors).mean())}
 
     def _collect(self, policy: Policy, task: Task, epsilon: float) -> Transitions:
         """Collect a support; a share ``epsilon`` of its rollouts explore, each with its own share of random actions."""
@@ -255,34 +256,41 @@ class Explorer:
         env = self.family.make(task, self.support.rollouts, rng)
         return collect(env, exploring, exploring.start(self.support.rollouts, rng), self.support.steps, one_episode=True)
 
-    def cost(self) -> Footprint:
-        """Return the memory of training it."""
-        config, support = self.config, self.support
-        spec = widened(self.family.spec, (1.0,) * (2 * self.encoder.outputs + support.steps))
-        learned, steps = without_content(self.learned), config.supports * support.steps
-        read = self.encoder.blank(config.estimate_tasks, support)
-        known = read.weight.new_zeros(config.estimate_tasks, self.encoder.outputs)
-        fitting = config.supports * peak(lambda: self._estimate(learned["estimator"], read, known))
+    def cost_of_training(self) -> Footprint:
+        """Return the memory of :meth:`train_step`."""
+        config, support, spec = self.config, self.support, self.learner.spec
+        learned, slow = without_content((self.learned, self.slow))
+        some = self.encoder.blank(config.estimate_tasks, support)
+        known = some.weight.new_zeros(config.estimate_tasks, self.encoder.outputs)
+        fitting = config.supports * peak(lambda: self._estimate(learned["estimator"], some, known))
         batch = experience(spec, support.rollouts, support.steps, config.rollouts)
-        exploring = peak(lambda: self._explore(learned["explorer"], learned["explorer"], batch))
-        collected = config.tasks * support.rollouts * steps * (2 * spec.bytes_per_transition + 4 * self.encoder.size)
+        exploring = peak(lambda: self._explore(learned["explorer"], slow["explorer"], batch))
+        each = 4 * self.encoder.size + 3 * spec.bytes_per_transition  # of a transition: as it is read, and for the explorer
+        collected = config.supports * support.steps * support.rollouts * config.tasks * each
+        envs = config.tasks * support.rollouts * bytes_per_env(self.family)
         key = factor(algo__explorer__tasks=config.tasks, algo__explorer__supports=config.supports)
         return Footprint(
             [Holding("algo.explorer.hidden", 3 * size_of((self.learned, self.slow)))],
-            [Holding(key, collected + max(fitting, exploring))],
+            [Holding(key, collected + envs + max(fitting, exploring, self.cost_of_reading(config.tasks)))],
         )
+
+    def cost_of_reading(self, tasks: int) -> float:
+        """Return the bytes that reading a support of each of so many tasks takes."""
+        params, read = without_content(self.slow["estimator"]), self.encoder.blank(tasks, self.support)
+        return size_of(tuple(read)) + peak(lambda: self.cumulative(params, read))
 
     def _rewarded(self, support: Transitions, belief: Tensor, known: Tensor, before: Sums, after: Sums) -> Transitions:
         """Return a support as the experience ``[N, T, M, ...]`` of the explorers: with what they are given, and rewards."""
         errors = (torch.cat([before.mean(), after.mean()], 1) - known[:, None]).square().mean(-1)
         reward = (errors[:, :-1] - errors[:, 1:]).view_as(support.reward) * self.config.reward
+        reward = reward / getattr(self.learner.config, "reward_scale", 1.0)  # by which a learner multiplies rewards
         steps, rollouts = support.reward.shape[1:]
         given = torch.stack([situation(belief, t, steps) for t in range(steps + 1)], 1)
         given = given[:, :, None].expand(-1, -1, rollouts, -1)
-        terminated = support.terminated.clone()
-        terminated[:, -1] = True  # nothing after the support counts
+        last = support.ended.clone()
+        last[:, -1] = True  # nothing after a rollout counts, whether its episode terminated or not
         obs, next_obs = join(given[:, :-1], support.obs), join(given[:, 1:], support.next_obs)
-        wide = support._replace(obs=obs, next_obs=next_obs, reward=reward, terminated=terminated)
+        wide = support._replace(obs=obs, next_obs=next_obs, reward=reward, terminated=last)
         return Transitions(*(x.transpose(0, 2) for x in wide))
 
     def _drawn(self, experience: Transitions) -> Transitions:
@@ -307,7 +315,8 @@ class Explorer:
 
     def _explore(self, params: Params, slow: Params, experience: Transitions) -> tuple[Tensor, list[Tensor]]:
         """Return the mean loss of Q-learning on rollouts ``[N, T, B, ...]``, and the clipped gradient of each network."""
-        batch = prepare_each(self.learner, params, slow, experience, self.config.gamma)
+        with torch.no_grad():
+            batch = prepare_each(self.learner, params, slow, experience, self.config.gamma)
         gradients, losses = loss_gradients(self.learner, params, list(params), batch)
         return losses.mean(), [
             x.contiguous() for x in clipped(gradients, self.config.clip).values()

@@ -79,7 +79,7 @@ class PosteriorEncoder(SupportEncoder):
         config: see :class:`EncoderConfig`.
         spec: the family's.
         outputs: F, the numbers.
-        width: the precision of a factor is about softplus(-width) at first.
+        width: the precision of a factor is about softplus(-width) at first; above 3 the posterior is near the prior.
         gain: of the last layer's initial weights.
     """
 
@@ -89,7 +89,7 @@ class PosteriorEncoder(SupportEncoder):
 
     @override
     def init(self, rng: torch.Generator) -> Params:
-        """Draw the initial weights; the factors are wide at first, so that the posterior is near the prior."""
+        """Draw the initial weights."""
         return self._phi(rng) | linear("encoder.factor", 2 * self.outputs, self.config.hidden[-1], self.gain, rng)
 
     def factors(self, params: Params, read: Read) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from metarl_cli.experience.rollout import collect
 from metarl_cli.interfaces import Family, Policy, Task, Transitions
 from metarl_cli.spaces import ActionSpace
 
-Exploring = Callable[[list[Transitions], int], Policy]  # of the supports so far and M, to the policies that collect the next
+# what makes the policies that collect a support, of the supports so far and M
+Exploring = Callable[[list[Transitions], int], Policy]
 
 
 class RolloutsConfig(StrictModel):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from pydantic import model_validator
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy, knowledge_of
@@ -33,6 +34,12 @@ class Config(TrainingConfig):
     support: RolloutsConfig
     explorer: ExplorerConfig
 
+    @model_validator(mode="after")
+    def _check_support(self) -> Config:
+        if self.support.epsilon == 1:
+            raise ValueError("support.epsilon=1 makes all steps of a support random: the explorer needs less, such as 0")
+        return self
+
 
 class DREAM(Conditioned):
     """An oracle that acts on what an explorer found out; see :class:`Conditioned` for the arguments and the errors raised."""
@@ -43,6 +50,7 @@ class DREAM(Conditioned):
 
     def __init__(self, config: Config, context: Context):
         super().__init__(config, context)
+        self.trained_steps = config.explorer.supports
         self.explorer = Explorer(config.explorer, config.support, context)
 
     @override
@@ -51,16 +59,20 @@ class DREAM(Conditioned):
 
     @override
     def cost_of_training(self) -> Footprint:
-        return joined(self.explorer.cost(), *super().cost_of_training())
+        return joined(self.explorer.cost_of_training(), *super().cost_of_training())
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        return super().cost_of_adapting(tasks, episodes) + self.explorer.cost_of_reading(tasks)
 
     @override
     def train_step(self) -> dict[str, float]:
         metrics = self.explorer.train_step(self.iteration)
-        self.env_steps += int(metrics["explorer/env_steps"])
+        self.env_steps += self.explorer.env_steps
         return metrics | super().train_step()
 
     def policy_after(self, task: Task, support: Transitions | None) -> ConditionedPolicy:
-        """Return the policies in M tasks of which the network is given the estimates; without a support, the middle."""
+        """Return the policies in M tasks, given the estimates; without a support, the middle of what training tasks have."""
         belief = self.explorer.belief([] if support is None else [support], num_tasks(task))
         return self.policy(self.tested(), self.within(belief[:, : self.num_given()], extrapolate=False))
 

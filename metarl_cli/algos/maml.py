@@ -136,7 +136,7 @@ class Config(StrictModel):
     inner: InnerConfig
     query: QueryConfig
     outer: OuterConfig
-    explorer: ExplorerConfig | None = Field(description="a learned exploration, which collects supports; none: the policy does")
+    explorer: ExplorerConfig | None = Field(description="what collects supports, where that is learned; none: the policy")
 
     @model_validator(mode="after")
     def _check_combination(self) -> Config:
@@ -146,8 +146,12 @@ class Config(StrictModel):
             raise ValueError("outer.rule=reptile learns no rates: it needs inner.rates=fixed")
         if self.inner.loss.learned and (self.inner.order == 1 or self.outer.rule == "reptile"):
             raise ValueError("inner.loss.learned=true needs second derivatives: inner.order=2 and outer.rule=maml")
-        if self.explorer is not None and self.inner.support.epsilon == 1:
-            raise ValueError("inner.support.epsilon=1 makes all steps of a support random: algo.explorer needs less, such as 0")
+        if self.explorer is not None and (self.inner.steps == 0 or self.inner.support.epsilon == 1):
+            raise ValueError("the explorer collects supports: it needs inner.steps above 0 and inner.support.epsilon below 1")
+        if self.explorer is not None and self.inner.support.fresh and self.explorer.supports < self.inner.steps:
+            raise ValueError(
+                "the explorer is trained for explorer.supports supports: inner.support.fresh needs inner.steps of them"
+            )
         if self.query.envs * self.query.steps > self.query.capacity:
             raise ValueError("query.capacity must hold at least the query.envs x query.steps of one iteration")
         return self
@@ -190,7 +194,7 @@ class MAML(Algorithm):
         self.episodes = Episodes()
         self.processes, self.shares = context.processes, config.outer.tasks
         self.gradient = compiled(self._gradient, "the meta-gradient", context.compile)
-        self.explorer = Explorer.built(config.explorer, config.inner.support, context)
+        self.explorer = Explorer(config.explorer, config.inner.support, context) if config.explorer else None
         self.iteration = self.env_steps = 0
 
     @override
@@ -199,13 +203,9 @@ class MAML(Algorithm):
         family, envs = context.family, config.tasks * config.query.envs
         weights = size_of(blank_network(context.learner))
         envs_key = factor(algo__query__envs=config.query.envs, algo__tasks=config.tasks)
-        return Footprint(
-            [
-                Holding("algo.tasks", config.tasks * bytes_per_task(family)),
-                Holding(envs_key, envs * bytes_per_env(family)),
-                Holding("learner.network", 3 * weights),
-            ]
-        )
+        of_tasks, of_envs = config.tasks * bytes_per_task(family), envs * bytes_per_env(family)
+        tasks = [Holding("algo.tasks", of_tasks), Holding(envs_key, of_envs)]
+        return Footprint([*tasks, Holding("learner.network", 3 * weights)])
 
     @override
     def cost_of_training(self) -> Footprint:
@@ -228,7 +228,7 @@ class MAML(Algorithm):
         updated = factor(algo__outer__chunk=chunk, algo__outer__batch=outer.batch, **numbers)
         window = 2 * config.tasks * query.envs * query.steps * each
         return joined(
-            self.explorer.cost() if self.explorer else None,
+            self.explorer.cost_of_training() if self.explorer else None,
             [
                 Holding(capacity, replay),
                 Holding(collected, held),
@@ -244,8 +244,9 @@ class MAML(Algorithm):
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        inner = self.config.inner
-        return cost_of_steps(self.objective, start(self.meta), self.family, tasks, inner.support, inner.returns, episodes)
+        inner, reading = self.config.inner, self.explorer.cost_of_reading(tasks) if self.explorer else 0.0
+        parts = (self.objective, start(self.meta), self.family, tasks, inner.support, inner.returns, episodes)
+        return cost_of_steps(*parts) + reading
 
     def _learned(self, meta: Meta) -> list[Tensor]:
         """Return the tensors that the outer optimiser updates."""
@@ -258,7 +259,7 @@ class MAML(Algorithm):
         config, own = self.config, self.processes.shard(self.config.outer.tasks)
         explored = self.explorer.train_step(self.iteration) if self.explorer else {}
         supports, metrics = self._collect()
-        self.env_steps += int(explored.get("explorer/env_steps", 0))
+        self.env_steps += self.explorer.env_steps if self.explorer else 0
         for group in self.optimizer.param_groups:
             group["lr"] = config.outer.lr * cosine(config.outer.final_lr, self.iteration / self.context.iterations)
         updates = list[tuple[Tensor, Tensor]]()
@@ -290,7 +291,9 @@ class MAML(Algorithm):
                 self.env_steps += int(support.weight.sum())
                 if k == self.iteration == 0 and self.loss is not None:
                     measured = named(self.explorer.measured) if self.explorer else self.loss.measure(support)
-                    params |= expand(self._measure(measured), config.tasks)
+                    for meta in (self.meta, self.slow):
+                        load_params(meta["measured"], measured)
+                    params |= expand(measured, config.tasks)
             supports.append(support)
             params = self._step(k + 1, params, self.meta, support)
         epsilon = linear(config.query.epsilon, self.iteration / config.query.epsilon_iterations)
@@ -307,12 +310,6 @@ class MAML(Algorithm):
             return supports
         drawn = torch.randperm(rollouts, generator=rng, device=rng.device)[:most]
         return [Transitions(*(x[:, :, drawn] for x in support)) for support in supports]
-
-    def _measure(self, measured: Params) -> Params:
-        """Keep the normalisation of a learned loss."""
-        for meta in (self.meta, self.slow):
-            load_params(meta["measured"], measured)
-        return measured
 
     @timed("outer update")
     def _update(self, supports: list[Transitions], query: Transitions) -> tuple[Tensor, Tensor]:
@@ -415,7 +412,10 @@ class MAML(Algorithm):
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""
         params, inner = fresh(self.learner, num_tasks(task), rng), self.config.inner
-        return fine_tune(self.learner, params, inner.scratch_lr, self.family, task, budget, inner.support, inner.returns, rng)
+        support = (
+            inner.support.model_copy(update={"epsilon": 1.0}) if self.explorer else inner.support
+        )  # no explorer: at random
+        return fine_tune(self.learner, params, inner.scratch_lr, self.family, task, budget, support, inner.returns, rng)
 
     @override
     def load_policy(self, state: State, task: Task) -> NetworkPolicy:

@@ -35,8 +35,9 @@ OWN = {
 }
 # The return of four presses before and after a support, mean over tasks: the right button from the start on is 4, from the
 # second press on 3, and one button always 0.
-REACHES = {"oracle_dqn": [4], "stacked_dqn": [3], "robust_dqn": [0], "osi_dqn": [0, 4], "pearl_dqn": [0, 4]}
-REACHES["dream_dqn"] = [0, 4]
+REACHES = {"oracle_dqn": [4], "stacked_dqn": [3], "robust_dqn": [0], "osi_dqn": [0, 4], "pearl_dqn": [0, 4]} | {
+    "dream_dqn": [0, 4]
+}
 
 
 @pytest.mark.parametrize("algo", list(OWN))

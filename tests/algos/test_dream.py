@@ -46,7 +46,8 @@ def test_the_rewards_of_supports_add_up_to_the_fall_of_the_error():
         assert not rewarded.reward[rewarded.weight == 0].any()
         total, before = total + rewarded.reward.sum((0, 1)), after.last()
     left = (before.mean()[:, 0] - algorithm.facts).square().mean(-1)
-    torch.testing.assert_close(total, algorithm.config.explorer.reward * (first - left), rtol=1e-3, atol=1e-4)
+    scaled = total * algorithm.learner.config.reward_scale
+    torch.testing.assert_close(scaled, algorithm.config.explorer.reward * (first - left), rtol=1e-3, atol=1e-4)
 
 
 def test_an_explorer_goes_where_the_answer_is():
@@ -63,3 +64,25 @@ def test_an_explorer_goes_where_the_answer_is():
 
     assert right(epsilon=0.0) == 1
     assert right(epsilon=1.0) < 0.8
+
+
+def test_a_support_in_parts_is_collected_by_all_explorers():
+    """As where one environment runs at a time."""
+    explorer = build(compose_train("algo=dream_dqn", *tiny("dream_dqn"))).algorithm.explorer
+    policy, rollouts = explorer.policy([], 1), explorer.support.rollouts
+    first, again, over = (next(iter(policy.start(most, torch_rng(0))["params"].values())) for most in (rollouts, 1, rollouts))
+    assert torch.equal(first[:1], again)
+    assert torch.equal(over, first.roll(-1, 0))
+
+
+def test_no_rollout_counts_on_what_follows_its_end():
+    """The values after the last step of an episode are not learned, at a time limit neither."""
+    algorithm = build(compose_train("algo=dream_dqn", *tiny("dream_dqn"), "env.horizon=2", "algo.support.steps=4")).algorithm
+    explorer, known = algorithm.explorer, algorithm.facts
+    support = explorer._collect(explorer.policy([], len(known)), algorithm.task, 1.0)
+    sums = nothing(*known.shape, torch.device("cpu"))
+    after = explorer.cumulative(explorer.slow["estimator"], explorer.encoder.read(explorer.measured, support), sums)
+    rewarded = explorer._rewarded(support, sums.belief(), known, sums, after)
+    assert bool(support.ended[:, 1].all())
+    assert not bool(support.terminated[:, 1].all())
+    assert bool(rewarded.terminated[:, 1].all())
