@@ -17,7 +17,7 @@ from metarl_cli.evaluation.statistics import Interval, iqm, mean, over_seeds, wo
 MARKER = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 HEAD = ["algorithm", "seeds", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "out of distribution"]
 HEAD += ["its score", "gradient steps", "support", "env steps", "training"]
-MAIN = ["cartpole_family", "navigation_2d", "key_to_door", "two_link_arm"]  # of the overview and of the figure
+MAIN = ["cartpole_family", "navigation_2d", "two_link_arm", "navigation_2d_sparse", "key_to_door"]  # of the overview and of the figure
 SHOWN = -0.25, 1.2  # normalised scores of the figure
 ROBUST, ORACLE = "robust_dqn", "oracle_dqn"
 
@@ -109,8 +109,8 @@ def draw(path: Path, families: list[str]) -> None:
     """Draw the normalised scores of all methods on some families: a dot for the mean over seeds, a line for the interval."""
     drawing = Figure(figsize=(3.1 * len(families) + 1.2, 4.4), layout="constrained")
     results = {family: read(family) for family in families}
-    methods = [m for m in FAMILIES[families[0]]["methods"] if any(m in kept for kept in results.values())]
-    methods = [m for m in methods if m not in (ROBUST, ORACLE)]
+    every = dict.fromkeys(method for kept in results.values() for method in kept)
+    methods = [method for method in every if method not in (ROBUST, ORACLE)]
     for axes, (family, kept) in zip(
         np.atleast_1d(drawing.subplots(1, len(families), sharey=True)), results.items(), strict=True
     ):
