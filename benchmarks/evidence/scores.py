@@ -17,7 +17,7 @@ from metarl_cli.evaluation.statistics import Interval, iqm, mean, over_seeds, wo
 MARKER = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 HEAD = ["algorithm", "seeds", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "out of distribution"]
 HEAD += ["its score", "gradient steps", "support", "env steps", "training"]
-MAIN = ["cartpole_family", "navigation_2d", "two_link_arm", "navigation_2d_sparse", "key_to_door"]  # of the overview and of the figure
+MAIN = ["cartpole_family", "navigation_2d", "two_link_arm", "navigation_2d_sparse", "key_to_door"]  # overview, figure
 SHOWN = -0.25, 1.2  # normalised scores of the figure
 ROBUST, ORACLE = "robust_dqn", "oracle_dqn"
 
