@@ -42,7 +42,7 @@ from metarl_cli.runs.files import open_regular, read_json, read_yaml, refuse_lin
 from metarl_cli.runs.naming import hparams, leaves, overridden, within
 from metarl_cli.runs.provenance import command, git_revision, now, versions
 
-FORMAT = 6  # of run folders
+FORMAT = 7  # of run folders
 INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
 LOCATION_KEYS = {"run", "outputs", "robust", "oracle"}  # places that a run folder does not hold
 RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
