@@ -62,7 +62,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(strict=True)  # entries that are no business of going on are free
 
-    format: Literal[6]
+    format: Literal[7]
     status: Literal["created", "running", "interrupted", "failed", "finished"]
     choices: dict[str, str | None]
     overridden: list[str] = []
