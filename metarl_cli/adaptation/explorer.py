@@ -1,13 +1,13 @@
-"""A learned exploration: a policy that collects supports for what they reveal of a task (DREAM: Liu 2021, arXiv:2008.02790).
+"""A learned exploration: policies that collect supports for what they reveal of a task (DREAM: Liu 2021, arXiv:2008.02790).
 
     belief        N(mean, deviation²) of the numbers mu that tell the task: precision-weighted, over transitions x_1 .. x_n
-    estimator     min  |mu - mean_n|²                       over all n; supports are of fresh tasks, and of the explorer
+    estimator     min  |mu - mean_n|²                       over all n, on supports of fresh tasks that the explorers collect
     reward        |mu - mean_{n-1}|² - |mu - mean_n|²       of transition n: how much nearer the estimate comes by it
     explorers     Q-learning with this reward: Q_i(s, a | step, belief before the support)   for rollout i
 
-The explorer and the policy that adapts are trained apart, so that neither waits for the other. The rollouts of a support run
-at the same time, each by a network of its own, and a reward is for what no rollout has revealed before, so that they divide the
-task among themselves. Transitions count in the order of time, those of one step in the order of the rollouts.
+The explorers and the policy that adapts are trained beside each other, and neither waits for the other. The rollouts of a
+support run at the same time, each by a network of its own, and a reward is for what no rollout has revealed before, so that they
+divide the task among themselves. Transitions count in the order of time, those of one step in the order of the rollouts.
 
 Differs from the paper: the numbers that tell the task take the place of a learned encoding with a bottleneck; the errors of
 the mean that of a log-likelihood; a support has many rollouts instead of one episode.
