@@ -6,7 +6,7 @@
     explorers     Q-learning with this reward: Q_i(s, a | step, belief before the support)   for rollout i
 
 The explorers and the policy that adapts are trained beside each other, and neither waits for the other. The rollouts of a
-support run at the same time, each by a network of its own, and a reward is for what no rollout has revealed before, so that they
+support run at the same time, each by a network of its own. A reward is for what no rollout has revealed before, so that they
 divide the task among themselves. Transitions count in the order of time, those of one step in the order of the rollouts.
 
 Differs from the paper: the numbers that tell the task take the place of a learned encoding with a bottleneck; the errors of
