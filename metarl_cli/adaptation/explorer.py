@@ -210,9 +210,8 @@ class Explorer:
             iteration: of the run, from 0.
         """
         config = self.config
-        task = self.family.sample_tasks(
-            config.tasks, "train", numpy_rng(self.context.seed, "tasks", "explorer", str(iteration))
-        )
+        drawing = numpy_rng(self.context.seed, "tasks", "explorer", str(iteration))
+        task = self.family.sample_tasks(config.tasks, "train", drawing)
         known, epsilon = knowledge_of(self.family, task), linear(config.epsilon, iteration / config.epsilon_iterations)
         sums, self.env_steps = nothing(config.tasks, known.shape[1], self.device), 0
         supports, reads = list[Transitions](), list[Read]()
@@ -318,9 +317,8 @@ class Explorer:
         with torch.no_grad():
             batch = prepare_each(self.learner, params, slow, experience, self.config.gamma)
         gradients, losses = loss_gradients(self.learner, params, list(params), batch)
-        return losses.mean(), [
-            x.contiguous() for x in clipped(gradients, self.config.clip).values()
-        ]  # as fused Adam reads them
+        gradients = clipped(gradients, self.config.clip)
+        return losses.mean(), [x.contiguous() for x in gradients.values()]  # fused Adam reads no strides
 
     # -- saving
 

@@ -298,7 +298,8 @@ def adapt(
         if batch is None or support.fresh:
             collecting = None if exploring is None else exploring(seen, num_tasks(task))
             batch = collect_support(learner, params, family, task, support, rng, collecting)
-            seen.append(batch)
+            if exploring is not None:
+                seen.append(batch)
             env_steps += round(float(batch.weight.sum()) / batch.weight.shape[0])
         now = rates(k)
         if adam is None:

@@ -29,7 +29,7 @@ from metarl_cli.interfaces import Adapted, Budget, Context, Family, Footprint, S
 
 
 class Config(TrainingConfig):
-    """An oracle, and an explorer that finds out what it is given."""
+    """An oracle, an explorer, and an estimator of what the oracle is given."""
 
     support: RolloutsConfig
     explorer: ExplorerConfig
@@ -42,7 +42,7 @@ class Config(TrainingConfig):
 
 
 class DREAM(Conditioned):
-    """An oracle that acts on what an explorer found out; see :class:`Conditioned` for the arguments and the errors raised."""
+    """An oracle that acts on an estimate; see :class:`Conditioned` for the arguments and the errors raised."""
 
     adapts_by = "inference"
     saved = (*Conditioned.saved, "explorer")

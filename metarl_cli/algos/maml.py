@@ -149,9 +149,7 @@ class Config(StrictModel):
         if self.explorer is not None and (self.inner.steps == 0 or self.inner.support.epsilon == 1):
             raise ValueError("the explorer collects supports: it needs inner.steps above 0 and inner.support.epsilon below 1")
         if self.explorer is not None and self.inner.support.fresh and self.explorer.supports < self.inner.steps:
-            raise ValueError(
-                "the explorer is trained for explorer.supports supports: inner.support.fresh needs inner.steps of them"
-            )
+            raise ValueError("inner.support.fresh=true takes a support for each step: explorer.supports must reach inner.steps")
         if self.query.envs * self.query.steps > self.query.capacity:
             raise ValueError("query.capacity must hold at least the query.envs x query.steps of one iteration")
         return self
@@ -412,9 +410,7 @@ class MAML(Algorithm):
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""
         params, inner = fresh(self.learner, num_tasks(task), rng), self.config.inner
-        support = (
-            inner.support.model_copy(update={"epsilon": 1.0}) if self.explorer else inner.support
-        )  # no explorer: at random
+        support = inner.support if self.explorer is None else inner.support.model_copy(update={"epsilon": 1.0})  # random
         return fine_tune(self.learner, params, inner.scratch_lr, self.family, task, budget, support, inner.returns, rng)
 
     @override
