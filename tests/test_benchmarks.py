@@ -216,6 +216,28 @@ def test_a_normalised_score_is_the_place_of_the_mean_between_robust_and_oracle()
     assert evidence.normalised(upside_down, "a") is None
 
 
+def test_a_mix_has_a_table_for_each_of_its_families(monkeypatch):
+    """Their tasks take turns; their returns are on two scales."""
+    mixed = {method: {"overrides": [], "runs": {"0": kept([0.0, 10.0, 2.0, 30.0], ood=[5.0, 7.0])}} for method in ("a", "b")}
+    monkeypatch.setitem(matrix.FAMILIES, "mixed", {"title": "both", "mix": ["first", "second"], "methods": {}})
+    monkeypatch.setattr(evidence, "read", lambda family: mixed)
+    first, second = evidence.results("mixed").values()
+    assert [evidence.means(part["a"]["runs"], "after").tolist() for part in (first, second)] == [[1.0], [20.0]]
+    assert [part["a"]["runs"]["0"]["ood"] for part in (first, second)] == [[5.0], [7.0]]
+    assert evidence.table("mixed").count("| `b` |") == 2 and "**second**" in evidence.table("mixed")
+
+
+def test_the_upper_line_of_a_family_may_be_the_oracle_of_another(monkeypatch):
+    """A plain network does not learn to use the numbers that tell how a task is scrambled."""
+    scrambled = {"robust_dqn": RUNS["robust_dqn"], "oracle_dqn": RUNS["robust_dqn"], "a": RUNS["a"]}
+    monkeypatch.setitem(matrix.FAMILIES, "scrambled", {"title": "scrambled", "upper": "plain", "methods": {}})
+    monkeypatch.setattr(evidence, "read", lambda family: scrambled if family == "scrambled" else RUNS)
+    found = evidence.results("scrambled")["scrambled"]
+    assert evidence.normalised(found, "a").tolist() == [0.5, 0.0, 1.0]
+    assert evidence.normalised(found, "oracle_dqn").mean() == 0
+    assert list(found)[2] == evidence.UPPER and f"`{evidence.UPPER}`" in evidence.table("scrambled")
+
+
 def test_a_cell_is_the_mean_of_the_runs_with_the_interval_over_them():
     cells = [cell.strip() for cell in evidence.row(RUNS, "a").split("|")[1:-1]]
     assert len(cells) == len(evidence.HEAD)
@@ -253,7 +275,7 @@ def test_the_tables_of_learning_have_the_numbers_of_the_results(page):
 
 def test_what_is_kept_of_runs_is_in_the_documents():
     page = (ROOT / "docs" / "results.md").read_text()
-    marked = {match[2] for match in evidence.MARKER.finditer(page)} - {"overview"}
+    marked = {match[2] for match in evidence.MARKER.finditer(page)} - set(evidence.OVERVIEWS)
     assert marked == {path.stem for path in matrix.RESULTS.glob("*.json")}
 
 

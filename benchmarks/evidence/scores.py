@@ -14,12 +14,45 @@ from numpy.typing import ArrayLike
 from metarl_cli.evaluation import statistics
 from metarl_cli.evaluation.statistics import Interval, iqm, mean, over_seeds, worst_tenth
 
+Kept = dict[str, dict[str, Any]]  # method -> what ``matrix`` keeps of it
 MARKER = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 HEAD = ["algorithm", "seeds", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "out of distribution"]
 HEAD += ["its score", "gradient steps", "support", "env steps", "training"]
 MAIN = ["cartpole_family", "navigation_2d", "two_link_arm", "navigation_2d_sparse", "key_to_door"]  # overview, figure
+MORE = ["mountain_car_family", "acrobot_family", "pendulum_family", "classic_mix", "gridworld", "scrambled_cartpole"]
+OVERVIEWS = {"overview": MAIN, "overview_more": MORE}
+OF_TASKS = "before", "after", "random", "ood"  # what is kept of each task
 SHOWN = -0.25, 1.2  # normalised scores of the figure
 ROBUST, ORACLE = "robust_dqn", "oracle_dqn"
+UPPER = "oracle_dqn, not scrambled"
+
+
+def results(family: str) -> dict[str, Kept]:
+    """What is kept of a family's runs, under its title.
+
+    A mix has an entry for each of its families, whose tasks take turns. Where no run on the family itself is its upper line,
+    the oracle of the family that the matrix names stands beside its own.
+    """
+    entry, kept = FAMILIES[family], read(family)
+    if kept and "upper" in entry:
+        kept = {method: kept[method] for method in (ROBUST, ORACLE)} | {UPPER: read(entry["upper"])[ORACLE]} | kept
+    titles = entry.get("mix", [entry["title"]])
+    return {title: every(kept, place, len(titles)) for place, title in enumerate(titles)}
+
+
+def every(kept: Kept, first: int, step: int) -> Kept:
+    """The same runs on every ``step``-th task alone."""
+    if step == 1:
+        return kept
+    runs = {
+        method: {
+            seed: {key: value[first::step] if key in OF_TASKS and value else value for key, value in run.items()}
+            | {"solved": None}
+            for seed, run in entry["runs"].items()
+        }
+        for method, entry in kept.items()
+    }
+    return {method: {**kept[method], "runs": runs[method]} for method in kept}
 
 
 def means(runs: dict[str, Any], which: str) -> np.ndarray | None:
@@ -28,12 +61,13 @@ def means(runs: dict[str, Any], which: str) -> np.ndarray | None:
     return None if found[0] is None else mean(np.array(found))
 
 
-def normalised(kept: dict[str, Any], method: str, which: str = "after") -> np.ndarray | None:
+def normalised(kept: Kept, method: str, which: str = "after") -> np.ndarray | None:
     """The normalised score of each run ``[S]``, of means over tasks; robust and oracle are means over their seeds too.
 
     None without one of them, or where the oracle is not above the robust policy.
     """
-    ends = [means(kept[end]["runs"], which) if end in kept else None for end in (ROBUST, ORACLE)]
+    upper = UPPER if UPPER in kept else ORACLE
+    ends = [means(kept[end]["runs"], which) if end in kept else None for end in (ROBUST, upper)]
     values = means(kept[method]["runs"], which)
     if values is None or ends[0] is None or ends[1] is None:
         return None
@@ -75,34 +109,43 @@ def row(kept: dict[str, Any], method: str) -> str:
 
 
 def table(family: str) -> str:
-    """The table of a family, from the runs that are kept."""
-    kept = read(family)
+    """The table of a family, from the runs that are kept; of a mix, one for each of its families."""
+    found = results(family)
+    if len(found) == 1:
+        return rows(*found.values())
+    return "\n\n".join(f"**{title}**\n\n{rows(kept)}" for title, kept in found.items())
+
+
+def rows(kept: Kept) -> str:
+    """A line for each method."""
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD), *(row(kept, method) for method in kept)]
-    drawn = [run["random"] for entry in kept.values() for run in entry["runs"].values()]
+    drawn = [run["random"] for method, entry in kept.items() if method != UPPER for run in entry["runs"].values()]
     lines.append(f"| random policy | | | {number(float(np.mean(drawn)))} |" + " |" * (len(HEAD) - 4))
     return "\n".join(lines)
 
 
-def overview() -> str:
-    """The normalised scores of all methods, a column for each of the main families; and what they lie between."""
-    results = {family: read(family) for family in MAIN if family in kept_families()}
-    lines = [
-        f"| {' | '.join(['algorithm', *(FAMILIES[family]['title'] for family in results)])} |",
-        "|" + "---|" * (1 + len(results)),
-    ]
-    for method in dict.fromkeys(method for family in results for method in FAMILIES[family]["methods"]):
-        scores = [normalised(kept, method) if method in kept else None for kept in results.values()]
-        returns = [means(kept[method]["runs"], "after") if method in kept else None for kept in results.values()]
-        if method in (ROBUST, ORACLE):
-            lines.append(f"| `{method}`: mean return | {' | '.join(interval(values) for values in returns)} |")
-        elif any(values is not None for values in scores):
-            lines.append(f"| `{method}` | {' | '.join(interval(values) for values in scores)} |")
+def overview(families: list[str]) -> str:
+    """The normalised scores of all methods, a column for each of some families; and what they lie between."""
+    found = {title: kept for family in families if family in kept_families() for title, kept in results(family).items()}
+    lines = [f"| {' | '.join(['algorithm', *found])} |", "|" + "---|" * (1 + len(found))]
+    named = dict.fromkeys(method for family in families for method in FAMILIES[family]["methods"])
+    for method in dict.fromkeys([ROBUST, ORACLE, UPPER, *named]):
+        scores = [normalised(kept, method) if method in kept else None for kept in found.values()]
+        returns = [means(kept[method]["runs"], "after") if method in kept else None for kept in found.values()]
+        if method in (ROBUST, ORACLE, UPPER):
+            cells, name = returns, f"`{method}`: mean return"
+        else:
+            cells, name = scores, f"`{method}`"
+        if any(values is not None for values in cells):
+            lines.append(f"| {name} | {' | '.join(interval(values) for values in cells)} |")
     return "\n".join(lines)
 
 
 def fill(page: str) -> str:
     """The page with the tables that its markers name."""
-    return MARKER.sub(lambda match: match[1] + (overview() if match[2] == "overview" else table(match[2])) + match[3], page)
+    return MARKER.sub(
+        lambda match: match[1] + (overview(OVERVIEWS[match[2]]) if match[2] in OVERVIEWS else table(match[2])) + match[3], page
+    )
 
 
 def draw(path: Path, families: list[str]) -> None:
