@@ -224,7 +224,8 @@ def test_a_mix_has_a_table_for_each_of_its_families(monkeypatch):
     first, second = evidence.results("mixed").values()
     assert [evidence.means(part["a"]["runs"], "after").tolist() for part in (first, second)] == [[1.0], [20.0]]
     assert [part["a"]["runs"]["0"]["ood"] for part in (first, second)] == [[5.0], [7.0]]
-    assert evidence.table("mixed").count("| `b` |") == 2 and "**second**" in evidence.table("mixed")
+    assert evidence.table("mixed").count("| `b` |") == 2
+    assert "**second**" in evidence.table("mixed")
 
 
 def test_the_upper_line_of_a_family_may_be_the_oracle_of_another(monkeypatch):
@@ -235,7 +236,8 @@ def test_the_upper_line_of_a_family_may_be_the_oracle_of_another(monkeypatch):
     found = evidence.results("scrambled")["scrambled"]
     assert evidence.normalised(found, "a").tolist() == [0.5, 0.0, 1.0]
     assert evidence.normalised(found, "oracle_dqn").mean() == 0
-    assert list(found)[2] == evidence.UPPER and f"`{evidence.UPPER}`" in evidence.table("scrambled")
+    assert list(found)[2] == evidence.UPPER
+    assert f"`{evidence.UPPER}`" in evidence.table("scrambled")
 
 
 def test_a_cell_is_the_mean_of_the_runs_with_the_interval_over_them():

@@ -307,7 +307,7 @@ def test_own_configurations(mine, runs, monkeypatch):
     assert [c.seed for c, *_ in runs] == [7, 8, 0, 0]
     assert runs[0][1]["experiment"] == "good"
     assert runs[0][1]["algo"] == "mine"
-    assert runs[3][0].run == "outputs/maml_dqn-0"
+    assert runs[3][0].run == "outputs/learned_loss_dqn-0"
 
 
 def test_a_sweep_can_live_in_an_experiment(mine, runs):

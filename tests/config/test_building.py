@@ -313,7 +313,7 @@ def test_only_what_can_change_a_result_is_in_the_name():
         "train.log_every",
         "train.checkpoint_every",
     }
-    for word in ("train.eval_every=7", "seed=1", "learner.gamma=0.5", "algo.inner.returns.lambda=0.5", "env.horizon=7"):
+    for word in ("train.eval_every=7", "seed=1", "learner.gamma=0.5", "algo.inner.decay=0.5", "env.horizon=7"):
         assert result_values(compose_train(word)) != result_values(config), word
     chunked = compose_train("algo=es_dqn", "algo.chunk=2")
     assert result_values(chunked) == result_values(compose_train("algo=es_dqn"))
@@ -331,8 +331,8 @@ def test_only_what_can_change_a_result_is_in_the_name():
         (["eval.tasks=5"] * 2, "eval.tasks_5-"),
         (["eval.episodes=9", "env.horizon=9"], "env.horizon_9-eval.episodes_9-"),
         (
-            ["algo.inner.returns.lambda=0.5", "learner.gamma=0.1", "train.iterations=9"],
-            "inner.returns.lambda_0.5-learner.gamma_0.1-",
+            ["algo.inner.support.rollouts=12", "learner.gamma=0.1", "train.iterations=9"],
+            "inner.support.rollouts_12-learner.gamma_0.1-",
         ),
     ],
 )
