@@ -168,6 +168,12 @@ class Family(ABC):
     def named_task(self, values: dict[str, float]) -> Task:
         """Return one task (M=1) with these parameters, else nominal ones; raises ValueError for those it does not allow."""
 
+    def number(self, name: str, value: float | str) -> float:
+        """Return the number by which a task holds a parameter's value; raises ValueError for a text that means none."""
+        if isinstance(value, str):
+            raise ValueError(f"{name} must be a number, got {value}")
+        return float(value)
+
     def untrained(self, values: dict[str, float]) -> list[str]:
         """Return in words which of a task's parameters training does not draw, and whether ood tasks have them."""
         return []

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from metarl_cli.cli.process import tune_process
 from metarl_cli.config.models import AdaptConfig, Job
+from metarl_cli.envs.tasks import named
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
@@ -34,7 +35,7 @@ def run(config: AdaptConfig, job: Job) -> float:
     tune_process(config.hardware)
     saved, console = Run(config.run, config.hardware, config.checkpoint), wide_console()
     task, budget = saved.task(config.task), saved.budget(config.steps, config.trial)
-    name = "-".join(f"{key}={value:g}" for key, value in config.task.items()) or "nominal"
+    name = "-".join(named(key, value) for key, value in config.task.items()) or "nominal"
     out = Path(config.out) if config.out else saved.path / "adapted" / file_name(name)
     try:
         out.mkdir(parents=True, exist_ok=True)

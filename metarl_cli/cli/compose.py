@@ -36,6 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metarl_cli.cli.commands import Command
 from metarl_cli.cli.guard import check_composed, check_folder
 from metarl_cli.config.messages import closest, did_you_mean, flatten, known_options, no_such_key, one_line, quoted
+from metarl_cli.envs import packages
 from metarl_cli.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -378,5 +379,6 @@ def compose_train(overrides: list[str]) -> tuple[TrainConfig, Job]:
         raise UsageError(*composer.problems.values())
     with open_dict(config):
         hydra = config.pop("hydra")
-    choices = group_choices(hydra)
-    return validate(TrainConfig, plain(config), choices), Job(choices, args.overrides, flags=source_flags(hydra))
+    choices, values = group_choices(hydra), plain(config)
+    packages.allow(values)
+    return validate(TrainConfig, values, choices), Job(choices, args.overrides, flags=source_flags(hydra))

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from metarl_cli.cli import compose, manual, sweep
 from metarl_cli.cli.commands import Command
 from metarl_cli.cli.terminal import closing_pipes, print_error, waiting
+from metarl_cli.envs import packages
 from metarl_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,11 +103,16 @@ def _key(command: Command, values: Mapping[str, Any], choices: Mapping[str, str 
 
 def check_values(command: Command, values: dict[str, Any], choices: Mapping[str, str | None]) -> None:
     """Validate a configuration, and keep it for its job."""
-    from metarl_cli.config.registry import validate
-
-    config = validate(command.load().Config, values, choices)
+    config = _validated(command, values, choices)
     if len(_checked) < KEPT:
         _checked[_key(command, values, choices)] = config
+
+
+def _validated(command: Command, values: dict[str, Any], choices: Mapping[str, str | None]) -> Any:
+    from metarl_cli.config.registry import validate
+
+    packages.allow(values)
+    return validate(command.load().Config, values, choices)
 
 
 @dataclass
@@ -124,7 +130,6 @@ class Task:
         """Run the job; returns its objective for sweepers."""
         from metarl_cli.config.compatibility import memory_errors
         from metarl_cli.config.models import Job
-        from metarl_cli.config.registry import validate
 
         hydra = HydraConfig.get()
         several = hydra.mode == RunMode.MULTIRUN
@@ -133,7 +138,7 @@ class Task:
         try:
             module, values = self.command.load(), compose.plain(config)
             checked = _checked.pop(_key(self.command, values, job.choices), None)
-            checked = checked or validate(module.Config, values, job.choices)
+            checked = checked or _validated(self.command, values, job.choices)
             with memory_errors():
                 objective = module.run(checked, job)
             if several:

@@ -65,6 +65,8 @@ def _several(value: object) -> object:
 Folders = Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(_several)]
 # of the test results that the normalised score is computed with
 ROBUST = "run folder, or those of several seeds, of a policy that cannot know the task; none: measured levels"
+Packages = list[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]]
+PACKAGES = "modules that an environment's configuration may have imported; well-known ones need not be named"
 ORACLE = "run folder, or those of several seeds, of a policy that is given the task; none: the optimum, or measured levels"
 
 
@@ -79,6 +81,7 @@ class TrainConfig(StrictModel):
     outputs: Annotated[str, Operational()] = Field(description="where new run folders go")
     robust: Annotated[Folders, Operational()] = Field(description=ROBUST)
     oracle: Annotated[Folders, Operational()] = Field(description=ORACLE)
+    packages: Annotated[Packages, Operational()] = Field(description=PACKAGES)
     train: TrainLoop
     eval: Evaluation = Field(description="on validation tasks, during training; chooses the best checkpoint")
     test: Evaluation = Field(description="on test and out-of-distribution tasks, at the end")
@@ -99,6 +102,7 @@ class TestConfig(StrictModel):
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     robust: Folders = Field(description=ROBUST)
     oracle: Folders = Field(description=ORACLE)
+    packages: Packages = Field(description=PACKAGES)
     probe: Literal["support"] | None = Field(description="support: what the adaptation uses of its support; none: a plain test")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
     hardware: Hardware
@@ -108,13 +112,14 @@ class AdaptConfig(StrictModel):
     """``metarl adapt``."""
 
     run: str = Field(description="the run folder to adapt from")
-    task: dict[str, float] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
+    task: dict[str, float | str] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
     steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
     seed: int = Field(ge=0, description="seed of the support episodes and of the measuring ones")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
     gif: bool = Field(description="record an animated GIF before and after")
+    packages: Packages = Field(description=PACKAGES)
     out: str | None = Field(description="folder for the adapted policy; none: inside the run folder")
     hardware: Hardware
 

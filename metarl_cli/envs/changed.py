@@ -107,6 +107,10 @@ class ChangedFamily(Family):
         return self.family.sample_tasks(num, split, rng)
 
     @override
+    def number(self, name: str, value: float | str) -> float:
+        return self.family.number(name, value)
+
+    @override
     def named_task(self, values: dict[str, float]) -> Task:
         return self.family.named_task(values)
 

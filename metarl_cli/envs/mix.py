@@ -142,6 +142,12 @@ class Mix(interfaces.Family):
                 task[f"{name}.{key}"] = column
         return task
 
+    @override
+    def number(self, name: str, value: float | str) -> float:
+        family, _, parameter = name.partition(".")
+        return self.families[family].number(parameter, value) if family in self.families else super().number(name, value)
+
+    @override
     def named_task(self, values: dict[str, float]) -> Task:
         """Return one task (M=1) of the family that the parameters name; of the first family where they name none.
 

@@ -91,6 +91,10 @@ class Scrambled(interfaces.Family):
         return torch.as_tensor(values, dtype=torch.get_default_dtype(), device=self.device)
 
     @override
+    def number(self, name: str, value: float | str) -> float:
+        return super().number(name, value) if name in OWN else self.base.number(name, value)
+
+    @override
     def named_task(self, values: dict[str, float]) -> Task:
         own = {"scramble": 0.0, "reward_scale": 1.0} | {name: values[name] for name in OWN if name in values}
         if own["scramble"] not in range(SCRAMBLES):

@@ -26,9 +26,14 @@ Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Columns = dict[str, np.ndarray]  # one array [num, ...] per task parameter
 
 
-def in_words(parameters: Mapping[str, float]) -> str:
+def in_words(parameters: Mapping[str, float | str]) -> str:
     """Return the parameters of one task for the end of a message."""
-    return ", task " + " ".join(f"{name}={value:g}" for name, value in parameters.items()) if parameters else ""
+    return ", task " + " ".join(map(named, parameters, parameters.values())) if parameters else ""
+
+
+def named(name: str, value: float | str) -> str:
+    """Return a parameter of a task with its value."""
+    return f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
 
 
 class Distribution(ABC):

@@ -44,7 +44,7 @@ from metarl_cli.runs.provenance import command, git_revision, now, versions
 
 FORMAT = 7  # of run folders
 INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
-LOCATION_KEYS = {"run", "outputs", "robust", "oracle"}  # places that a run folder does not hold
+LOCATION_KEYS = {"run", "outputs", "robust", "oracle", "packages"}  # of the user's machine: a run folder does not hold them
 RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # answers of a file system that has none
 
@@ -106,7 +106,7 @@ def read_config(
     """
     place = {"run": str(run), "outputs": str(run.parent)} if run else {"run": None, "outputs": "outputs"}
     try:
-        return validate(TrainConfig, {**values, **place, "robust": None, "oracle": None}, choices)
+        return validate(TrainConfig, {**values, **place, "robust": None, "oracle": None, "packages": []}, choices)
     except ConfigError as error:
         raise UserError(f"refused {where}: {'; '.join(problem.text for problem in error.problems)}") from error
 

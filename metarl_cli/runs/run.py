@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -240,14 +241,14 @@ class Run:
 
     # -- adaptation
 
-    def task(self, parameters: dict[str, float]) -> Task:
+    def task(self, parameters: Mapping[str, float | str]) -> Task:
         """Return the one task with these parameters, the family's nominal ones elsewhere.
 
         Raises:
             UserError: for a parameter the family does not have, or a value that makes no sense.
         """
         try:
-            values = {name: float(value) for name, value in parameters.items()}
+            values = {name: self.family.number(name, value) for name, value in parameters.items()}
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise ValueError(f"{name} must be a finite number, got {value:g}")
@@ -264,8 +265,8 @@ class Run:
         steps: int | None = None,
         trial: int | None = None,
         seed: int = 0,
-        task: dict[str, float] | None = None,
-        **parameters: float,
+        task: Mapping[str, float | str] | None = None,
+        **parameters: float | str,
     ) -> AdaptedPolicy:
         """Adapt to one task in the family's own environments; returns the policy.
 

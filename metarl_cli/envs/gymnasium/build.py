@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import sys
@@ -10,11 +11,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from metarl_cli.config.messages import did_you_mean, one_line
+from metarl_cli.envs import packages
+from metarl_cli.envs.gymnasium.addresses import LASTING, place, read, write
 from metarl_cli.envs.gymnasium.config import Config, Row
-from metarl_cli.envs.gymnasium.wrappers import OWN, WRAPPERS
+from metarl_cli.envs.gymnasium.wrappers import OWN, WRAPPERS, Episodes, in_numbers
 from metarl_cli.envs.simulator import Simulator
 from metarl_cli.envs.tasks import in_words
 
@@ -35,6 +37,8 @@ def missing(config: Config) -> str | None:
     for package, (module, _, beginnings) in SIMULATORS.items():
         if any(name.startswith(beginnings) for name in names) and find_spec(module) is None:
             return package
+    if config.package and (needed := packages.not_installed(config.package)):
+        return needed
     if any(w.name in ("AtariPreprocessing", "ResizeObservation") for w in config.wrappers) and find_spec("cv2") is None:
         return "opencv-python-headless"
     return None
@@ -46,19 +50,32 @@ def register(config: Config) -> None:
     Raises:
         ValueError: if there is no such environment, or the package it needs is not installed.
     """
-    if package := missing(config):
+    if (package := missing(config)) in SIMULATORS:
         raise ValueError(f"{config.id} needs {SIMULATORS[package][1]}: pip install '{package}'")
+    for module in [config.package] if config.package else ["minigrid", "ale_py"]:
+        if config.id not in gymnasium.registry and (config.package or find_spec(module) is not None):
+            packages.load(module, _given(config))
     if config.id not in gymnasium.registry:
-        for package in ("minigrid", "ale_py"):
-            if find_spec(package) is not None:
-                importlib.import_module(package)
-    if config.id not in gymnasium.registry:
-        raise ValueError(f"no such Gymnasium environment: {config.id}{did_you_mean(config.id, gymnasium.registry)}")
+        hint = did_you_mean(config.id, gymnasium.registry) or (
+            "" if config.package else "; where another package has it, name that: env.package=NAME"
+        )
+        raise ValueError(f"no such Gymnasium environment: {config.id}{hint}")
     if config.id.startswith("ALE/"):  # it prints a banner for every environment
         ale = importlib.import_module("ale_py")
         ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
-    if find_spec("mujoco") is not None:  # by default it writes warnings to a file in the current folder
-        importlib.import_module("mujoco").set_mju_user_warning(_warn)
+    if "mujoco" in str(gymnasium.registry[config.id].entry_point):
+        try:
+            importlib.import_module("mujoco")
+        except Exception as error:  # where its parts are of different versions
+            raise ValueError(f"{config.id}: MuJoCo cannot be imported: {one_line(error)}") from error
+    if mujoco := sys.modules.get("mujoco"):  # by default it writes warnings to a file in the current folder
+        mujoco.set_mju_user_warning(_warn)
+
+
+def _given(config: Config) -> list[object]:
+    """Return all values that an environment may be given."""
+    nominal = [parameter.nominal for parameter in config.parameters.values()]
+    return [config.constructor, nominal, *config.choices.values(), *config.ood_choices.values()]
 
 
 def _warn(text: str) -> None:
@@ -81,30 +98,40 @@ def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, 
     if config.id.startswith("GymV"):
         raise ValueError(f"{config.id} is refused: it imports the code that its arguments name")
     register(config)
-    constructor: dict[str, Any] = dict(config.constructor)
+    constructor: dict[str, Any] = copy.deepcopy(config.constructor)
     wrappers = [(w.name, dict(w.arguments)) for w in config.wrappers]
-    for name, parameter in config.parameters.items():
-        how, target = parameter.set.split(".", 1)
-        if how == "constructor":
-            constructor[target] = row[name]
+    options: dict[str, Any] = {}
+    for (how, path), value in config.placed(row):
+        if how in ("constructor", "options"):
+            place(constructor if how == "constructor" else options, path, value)
         elif how == "wrapper":
-            wrapped, argument = target.split(".")
-            next(arguments for other, arguments in wrappers if other == wrapped)[argument] = row[name]
+            wrapped, argument = path.split(".")
+            next(arguments for other, arguments in wrappers if other == wrapped)[argument] = value
     if render:
         constructor["render_mode"] = "rgb_array"
     try:
         # the time limit comes last, as it counts the steps of the outermost wrapper
         env = gymnasium.make(config.id, max_episode_steps=-1, disable_env_checker=True, **constructor)
     except (Exception, SystemExit) as error:  # a simulator may raise anything for a wrong configuration, or exit
-        raise ValueError(f"{config.id} cannot be built from {constructor}: {one_line(error)}") from error
+        reason = one_line(error) or type(error).__name__
+        raise ValueError(f"{config.id} cannot be built from {constructor}: {reason}") from error
     _set_attributes(env.unwrapped, config, row)
+    env = _episodes(env, config, row, options)
     for name, arguments in wrappers:
         library = WRAPPERS[name]
         try:
             env = (getattr(importlib.import_module(library), name) if library else OWN[name])(env, **arguments)
         except (Exception, SystemExit) as error:
             raise ValueError(f"wrapper {name} cannot be built from {arguments}: {one_line(error)}") from error
-    return gymnasium.wrappers.TimeLimit(env, config.horizon)
+    return gymnasium.wrappers.TimeLimit(in_numbers(env), config.horizon)
+
+
+def _episodes(env: gymnasium.Env[Any, Any], config: Config, row: Row, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Begin every episode as the task says, where it says anything of that."""
+    placed = list(config.placed(row))
+    seeds = [round(float(value)) for (how, _), value in placed if how == "seed"]
+    written = {path: value for (how, path), value in placed if how == "reset"}
+    return Episodes(env, seeds[0] if seeds else None, options, written) if seeds or written or options else env
 
 
 def simulator(config: Config, row: Row, render: bool = False) -> Simulator:
@@ -114,19 +141,17 @@ def simulator(config: Config, row: Row, render: bool = False) -> Simulator:
 
 def held(config: Config, env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
     """Return the values of all attributes that the configuration sets."""
-    targets = [parameter.set.split(".", 1) for parameter in config.parameters.values()]
-    paths = [path for how, path in targets if how in ("attribute", "scale")]
+    paths = [a.path for parameter in config.parameters.values() for a in parameter.addresses if a.how in LASTING]
     return {path: read(env.unwrapped, path) for path in [*paths, *config.derived]}
 
 
 def _set_attributes(env: Any, config: Config, row: Row) -> None:
     """Write the parameters into the attributes they address, then the derived attributes."""
-    for name, parameter in config.parameters.items():
-        how, path = parameter.set.split(".", 1)
+    for (how, path), value in config.placed(row):
         if how == "attribute":
-            write(env, path, row[name])
+            write(env, path, value)
         elif how == "scale":
-            write(env, path, read(env, path) * row[name])
+            write(env, path, read(env, path) * value)
     for path, derived in config.derived.items():
         values = [read(env, other) for other in derived.of]
         read(env, path)
@@ -134,52 +159,3 @@ def _set_attributes(env: Any, config: Config, row: Row) -> None:
     mujoco = sys.modules.get("mujoco")
     if mujoco and isinstance(getattr(env, "model", None), mujoco.MjModel):
         mujoco.mj_setConst(env.model, env.data)  # recomputes what MuJoCo derives from masses and lengths
-
-
-def read(env: Any, path: str) -> Any:
-    """Return a copy of the number, or the array of numbers, at ``path`` of an environment; digits in the path are indices.
-
-    Raises:
-        ValueError: if the path does not exist, is not public or is not a number.
-    """
-    value = _follow(env, path.split("."), path)
-    is_array = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.number)
-    if not is_array and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
-        raise ValueError(f"attribute {path} is not a number: {type(value).__name__}")
-    return value.copy() if is_array else value
-
-
-def write(env: Any, path: str, value: Any) -> None:
-    """Set the number, or the array of numbers, at ``path`` to a value of the same shape.
-
-    Raises:
-        ValueError: if it cannot be written, or is not there afterwards.
-    """
-    if np.shape(read(env, path)) != np.shape(value):
-        raise ValueError(f"attribute {path} is an array: name one entry, as in {path}.0")
-    *parts, last = path.split(".")
-    holder = _follow(env, parts, path)
-    try:
-        if last.isdigit():
-            holder[int(last)] = value
-        elif np.shape(value):
-            getattr(holder, last)[:] = value
-        else:
-            setattr(holder, last, value)
-    except Exception as error:  # a property may refuse in its own way
-        raise ValueError(f"attribute {path} cannot be set: {one_line(error)}") from error
-    if not np.allclose(kept := read(env, path), value, rtol=1e-6, atol=1e-12):
-        raise ValueError(f"attribute {path} has no effect: {value} was set, and it is {kept} all the same")
-
-
-def _follow(env: Any, parts: list[str], path: str) -> Any:
-    """Return the object at the end of ``parts``."""
-    for part in parts:
-        if part.startswith("_"):
-            raise ValueError(f"attribute {path} is not public")
-        try:
-            env = env[int(part)] if part.isdigit() else getattr(env, part)
-        except (AttributeError, IndexError, TypeError) as error:
-            hint = did_you_mean(part, [name for name in dir(env) if not name.startswith("_")])
-            raise ValueError(f"the environment has no attribute {path}{hint}") from error
-    return env

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Annotated, Literal
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from typing_extensions import override
+from typing_extensions import TypeAliasType, override
 
 from metarl_cli.config.base import Operational, StrictModel
 from metarl_cli.config.messages import known_options
+from metarl_cli.envs.gymnasium.addresses import FORMS, LASTING, PATTERN, Address
 from metarl_cli.envs.gymnasium.wrappers import WRAPPERS
 from metarl_cli.envs.tasks import Choice, Distributions, TasksConfig
 
 Number = int | float
-Plain = bool | int | float | str | list[bool | int | float | str]
-Row = dict[str, Number]  # the parameters of one task
+Plain = TypeAliasType("Plain", "bool | int | float | str | list[Plain] | dict[str, Plain] | None")
+Row = dict[str, Number | str]  # the parameters of one task
+Place = Annotated[str, Field(pattern=PATTERN)]
 RESERVED = ("id", "render_mode", "max_episode_steps", "disable_env_checker")  # arguments of gymnasium.make itself
 
 
 class Parameter(StrictModel):
-    """A number that tasks vary."""
+    """A number, or one of a few texts, that tasks vary."""
 
-    nominal: Number = Field(description="its value in the unchanged environment")
-    set: str = Field(
-        pattern=r"^(constructor\.\w+|(attribute|scale)\.[\w.]+|wrapper\.\w+\.\w+)$",
-        description="where it goes: constructor.KEYWORD, attribute.PATH, scale.PATH or wrapper.NAME.ARGUMENT",
-    )
+    nominal: Number | str = Field(description="its value in the unchanged environment")
+    set: Place | list[Place] = Field(description=f"where it goes, one address or several: {FORMS}")
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it goes."""
+        return [Address.parse(text) for text in ([self.set] if isinstance(self.set, str) else self.set)]
 
 
 class Derived(StrictModel):
@@ -46,15 +50,29 @@ class WrapperConfig(StrictModel):
 class Config(TasksConfig):
     """An environment, and what its tasks vary."""
 
-    id: str = Field(pattern=r"^[\w/.-]+$", description="the environment's name in Gymnasium")
+    id: str = Field(pattern=r"^[\w/.-]+$", description="the environment's name in Gymnasium; package:name, too")
+    package: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")] | None = Field(
+        default=None, description="the module that registers it with Gymnasium when it is imported; none: Gymnasium knows it"
+    )
     horizon: int = Field(gt=0, description="time limit of an episode [steps]")
     constructor: dict[str, Plain] = Field(description="keyword arguments of the environment, the same for all tasks")
-    parameters: dict[str, Parameter] = Field(min_length=1, description="what tasks may vary")
-    choices: dict[str, list[Number]] = Field(description="the values of parameters that take only a few")
-    ood_choices: dict[str, list[Number]] = Field(description="further values, of out-of-distribution tasks alone")
+    parameters: dict[str, Parameter] = Field(description="what tasks may vary; nothing: a family of one task")
+    choices: dict[str, list[Number] | list[str]] = Field(description="the values of parameters that take only a few")
+    ood_choices: dict[str, list[Number] | list[str]] = Field(description="further values, of out-of-distribution tasks alone")
     derived: dict[str, Derived] = Field(description="attributes to recompute after the parameters are set")
     wrappers: list[WrapperConfig] = Field(description="wrappers of the environment, the innermost first")
     processes: Annotated[int, Operational()] = Field(gt=0, description="processes that share the environments; 1 is this one")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _package_in_id(cls, values: Any) -> Any:
+        """Read ``id: package:name``, Gymnasium's own way to say which module registers an environment."""
+        if not isinstance(values, dict) or not isinstance(name := values.get("id"), str) or name.count(":") != 1:
+            return values
+        package, name = name.split(":")
+        if values.get("package") not in (None, package):
+            raise ValueError(f"id names the package {package}, and package is {values['package']}")
+        return {**values, "id": name, "package": package}
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
@@ -66,12 +84,16 @@ class Config(TasksConfig):
             if not self.choices[name]:
                 raise ValueError(f"choices of {name} must not be empty")
         for name, values in self.ood_choices.items():
-            if not values or name not in self.choices or set(values) & set(self.choices[name]):
+            if not values or name not in self.choices or {*values} & {*self.choices[name]}:
                 raise ValueError(f"ood_choices of {name} must be other values than its choices")
+        for name, parameter in self.parameters.items():
+            texts = {isinstance(value, str) for value in (parameter.nominal, *self.every_choice(name))}
+            if len(texts) > 1 or (texts == {True} and parameter.nominal not in self.every_choice(name)):
+                raise ValueError(f"{name} must be a number, or one of choices that are texts; its nominal value is one of them")
         for wrapper in self.wrappers:
             if wrapper.name not in WRAPPERS:
                 raise ValueError(f"no such wrapper: {wrapper.name}{known_options(wrapper.name, WRAPPERS)}")
-        for keyword in [*self.constructor, *self._targets("constructor")]:
+        for keyword in [*self.constructor, *(path.split(".")[0] for path in self._targets("constructor"))]:
             if keyword in RESERVED:
                 raise ValueError(f"constructor.{keyword} cannot be set by a configuration")
         used = [wrapper.name for wrapper in self.wrappers]
@@ -79,7 +101,7 @@ class Config(TasksConfig):
             name = target.split(".")[0]
             if used.count(name) != 1:
                 raise ValueError(f"set: wrapper.{target}: {name} must be one of wrappers, once; it has {', '.join(used)}")
-        paths = [*self._targets("attribute"), *self._targets("scale"), *self.derived]
+        paths = [*(path for how in (*LASTING, "reset") for path in self._targets(how)), *self.derived]
         for path in [*paths, *(p for d in self.derived.values() for p in d.of)]:
             if any(not part or part.startswith("_") for part in path.split(".")):
                 raise ValueError(f"attribute {path} is not public")
@@ -88,11 +110,41 @@ class Config(TasksConfig):
     @override
     def distributions(self, signed: Collection[str] = ()) -> tuple[Distributions, Distributions]:
         inside, outside = super().distributions(signed)
-        choices = {name: Choice(tuple(values)) for name, values in self.choices.items()}
-        wider = {name: Choice((*values, *self.ood_choices.get(name, []))) for name, values in self.choices.items()}
+        numbers = {name: tuple(self.number(name, value) for value in self.every_choice(name)) for name in self.choices}
+        choices = {name: Choice(numbers[name][: len(values)]) for name, values in self.choices.items()}
+        wider = {name: Choice(values) for name, values in numbers.items()}
         return inside | choices, inside | outside | wider if outside or self.ood_choices else {}
 
-    def _targets(self, kind: str) -> list[str]:
+    def every_choice(self, name: str) -> list[Number | str]:
+        """Return the choices of a parameter, those of out-of-distribution tasks last; none where it has a range."""
+        return [*self.choices.get(name, []), *self.ood_choices.get(name, [])]
+
+    def number(self, name: str, value: Number | str) -> float:
+        """Return the number by which a task holds the value of a parameter: of a text, its place among the choices.
+
+        Raises:
+            ValueError: for a text that is no choice.
+        """
+        if not isinstance(value, str):
+            return float(value)
+        every = self.every_choice(name)
+        if value not in every:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, every))}, got {value}")
+        return float(every.index(value))
+
+    def value(self, name: str, number: float) -> Number | str:
+        """Return what the simulator is given for a number: a text, a whole number where all choices are, or the number."""
+        every = self.every_choice(name)
+        if every and isinstance(every[0], str):
+            return every[round(number)]
+        return round(number) if every and all(isinstance(choice, int) for choice in every) else number
+
+    def placed(self, row: Row) -> Iterator[tuple[Address, Number | str]]:
+        """Yield every address with the value that a task has there."""
+        for name, parameter in self.parameters.items():
+            for address in parameter.addresses:
+                yield address, row[name]
+
+    def _targets(self, how: str) -> list[str]:
         """Return what the addresses of one kind name."""
-        addresses = [p.set.split(".", 1) for p in self.parameters.values()]
-        return [target for how, target in addresses if how == kind]
+        return [a.path for parameter in self.parameters.values() for a in parameter.addresses if a.how == how]

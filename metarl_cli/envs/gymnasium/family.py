@@ -61,7 +61,10 @@ class GymnasiumEnv(Env):
         self.clock = torch.zeros(self.shape, dtype=torch.long)  # [steps] since the episode began
         action = family.action
         self.history = np.zeros((config.horizon, total, *action.shape), action.dtype)  # the actions of each episode so far
-        self._begin()
+        try:
+            self._begin()
+        except ValueError as error:
+            raise self._not_drawn(error) if render else error from error
 
     @property
     @override
@@ -112,7 +115,10 @@ class GymnasiumEnv(Env):
             self.workers[0].send("render")
             return Image.fromarray(self.workers[0].receive())
         except Exception as error:
-            raise UserError(f"{self.family.config.id} cannot be drawn: {one_line(error)}") from error
+            raise self._not_drawn(error) from error
+
+    def _not_drawn(self, error: Exception) -> UserError:
+        return UserError(f"{self.family.config.id} cannot be drawn: {one_line(error)}")
 
     def state_dict(self) -> State:
         """Return the seed, the number and the actions ``[T, M, N, ...]`` of every episode, and ``obs`` to verify a replay."""
@@ -152,8 +158,9 @@ class GymnasiumFamily(ParametricFamily):
     """
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
-        self.parameters = {name: float(p.nominal) for name, p in config.parameters.items()}
-        self.positive = frozenset(name for name, p in config.parameters.items() if p.set.startswith("scale."))
+        self.parameters = {name: config.number(name, p.nominal) for name, p in config.parameters.items()} or {"task": 0.0}
+        scaled = {name for name, p in config.parameters.items() for address in p.addresses if address.how == "scale"}
+        self.positive = frozenset(scaled)
         super().__init__(config, device)
         self.config, self.pool = config, WorkerPool()
         nominal = simulator(config, self._row(self.parameters))
@@ -170,6 +177,10 @@ class GymnasiumFamily(ParametricFamily):
         values = {name: distribution.extremes for name, distribution in distributions.items()}
         for number in range(max(map(len, values.values()), default=0)):
             yield self._row({**self.parameters, **{name: float(v[min(number, len(v) - 1)]) for name, v in values.items()}})
+
+    @override
+    def number(self, name: str, value: float | str) -> float:
+        return self.config.number(name, value) if name in self.config.choices else super().number(name, value)
 
     @override
     def named_task(self, values: dict[str, float]) -> Task:
@@ -189,9 +200,7 @@ class GymnasiumFamily(ParametricFamily):
         return [self._row(dict(zip(task, row, strict=True))) for row in zip(*columns, strict=True)]
 
     def _row(self, values: Mapping[str, float]) -> Row:
-        """Round the parameters whose choices are all whole numbers."""
-        whole = {name for name, choices in self.config.choices.items() if all(isinstance(c, int) for c in choices)}
-        return {name: round(value) if name in whole else value for name, value in values.items()}
+        return {name: self.config.value(name, values[name]) for name in self.config.parameters}
 
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> GymnasiumEnv:
         """Start ``num_envs`` environments of each task.
@@ -217,9 +226,7 @@ def _action(env: gymnasium.Env[Any, Any]) -> np.ndarray:
 
 def _spec(env: gymnasium.Env[Any, Any], horizon: int) -> Spec:
     observations, actions = env.observation_space, env.action_space
-    if not isinstance(observations, spaces.Box):
-        raise ValueError(f"observations are {observations}: choose a wrapper that makes them numbers, e.g. FlattenObservation")
-    shape = observations.shape
+    shape = observations.shape or ()
     if len(shape) == 3 and shape[-1] < min(shape[:2]):
         raise ValueError(f"images of {list(shape)} have their channels last: add the wrapper ChannelsFirst")
     pixels = observations.dtype == bool or (len(shape) == 3 and observations.dtype == np.uint8)

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import gymnasium
 import numpy as np
 
 from metarl_cli.config.messages import one_line
+from metarl_cli.envs.gymnasium.addresses import same
 from metarl_cli.envs.gymnasium.build import held, simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
 from metarl_cli.envs.simulator import Answer, Simulator
+from metarl_cli.envs.tasks import in_words
 from metarl_cli.errors import EnvironmentFault
 from metarl_cli.progress import note
 
 REPEATED = 10  # steps of the episode that is played twice
 TRIED = 200  # random steps in which a parameter must show an effect
-OFF = 1e-6  # relative difference of a number that was written and read again
 
 
 def try_out(config: Config, nominal: Simulator, extremes: list[Row]) -> None:
@@ -43,14 +46,30 @@ def try_out(config: Config, nominal: Simulator, extremes: list[Row]) -> None:
         names = ", ".join(wrapper.name for wrapper in config.wrappers)
         raise ValueError(f"{config.id} does not report {fault.__cause__}, which a wrapper needs (of {names})") from fault
     for row in extremes:
-        with _simulator(config, row):
-            pass
+        with _simulator(config, row) as simulated:
+            _check_spaces(config, nominal, simulated, row)
     if extremes:
         with _simulator(config, extremes[0]) as lowest:
             for name, value in extremes[-1].items():
                 if value != extremes[0][name]:
                     with _simulator(config, {**extremes[0], name: value}) as other:
                         _check_effect(config, name, lowest, other)
+
+
+def _check_spaces(config: Config, nominal: Simulator, other: Simulator, row: Row) -> None:
+    """Raises ValueError where a task has other spaces than the nominal one."""
+    for what in ("observation", "action"):
+        sizes = [_size(getattr(simulated.env, f"{what}_space")) for simulated in (nominal, other)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"all tasks of a family must have the same {what} space: {config.id} has {what}s of the size {sizes[0]}, and "
+                f"of the size {sizes[1]} ({in_words(row).removeprefix(', ')})"
+            )
+
+
+def _size(space: gymnasium.Space[Any]) -> list[int] | int:
+    """Return the number of actions that can be counted, or the shape of an array."""
+    return int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else list(space.shape or ())
 
 
 @contextmanager
@@ -66,6 +85,7 @@ def _check_effect(config: Config, name: str, one: Simulator, other: Simulator) -
     """Note where nothing differs between two environments that differ in a parameter."""
     if not any(_differ(a, b) for a, b in zip(_play(one, TRIED), _play(other, TRIED), strict=False)):
         address = config.parameters[name].set
+        address = address if isinstance(address, str) else ",".join(address)
         note(
             f"env.parameters.{name}.set={address}: {config.id} showed no effect in {TRIED} random steps; "
             "tasks that differ in it alone may all be the same"
@@ -81,7 +101,7 @@ def check_held(config: Config, simulated: Simulator) -> None:
     before = held(config, simulated.env)
     simulated.reset(0)
     for path, value in held(config, simulated.env).items():
-        if not np.allclose(value, before[path], rtol=OFF, atol=0):
+        if not same(value, before[path]):
             raise ValueError(
                 f"attribute {path} has no effect: {config.id} overwrites it at the start of every episode "
                 f"({_short(before[path])} was set, {_short(value)} is there after a reset)"
@@ -118,5 +138,5 @@ def _differ(a: Answer, b: Answer) -> bool:
     return a[1:] != b[1:] or not np.array_equal(a.obs, b.obs)
 
 
-def _short(value: float | np.ndarray) -> str:
-    return one_line(np.array2string(np.asarray(value), precision=4, threshold=4))
+def _short(value: float | str | np.ndarray) -> str:
+    return value if isinstance(value, str) else one_line(np.array2string(np.asarray(value), precision=4, threshold=4))

@@ -12,6 +12,10 @@ import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
 
+from metarl_cli.envs.gymnasium.addresses import write
+
+MOST_ACTIONS = 1024  # of an action that is several choices at once
+
 
 class Direction(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Reward the velocity [m/s] in the direction ``angle`` [rad] from the x-axis, in place of the forward velocity.
@@ -103,7 +107,77 @@ class HiddenGoal(gymnasium.Wrapper[Any, Any, Any, Any]):
         inner._goal_default_pos = (x, y)
 
 
-OWN: dict[str, Any] = {c.__name__: c for c in (Direction, Velocity, PermutedActions, ChannelsFirst, OneHotView, HiddenGoal)}
+class Entry(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Observe one entry of a Dict of observations, such as an image, and drop the others."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], key: str):
+        super().__init__(env)
+        space: Any = env.observation_space
+        if not isinstance(space, spaces.Dict) or key not in space.spaces:
+            raise ValueError(f"there is no entry {key} in {space}")
+        self.key, self.observation_space = key, space[key]
+
+    @override
+    def observation(self, observation: dict[str, Any]) -> Any:
+        return observation[self.key]
+
+
+class OneAction(gymnasium.ActionWrapper[Any, Any, Any]):
+    """Make one choice of several at once: action i is the i-th combination, of which the last choice changes first."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]):
+        super().__init__(env)
+        space: Any = env.action_space
+        choices = np.full(space.shape, 2) if isinstance(space, spaces.MultiBinary) else np.asarray(space.nvec)
+        self.choices, self.first, self.dtype = choices, np.asarray(getattr(space, "start", 0)), space.dtype
+        if (count := math.prod(choices.ravel().tolist())) > MOST_ACTIONS:
+            raise ValueError(f"actions are {space}: {count:,} combinations are more than {MOST_ACTIONS:,}")
+        self.action_space = spaces.Discrete(count)
+
+    @override
+    def action(self, action: int) -> np.ndarray:
+        each = np.asarray(np.unravel_index(int(action), self.choices.ravel().tolist()), self.dtype)
+        chosen: np.ndarray = each.reshape(self.choices.shape) + self.first.astype(self.dtype)
+        return chosen
+
+
+class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Begin every episode as the task says.
+
+    Args:
+        env: the environment.
+        seed: of every episode; None: that of the call.
+        options: what a reset is given beside it.
+        attributes: numbers by their paths, which a reset draws anew: they are written after it.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], seed: int | None, options: dict[str, Any], attributes: dict[str, Any]):
+        super().__init__(env)
+        self.seed, self.options, self.attributes = seed, options, attributes
+
+    @override
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        answer = self.env.reset(seed=seed if self.seed is None else self.seed, options=self.options or options)
+        for path, value in self.attributes.items():
+            write(self.unwrapped, path, value)
+        return answer
+
+
+def in_numbers(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Flatten observations that are no array, and make one choice of an action that is several."""
+    if not isinstance(env.observation_space, spaces.Box):
+        try:
+            env = gymnasium.wrappers.FlattenObservation(env)
+        except NotImplementedError:
+            raise ValueError(f"observations are {env.observation_space}: a wrapper must make numbers of them") from None
+        if not isinstance(env.observation_space, spaces.Box):
+            raise ValueError(f"observations are {env.unwrapped.observation_space}: a wrapper must make numbers of them")
+    return OneAction(env) if isinstance(env.action_space, spaces.MultiDiscrete | spaces.MultiBinary) else env
+
+
+OWN: dict[str, Any] = {
+    c.__name__: c for c in (Direction, Velocity, PermutedActions, ChannelsFirst, OneHotView, HiddenGoal, Entry)
+}
 # Left out: wrappers that take Python objects as arguments, and those with memory across episodes, which replaying one
 # episode from a checkpoint would not restore.
 LIBRARIES = {

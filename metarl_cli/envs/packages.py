@@ -1,0 +1,91 @@
+"""Packages that register environments with Gymnasium when they are imported.
+
+A configuration or a run folder may come from somebody else. What it names is imported if the package is on the list below, or
+if the user has named it: ``packages=[...]`` on the command line, or ``METARL_PACKAGES``, with commas between names. On the list
+are packages that were looked through: their environments run no code that an argument names, but where ``IMPORTING`` says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from metarl_cli.config.messages import one_line
+
+VARIABLE = "METARL_PACKAGES"
+KNOWN = {  # module -> what pip installs
+    "ale_py": "ale-py",
+    "flappy_bird_gymnasium": "flappy-bird-gymnasium",
+    "gymnasium_robotics": "gymnasium-robotics",
+    "highway_env": "highway-env",
+    "minigrid": "minigrid",
+    "panda_gym": "panda-gym",
+    "pybullet_envs_gymnasium": "pybullet-envs-gymnasium",
+}
+IMPORTING = ("highway_env",)  # a text with dots among its arguments is a class that it imports: one of its own alone passes
+_named: set[str] = set()  # by the user of this process
+
+
+def allow(values: Mapping[str, Any]) -> None:
+    """Let configurations name the packages that the values of a command line name, from now on.
+
+    Args:
+        values: of the command; ``packages`` among them, if it is a list of texts.
+    """
+    names = values.get("packages")
+    _named.update(name for name in (names if isinstance(names, list) else ()) if isinstance(name, str))
+
+
+def not_installed(module: str) -> str | None:
+    """Return what pip has to install for a package; None where it is installed."""
+    top = module.split(".")[0]
+    return None if find_spec(top) is not None else KNOWN.get(module, top)
+
+
+def check(module: str) -> None:
+    """Raises ValueError where a configuration may not name this package."""
+    named = _named | set(filter(None, os.environ.get(VARIABLE, "").replace(" ", "").split(",")))
+    if module not in KNOWN and module not in named:
+        raise ValueError(
+            f"{module} is not imported because a configuration names it; where you trust it, name it yourself: "
+            f"packages=[{module}] on the command line, or {VARIABLE}={module}"
+        )
+
+
+def load(module: str, arguments: object) -> None:
+    """Import a package, which registers its environments.
+
+    Args:
+        module: its name.
+        arguments: all that the environment will be given, within dicts and lists.
+
+    Raises:
+        ValueError: if a configuration may not name it, it is not installed or fails, or an argument would import another.
+    """
+    check(module)
+    if package := not_installed(module):
+        raise ValueError(f"it needs the package {module}: pip install '{package}'")
+    if module in IMPORTING:
+        for text in _texts(arguments):
+            if re.fullmatch(r"\w+(\.\w+)+", text) and text.split(".")[0] != module:
+                raise ValueError(f"{module} would import {text}, which is not its own")
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever it does at its import
+        raise ValueError(f"the package {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts within dicts and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _texts(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)
