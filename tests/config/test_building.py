@@ -309,6 +309,7 @@ def test_only_what_can_change_a_result_is_in_the_name():
         "robust",
         "oracle",
         "hardware",
+        "packages",
         "algo.outer.chunk",
         "train.log_every",
         "train.checkpoint_every",
