@@ -151,12 +151,7 @@ class NativeEnv(Env):
 
     def _step(self, action: Tensor, fresh: Tensor | None) -> Step:
         """Act; episodes begin in the states ``fresh [M, N, S]``, or in states drawn where one ended."""
-        if self.code is None:
-            state, reward, terminated = self.family.dynamics(self.state, action, self.constants, self.rng)
-        else:
-            if self.run is None or self.acted != (action.dtype, action.stride()):
-                self.run, self.acted = self.code.prepared(self.state, action, self.constants), (action.dtype, action.stride())
-            state, reward, terminated = self.run(self.state, action, self.constants)
+        state, reward, terminated = self._simulate(action)
         state = _by_column(state)
         self.time += 1
         due = self.time == self.earliest
@@ -168,6 +163,15 @@ class NativeEnv(Env):
         if due:
             self.earliest = int(self.deadline.min())
         return Step(next_obs, reward, terminated, truncated, self.obs)
+
+    def _simulate(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the family's dynamics, compiled or not, make of the states and actions."""
+        if self.code is None:
+            return self.family.dynamics(self.state, action, self.constants, self.rng)
+        if self.run is None or self.acted != (action.dtype, action.stride()):
+            self.run, self.acted = self.code.prepared(self.state, action, self.constants), (action.dtype, action.stride())
+        after: tuple[Tensor, Tensor, Tensor] = self.run(self.state, action, self.constants)
+        return after
 
     def _restarted(self, state: Tensor, ended: Tensor, fresh: Tensor | None) -> Tensor:
         """Return the states ``[M, N, S]`` to act in, and set the deadlines of the episodes that begin."""

@@ -6,7 +6,6 @@ import copy
 import importlib
 import math
 import sys
-import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +16,7 @@ from metarl_cli.envs import packages
 from metarl_cli.envs.gymnasium.addresses import LASTING, place, read, write
 from metarl_cli.envs.gymnasium.config import Config, Row
 from metarl_cli.envs.gymnasium.wrappers import OWN, WRAPPERS, Episodes, in_numbers
+from metarl_cli.envs.mujoco.models import simulator as mujoco
 from metarl_cli.envs.simulator import Simulator
 from metarl_cli.envs.tasks import in_words
 
@@ -63,25 +63,17 @@ def register(config: Config) -> None:
     if config.id.startswith("ALE/"):  # it prints a banner for every environment
         ale = importlib.import_module("ale_py")
         ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
-    if "mujoco" in str(gymnasium.registry[config.id].entry_point):
+    if "mujoco" in str(gymnasium.registry[config.id].entry_point) or "mujoco" in sys.modules:
         try:
-            importlib.import_module("mujoco")
+            mujoco()
         except Exception as error:  # where its parts are of different versions
             raise ValueError(f"{config.id}: MuJoCo cannot be imported: {one_line(error)}") from error
-    if mujoco := sys.modules.get("mujoco"):  # by default it writes warnings to a file in the current folder
-        mujoco.set_mju_user_warning(_warn)
 
 
 def _given(config: Config) -> list[object]:
     """Return all values that an environment may be given."""
     nominal = [parameter.nominal for parameter in config.parameters.values()]
     return [config.constructor, nominal, *config.choices.values(), *config.ood_choices.values()]
-
-
-def _warn(text: str) -> None:
-    """Turn a warning of MuJoCo into one of Python."""
-    if "deprecated" not in text:  # in the simulator's own models
-        warnings.warn(f"MuJoCo: {one_line(text)}", RuntimeWarning, stacklevel=2)
 
 
 def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, Any]:
@@ -156,6 +148,6 @@ def _set_attributes(env: Any, config: Config, row: Row) -> None:
         values = [read(env, other) for other in derived.of]
         read(env, path)
         write(env, path, sum(values) if derived.operation == "sum" else math.prod(values))
-    mujoco = sys.modules.get("mujoco")
-    if mujoco and isinstance(getattr(env, "model", None), mujoco.MjModel):
-        mujoco.mj_setConst(env.model, env.data)  # recomputes what MuJoCo derives from masses and lengths
+    library = sys.modules.get("mujoco")
+    if library and isinstance(getattr(env, "model", None), library.MjModel):
+        library.mj_setConst(env.model, env.data)  # recomputes what MuJoCo derives from masses and lengths

@@ -1,0 +1,236 @@
+"""MuJoCo's bodies, all copies at once, against Gymnasium's own environments with the same solver."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose_values, load
+from pydantic import ValidationError
+
+from metarl_cli.envs import mujoco as bodies
+from metarl_cli.envs.mujoco.bodies import BODIES
+from metarl_cli.seeding import numpy_rng, torch_rng
+
+mujoco = pytest.importorskip("mujoco")
+gymnasium = pytest.importorskip("gymnasium")
+IDS = {"half_cheetah": "HalfCheetah-v5", "ant": "Ant-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}
+COSTS = {"half_cheetah": 0.1, "ant": 0.5, "hopper": 1e-3, "walker2d": 1e-3}
+SHIPPED = [
+    *("half_cheetah_dir", "half_cheetah_vel", "half_cheetah_vel_maml", "ant_dir", "ant_vel", "ant_goal"),
+    *("hopper_params", "walker_params"),
+]
+
+
+def family(body="half_cheetah", goal="forward", **more):
+    values = {"ranges": {}, "ood_ranges": {}, "choices": {}, "horizon": 200, "healthy_reward": 1.0, "terminate": True}
+    return bodies.Family(
+        bodies.Config.model_validate({"body": body, "goal": goal, "control_cost": COSTS[body], **values, **more})
+    )
+
+
+def shipped(name):
+    module, config = load("env", compose_values("train", [f"env={name}"])["env"])
+    assert module is bodies
+    return bodies.Family(config)
+
+
+def reference(body, **factors):
+    """Gymnasium's environment, whose solver starts cold and whose physics are multiplied."""
+    more = {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.0} if body == "ant" else {}
+    env = gymnasium.make(IDS[body], max_episode_steps=10_000, disable_env_checker=True, **more)
+    model = env.unwrapped.model
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_WARMSTART
+    for name, factor in factors.items():
+        getattr(model, name)[:] *= factor
+    mujoco.mj_setConst(model, env.unwrapped.data)
+    env.reset(seed=0)
+    return env
+
+
+def begin(env, ours, state):
+    """Set a reference to a state of ours."""
+    env.unwrapped.set_state(ours.position(state).numpy(), ours.velocity(state).numpy())
+
+
+def same(ours, env, references, steps, off=1e-12):
+    """Compare observations, rewards and ends, step by step until an episode ends; returns the episodes that ended."""
+    rng, ended = torch_rng(0, "act"), set()
+    for _ in range(steps):
+        action = ours.spec.actions.random(env.obs, rng)
+        step = env.step(action)
+        for i, other in enumerate(references):
+            if i in ended:
+                continue
+            row, column = divmod(i, env.shape[1])
+            obs, reward, terminated, *_ = other.step(action[row, column].numpy())
+            assert np.array_equal(step.next_obs[row, column].numpy(), obs), "to the last bit"
+            assert float(step.reward[row, column]) == pytest.approx(reward, rel=1e-12, abs=off)
+            assert bool(step.terminated[row, column]) == terminated
+            if terminated:
+                ended.add(i)
+    return ended
+
+
+@pytest.mark.parametrize("body", IDS)
+def test_a_body_equals_gymnasiums(body, float64):
+    ours = family(body)
+    env = ours.make(ours.named_task({}), 2, torch_rng(0, "env"))
+    references = [reference(body) for _ in range(2)]
+    for i, other in enumerate(references):
+        begin(other, ours, env.state[0, i])
+        assert np.array_equal(env.obs[0, i].numpy(), other.unwrapped._get_obs())
+    ended = same(ours, env, references, 60, 0.2 if body == "ant" else 1e-12)  # [m/s]: where the ant is read
+    assert bool(ended) == (body in ("hopper", "walker2d")), "some fall"
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("mass", ["body_mass", "body_inertia"]),
+        ("friction", ["geom_friction"]),
+        ("damping", ["dof_damping"]),
+        ("strength", ["actuator_gear"]),
+        ("gravity", ["opt.gravity"]),
+    ],
+)
+def test_physics_are_multiplied(name, arrays, float64):
+    ours = family(ranges={name: [0.5, 2.0]})
+    task = {**ours.sample_tasks(3, "train", numpy_rng(0, "tasks"))}
+    env = ours.make(task, 1, torch_rng(0, "env"))
+    references = []
+    for i, factor in enumerate(task[name].tolist()):
+        factors = {} if name == "gravity" else dict.fromkeys(arrays, factor)
+        references.append(reference("half_cheetah", **factors))
+        if name == "gravity":
+            references[-1].unwrapped.model.opt.gravity[:] *= factor
+        begin(references[-1], ours, env.state[i, 0])
+    same(ours, env, references, 20)
+    assert len(set(task[name].tolist())) == 3
+
+
+def test_a_number_names_one_entry(float64):
+    ours = family(ranges={"mass_2": [3.0, 3.0]})
+    model = ours.models_of(ours.named_task({"mass_2": 3.0}), 1)
+    ratio = model.body_mass[1:] / ours.models.nominal.body_mass[1:]
+    assert ratio.tolist() == pytest.approx([1, 3, 1, 1, 1, 1, 1])
+    for wrong in ("mass_8", "mass_x", "weight", "velocity"):
+        with pytest.raises(ValueError, match=f"no such task parameter: {wrong}"):
+            family(ranges={wrong: [1.0, 2.0]})
+
+
+def test_goals_by_hand(float64):
+    """From the places before and after."""
+    for name in SHIPPED:
+        ours = shipped(name)
+        task = ours.sample_tasks(4, "train", numpy_rng(0, "tasks"))
+        env = ours.make(task, 2, torch_rng(0, "env"))
+        for _ in range(3):
+            before, action = env.state, ours.spec.actions.random(env.obs, torch_rng(1, "act"))
+            step = env.step(action)
+            if bool((step.terminated | step.truncated).any()):
+                break
+            place, velocity = ours.place(env.state), (ours.place(env.state) - ours.place(before)) / ours.period
+            earned = {
+                "forward": lambda velocity=velocity: velocity[..., 0],
+                "direction": lambda velocity=velocity, task=task: (
+                    velocity[..., 0] * task["angle"][:, None].cos() + velocity[..., 1] * task["angle"][:, None].sin()
+                ),
+                "velocity": lambda velocity=velocity, task=task: -(velocity[..., 0] - task["velocity"][:, None]).abs(),
+                "position": lambda place=place, task=task: (
+                    -((place[..., 0] - task["goal_x"][:, None]).abs() + (place[..., 1] - task["goal_y"][:, None]).abs())
+                ),
+            }[ours.config.goal]()
+            bonus = ours.config.healthy_reward if ours.body.height else 0.0
+            cost = ours.config.control_cost * action.double().square().sum(-1)
+            assert torch.allclose(step.reward, earned + bonus - cost, rtol=1e-9, atol=1e-9), name
+
+
+def test_cheetah_tasks_are_the_two_directions():
+    ours = shipped("half_cheetah_dir")
+    assert ours.finite
+    assert sorted(set(ours.sample_tasks(8, "test", numpy_rng(0, "t"))["angle"].tolist())) == pytest.approx([0.0, math.pi])
+
+
+@pytest.mark.parametrize("body", ["ant", "walker2d"])
+def test_a_loaded_state_goes_on_with_the_same_bits(body):
+    ours = family(body, ranges={"mass": [0.5, 2.0]}, horizon=30)
+    task = ours.sample_tasks(3, "train", numpy_rng(0, "tasks"))
+    env = ours.make(task, 2, torch_rng(0, "env"))
+    rng = torch_rng(0, "act")
+    for _ in range(20):
+        env.step(ours.spec.actions.random(env.obs, rng))
+    other = ours.make(task, 2, torch_rng(5, "env"))
+    other.load_state_dict(env.state_dict())
+    for _ in range(30):
+        action = ours.spec.actions.random(env.obs, rng)
+        for a, b in zip(env.step(action), other.step(action), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_copies_and_threads_change_nothing():
+    """A row of many is the row alone, with one thread or two."""
+    torch.set_num_threads(2)
+    try:
+        several = family(ranges={"mass": [0.5, 2.0]})
+    finally:
+        torch.set_num_threads(1)
+    alone = family(ranges={"mass": [0.5, 2.0]})
+    task = alone.sample_tasks(4, "train", numpy_rng(0, "tasks"))
+    env, rng = several.make(task, 3, torch_rng(0, "env")), torch_rng(0, "act")
+    one = alone.make({name: value[2:3] for name, value in task.items()}, 3, torch_rng(0, "env"))
+    state = env.state_dict()
+    one.load_state_dict({**state, "state": state["state"][2:3], "clock": state["clock"][2:3]})
+    for _ in range(10):
+        action = alone.spec.actions.random(env.obs, rng)
+        assert torch.equal(env.step(action).reward[2:3], one.step(action[2:3]).reward)
+    env.select_rows(torch.tensor([False, False, True, False]))
+    action = alone.spec.actions.random(env.obs, rng)
+    assert torch.equal(env.step(action).next_obs, one.step(action).next_obs)
+
+
+@pytest.mark.parametrize("body", IDS)
+def test_a_body_is_drawn_without_a_screen(body):
+    ours = family(body)
+    image = np.asarray(ours.make(ours.named_task({}), 1, torch_rng(0, "env")).render())
+    assert image.shape == (200, 320, 3)
+    assert (image[..., 2] > image[..., 0] + 60).sum() > 200, "there is a body"
+
+
+def test_models_are_kept_and_bounded(monkeypatch):
+    monkeypatch.setattr("metarl_cli.envs.mujoco.models.MOST", 2)
+    ours = family(ranges={"mass": [0.5, 2.0]})
+    first = ours.models.of({"mass": 0.5})
+    assert ours.models.of({"mass": 0.5}) is first
+    assert ours.models.of({"mass": 1.0}) is ours.models.nominal
+    for factor in (0.6, 0.7):
+        ours.models.of({"mass": factor})
+    assert len(ours.models.kept) == 2
+    assert ours.models.of({"mass": 0.5}) is not first
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"body": "horse"}, "half_cheetah"),
+        ({"goal": "position"}, "a half_cheetah cannot turn"),
+        ({"choices": {"angle": []}, "goal": "direction"}, "choices of angle must not be empty"),
+        ({"choices": {"mass": [1.0]}, "ranges": {"mass": [1.0, 2.0]}}, "nor stand beside a range"),
+        ({"ranges": {"mass": [0.0, 1.0]}}, "mass must be above 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line(values, message):
+    with pytest.raises((ValueError, ValidationError), match=message):
+        family(**{"body": "half_cheetah", **values}) if values.get("body") != "horse" else bodies.Config.model_validate(
+            {"body": "horse"}
+        )
+
+
+def test_without_mujoco_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("metarl_cli.envs.mujoco.models.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'gymnasium\[mujoco\]'"):
+        family()
+
+
+def test_every_body_has_a_family():
+    assert {shipped(name).config.body for name in SHIPPED} == set(BODIES)
