@@ -416,11 +416,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def load_policy(self, state: State, task: Task) -> Policy:
-        """Return the policy that :meth:`Policy.state_dict` describes.
-
-        Raises:
-            ValueError: if it is of another algorithm.
-        """
+        """Return the policy that :meth:`Policy.state_dict` describes; raises ValueError if it is of another algorithm."""
 
     def diagnostics(self) -> Diagnostics:
         """Return what is worth looking at beside metrics."""

@@ -46,7 +46,7 @@ def lambda_returns(
     return torch.einsum("...tj,...tjn,...jn->...tn", power, same.to(reward.dtype), u)
 
 
-def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma: float, lambda_: float) -> Tensor:
+def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma: float | Tensor, lambda_: float) -> Tensor:
     """Compute generalised advantage estimates ``[T, ...]`` (Schulman 2016, arXiv:1506.02438, equation 16).
 
     ``A_t = delta_t + gamma * lambda * A_{t+1}`` with ``delta_t = r_t + gamma * V_{t+1} - V_t``. V and A are 0 after the last
@@ -56,7 +56,7 @@ def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma:
         reward: ``[T, ...]``.
         value: value of the state before the action, ``[T, ...]``.
         weight: 1 within a trial, 0 for padding, ``[T, ...]``.
-        gamma: discount per step.
+        gamma: discount per step, which broadcasts against a row.
         lambda_: decay of the sum of temporal differences.
     """
     advantages = (reward - value) * weight

@@ -91,7 +91,9 @@ def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, 
         raise ValueError(f"{config.id} is refused: it imports the code that its arguments name")
     register(config)
     constructor: dict[str, Any] = copy.deepcopy(config.constructor)
-    wrappers = [(w.name, dict(w.arguments)) for w in config.wrappers]
+    wrappers: list[tuple[str, dict[str, Any]]] = [  # yaml has no tuples, which some of them demand
+        (w.name, {key: tuple(v) if isinstance(v, list) else v for key, v in w.arguments.items()}) for w in config.wrappers
+    ]
     options: dict[str, Any] = {}
     for (how, path), value in config.placed(row):
         if how in ("constructor", "options"):
