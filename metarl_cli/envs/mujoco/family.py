@@ -20,6 +20,7 @@ from metarl_cli.envs.tasks import Choice, Distributions
 from metarl_cli.interfaces import Compiler, Task
 from metarl_cli.spaces import Continuous, Spec
 
+FAST = 5.0  # the usual size of a velocity [m/s, rad/s], by which networks divide
 GOALS = {  # name -> its task parameters, with their nominal values
     "forward": {},
     "direction": {"angle": 0.0},
@@ -103,8 +104,8 @@ class MujocoFamily(NativeFamily):
         self.pool = importlib.import_module("mujoco.rollout").Rollout(nthread=self.threads if self.threads > 1 else 0)
         self.data = [mujoco.MjData(model) for _ in range(self.threads)]
         low, high = model.actuator_ctrlrange.T.tolist()
-        observed = self.nq - self.body.hidden + self.nv
-        self.spec = Spec((observed,), Continuous(tuple(low), tuple(high)), config.horizon)
+        scale = (1.0,) * (self.nq - self.body.hidden) + (FAST,) * self.nv
+        self.spec = Spec((len(scale),), Continuous(tuple(low), tuple(high)), config.horizon, scale)
 
     def position(self, state: Tensor) -> Tensor:
         """Return the positions ``[..., nq]`` of states, the first entry of which is the time."""
