@@ -111,6 +111,8 @@ def row(kept: dict[str, Any], method: str) -> str:
 def table(family: str) -> str:
     """The table of a family, from the runs that are kept; of a mix, one for each of its families."""
     found = results(family)
+    if not any(found.values()):
+        return "Not measured yet."
     if len(found) == 1:
         return rows(*found.values())
     return "\n\n".join(f"**{title}**\n\n{rows(kept)}" for title, kept in found.items())
