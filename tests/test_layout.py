@@ -28,7 +28,7 @@ ROOMS = (
 MODULES = ("interfaces", "spaces", "seeding", "processes", "progress", "errors", "signals")
 # Siblings that are one thing's parts: what several modules of a folder of plug-ins share.
 SHARED = {
-    "algos": {"conditioned", "reference", "memory_algorithm"},
+    "algos": {"conditioned", "reference", "memory_algorithm", "on_policy"},
     "envs": {"lattice", "native", "rules", "simulator", "tabular", "tasks"},
     "learners": set(),
     "evolution.genomes": {"genes"},

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import compose_train
 
+from metarl_cli.algos.on_policy import rows
 from metarl_cli.interfaces import Budget
-from metarl_cli.networks.optimizers import backward
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -25,35 +25,28 @@ def algorithm(*overrides, algo="maml_pg", env="navigation_2d_continuous"):
 @pytest.mark.parametrize("env", ["navigation_2d_continuous", "cartpole_family"])
 def test_the_meta_gradient_is_the_mean_of_those_of_tasks_alone(algo, env, float64):
     found = algorithm("algo.inner.steps=2", algo=algo, env=env)
-    supports, query, _ = found._collect()
-    loss, divergence, gradients = found._gradient(found.meta, supports, query)
-    parts = [found._gradient(found.meta, [rows(b, i) for b in supports], rows(query, i)) for i in range(4)]
+    batches, _ = found.collect()
+    loss, divergence, gradients = found._gradient(found.learned, batches)
+    parts = [found._gradient(found.learned, [rows(b, slice(i, i + 1)) for b in batches]) for i in range(4)]
     assert torch.allclose(loss, sum(part[0] for part in parts) / 4, atol=1e-9)
     assert float(divergence.detach()) == pytest.approx(0, abs=1e-9), "the policies that acted have not moved"
     for i, gradient in enumerate(gradients):
         assert torch.allclose(gradient, sum(part[2][i] for part in parts) / 4, atol=1e-9)
-    found.config.outer.__dict__["chunk"] = 3
-    assert found._update(supports, query)[0] == pytest.approx(float(loss.detach()), abs=1e-9), "in chunks"
-
-
-def rows(batch, i):
-    from metarl_cli.algos.maml_pg import rows as of
-
-    return of(batch, slice(i, i + 1))
+    found.outer = found.outer.model_copy(update={"chunk": 3})
+    assert found.update(batches)[0] == pytest.approx(float(loss.detach()), abs=1e-9), "in chunks"
 
 
 def test_the_meta_gradient_by_differences(float64):
     """On the same experience, through the inner step: the derivative of second order."""
     found = algorithm("learner.network.hidden=[4]")
-    supports, query, _ = found._collect()
-    loss, _ = found.meta_loss(found.meta, supports, query)
-    gradients = dict(zip(found.meta["init"], backward(loss, found.learned), strict=False))
+    batches, _ = found.collect()
+    gradients = dict(zip(found.learned["init"], found._gradient(found.learned, batches)[2], strict=False))
     for name, place in (("head.weight", (0, 1)), ("hidden.0.weight", (2, 0)), ("log_std", (1,))):
-        weight, values = found.meta["init"][name], []
+        weight, values = found.learned["init"][name], []
         for move in (1e-6, -2e-6):
             with torch.no_grad():
                 weight[place] += move
-            values.append(float(found.meta_loss(found.meta, supports, query)[0].detach()))
+            values.append(float(found.loss(found.learned, batches)[0].detach()))
         with torch.no_grad():
             weight[place] += 1e-6
         assert (values[0] - values[1]) / 2e-6 == pytest.approx(float(gradients[name][place]), rel=1e-4, abs=1e-7)
@@ -61,8 +54,8 @@ def test_the_meta_gradient_by_differences(float64):
 
 def test_second_order_differs_from_first(float64):
     second, first = algorithm(), algorithm(algo="fomaml_pg")
-    supports, query, _ = second._collect()
-    one, other = (each._gradient(second.meta, supports, query)[2] for each in (second, first))
+    batches, _ = second.collect()
+    one, other = (each._gradient(second.learned, batches)[2] for each in (second, first))
     assert not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, other, strict=True))
 
 
@@ -114,7 +107,7 @@ def test_an_arm_of_a_bandit_is_learned_from_its_pulls():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["learner=dqn"], "maml_pg learns policies: learner=policy"),
+        (["learner=dqn"], "a policy is learned here: learner=policy"),
         (["algo.inner.support.epsilon=0.5"], "a policy gradient learns from its own actions"),
         (["algo.inner.support.fresh=false"], "inner.support.fresh=true"),
         (["algo.inner.loss.learned=true", "algo.inner.scope=context", "algo.inner.returns.lambda=0"], "is for Q-networks"),
@@ -123,3 +116,22 @@ def test_an_arm_of_a_bandit_is_learned_from_its_pulls():
 def test_what_does_not_fit_is_one_line(overrides, message):
     with pytest.raises(Exception, match=message):
         algorithm(*overrides)
+
+
+# -- the references
+
+
+@pytest.mark.parametrize("algo", ["robust_pg", "oracle_pg"])
+def test_a_policy_that_is_given_the_task_does_what_the_task_asks(algo):
+    """On a bandit whose better arm is known to the oracle alone."""
+    more = ["env.arms=2", "env.horizon=1", "algo.rollouts=20", "algo.steps=1", "algo.outer.epochs=5", "algo.outer.lr=0.01"]
+    words = [f"algo={algo}", "env=bandit", "algo.tasks=60", *more, "hardware=cpu", "train.iterations=30"]
+    found = build(compose_train(*words, "learner.network.hidden=[16]")).algorithm
+    for _ in range(30):
+        found.train_step()
+    task = found.family.sample_tasks(200, "test", numpy_rng(0, "tasks", "test"))
+    (adapted,) = found.adapt(task, Budget(), torch_rng(0, "support"))
+    env = found.family.make(task, 1, torch_rng(0, "env"))
+    action, _ = adapted.policy.act(adapted.policy.start(1, torch_rng(0, "act")), env.obs)
+    share = float((action[:, 0] == task["mean"].argmax(-1)).double().mean())
+    assert share > 0.9 if algo == "oracle_pg" else share == pytest.approx(0.5, abs=0.12)

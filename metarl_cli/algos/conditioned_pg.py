@@ -1,0 +1,135 @@
+"""References of policy gradients: one policy for all tasks, by PPO, which is given nothing of a task, or its numbers.
+
+The robust line (domain randomisation, Tobin 2017, arXiv:1703.06907) and the upper line (a universal policy, Yu 2017,
+arXiv:1702.02453) of ``maml_pg`` and ``rl2``, as ``conditioned`` is for Q-learners: the normalised score lies between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join, knowledge_of, widened
+from metarl_cli.adaptation.gradient import prepare_each
+from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
+from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, returned
+from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.experience.returns import ReturnsConfig
+from metarl_cli.interfaces import (
+    Adapted,
+    Batch,
+    Budget,
+    Context,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    State,
+    Task,
+    Transitions,
+    num_tasks,
+)
+from metarl_cli.networks.stacked import detached, expand, load_params
+
+
+class Config(StrictModel):
+    """One policy for all tasks, which does not adapt."""
+
+    tasks: int = Field(gt=0, description="training tasks of an iteration, drawn for each anew")
+    knowledge: bool = Field(description="whether the policy is given the numbers that tell the task (an oracle)")
+    rollouts: int = Field(gt=0, description="episodes of each task in an iteration")
+    steps: int = Field(gt=0, description="longest part of an episode that is used, from its start [steps]")
+    returns: ReturnsConfig = Field(description="discount and lambda of advantages")
+    outer: OuterConfig
+
+
+class ConditionedPG(OnPolicy):
+    """One policy for all tasks.
+
+    Args:
+        config: see :class:`Config`.
+        context: the family, the learner, the seed, the device and the iterations of the run.
+
+    Raises:
+        ValueError: if the learner is no policy gradient.
+        UserError: if the policy is to be given numbers that the family does not have, or beside images.
+    """
+
+    adapts_by = "nothing"
+
+    def __init__(self, config: Config, context: Context):
+        super().__init__(config.tasks, config.outer, context)
+        self.config, self.history = config, History(0, self.family.spec)
+        self.spec = widened(self.family.spec, (1.0,) * self.known(self.task).shape[1])
+        self.learner = context.learner.rebuilt(self.spec)  # type: ignore[assignment]
+        self.learned = self.learner.init(self.rng["init"])
+        self.ready(list(self.learned.values()), "the gradient")
+
+    def known(self, task: Task, family: Family | None = None) -> Tensor:
+        """Return what the policy is given of each of M tasks, ``[M, C]``."""
+        if self.config.knowledge:
+            return knowledge_of(family or self.family, task)
+        return torch.zeros(num_tasks(task), 0, device=self.context.device)
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, own = self.config, -(-self.num // self.processes.size)
+        chunk = min(config.outer.chunk or own, own)
+        params, of = without_content(self.learned), experience(self.spec, chunk, config.steps, config.rollouts)
+
+        def update() -> object:
+            return self._gradient(params, [self.prepared(expand(detached(params), chunk), of)])
+
+        numbers = {"algo__rollouts": config.rollouts, "algo__steps": config.steps}
+        held = config.tasks * config.rollouts * config.steps * self.spec.bytes_per_transition
+        return Footprint(
+            [Holding(factor(**numbers, algo__tasks=config.tasks), held), Holding("learner.network", 3 * size_of(self.learned))],
+            [Holding(factor(**numbers, algo__outer__chunk=chunk), peak(update))],
+        )
+
+    @override
+    @torch.no_grad()
+    def collect(self) -> tuple[list[Batch], dict[str, float]]:
+        config, params, given = self.config, expand(detached(self.learned), self.num), self.known(self.task)
+        rollouts = RolloutsConfig(rollouts=config.rollouts, steps=config.steps, epsilon=0.0, repeat=1)
+        policy = ConditionedPolicy(self.learner, params, given, self.history)
+        found = collect_rollouts(policy, self.learner.actions, self.family, self.task, rollouts, self.rng["query"])
+        self.env_steps += int(found.weight.sum())
+        beside = given[:, None, None].expand(*found.reward.shape, -1)
+        found = found._replace(obs=join(beside, found.obs), next_obs=join(beside, found.next_obs))
+        batch = self.prepared(params, found)
+        return [batch], {"train/episode_return": returned(batch)}
+
+    def prepared(self, params: Params, found: Transitions) -> Batch:
+        """Return experience with its advantages."""
+        returns = self.config.returns
+        return prepare_each(self.learner, params, params, found, returns.gamma, returns.lambda_)
+
+    @override
+    def loss(self, learned: Params, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        (batch,) = batches
+        return self.surrogate(expand(learned, len(batch.experience.reward)), batch)
+
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Yield the policy, which does not adapt."""
+        yield Adapted(0, 0, 0, ConditionedPolicy(self.learner, detached(self.learned), self.known(task, family), self.history))
+
+    @override
+    def load_policy(self, state: State, task: Task) -> ConditionedPolicy:
+        return ConditionedPolicy(self.learner, detached(self.learned), state["given"], self.history)
+
+    @override
+    def weights(self) -> State:
+        return {"params": detached(self.learned)}
+
+    @override
+    def load_weights(self, state: State) -> None:
+        load_params(self.learned, state["params"])
+
+
+Algo = ConditionedPG

@@ -1,0 +1,167 @@
+"""The base of algorithms that learn a policy gradient across tasks: PPO's steps on the experience of an iteration.
+
+    loss       -mean min(r A, clip(r, 1 - c, 1 + c) A)            r = pi / pi_acted
+    steps      at most ``epochs``, until the policies have moved by ``stop_kl``
+
+PPO: Schulman 2017, arXiv:1707.06347, here with a bound on the divergence in the place of a fixed number of steps.
+Training tasks are drawn for every iteration anew, so that no environment lasts from one to the next.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from metarl_cli.config.base import Operational, StrictModel
+from metarl_cli.config.footprint import blank_network, size_of
+from metarl_cli.experience.schedules import cosine
+from metarl_cli.interfaces import Algorithm, Batch, Context, Footprint, Holding, Params, Task
+from metarl_cli.learners.policy import PolicyGradient
+from metarl_cli.networks.compiling import compiled
+from metarl_cli.networks.optimizers import backward
+from metarl_cli.progress import timed
+from metarl_cli.seeding import Streams, numpy_rng
+
+
+class OuterConfig(StrictModel):
+    """PPO on the experience of an iteration."""
+
+    epochs: int = Field(gt=0, description="steps on the experience of an iteration, at most")
+    stop_kl: float = Field(gt=0, description="divergence of the policies from those that acted, at which the steps end")
+    ratio_clip: float = Field(gt=0, description="bound of the ratio of probabilities beyond which an action gains no more")
+    chunk: Annotated[int | None, Operational()] = Field(
+        gt=0, description="tasks whose part of the gradient is computed together, to bound memory; none: all"
+    )
+    lr: float = Field(gt=0, description="Adam's learning rate")
+    final_lr: float = Field(ge=0, description="final learning rate, as a share of lr (cosine over the run)")
+    clip: float = Field(gt=0, description="largest norm of the gradient")
+
+
+class OnPolicy(Algorithm):
+    """Learns from what its own policies have just done.
+
+    A subclass sets ``learner`` and ``learned``, then calls :meth:`ready`; it gives :meth:`collect` and :meth:`loss`.
+
+    Args:
+        tasks: of an iteration.
+        outer: see :class:`OuterConfig`.
+        context: the family, the learner, the seed, the device and the iterations of the run.
+
+    Raises:
+        ValueError: if the learner is no policy gradient.
+    """
+
+    saved = ("optimizer", "rng")
+    learner: PolicyGradient
+    learned: Any  # dicts of what :meth:`loss` is differentiable in
+
+    def __init__(self, tasks: int, outer: OuterConfig, context: Context):
+        if not isinstance(context.learner, PolicyGradient):
+            raise ValueError("a policy is learned here: learner=policy")
+        self.num, self.outer, self.context, self.family = tasks, outer, context, context.family
+        self.rng = Streams(context.seed, "init", "support", "query", device=context.device)
+        self.processes, self.shares = context.processes, tasks
+        self.iteration = self.env_steps = 0
+        self.task = self.draw()
+
+    def ready(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Optimise these tensors; ``what`` names their gradient for messages."""
+        self.tensors = [tensor.requires_grad_() for tensor in tensors]
+        self.optimizer = torch.optim.Adam(self.tensors, lr=self.outer.lr, fused=True)
+        self.gradient: Callable[..., tuple[Tensor, Tensor, list[Tensor]]] = compiled(self._gradient, what, self.context.compile)
+
+    @override
+    @classmethod
+    def cost_of_building(cls, config: Any, context: Context) -> Footprint:
+        return Footprint([Holding("learner.network", 3 * size_of(blank_network(context.learner)))])
+
+    def draw(self) -> Task:
+        """Draw the training tasks of this iteration."""
+        return self.family.sample_tasks(self.num, "train", numpy_rng(self.context.seed, "tasks", "train", str(self.iteration)))
+
+    @abstractmethod
+    def collect(self) -> tuple[list[Batch], dict[str, float]]:
+        """Act in the tasks of this iteration; returns all that the loss needs, and metrics."""
+
+    @abstractmethod
+    def loss(self, learned: Any, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """Return the mean loss over the tasks of the batches, and how far their policies have moved."""
+
+    def train_step(self) -> dict[str, float]:
+        """Collect, then take PPO's steps."""
+        outer, own = self.outer, self.processes.shard(self.num)
+        self.task = self.draw()
+        batches, metrics = self.collect()
+        self.optimizer.param_groups[0]["lr"] = outer.lr * cosine(outer.final_lr, self.iteration / self.context.iterations)
+        mine, epochs, divergence = [rows(batch, own) for batch in batches], 0, 0.0
+        while epochs < outer.epochs and divergence <= outer.stop_kl:
+            loss, divergence, norm = self.update(mine)
+            epochs += 1
+        self.iteration += 1
+        metrics |= {"loss/query": loss, "train/kl": divergence, "grad/norm": norm, "train/epochs": float(epochs)}
+        return metrics | {"train/lr": self.optimizer.param_groups[0]["lr"]}
+
+    @timed("outer update")
+    def update(self, batches: list[Batch]) -> tuple[float, float, float]:
+        """Take one step of the optimiser; returns the loss, the divergence and the norm of the gradient.
+
+        The tasks are this process's share; means over all of them are summed over the processes.
+        """
+        num, chunk, totals = len(batches[-1].experience.reward), self.outer.chunk or self.num, list[Tensor]()
+        for start in range(0, num, chunk):
+            part = slice(start, start + chunk)
+            loss, divergence, gradients = self.gradient(self.learned, [rows(batch, part) for batch in batches])
+            share = len(batches[-1].experience.reward[part]) / self.num
+            found = [share * value for value in (loss.detach(), divergence.detach(), *gradients)]
+            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
+        loss, divergence, *gradients = self.processes.sum(totals)
+        for weight, gradient in zip(self.tensors, gradients, strict=True):
+            weight.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.outer.clip)
+        self.optimizer.step()
+        return float(loss), float(divergence), float(norm)
+
+    def _gradient(self, learned: Any, batches: list[Batch]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        loss, divergence = self.loss(learned, batches)
+        return loss, divergence, backward(loss, _tensors(learned))
+
+    def surrogate(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return PPO's loss of M policies on their experience, a mean over tasks, and how far they have moved."""
+        ratio, divergence = self.moved(params, batch)
+        advantage, weight, clip = batch.signal["advantage"], batch.experience.weight, self.outer.ratio_clip
+        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+        return -((gain * weight).sum((1, 2)) / weight.sum((1, 2))).mean(), divergence.mean()
+
+    def moved(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the ratio of probabilities to those of the policies that acted ``[M, T, N]``, and their divergence ``[M]``.
+
+        The divergence from the policies that acted is estimated by ``ratio - 1 - log ratio``, which is never below 0.
+        """
+        weight = batch.experience.weight
+        change = (self.learner.log_prob(params, batch.experience) - batch.signal["log_prob"]) * weight
+        ratio = change.exp()
+        return ratio, (ratio - 1 - change).sum((1, 2)) / weight.sum((1, 2))
+
+
+def rows(batch: Batch, part: slice) -> Batch:
+    """Return the tasks ``part`` of a batch."""
+    return Batch(batch.experience.rows(part), {name: value[part] for name, value in batch.signal.items()})
+
+
+def returned(batch: Batch) -> float:
+    """Return the mean return of the episodes of a batch, as far as they were collected."""
+    experience = batch.experience
+    return float((experience.reward * experience.weight).sum(1).mean())
+
+
+def _tensors(learned: Any) -> list[Tensor]:
+    """Return the tensors to differentiate, in the order of the dicts."""
+    if isinstance(learned, Tensor):
+        return [learned] if learned.requires_grad else []
+    return [tensor for part in learned.values() for tensor in _tensors(part)]
