@@ -41,7 +41,10 @@ from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Spec
 
 # Gymnasium's environment behind each native module; families on simulators name their own
-SAME_AS = {"cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"}
+SAME_AS = {  # module, or body -> what steps the same
+    **{"cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"},
+    **{"half_cheetah": "HalfCheetah-v5", "ant": "Ant-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"},
+}
 OURS, SYNC, ASYNC, VECTOR = "metarl", "SyncVectorEnv", "AsyncVectorEnv", "its own vectorised"
 MOST_PROCESSES = 64  # an AsyncVectorEnv has one for each copy
 MOST_SIMULATORS = 64  # copies of a simulator that is not tensors
@@ -120,7 +123,7 @@ def measure(values: dict[str, Any], shape: Shape, seconds: float, windows: int) 
     if not native(values):  # the same environment, in the same wrappers
         nominal = {name: parameter.nominal for name, parameter in group.config.parameters.items()}
         envs, words = rivals(group.config.id, lambda: build(group.config, nominal), copies)
-    elif key := SAME_AS.get(values["module"]):
+    elif key := SAME_AS.get(values.get("body", values["module"])):
         envs, words = rivals(key, lambda: gymnasium.make(key), copies)
     try:
         steppers = {OURS: ours(family, *shape), **{name: theirs(env, family.spec) for name, env in envs.items()}}
@@ -132,7 +135,7 @@ def measure(values: dict[str, Any], shape: Shape, seconds: float, windows: int) 
 
 def native(values: dict[str, Any]) -> bool:
     """Whether a family's physics are tensors, not a simulator."""
-    return bool(values["module"] != "gymnasium")
+    return values["module"] not in ("gymnasium", "mujoco")
 
 
 def show(value: list[float] | str | None) -> str:

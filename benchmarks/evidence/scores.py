@@ -34,8 +34,9 @@ def results(family: str) -> dict[str, Kept]:
     the oracle of the family that the matrix names stands beside its own.
     """
     entry, kept = FAMILIES[family], read(family)
-    if kept and "upper" in entry:
-        kept = {method: kept[method] for method in (ROBUST, ORACLE)} | {UPPER: read(entry["upper"])[ORACLE]} | kept
+    if "upper" in entry and ORACLE in kept and ORACLE in (other := read(entry["upper"])):
+        first = {method: kept[method] for method in (ROBUST, ORACLE) if method in kept}
+        kept = first | {UPPER: other[ORACLE]} | kept
     titles = entry.get("mix", [entry["title"]])
     return {title: every(kept, place, len(titles)) for place, title in enumerate(titles)}
 

@@ -64,6 +64,7 @@ from metarl_cli.interfaces import (
     Transitions,
     num_tasks,
 )
+from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.stacked import detached, expand, fresh, load_params
 
 
@@ -199,7 +200,7 @@ class MAMLPG(OnPolicy):
         inner, params = self.config.inner, expand(detached(self.learned["init"]), num_tasks(task))
         rates = partial(rates_of_step, detached(self.learned["rates"]), config=inner)
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
-        return adapt(self.learner, params, rates, *parts, clip=inner.clip)
+        return adapt(self.learner, params, rates, *parts, Adam() if inner.rule == "adam" else None, inner.clip)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""

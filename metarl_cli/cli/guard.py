@@ -61,6 +61,10 @@ def check_composed(config: DictConfig, overrides: Iterable[str]) -> None:
         raise UserError(f"{place}={text}: refused; {why}")
     if config.hydra.job.env_set and not any(word.lstrip("+~").startswith("hydra.job.env_set") for word in overrides):
         raise UserError("hydra.job.env_set: refused; set environment variables in the shell, or on the command line")
+    swept = [str(key).lstrip("+~") for key in config.hydra.sweeper.get("params") or {}]
+    named = any(word.lstrip("+~").startswith("packages") for word in overrides)
+    if "packages" in swept or (config.get("packages") and not named):
+        raise UserError("packages: refused; name them on the command line, or by METARL_PACKAGES")
 
 
 def _refused(config: DictConfig, values: Any, place: str) -> Iterator[tuple[str, Any]]:

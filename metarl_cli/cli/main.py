@@ -25,7 +25,7 @@ commands
 {commands}
 
 examples
-  metarl train                                             MAML-DQN on a family of CartPoles
+  metarl train                                             MAML-DQN with a learned loss, on CartPoles
   metarl train algo=dqn env=navigation_2d seed=1           another algorithm, another family
   metarl train -m algo=maml_dqn,dqn 'seed=range(5)'        a sweep; run it again and finished runs are skipped
   metarl test run=outputs/RUN split=ood                    test a run again, on tasks beyond the training ranges

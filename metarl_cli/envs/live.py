@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.envs.gymnasium.wrappers import in_numbers
 from metarl_cli.envs.simulator import Simulator, whole
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, Family, State, Step, Task, num_tasks
@@ -35,6 +36,7 @@ class LiveFamily(Family):
     max_envs = 1
 
     def __init__(self, env: gymnasium.Env[Any, Any], spec: Spec, device: torch.device):
+        env = in_numbers(env)
         self.env, self.spec, self.device = env, spec, device
         seen, actions = env.observation_space, env.action_space
         if not isinstance(seen, spaces.Box) or seen.shape != spec.obs_shape:

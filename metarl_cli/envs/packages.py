@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -26,7 +26,7 @@ KNOWN = {  # module -> what pip installs
     "panda_gym": "panda-gym",
     "pybullet_envs_gymnasium": "pybullet-envs-gymnasium",
 }
-IMPORTING = ("highway_env",)  # a text with dots among its arguments is a class that it imports: one of its own alone passes
+IMPORTING = ("highway_env",)  # a text with a dot among its arguments is a class that it imports: one of its own alone passes
 _named: set[str] = set()  # by the user of this process
 
 
@@ -47,36 +47,46 @@ def not_installed(module: str) -> str | None:
 
 
 def check(module: str) -> None:
-    """Raises ValueError where a configuration may not name this package."""
+    """Raises ValueError where a configuration may not name this package; one that is imported already it may."""
+    if module in sys.modules:
+        return
     named = _named | set(filter(None, os.environ.get(VARIABLE, "").replace(" ", "").split(",")))
     if module not in KNOWN and module not in named:
         raise ValueError(
             f"{module} is not imported because a configuration names it; where you trust it, name it yourself: "
-            f"packages=[{module}] on the command line, or {VARIABLE}={module}"
+            f"{VARIABLE}={module}, or packages=[{module}] of metarl train, test and adapt"
         )
 
 
-def load(module: str, arguments: object) -> None:
+def load(module: str) -> None:
     """Import a package, which registers its environments.
 
-    Args:
-        module: its name.
-        arguments: all that the environment will be given, within dicts and lists.
-
     Raises:
-        ValueError: if a configuration may not name it, it is not installed or fails, or an argument would import another.
+        ValueError: if a configuration may not name it, or it is not installed, or fails.
     """
     check(module)
     if package := not_installed(module):
         raise ValueError(f"it needs the package {module}: pip install '{package}'")
-    if module in IMPORTING:
-        for text in _texts(arguments):
-            if re.fullmatch(r"\w+(\.\w+)+", text) and text.split(".")[0] != module:
-                raise ValueError(f"{module} would import {text}, which is not its own")
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever it does at its import
+    except (Exception, SystemExit) as error:  # whatever it does at its import
         raise ValueError(f"the package {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+
+
+def check_arguments(package: str, arguments: object) -> None:
+    """Check that an environment will not import what its arguments name.
+
+    Args:
+        package: the one that the environment comes from.
+        arguments: all that it will be given, within dicts and lists.
+
+    Raises:
+        ValueError: if a text could be the name of another package's class.
+    """
+    if package in IMPORTING:
+        for text in _texts(arguments):
+            if "." in text and not text.startswith(f"{package}."):
+                raise ValueError(f"{package} would import {text}, which is not its own")
 
 
 def _texts(value: object) -> Iterator[str]:

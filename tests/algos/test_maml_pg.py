@@ -78,6 +78,17 @@ def test_tasks_of_each_iteration_are_drawn_anew_and_again_after_a_checkpoint():
     assert other.train_step() == metrics
 
 
+def test_fine_tuning_takes_the_rule_that_it_is_given():
+    after = []
+    for rule in ("sgd", "adam"):
+        found = algorithm(f"algo.inner.rule={rule}", "algo.inner.lr=0.01", algo="pretrain_pg")
+        task = found.family.sample_tasks(2, "test", numpy_rng(0, "tasks", "test"))
+        *_, last = found.adapt(task, Budget(1), torch_rng(0, "support"))
+        after.append(last.policy.params["head.weight"] - found.learned["init"]["head.weight"].detach())
+    assert torch.allclose(after[1].abs(), torch.full_like(after[1], 0.01), rtol=1e-2), "Adam's first step is the rate"
+    assert not torch.allclose(after[0].abs(), torch.full_like(after[0], 0.01), rtol=1e-2)
+
+
 def test_an_arm_of_a_bandit_is_learned_from_its_pulls():
     """After one step from 20 pulls, the policy pulls the better arm far more often than before."""
     more = [

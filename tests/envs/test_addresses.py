@@ -11,11 +11,14 @@ from conftest import compose_values
 from gymnasium import spaces
 from test_gymnasium import config, inner, play, start
 
+from metarl_cli.cli import main as cli
+from metarl_cli.cli.compose import compose_train as real_compose
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import validate
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.envs import packages
 from metarl_cli.envs.gymnasium.addresses import place
+from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
 from metarl_cli.runs.folder import read_config
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -215,7 +218,7 @@ def family_values(name="my_rooms"):
 
 
 def test_a_configuration_alone_imports_nothing(package, tmp_path):
-    with pytest.raises(UserError, match=r"my_rooms is not imported .* packages=\[my_rooms\] on the command line"):
+    with pytest.raises(UserError, match=r"my_rooms is not imported .* METARL_PACKAGES=my_rooms, or packages=\[my_rooms\]"):
         validate(TrainConfig, family_values())
     with pytest.raises(UserError, match="my_rooms is not imported"):
         read_config({**family_values(), "packages": [package]}, tmp_path, "config.yaml")
@@ -248,19 +251,100 @@ def test_gymnasiums_own_way_to_name_a_package(package):
 def test_a_package_that_is_not_there_is_named(name, allowed, message, monkeypatch):
     monkeypatch.setattr(packages, "_named", {name} if allowed else set())
     monkeypatch.setattr(packages, "find_spec", lambda module: None)
+    monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ValueError, match=message):
-        packages.load(name, {})
+        packages.load(name)
 
 
-def test_a_class_that_an_argument_names_must_be_the_packages_own(monkeypatch):
-    monkeypatch.setattr(packages, "find_spec", lambda module: True)
+def test_a_package_that_ends_the_program_at_its_import_is_one_line(package, tmp_path):
+    (tmp_path / "my_rooms.py").write_text("import sys\nsys.exit('bye')\n")
+    packages.allow({"packages": [package]})
+    with pytest.raises(ValueError, match="the package my_rooms cannot be imported: SystemExit: bye"):
+        packages.load(package)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", ["antigravity.Vehicle", "evil-mod.Vehicle"])
+def test_a_class_that_an_argument_names_must_be_the_packages_own(known, name, monkeypatch):
+    """Whether the environment is registered already or not: another family may have done that."""
     monkeypatch.setitem(sys.modules, "highway_env", sys)
-    packages.load("highway_env", {"config": {"kind": ["highway_env.vehicle.Own"], "note": "a b. c"}})
-    with pytest.raises(ValueError, match=r"highway_env would import antigravity\.Vehicle, which is not its own"):
-        packages.load("highway_env", {"config": {"kinds": ["antigravity.Vehicle"]}})
-    values = parameter("constructor.name", nominal="a", choices={"p": ["a", "antigravity.Vehicle"]})
-    with pytest.raises(ValueError, match="highway_env would import"):
-        start({"id": "highway-v0", "package": "highway_env", "horizon": 5, **values})
+    monkeypatch.setattr(packages, "not_installed", lambda module: None)
+    gymnasium.register("Road-v0", "highway_env.roads:Road")
+    try:
+        for values in (
+            {"constructor": {"config": {"kinds": ["highway_env.Own", name]}}},
+            parameter("attribute.config.kind", nominal="a", choices={"p": ["a", name]}),
+        ):
+            package = {} if known else {"package": "highway_env"}
+            with pytest.raises(ValueError, match=f"highway_env would import {name}, which is not its own"):
+                start({"id": "Road-v0", "horizon": 5, **package, **values})
+    finally:
+        gymnasium.registry.pop("Road-v0")
+
+
+@pytest.mark.parametrize("words", [["experiment=nice"], ["-m", "experiment=swept"]])
+def test_a_folder_of_configurations_names_no_package(package, words, tmp_path, capsys):
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "nice.yaml").write_text(f"# @package _global_\npackages: [{package}]\n")
+    (folder / "swept.yaml").write_text(f"# @package _global_\nhydra: {{sweeper: {{params: {{packages: '[{package}]'}}}}}}\n")
+    assert cli.main(["train", "--config-dir", str(tmp_path / "conf"), "train.iterations=0", *words]) == 2
+    assert "packages: refused; name them on the command line" in capsys.readouterr().err
+    assert package not in sys.modules
+
+
+def test_the_command_line_names_packages(package, tmp_path, capsys):
+    folder = tmp_path / "conf" / "env"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        f"# Mine.\ndefaults: [base/gymnasium@_here_]\nid: MyRoom-v0\npackage: {package}\nhorizon: 5\n"
+    )
+    words = ["env=mine", "--config-dir", str(tmp_path / "conf")]
+    assert cli.main(["train", *words, "train.iterations=0"]) == 2
+    assert "my_rooms is not imported" in capsys.readouterr().err
+    assert cli.main(["train", *words, "train.iterations=0", f"packages=[{package}]"]) == 2
+    assert "my_rooms" not in capsys.readouterr().err
+    assert package in sys.modules
+
+
+def test_packages_can_be_named_from_python(package, tmp_path):
+    folder = tmp_path / "conf" / "env"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        f"# Mine.\ndefaults: [base/gymnasium@_here_]\nid: MyRoom-v0\npackage: {package}\nhorizon: 5\n"
+    )
+    config, _ = real_compose(["env=mine", "--config-dir", str(tmp_path / "conf"), f"packages=[{package}]"])
+    assert config.packages == [package]
+    assert package in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [([20240001], "no larger whole number"), ([200000, 200001], "must differ more than 200000 and 200001")],
+)
+def test_choices_that_a_task_cannot_hold_are_refused(choices, message):
+    with pytest.raises(ValueError, match=message):
+        room(parameter("seed", nominal=0, choices={"p": choices}))
+
+
+def test_options_are_the_same_in_every_episode():
+    class Popping(Room):
+        def reset(self, *, seed=None, options=None):
+            self.began = options.pop("start")
+            return super().reset(seed=seed)
+
+    gymnasium.register("Popping-v0", Popping)
+    family, env = start({"id": "Popping-v0", "horizon": 3, **parameter("options.start", ranges={"p": [1.0, 2.0]})}, envs=1)
+    first = [each.began for each in inner(env)]
+    play(family, env, 7)
+    assert [each.began for each in inner(env)] == first
+    gymnasium.registry.pop("Popping-v0")
+
+
+def test_a_run_adapts_on_what_its_family_flattens():
+    family, _ = room(tasks=1, envs=1)
+    live = LiveFamily(Room(), family.spec, torch.device("cpu"))
+    assert live.make(live.task, 1, torch_rng(0, "env")).obs.shape == (1, 1, *family.spec.obs_shape)
 
 
 def test_the_yaml_of_the_base_has_every_key():

@@ -1,6 +1,8 @@
 """MuJoCo's bodies, all copies at once, against Gymnasium's own environments with the same solver."""
 
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -114,7 +116,7 @@ def test_a_number_names_one_entry(float64):
     model = ours.models_of(ours.named_task({"mass_2": 3.0}), 1)
     ratio = model.body_mass[1:] / ours.models.nominal.body_mass[1:]
     assert ratio.tolist() == pytest.approx([1, 3, 1, 1, 1, 1, 1])
-    for wrong in ("mass_8", "mass_x", "weight", "velocity"):
+    for wrong in ("mass_8", "mass_x", "mass_", "mass_02", "weight", "velocity"):
         with pytest.raises(ValueError, match=f"no such task parameter: {wrong}"):
             family(ranges={wrong: [1.0, 2.0]})
 
@@ -195,6 +197,62 @@ def test_a_body_is_drawn_without_a_screen(body):
     image = np.asarray(ours.make(ours.named_task({}), 1, torch_rng(0, "env")).render())
     assert image.shape == (200, 320, 3)
     assert (image[..., 2] > image[..., 0] + 60).sum() > 200, "there is a body"
+
+
+def test_a_body_falls_where_it_may_and_ends_where_that_ends_episodes(float64):
+    """By heights and angles written down by hand; a hopper or walker sees velocities within 10."""
+    for body, state, fallen in (
+        ("ant", {2: 0.5}, False),
+        ("ant", {2: 0.19}, True),
+        ("ant", {2: 1.01}, True),
+        ("hopper", {1: 0.69}, True),
+        ("hopper", {2: 0.21}, True),
+        ("hopper", {5: 101.0}, True),
+        ("walker2d", {1: 0.79}, True),
+        ("walker2d", {2: -1.01}, True),
+        ("walker2d", {2: 0.9}, False),
+    ):
+        for terminate in (True, False):
+            ours = family(body, terminate=terminate)
+            env = ours.make(ours.named_task({}), 1, torch_rng(0, "env"))
+            moved = env.state.clone()
+            for place, value in state.items():
+                moved[0, 0, 1 + place] = value
+            reward, ended = ours.judge(env.state, moved, torch.zeros(1, 1, ours.spec.actions.size), env.task)
+            assert bool(ended) == (fallen and terminate), (body, state)
+            walked = ours.place(moved) - ours.place(env.state)
+            assert float(reward) == pytest.approx(float(walked[..., 0]) / ours.period + (not fallen))
+    ours = family("walker2d")
+    state = ours.initial_state((1, 1), torch.zeros(1), torch_rng(0, "env"))
+    state[..., 1 + ours.nq :] = 30.0
+    assert float(ours.observe(state)[..., -1]) == 10
+
+
+def test_a_fork_steps_on():
+    """Threads do not outlast a fork: the child makes its own."""
+    torch.set_num_threads(2)
+    try:
+        ours = family(ranges={"mass": [0.5, 2.0]})
+        task = ours.sample_tasks(4, "train", numpy_rng(0, "tasks"))
+        env = ours.make(task, 4, torch_rng(0, "env"))
+        env.step(torch.zeros(4, 4, 6))
+        child = os.fork()
+        if not child:
+            ours.advance(env.models, env.state, torch.zeros(4, 4, 6))
+            os._exit(7)
+        signal.alarm(30)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        signal.alarm(0)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_body_that_explodes_is_a_warning_from_any_thread():
+    ours = family(ranges={"damping": [1e20, 1e20]})
+    env = ours.make(ours.named_task({"damping": 1e20}), 8, torch_rng(0, "env"))
+    with pytest.warns(RuntimeWarning, match="MuJoCo: .*unstable") as seen:
+        env.step(torch.ones(1, 8, 6))
+    assert len(seen) < 8 * 5, "not one for each copy and simulated step"
 
 
 def test_models_are_kept_and_bounded(monkeypatch):

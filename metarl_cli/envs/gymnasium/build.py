@@ -52,18 +52,23 @@ def register(config: Config) -> None:
     """
     if (package := missing(config)) in SIMULATORS:
         raise ValueError(f"{config.id} needs {SIMULATORS[package][1]}: pip install '{package}'")
-    for module in [config.package] if config.package else ["minigrid", "ale_py"]:
-        if config.id not in gymnasium.registry and (config.package or find_spec(module) is not None):
-            packages.load(module, _given(config))
+    if config.package:
+        packages.load(config.package)
+    for module in ("minigrid", "ale_py"):
+        if config.id not in gymnasium.registry and find_spec(module) is not None:
+            packages.load(module)
     if config.id not in gymnasium.registry:
         hint = did_you_mean(config.id, gymnasium.registry) or (
             "" if config.package else "; where another package has it, name that: env.package=NAME"
         )
         raise ValueError(f"no such Gymnasium environment: {config.id}{hint}")
+    entry = gymnasium.registry[config.id].entry_point
+    home = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    packages.check_arguments(home.split(":")[0].split(".")[0], _given(config))
     if config.id.startswith("ALE/"):  # it prints a banner for every environment
         ale = importlib.import_module("ale_py")
         ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
-    if "mujoco" in str(gymnasium.registry[config.id].entry_point) or "mujoco" in sys.modules:
+    if "mujoco" in home or "mujoco" in sys.modules:
         try:
             mujoco()
         except Exception as error:  # where its parts are of different versions

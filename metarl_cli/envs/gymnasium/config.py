@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 from typing_extensions import TypeAliasType, override
 
@@ -15,6 +17,7 @@ from metarl_cli.envs.gymnasium.wrappers import WRAPPERS
 from metarl_cli.envs.tasks import Choice, Distributions, TasksConfig
 
 Number = int | float
+LARGEST_WHOLE = 2**24  # up to which numbers of 32 bits hold every whole one
 Plain = TypeAliasType("Plain", "bool | int | float | str | list[Plain] | dict[str, Plain] | None")
 Row = dict[str, Number | str]  # the parameters of one task
 Place = Annotated[str, Field(pattern=PATTERN)]
@@ -86,6 +89,13 @@ class Config(TasksConfig):
         for name, values in self.ood_choices.items():
             if not values or name not in self.choices or {*values} & {*self.choices[name]}:
                 raise ValueError(f"ood_choices of {name} must be other values than its choices")
+        for name in self.choices:
+            numbers = sorted(value for value in self.every_choice(name) if not isinstance(value, str))
+            for one, other in pairwise(numbers):
+                if np.isclose(one, other):
+                    raise ValueError(f"choices of {name} must differ more than {one} and {other} do")
+            if any(isinstance(value, int) and abs(value) > LARGEST_WHOLE for value in numbers):
+                raise ValueError(f"choices of {name} must be within ±{LARGEST_WHOLE:,}: a task holds no larger whole number")
         for name, parameter in self.parameters.items():
             texts = {isinstance(value, str) for value in (parameter.nominal, *self.every_choice(name))}
             if len(texts) > 1 or (texts == {True} and parameter.nominal not in self.every_choice(name)):
@@ -125,9 +135,11 @@ class Config(TasksConfig):
         Raises:
             ValueError: for a text that is no choice.
         """
+        every = self.every_choice(name)
+        if every and isinstance(every[0], str) and not isinstance(value, str):
+            value = f"{value:g}"  # a text that looks like a number
         if not isinstance(value, str):
             return float(value)
-        every = self.every_choice(name)
         if value not in every:
             raise ValueError(f"{name} must be one of {', '.join(map(str, every))}, got {value}")
         return float(every.index(value))

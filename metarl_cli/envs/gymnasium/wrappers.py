@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import itertools
 import math
@@ -157,7 +158,7 @@ class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     @override
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        answer = self.env.reset(seed=seed if self.seed is None else self.seed, options=self.options or options)
+        answer = self.env.reset(seed=seed if self.seed is None else self.seed, options=copy.deepcopy(self.options) or options)
         for path, value in self.attributes.items():
             write(self.unwrapped, path, value)
         return answer

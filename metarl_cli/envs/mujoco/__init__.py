@@ -1,6 +1,7 @@
 """MuJoCo's bodies with all copies stepped at once (Todorov 2012, doi:10.1109/IROS.2012.6386109): robots as native families.
 
-The bodies are Gymnasium's v5 models. Observations and starts are its own, and so are rewards but for what the goal replaces:
+The bodies are Gymnasium's v5 models. Observations and starts are its own, but for the ant's contact forces, which are neither
+observed nor paid for. So are rewards, but for what the goal replaces:
 
 | goal | reward beside costs and survival | task parameters |
 |---|---|---|
@@ -9,8 +10,8 @@ The bodies are Gymnasium's v5 models. Observations and starts are its own, and s
 | velocity | minus the distance of the velocity along x from a hidden one | velocity [m/s] |
 | position | minus the L1 distance of the ant from a hidden place | goal_x, goal_y [m] |
 
-Physics vary by factors, in any family: gravity, mass (with inertia), friction, damping and strength (of the actuators). A
-number at the end names one body, degree of freedom or motor, such as mass_2.
+Physics vary by factors above 0, in any family: gravity, mass (with inertia), friction, damping and strength (of the actuators).
+A number at the end names one body, degree of freedom or motor, such as mass_2.
 
 Action space: torques in [-1, 1], one for each motor. Observation: positions but for the place in the world, and velocities,
 which hoppers and walkers see within ±10. Start: the nominal pose with noise. Ends: where a body that can fall is not healthy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from typing_extensions import override
 
 from metarl_cli.envs.mujoco.bodies import BODIES
 from metarl_cli.envs.mujoco.drawing import draw
-from metarl_cli.envs.mujoco.models import PHYSICS, Models
+from metarl_cli.envs.mujoco.models import PHYSICS, Models, stepper, warn
 from metarl_cli.envs.native import NativeConfig, NativeEnv, NativeFamily
 from metarl_cli.envs.tasks import Choice, Distributions
 from metarl_cli.interfaces import Compiler, Task
@@ -62,6 +61,11 @@ class MujocoEnv(NativeEnv):
 
     family: MujocoFamily
 
+    @property
+    @override
+    def name(self) -> str:
+        return f"env.body={self.family.config.body}"
+
     @override
     def _continue(self, state: Tensor, clock: Tensor) -> None:
         super()._continue(state, clock)
@@ -99,10 +103,7 @@ class MujocoFamily(NativeFamily):
         data, kind = mujoco.MjData(model), mujoco.mjtState.mjSTATE_FULLPHYSICS
         nominal = torch.empty(mujoco.mj_stateSize(model, kind), dtype=torch.float64)
         mujoco.mj_getState(model, data, nominal.numpy(), kind)
-        self.nominal = nominal.to(self.device)
-        self.threads = torch.get_num_threads()
-        self.pool = importlib.import_module("mujoco.rollout").Rollout(nthread=self.threads if self.threads > 1 else 0)
-        self.data = [mujoco.MjData(model) for _ in range(self.threads)]
+        self.nominal, self.data = nominal.to(self.device), list[Any]()
         low, high = model.actuator_ctrlrange.T.tolist()
         scale = (1.0,) * (self.nq - self.body.hidden) + (FAST,) * self.nv
         self.spec = Spec((len(scale),), Continuous(tuple(low), tuple(high)), config.horizon, scale)
@@ -152,8 +153,17 @@ class MujocoFamily(NativeFamily):
         """
         before = state.reshape(-1, len(self.nominal)).cpu().numpy()
         torques = self.spec.actions.clip(action).double().reshape(len(before), 1, -1).cpu().numpy()
-        path, _ = self.pool.rollout(models, self.data, before, torques, nstep=self.body.frame_skip)
+        path, _ = stepper(torch.get_num_threads()).rollout(
+            models, self._data(torch.get_num_threads()), before, torques, nstep=self.body.frame_skip
+        )
+        warn()
         return torch.from_numpy(path[:, -1]).to(state.device).view(state.shape)
+
+    def _data(self, threads: int) -> list[Any]:
+        """Return what each thread computes in."""
+        while len(self.data) < threads:
+            self.data.append(self.models.mujoco.MjData(self.models.nominal))
+        return self.data[:threads]
 
     def place(self, state: Tensor) -> Tensor:
         """Return where the body is, ``[..., 2]`` [m]."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
+import re
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ import numpy as np
 
 from metarl_cli.config.messages import one_line
 
-MOST = 4096  # models that a family keeps for later
+MOST = 512  # models of about 0.6 MB that a family keeps for later
 PHYSICS = {  # factor -> the arrays that it multiplies, by the entries that it names
     "gravity": ("opt.gravity",),
     "mass": ("body_mass", "body_inertia"),
@@ -39,10 +42,30 @@ def simulator() -> Any:
     return mujoco
 
 
+def stepper(threads: int) -> Any:
+    """Return what steps many copies at once, in so many threads; one for each process, as threads do not outlast a fork."""
+    key = os.getpid(), threads
+    if key not in _steppers:
+        _steppers[key] = importlib.import_module("mujoco.rollout").Rollout(nthread=threads if threads > 1 else 0)
+    return _steppers[key]
+
+
 def _warn(text: str) -> None:
-    """Turn a warning of MuJoCo into one of Python."""
+    """Keep a warning of MuJoCo, which may come from a thread of its own."""
     if "deprecated" not in text:  # in the simulator's own models
-        warnings.warn(f"MuJoCo: {one_line(text)}", RuntimeWarning, stacklevel=2)
+        _warned.add(re.sub(r" Time = .*", "", one_line(text)))
+        if threading.current_thread() is threading.main_thread():
+            warn()
+
+
+def warn() -> None:
+    """Turn the warnings of MuJoCo so far into Python's."""
+    while _warned:
+        warnings.warn(f"MuJoCo: {_warned.pop()}", RuntimeWarning, stacklevel=3)
+
+
+_warned: set[str] = set()
+_steppers: dict[tuple[int, int], Any] = {}  # never freed: in a forked process, that of its parent would wait for threads
 
 
 class Models:
@@ -60,13 +83,13 @@ class Models:
 
     def check(self, name: str) -> None:
         """Raises ValueError if no factor of physics has this name."""
-        factor, _, entry = name.partition("_")
-        if factor not in PHYSICS:
+        factor, mark, entry = name.partition("_")
+        if factor not in PHYSICS or (mark and not re.fullmatch("0|[1-9][0-9]*", entry, re.ASCII)):
             raise ValueError(
                 f"no such task parameter: {name}; factors of physics: {', '.join(PHYSICS)}, or with a number: mass_2"
             )
         count = len(_array(self.nominal, PHYSICS[factor][0]))
-        if entry and not (entry.isdigit() and int(entry) < count):
+        if entry and int(entry) >= count:
             raise ValueError(f"no such task parameter: {name}; {factor} has the entries 0 to {count - 1}")
 
     def of(self, factors: Mapping[str, float]) -> Any:
@@ -84,6 +107,7 @@ class Models:
             self.kept[key] = model
             if len(self.kept) > MOST:
                 self.kept.popitem(last=False)
+        self.kept.move_to_end(key)
         return self.kept[key]
 
 
