@@ -137,6 +137,18 @@ def test_choices_can_be_texts():
         family.number("gravity", "low")
 
 
+def test_texts_are_listed_as_they_are(tmp_path, capsys):
+    folder = tmp_path / "env"
+    folder.mkdir()
+    head = "# A room.\ndefaults: [base/gymnasium@_here_]\nid: Room-v0\nhorizon: 5\n"
+    (folder / "mine.yaml").write_text(
+        head + "parameters: {kind: {nominal: plain, set: constructor.name}}\nchoices: {kind: [plain, odd]}\n"
+    )
+    assert cli.main(["envs", "mine", "--config-dir", str(tmp_path)]) == 0
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("kind ")]
+    assert row == ["kind", "plain", "{plain,", "odd}"]
+
+
 def test_without_parameters_it_is_a_family_of_one_task():
     family, env = room(tasks=2)
     assert family.finite
