@@ -312,7 +312,7 @@ def _parameter_rows(values: dict[str, Any], family: Any) -> Iterator[tuple[Text,
     spans = varied(values)
     nominal = {name: value[0].tolist() for name, value in family.named_task({}).items()} if family else {}
     said = values.get("parameters", {}).items() if values["module"] == "gymnasium" else ()
-    nominal |= {name: said["nominal"] for name, said in said if isinstance(said["nominal"], str)}  # a task holds its place
+    nominal |= {name: each["nominal"] for name, each in said if isinstance(each["nominal"], str)}  # a task holds its place
     unsaid = "fixed" if spans and not wrapped(values) else ""  # a family that wraps another draws its own in its own way
     for name in nominal | spans:
         inside, outside = spans.get(name, (_span(values[name], "[]") if name in values else unsaid, ""))
