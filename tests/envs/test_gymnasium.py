@@ -255,7 +255,7 @@ def parameter(address):
     ("values", "message"),
     [
         ({"id": "CartPole-v7"}, "no such Gymnasium environment: CartPole-v7; did you mean CartPole-v0 or CartPole-v1"),
-        ({"id": "os:Room-v7"}, "os is not imported because a configuration names it; where you trust it"),
+        ({"id": "antigravity:Room-v7"}, "antigravity is not imported because a configuration names it; where you trust it"),
         ({"id": "a:CartPole-v1", "package": "b"}, "id names the package a, and package is b"),
         ({"constructor": {"gravty": 1}}, "CartPole-v1 cannot be built from .*gravty"),
         ({"constructor": {"render_mode": "human"}}, "constructor.render_mode cannot be set by a configuration"),

@@ -26,7 +26,9 @@ def generator(seed=0):
 
 
 def learner(*overrides, hidden=(WIDEST, WIDEST, WIDEST)):
-    module, config = load("learner", compose_train(f"learner.network.hidden={list(hidden)}", *overrides).learner)
+    module, config = load(
+        "learner", compose_train("algo=maml_dqn", f"learner.network.hidden={list(hidden)}", *overrides).learner
+    )
     return module.Learner(config, SPEC)
 
 
