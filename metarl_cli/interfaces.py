@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -244,10 +244,10 @@ class Learner(ABC):
     stacked: ClassVar[bool] = False  # whether ``prepare`` and ``loss`` take M tasks too, as the first axis of all tensors
     layers: Layers | None = None  # of its network; None where a genome cannot vary its structure
 
-    def rebuilt(self, spec: Spec) -> Learner:
+    def rebuilt(self, spec: Spec) -> Self:
         """Return the learner of the same configuration for another spec; itself, where it is its own."""
         build: Any = type(self)
-        learner: Learner = self if spec == self.spec else build(self.config, spec)
+        learner: Self = self if spec == self.spec else build(self.config, spec)
         return learner
 
     @abstractmethod

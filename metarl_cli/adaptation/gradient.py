@@ -228,6 +228,11 @@ def inner_step(
     """
     second = order == 2 and torch.is_grad_enabled()
     gradients = support_gradients(learner, params, list(rates), support, returns, create_graph=second)
+    return descended(params, rates, gradients, clip)
+
+
+def descended(params: Params, rates: Params, gradients: Params, clip: float | None) -> Params:
+    """Return the weights ``[M, ...]`` after a step against gradients, which are clipped to the norm ``clip`` first."""
     if clip is not None:
         gradients = clipped(gradients, clip)
     return {k: p - rates[k] * gradients[k] if k in rates else p for k, p in params.items()}

@@ -66,7 +66,7 @@ class ConditionedPG(OnPolicy):
         super().__init__(config.tasks, config.outer, context)
         self.config, self.history = config, History(0, self.family.spec)
         self.spec = widened(self.family.spec, (1.0,) * self.known(self.task).shape[1])
-        self.learner = context.learner.rebuilt(self.spec)  # type: ignore[assignment]
+        self.learner = self.learner.rebuilt(self.spec)
         self.learned = self.learner.init(self.rng["init"])
         self.ready(list(self.learned.values()), "the gradient")
 

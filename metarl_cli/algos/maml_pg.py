@@ -36,9 +36,9 @@ from metarl_cli.adaptation.gradient import (
     InnerConfig,
     NetworkPolicy,
     adapt,
-    clipped,
     collect_support,
     cost_of_steps,
+    descended,
     fine_tune,
     initial_rates,
     load_network_policy,
@@ -112,7 +112,7 @@ class MAMLPG(OnPolicy):
 
     def __init__(self, config: Config, context: Context):
         super().__init__(config.tasks, config.outer, context)
-        self.config, self.learner = config, context.learner  # type: ignore[assignment]
+        self.config = config
         init = self.learner.init(self.rng["init"])
         self.learned: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         rates = self.learned["rates"].values() if config.inner.rates != "fixed" else ()
@@ -177,9 +177,7 @@ class MAMLPG(OnPolicy):
         inner, rates = self.config.inner, rates_of_step(meta["rates"], step, self.config.inner)
         second = inner.order == 2 and torch.is_grad_enabled()
         gradients, _ = loss_gradients(self.learner, params, list(rates), batch, create_graph=second)
-        if inner.clip is not None:
-            gradients = clipped(gradients, inner.clip)
-        return {k: p - rates[k] * gradients[k] if k in rates else p for k, p in params.items()}
+        return descended(params, rates, gradients, inner.clip)
 
     @override
     def loss(self, learned: Meta, batches: list[Batch]) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class OuterConfig(StrictModel):
 class OnPolicy(Algorithm):
     """Learns from what its own policies have just done.
 
-    A subclass sets ``learner`` and ``learned``, then calls :meth:`ready`; it gives :meth:`collect` and :meth:`loss`.
+    A subclass sets ``learned``, then calls :meth:`ready`; it gives :meth:`collect` and :meth:`loss`.
 
     Args:
         tasks: of an iteration.
@@ -58,13 +58,12 @@ class OnPolicy(Algorithm):
     """
 
     saved = ("optimizer", "rng")
-    learner: PolicyGradient
     learned: Any  # dicts of what :meth:`loss` is differentiable in
 
     def __init__(self, tasks: int, outer: OuterConfig, context: Context):
         if not isinstance(context.learner, PolicyGradient):
             raise ValueError("a policy is learned here: learner=policy")
-        self.num, self.outer, self.context, self.family = tasks, outer, context, context.family
+        self.learner, self.num, self.outer, self.context, self.family = context.learner, tasks, outer, context, context.family
         self.rng = Streams(context.seed, "init", "support", "query", device=context.device)
         self.processes, self.shares = context.processes, tasks
         self.iteration = self.env_steps = 0

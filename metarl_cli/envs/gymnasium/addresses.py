@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,8 +83,8 @@ def write(env: Any, path: str, value: Any) -> None:
     *parts, last = path.split(".")
     holder = _follow(env, parts, path)
     try:
-        if isinstance(holder, Mapping):
-            holder[_key(holder, last)] = value  # type: ignore[index]
+        if isinstance(holder, MutableMapping):
+            holder[_key(holder, last)] = value
         elif last.isdigit():
             holder[int(last)] = value
         elif np.shape(value):

@@ -169,7 +169,7 @@ def in_numbers(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     if not isinstance(env.observation_space, spaces.Box):
         try:
             env = gymnasium.wrappers.FlattenObservation(env)
-        except NotImplementedError:
+        except NotImplementedError:  # what Gymnasium raises for spaces that it cannot flatten, such as graphs
             raise ValueError(f"observations are {env.observation_space}: a wrapper must make numbers of them") from None
         if not isinstance(env.observation_space, spaces.Box):
             raise ValueError(f"observations are {env.unwrapped.observation_space}: a wrapper must make numbers of them")

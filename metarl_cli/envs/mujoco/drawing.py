@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -15,7 +17,7 @@ TILT = 0.35  # how much of the depth of a body that turns is seen from above
 MARK = 1.0  # [m] between marks on the ground
 
 
-def draw(model: object, position: Tensor) -> Image.Image:
+def draw(model: Any, position: Tensor) -> Image.Image:
     """Draw a model with the positions ``[nq]``; the view follows its first body."""
     mujoco = simulator()
     data = mujoco.MjData(model)
@@ -36,10 +38,10 @@ def draw(model: object, position: Tensor) -> Image.Image:
         pen.line([(left, GROUND), (left - 8, SIZE[1])], fill="silver")
     capsule, sphere = mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE
     for i in np.argsort(-data.geom_xpos[:, 1]):  # the farthest first
-        if model.geom_type[i] not in (capsule, sphere):  # type: ignore[attr-defined]
+        if model.geom_type[i] not in (capsule, sphere):
             continue
-        radius, half = model.geom_size[i, :2]  # type: ignore[attr-defined]
-        along = data.geom_xmat[i].reshape(3, 3)[:, 2] * (half if model.geom_type[i] == capsule else 0.0)  # type: ignore[attr-defined]
+        radius, half = model.geom_size[i, :2]
+        along = data.geom_xmat[i].reshape(3, 3)[:, 2] * (half if model.geom_type[i] == capsule else 0.0)
         ends = [pixel(data.geom_xpos[i] - along), pixel(data.geom_xpos[i] + along)]
         colour = "royalblue" if data.geom_xpos[i, 1] <= centre[1] + radius else "cornflowerblue"
         pen.line(ends, fill=colour, width=max(round(2 * SCALE * radius), 1))
