@@ -63,7 +63,7 @@ class ConditionedPG(OnPolicy):
     adapts_by = "nothing"
 
     def __init__(self, config: Config, context: Context):
-        super().__init__(config.tasks, config.outer, context)
+        super().__init__(config.tasks, config.outer, config.outer.rule == "trpo", context)
         self.config, self.history = config, History(0, self.family.spec)
         self.spec = widened(self.family.spec, (1.0,) * self.known(self.task).shape[1])
         self.learner = self.learner.rebuilt(self.spec)
@@ -83,7 +83,7 @@ class ConditionedPG(OnPolicy):
         params, of = without_content(self.learned), experience(self.spec, chunk, config.steps, config.rollouts)
 
         def update() -> object:
-            return self._gradient(params, [self.prepared(expand(detached(params), chunk), of)])
+            return self.largest_part(params, [self.prepared(expand(detached(params), chunk), of)])
 
         numbers = {"algo__rollouts": config.rollouts, "algo__steps": config.steps}
         held = config.tasks * config.rollouts * config.steps * self.spec.bytes_per_transition
@@ -111,9 +111,12 @@ class ConditionedPG(OnPolicy):
         return prepare_each(self.learner, params, params, found, returns.gamma, returns.lambda_)
 
     @override
+    def acting(self, learned: Params, batches: list[Batch]) -> Params:
+        return expand(learned, len(batches[-1].experience.reward))
+
+    @override
     def loss(self, learned: Params, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        (batch,) = batches
-        return self.surrogate(expand(learned, len(batch.experience.reward)), batch)
+        return self.surrogate(self.acting(learned, batches), batches[-1])
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policy, which does not adapt."""

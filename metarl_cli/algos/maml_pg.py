@@ -6,26 +6,31 @@ Model-Agnostic Meta-Learning (Finn 2017, arXiv:1703.03400), on-policy inside and
     outer   min over theta, alpha of  sum_i L^PPO(theta_i; query_i)     the query by the adapted policy
 
 L_i is the policy gradient of the learner; the outer loss is clipped as PPO's (Schulman 2017, arXiv:1707.06347), which takes
-several steps on the same experience. It ends where the policies have moved by ``stop_kl``.
+several steps on the same experience. It ends where the policies have moved by ``stop_kl``. TRPO takes one step in its place.
 
 Variants are values of the configuration, not code:
 
 | variant | value | paper |
 |---|---|---|
 | ProMP | outer.inner_kl above 0, inner.rates=fixed | Rothfuss 2019, arXiv:1810.06784 |
+| MAML with TRPO | outer.rule=trpo, inner.rates=fixed | Finn 2017 |
+| E-MAML | outer.credit=true, learner.estimator=log | Stadie 2018, arXiv:1803.01118 |
 | FOMAML | inner.order=1 | Finn 2017 |
+| Reptile | outer.rule=reptile, inner.rates=fixed | Nichol 2018, arXiv:1803.02999 |
 | Meta-SGD | inner.rates=parameter | Li 2017, arXiv:1707.09835 |
 | ANIL | inner.scope=head | Raghu 2020, arXiv:1909.09157 |
 | pre-training | inner.steps=0 | one policy for all tasks, adapted only at meta-test time |
 
-Differs from MAML: an outer step is PPO's in place of TRPO's, and rates are learned for every tensor. The support enters the
-meta-gradient as data; how it was collected gets no credit but what the ratios of the learner's loss hold (``estimator``).
+Differs from MAML by default: an outer step is PPO's in place of TRPO's, and rates are learned for every tensor. The support
+enters the meta-gradient as data. How it was collected gets the credit that the ratios of the learner's loss hold
+(``estimator``), or with ``outer.credit`` that of the score function, log p(support) times the return after adaptation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -46,8 +51,7 @@ from metarl_cli.adaptation.gradient import (
     prepare_each,
     rates_of_step,
 )
-from metarl_cli.algos.on_policy import OnPolicy, returned
-from metarl_cli.algos.on_policy import OuterConfig as PPOConfig
+from metarl_cli.algos.on_policy import OnPolicy, StepsConfig, returned
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
 from metarl_cli.interfaces import (
@@ -68,9 +72,13 @@ from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.stacked import detached, expand, fresh, load_params
 
 
-class OuterConfig(PPOConfig):
+class OuterConfig(StepsConfig):
     """The outer loop, which learns the initialisation and the rates."""
 
+    rule: Literal["ppo", "trpo", "reptile"] = Field(
+        description="ppo: steps of Adam on the clipped loss; trpo: one within a trust region; reptile: to the adapted weights"
+    )
+    credit: bool = Field(description="credit how a support was collected with the return after adaptation (E-MAML)")
     inner_kl: float = Field(ge=0, description="weight of the divergence of the policies that collected the supports (ProMP)")
 
 
@@ -90,6 +98,13 @@ class Config(StrictModel):
             raise ValueError("a policy gradient learns from its own actions: inner.support.epsilon=0 and repeat=1")
         if not self.inner.support.fresh:
             raise ValueError("each gradient step needs the experience of the policy it changes: inner.support.fresh=true")
+        outer = self.outer
+        if outer.rule == "reptile" and (self.inner.rates != "fixed" or outer.epochs > 1 or outer.inner_kl):
+            raise ValueError(
+                "outer.rule=reptile moves to the adapted weights: it needs inner.rates=fixed, outer.epochs=1, outer.inner_kl=0"
+            )
+        if outer.credit and (outer.rule == "reptile" or self.inner.steps == 0 or self.inner.order == 1):
+            raise ValueError("outer.credit is part of MAML's gradient: it needs inner.steps above 0, inner.order=2, no reptile")
         return self
 
 
@@ -104,15 +119,17 @@ class MAMLPG(OnPolicy):
         context: the family, the learner, the seed, the device and the iterations of the run.
 
     Raises:
-        ValueError: if the learner is no policy gradient.
+        ValueError: if the learner is no policy gradient, or its loss credits how a support was collected already.
     """
 
     adapts_by = "gradient"
     outer: OuterConfig
 
     def __init__(self, config: Config, context: Context):
-        super().__init__(config.tasks, config.outer, context)
+        super().__init__(config.tasks, config.outer, config.outer.rule == "trpo", context)
         self.config = config
+        if config.outer.credit and (estimator := self.learner.config.estimator) != "log":
+            raise ValueError(f"outer.credit would count twice what the loss of learner.estimator={estimator} holds; use log")
         init = self.learner.init(self.rng["init"])
         self.learned: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         rates = self.learned["rates"].values() if config.inner.rates != "fixed" else ()
@@ -132,7 +149,7 @@ class MAMLPG(OnPolicy):
             return prepare_each(self.learner, params, params, of, config.inner.returns.gamma, config.inner.returns.lambda_)
 
         supports = [blank(support.rollouts)] * config.inner.steps
-        update = peak(lambda: self._gradient(meta, [*supports, blank(config.query)]))
+        update = peak(lambda: self.largest_part(meta, [*supports, self._credited(blank(config.query))]))
         episodes = config.inner.steps * support.rollouts + config.query
         numbers = {"algo__query": config.query, "algo__inner__support__rollouts": support.rollouts}
         held = config.tasks * episodes * support.steps * each
@@ -162,6 +179,7 @@ class MAMLPG(OnPolicy):
             batches.append(self._prepared(params, found))
             if not last:
                 params = self._step(k + 1, params, self.learned, batches[-1])
+        batches[-1] = self._credited(batches[-1])
         rates = torch.cat([v.detach().flatten() for v in self.learned["rates"].values()])
         metrics = {"train/return_before": returned(batches[0]), "train/return_after": returned(batches[-1])}
         return batches, metrics | {"train/inner_lr": float(rates.mean())}
@@ -169,6 +187,14 @@ class MAMLPG(OnPolicy):
     def _prepared(self, params: Params, found: Transitions) -> Batch:
         returns = self.config.inner.returns
         return prepare_each(self.learner, params, params, found, returns.gamma, returns.lambda_)
+
+    def _credited(self, query: Batch) -> Batch:
+        """Return the query with the credit of each task's supports ``[M]``: its mean reward, above that of all tasks."""
+        if not self.outer.credit:
+            return query
+        reward, weight = query.experience.reward, query.experience.weight
+        mean = (reward * weight).sum((1, 2)) / weight.sum((1, 2))
+        return Batch(query.experience, query.signal | {"credit": (mean - mean.mean()) / query.signal["deviation"]})
 
     # -- the meta-gradient
 
@@ -179,17 +205,44 @@ class MAMLPG(OnPolicy):
         gradients, _ = loss_gradients(self.learner, params, list(rates), batch, create_graph=second)
         return descended(params, rates, gradients, inner.clip)
 
+    def path(self, learned: Meta, batches: list[Batch]) -> Iterator[Params]:
+        """Yield the policies ``[M, ...]`` that act in each of the batches, differentiable in ``learned``."""
+        params = expand(learned["init"], len(batches[-1].experience.reward))
+        yield params
+        for step, support in enumerate(batches[:-1], 1):
+            params = self._step(step, params, learned, support)
+            yield params
+
+    @override
+    def acting(self, learned: Meta, batches: list[Batch]) -> Params:
+        *_, params = self.path(learned, batches)
+        return params
+
     @override
     def loss(self, learned: Meta, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Return the mean loss of the adapted policies, differentiable in ``learned``, and how far they have moved."""
-        *supports, query = batches
-        params, held = expand(learned["init"], len(query.experience.reward)), query.experience.reward.new_zeros(())
-        for step, support in enumerate(supports, 1):
-            if self.outer.inner_kl:
-                held = held + self.outer.inner_kl * self.moved(params, support)[1].mean()
-            params = self._step(step, params, learned, support)
+        *before, params = self.path(learned, batches)
+        query = batches[-1]
         loss, divergence = self.surrogate(params, query)
-        return loss + held, divergence
+        for policies, support in zip(before, batches, strict=False):
+            if self.outer.inner_kl:
+                loss = loss + self.outer.inner_kl * self.moved(policies, support)[1].mean()
+            if self.outer.credit:
+                chosen = (self.learner.log_prob(policies, support.experience) * support.experience.weight).sum((1, 2))
+                loss = loss - (query.signal["credit"] * chosen).mean()
+        return loss, divergence
+
+    @override
+    def _gradient(self, learned: Meta, batches: list[Batch]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        return self._reptile(learned, batches) if self.outer.rule == "reptile" else super()._gradient(learned, batches)
+
+    @torch.no_grad()
+    def _reptile(self, meta: Meta, batches: list[Batch]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Compute Reptile's gradient, theta - mean theta_i, where the query provides the last inner step of theta_i."""
+        before = self.acting(meta, batches)
+        params = self._step(self.config.inner.steps, before, meta, batches[-1])
+        loss, divergence = self.surrogate(before, batches[-1])
+        return loss, divergence, [(value - params[name]).mean(0) for name, value in meta["init"].items()]
 
     # -- adaptation
 

@@ -1,9 +1,12 @@
-"""The base of algorithms that learn a policy gradient across tasks: PPO's steps on the experience of an iteration.
+"""The base of algorithms that learn a policy gradient across tasks: PPO's steps on the experience of an iteration, or TRPO's.
 
-    loss       -mean min(r A, clip(r, 1 - c, 1 + c) A)            r = pi / pi_acted
-    steps      at most ``epochs``, until the policies have moved by ``stop_kl``
+    loss       -mean min(r A, clip(r, 1 - c, 1 + c) A)            r = pi / pi_acted; TRPO does not clip
+    ppo        at most ``epochs`` steps of Adam, until the policies have moved by ``stop_kl``
+    trpo       one step within the trust region
 
-PPO: Schulman 2017, arXiv:1707.06347, here with a bound on the divergence in the place of a fixed number of steps.
+PPO: Schulman 2017, arXiv:1707.06347, here with a bound on the divergence in the place of a fixed number of steps. TRPO:
+Schulman 2015, arXiv:1502.05477. Its products are those of the divergence over all actions; how far a step has moved the
+policies is then estimated from the actions they took.
 Training tasks are drawn for every iteration anew, so that no environment lasts from one to the next.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -25,16 +28,19 @@ from metarl_cli.interfaces import Algorithm, Batch, Context, Footprint, Holding,
 from metarl_cli.learners.policy import PolicyGradient
 from metarl_cli.networks.compiling import compiled
 from metarl_cli.networks.optimizers import backward
+from metarl_cli.networks.stacked import detached
+from metarl_cli.networks.trust_region import TrustConfig, flat, trust_region_step
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
 
 
-class OuterConfig(StrictModel):
-    """PPO on the experience of an iteration."""
+class StepsConfig(StrictModel):
+    """What is learned from the experience of an iteration, and how."""
 
-    epochs: int = Field(gt=0, description="steps on the experience of an iteration, at most")
-    stop_kl: float = Field(gt=0, description="divergence of the policies from those that acted, at which the steps end")
-    ratio_clip: float = Field(gt=0, description="bound of the ratio of probabilities beyond which an action gains no more")
+    epochs: int = Field(gt=0, description="steps on the experience of an iteration, at most; trpo takes one")
+    stop_kl: float = Field(gt=0, description="divergence of the policies from those that acted, at which ppo's steps end")
+    ratio_clip: float = Field(gt=0, description="bound of the ratio of probabilities beyond which ppo gains no more")
+    trust: TrustConfig = Field(description="the step of trpo")
     chunk: Annotated[int | None, Operational()] = Field(
         gt=0, description="tasks whose part of the gradient is computed together, to bound memory; none: all"
     )
@@ -43,14 +49,22 @@ class OuterConfig(StrictModel):
     clip: float = Field(gt=0, description="largest norm of the gradient")
 
 
+class OuterConfig(StepsConfig):
+    """The steps of an algorithm without an inner loop."""
+
+    rule: Literal["ppo", "trpo"] = Field(description="ppo: steps of Adam on the clipped loss; trpo: one within a trust region")
+
+
 class OnPolicy(Algorithm):
     """Learns from what its own policies have just done.
 
-    A subclass sets ``learned``, then calls :meth:`ready`; it gives :meth:`collect` and :meth:`loss`.
+    A subclass sets ``learned``, then calls :meth:`ready`; it gives :meth:`collect`, :meth:`acting` and
+    :meth:`loss`.
 
     Args:
         tasks: of an iteration.
-        outer: see :class:`OuterConfig`.
+        outer: see :class:`StepsConfig`.
+        trust: whether a step is TRPO's.
         context: the family, the learner, the seed, the device and the iterations of the run.
 
     Raises:
@@ -60,10 +74,11 @@ class OnPolicy(Algorithm):
     saved = ("optimizer", "rng")
     learned: Any  # dicts of what :meth:`loss` is differentiable in
 
-    def __init__(self, tasks: int, outer: OuterConfig, context: Context):
+    def __init__(self, tasks: int, outer: StepsConfig, trust: bool, context: Context):
         if not isinstance(context.learner, PolicyGradient):
             raise ValueError("a policy is learned here: learner=policy")
-        self.learner, self.num, self.outer, self.context, self.family = context.learner, tasks, outer, context, context.family
+        self.learner, self.num, self.outer, self.trust = context.learner, tasks, outer, trust
+        self.context, self.family = context, context.family
         self.rng = Streams(context.seed, "init", "support", "query", device=context.device)
         self.processes, self.shares = context.processes, tasks
         self.iteration = self.env_steps = 0
@@ -89,52 +104,108 @@ class OnPolicy(Algorithm):
         """Act in the tasks of this iteration; returns all that the loss needs, and metrics."""
 
     @abstractmethod
+    def acting(self, learned: Any, batches: list[Batch]) -> Params:
+        """Return the policies ``[M, ...]`` that act in the last of the batches, differentiable in ``learned``."""
+
+    @abstractmethod
     def loss(self, learned: Any, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Return the mean loss over the tasks of the batches, and how far their policies have moved."""
 
     def train_step(self) -> dict[str, float]:
-        """Collect, then take PPO's steps."""
-        outer, own = self.outer, self.processes.shard(self.num)
+        """Collect, then take the outer steps."""
+        own = self.processes.shard(self.num)
         self.task = self.draw()
         batches, metrics = self.collect()
-        self.optimizer.param_groups[0]["lr"] = outer.lr * cosine(outer.final_lr, self.iteration / self.context.iterations)
-        mine, epochs, divergence = [rows(batch, own) for batch in batches], 0, 0.0
-        while epochs < outer.epochs and divergence <= outer.stop_kl:
-            loss, divergence, norm = self.update(mine)
-            epochs += 1
+        mine = [rows(batch, own) for batch in batches]
+        metrics |= self.trpo(mine) if self.trust else self.ppo(mine)
         self.iteration += 1
-        metrics |= {"loss/query": loss, "train/kl": divergence, "grad/norm": norm, "train/epochs": float(epochs)}
-        return metrics | {"train/lr": self.optimizer.param_groups[0]["lr"]}
+        return metrics
+
+    def ppo(self, batches: list[Batch]) -> dict[str, float]:
+        """Take steps of Adam until the policies have moved; returns the metrics of the last."""
+        outer, epochs, divergence = self.outer, 0, 0.0
+        lr = self.optimizer.param_groups[0]["lr"] = outer.lr * cosine(outer.final_lr, self.iteration / self.context.iterations)
+        while epochs < outer.epochs and divergence <= outer.stop_kl:
+            loss, divergence, norm = self.update(batches)
+            epochs += 1
+        found = {"loss/query": loss, "train/kl": divergence, "grad/norm": norm}
+        return found | {"train/epochs": float(epochs), "train/lr": lr}
 
     @timed("outer update")
     def update(self, batches: list[Batch]) -> tuple[float, float, float]:
-        """Take one step of the optimiser; returns the loss, the divergence and the norm of the gradient.
-
-        The tasks are this process's share; means over all of them are summed over the processes.
-        """
-        num, chunk, totals = len(batches[-1].experience.reward), self.outer.chunk or self.num, list[Tensor]()
-        for start in range(0, num, chunk):
-            part = slice(start, start + chunk)
-            loss, divergence, gradients = self.gradient(self.learned, [rows(batch, part) for batch in batches])
-            share = len(batches[-1].experience.reward[part]) / self.num
-            found = [share * value for value in (loss.detach(), divergence.detach(), *gradients)]
-            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
-        loss, divergence, *gradients = self.processes.sum(totals)
+        """Take one step of Adam; returns the loss, the divergence and the norm of the gradient."""
+        loss, divergence, gradients = self._gradients(batches)
         for weight, gradient in zip(self.tensors, gradients, strict=True):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.outer.clip)
         self.optimizer.step()
-        return float(loss), float(divergence), float(norm)
+        return loss, divergence, float(norm)
+
+    @timed("outer update")
+    def trpo(self, batches: list[Batch]) -> dict[str, float]:
+        """Take one step within the trust region; returns metrics."""
+        _, _, gradients = self._gradients(batches)
+        gradient = flat(gradients)
+
+        def product(vector: Tensor) -> Tensor:
+            return self._mean(lambda part: [self._product(self.learned, part, vector)], batches)[0]
+
+        def measure() -> tuple[float, float]:
+            loss, divergence = self._mean(lambda part: list(self.loss(self.learned, part)), batches)
+            return float(loss), float(divergence)
+
+        loss, divergence, trials = trust_region_step(self.tensors, gradient, product, measure, self.outer.trust)
+        found = {"loss/query": loss, "train/kl": divergence, "grad/norm": float(gradient.norm())}
+        return found | {"train/trials": float(trials)}
+
+    def _mean(self, function: Callable[[list[Batch]], Sequence[Tensor]], batches: list[Batch]) -> list[Tensor]:
+        """Return means over the tasks of all processes of what a function returns as means over some tasks, chunk by chunk.
+
+        The batches hold this process's share of the tasks.
+        """
+        num, chunk, totals = len(batches[-1].experience.reward), self.outer.chunk or self.num, list[Tensor]()
+        for start in range(0, num, chunk):
+            part = slice(start, start + chunk)
+            share = len(batches[-1].experience.reward[part]) / self.num
+            found = [share * value.detach() for value in function([rows(batch, part) for batch in batches])]
+            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
+        return self.processes.sum(totals)
+
+    def _gradients(self, batches: list[Batch]) -> tuple[float, float, list[Tensor]]:
+        """Return the loss, the divergence and the gradient, means over all tasks."""
+
+        def of(part: list[Batch]) -> list[Tensor]:
+            loss, divergence, gradients = self.gradient(self.learned, part)
+            return [loss, divergence, *gradients]
+
+        loss, divergence, *gradients = self._mean(of, batches)
+        return float(loss), float(divergence), gradients
 
     def _gradient(self, learned: Any, batches: list[Batch]) -> tuple[Tensor, Tensor, list[Tensor]]:
         loss, divergence = self.loss(learned, batches)
         return loss, divergence, backward(loss, _tensors(learned))
 
+    @torch.enable_grad()
+    def _product(self, learned: Any, batches: list[Batch], vector: Tensor) -> Tensor:
+        """Return the product of the curvature of the divergence with a vector ``[n]``, through the adaptation."""
+        tensors, params = _tensors(learned), self.acting(learned, batches)
+        divergence = self.learner.divergence(params, detached(params), batches[-1].experience).mean()
+        first = torch.autograd.grad(divergence, tensors, create_graph=True)
+        return flat(backward(flat(first) @ vector, tensors))
+
+    def largest_part(self, learned: Any, batches: list[Batch]) -> object:
+        """Compute what takes the most memory of an outer step, on the tasks of a chunk."""
+        if not self.trust:
+            return self._gradient(learned, batches)
+        return self._product(learned, batches, torch.ones_like(flat(_tensors(learned))))
+
     def surrogate(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return PPO's loss of M policies on their experience, a mean over tasks, and how far they have moved."""
+        """Return the loss of M policies on their experience, a mean over tasks, and how far they have moved."""
         ratio, divergence = self.moved(params, batch)
         advantage, weight, clip = batch.signal["advantage"], batch.experience.weight, self.outer.ratio_clip
-        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+        gain = ratio * advantage
+        if not self.trust:
+            gain = torch.minimum(gain, ratio.clamp(1 - clip, 1 + clip) * advantage)
         return -((gain * weight).sum((1, 2)) / weight.sum((1, 2))).mean(), divergence.mean()
 
     def moved(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:

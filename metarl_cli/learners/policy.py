@@ -26,7 +26,7 @@ from metarl_cli.config.base import StrictModel
 from metarl_cli.experience.returns import generalized_advantages
 from metarl_cli.interfaces import Batch, Params, Transitions
 from metarl_cli.interfaces import Learner as Base
-from metarl_cli.networks.distributions import PolicyHead
+from metarl_cli.networks.distributions import PolicyHead, divergence
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
 from metarl_cli.spaces import Distribution, Spec
 
@@ -78,6 +78,12 @@ class PolicyGradient(Base):
         obs, action = batch.obs.flatten(1, 2), batch.action.flatten(1, 2)
         return self.policy(params, obs).log_prob(action).view_as(batch.reward)
 
+    def divergence(self, params: Params, other: Params, batch: Transitions) -> Tensor:
+        """Return the mean divergence ``[M]`` of M policies from those of ``other``, over all actions of the situations."""
+        obs = batch.obs.flatten(1, 2)
+        each = divergence(self.policy(other, obs), self.policy(params, obs)).view_as(batch.reward)
+        return (each * batch.weight).sum((1, 2)) / batch.weight.sum((1, 2))
+
     @override
     @torch.no_grad()
     def prepare(
@@ -85,7 +91,8 @@ class PolicyGradient(Base):
     ) -> Batch:
         """Compute the advantages of the actions, and their log-probability under ``params``, which have acted.
 
-        ``lambda_`` is that of generalised advantages. Both are constants: nothing is differentiable in ``slow``.
+        Advantages are divided by their ``deviation [...]``, which the signal holds too. ``lambda_`` is that of generalised
+        advantages. All are constants: nothing is differentiable in ``slow``.
         """
         discount = self.config.gamma if gamma is None else gamma
         weight = batch.weight
@@ -93,7 +100,9 @@ class PolicyGradient(Base):
         advantage = advantages(batch.reward, self.baseline(batch, discount), weight, discount, lambda_)
         advantage = advantage - (advantage * scale).sum((-2, -1), keepdim=True)
         deviation = (advantage.square() * scale).sum((-2, -1), keepdim=True).sqrt()
-        return Batch(batch, {"advantage": advantage * weight / (deviation + 1e-8), "log_prob": self.log_prob(params, batch)})
+        deviation = deviation + 1e-8
+        signal = {"advantage": advantage * weight / deviation, "log_prob": self.log_prob(params, batch)}
+        return Batch(batch, signal | {"deviation": deviation[..., 0, 0]})
 
     def baseline(self, batch: Transitions, gamma: float | Tensor) -> Tensor:
         """Return the value of each step ``[..., T, N]``, fitted to the discounted returns of each task's own experience."""

@@ -112,6 +112,21 @@ class Gaussian(Distribution):
         return (self.log_std + (1 + math.log(2 * math.pi)) / 2).sum(-1).expand(self.mean.shape[:-1])
 
 
+def divergence(one: Distribution, other: Distribution) -> Tensor:
+    """Return the Kullback-Leibler divergence ``[...]`` [nats] of ``other`` from ``one``, both of the same kind.
+
+    Raises:
+        TypeError: if they are not two categorical distributions, nor two Gaussians.
+    """
+    if isinstance(one, Gaussian) and isinstance(other, Gaussian):
+        square = ((one.mean - other.mean).square() + (2 * one.log_std).exp()) * (-2 * other.log_std).exp()
+        return (other.log_std - one.log_std + square / 2 - 0.5).sum(-1)
+    if isinstance(one, Categorical) and isinstance(other, Categorical):
+        log_p = one.log_p
+        return (log_p.exp() * (log_p.clamp(min=-1e9) - other.log_p.clamp(min=-1e9))).sum(-1)  # 0 log 0 = 0
+    raise TypeError(f"no divergence of {type(other).__name__} from {type(one).__name__}")
+
+
 class PolicyHead:
     """Map from the outputs of a network, ``[..., outputs]``, to a distribution over the family's actions."""
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from conftest import compose_train
 
+from metarl_cli.adaptation.gradient import loss_gradients
 from metarl_cli.algos.on_policy import rows
-from metarl_cli.interfaces import Budget
+from metarl_cli.interfaces import Batch, Budget, Transitions
+from metarl_cli.networks.stacked import detached, expand
+from metarl_cli.networks.trust_region import flat, split
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -115,12 +118,136 @@ def test_an_arm_of_a_bandit_is_learned_from_its_pulls():
     assert shares[1] > 0.65
 
 
+# -- the outer rules
+
+
+@pytest.mark.parametrize("algo", ["maml_trpo", "robust_pg"])
+def test_a_step_of_trpo_stays_within_its_bound_and_lowers_the_loss(algo, float64):
+    words = SMALL if algo == "maml_trpo" else [word for word in SMALL if "query" not in word and "inner" not in word]
+    more = ["algo.outer.rule=trpo", "algo.outer.trust.kl=0.02"]
+    found = build(compose_train(f"algo={algo}", "env=navigation_2d_continuous", *words, *more)).algorithm
+    batches, _ = found.collect()
+    before = float(found.loss(found.learned, batches)[0].detach())
+    metrics = found.trpo(batches)
+    loss, divergence = (float(value.detach()) for value in found.loss(found.learned, batches))
+    assert metrics["loss/query"] == pytest.approx(loss, abs=1e-9)
+    assert loss < before
+    assert 0.02 * 0.3 < divergence <= 0.02, "the quadratic model is near the truth"
+
+
+def test_the_curvature_is_the_second_derivative_of_the_divergence(float64):
+    """By differences of the gradient of the divergence over all actions, through the inner step."""
+    found = algorithm("learner.network.hidden=[4]", algo="maml_trpo")
+    batches, _ = found.collect()
+    weights = list(found.learned["init"].values())
+    acted = detached(found.acting(found.learned, batches))
+    vector = torch.randn(sum(w.numel() for w in weights), generator=torch.Generator().manual_seed(0))
+    product = found._product(found.learned, batches, vector)
+    gradients = []
+    for move in (1e-6, -2e-6):
+        with torch.no_grad():
+            for weight, part in zip(weights, split(vector, weights), strict=True):
+                weight += move * part
+        moved = found.learner.divergence(found.acting(found.learned, batches), acted, batches[-1].experience).mean()
+        gradients.append(flat(torch.autograd.grad(moved, weights)))
+    assert torch.allclose((gradients[0] - gradients[1]) / 2e-6, product, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        for weight, part in zip(weights, split(vector, weights), strict=True):
+            weight += 1e-6 * part
+    found.outer = found.outer.model_copy(update={"chunk": 3})
+    parts = found._mean(lambda part: [found._product(found.learned, part, vector)], batches)[0]
+    assert torch.allclose(parts, product, atol=1e-4), "in chunks"
+
+
+def test_reptile_moves_to_the_mean_of_the_adapted_weights():
+    found = algorithm("algo.outer.lr=1e-9", algo="reptile_pg")
+    batches, _ = found.collect()
+    gradients = dict(zip(found.learned["init"], found._gradient(found.learned, batches)[2], strict=True))
+    params = {name: value.detach().expand(4, *value.shape) for name, value in found.learned["init"].items()}
+    for batch in batches:
+        steps, _ = loss_gradients(found.learner, params, list(params), batch)
+        params = {name: value - 0.1 * steps[name] for name, value in params.items()}
+    for name, value in found.learned["init"].items():
+        assert torch.allclose(gradients[name], value.detach() - params[name].mean(0), atol=1e-6)
+
+
+ARMS = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+
+
+def every_support(pulls):
+    """Each series of pulls of three arms once, as the experience of a task: equally likely under a uniform policy."""
+    action = torch.cartesian_prod(*[torch.arange(3)] * pulls)[:, None]  # [3^pulls, 1, N]
+    return pulled(action)
+
+
+def pulled(action):
+    reward = ARMS[action]
+    none, obs = torch.zeros_like(reward).bool(), torch.zeros(*action.shape, 1, dtype=torch.float64)
+    return Transitions(obs, action, reward, obs, none, none, torch.ones_like(reward))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "credit", "exact"), [("log", True, True), ("log", False, False), ("ratio", False, False)]
+)
+def test_the_meta_gradient_of_an_enumerated_bandit(estimator, credit, exact, float64):
+    """Four pulls by a uniform policy, one step, then the mean reward: all 81 supports by their probability.
+
+    The truth is the derivative of the sum of p(support) J(adapted weights); that of the score function is part of it.
+    """
+    words = [
+        "algo=emaml_pg" if credit else "algo=maml_pg",
+        "env=bandit",
+        "env.arms=3",
+        "env.horizon=1",
+        "algo.inner.rates=fixed",
+    ]
+    words += [
+        "learner.network.hidden=[2]",
+        f"learner.estimator={estimator}",
+        "algo.inner.lr=0.5",
+        "hardware=cpu",
+        "algo.tasks=81",
+    ]
+    found = build(compose_train(*words)).algorithm
+    with torch.no_grad():
+        for value in found.learned["init"].values():
+            value.zero_()
+    init, support = found.learned["init"], every_support(4)
+    params = expand(detached(init), 81)
+    given = found._prepared(params, support)
+    arms = torch.arange(3).expand(81, 1, 3)
+
+    def adapted(weights):
+        return found._step(1, expand(weights, 81), found.learned | {"init": weights}, given)
+
+    def value(weights):
+        """The mean reward of the adapted policies ``[81]``, and the probability of the supports."""
+        after = found.learner.log_prob(adapted(weights), pulled(arms)).exp()
+        likely = found.learner.log_prob(expand(weights, 81), support).sum((1, 2)).exp()
+        return (after * ARMS).sum((1, 2)), likely
+
+    after, likely = value(init)
+    truth = torch.autograd.grad(-(after * likely).sum(), init["head.bias"], retain_graph=True)[0]
+    with torch.no_grad():
+        acting = adapted(detached(init))
+        query, old = pulled(arms), found.learner.log_prob(acting, pulled(arms))
+        query = query._replace(reward=3 * old.exp() * query.reward)  # whose mean is that of the policy's own pulls
+        signal = {"advantage": query.reward, "log_prob": old, "deviation": torch.ones(81)}
+        batches = [given, found._credited(Batch(query, signal))]
+    found.outer = found.outer.model_copy(update={"ratio_clip": 1e9})
+    ours = torch.autograd.grad(found.loss(found.learned, batches)[0], init["head.bias"])[0]
+    assert bool(torch.allclose(ours, truth, atol=1e-10)) == exact
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["learner=dqn"], "a policy is learned here: learner=policy"),
         (["algo.inner.support.epsilon=0.5"], "a policy gradient learns from its own actions"),
         (["algo.inner.support.fresh=false"], "inner.support.fresh=true"),
+        (["algo.outer.rule=reptile"], "outer.rule=reptile moves to the adapted weights"),
+        (["algo.outer.credit=true"], "count twice what the loss of learner.estimator=ratio holds; use log"),
+        (["algo.outer.credit=true", "learner.estimator=log", "algo.inner.order=1"], "outer.credit is part of MAML's gradient"),
         (["algo.inner.loss.learned=true", "algo.inner.scope=context", "algo.inner.returns.lambda=0"], "is for Q-networks"),
     ],
 )

@@ -52,7 +52,7 @@ def problems(values, model=models.TrainConfig, choices=None) -> list[str]:
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in ("algo", "learner", "env", "hardware") for o in options(g)])
 def test_every_option_is_valid(group, option):
-    fitting = {"dqn_atari": ["env=atari_flavours"], "policy": ["algo=maml_pg"]}.get(option, [])
+    fitting = {"dqn_atari": ["env=atari_flavours"], "policy": ["algo=maml_pg"], "policy_log": ["algo=emaml_pg"]}.get(option, [])
     try:
         config = compose_train(*fitting, f"{group}={option}")
     except ConfigError as error:
