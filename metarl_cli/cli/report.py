@@ -1,0 +1,126 @@
+"""``metarl report``: runs beside each other: tables with intervals over seeds, figures, LaTeX, a web page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table as Drawn
+from rich.text import Text
+
+from metarl_cli.cli.terminal import waiting
+from metarl_cli.config.messages import did_you_mean
+from metarl_cli.errors import UserError
+from metarl_cli.progress import wide_console
+
+HELP = """\
+metarl report: runs beside each other, with intervals over seeds.
+
+usage: metarl report [FOLDER ...] [key=value ...]
+
+Runs that differ in the seed alone are a group, with a row of the table for their environment and tasks. FOLDER is a run
+folder, or one that holds run folders; without one it is outputs.
+
+  by=algo              what makes a group: options and keys, by=algo,outer.lr; all but the seed
+  split=test           the held-out tasks: test, ood, or the results of metarl test split=validation
+  step=3               returns after so many steps of adaptation; the last
+  baseline=robust_dqn  the group that "better" compares with; robust, else the first
+  against=env_steps    the axis of learning curves: env_steps, seconds, iterations
+  format=html,tex      files to write: md, csv, json, html, tex (booktabs), png, svg, pdf, tensorboard; none
+  out=report           the folder of these files
+
+examples
+  metarl report                                     all runs in outputs
+  metarl report outputs by=algo format=html         one page with tables and figures, for a browser
+  metarl report outputs format=tex,pdf out=paper    a LaTeX table and figures for a paper
+  metarl report outputs format=tensorboard          then: tensorboard --logdir report/tensorboard
+
+From Python: metarl.report("outputs", by=["algo"])["tables"].
+"""
+LISTS = ("by", "format")
+KEYS = ("by", "split", "step", "baseline", "against", "format", "out")
+FORMAT, OUT = "format", "out"
+MOST_NAMES = 6  # of files that are listed one by one
+
+
+def run(words: list[str]) -> int:
+    """Compare the runs in some folders; returns the exit code.
+
+    Raises:
+        UserError: for a word that is neither a folder nor one of the keys, or where there is nothing to compare.
+    """
+    if {"-h", "--help"} & set(words):
+        print(HELP, end="")
+        return 0
+    paths, options = parse(words)
+    formats, out = options.pop(FORMAT, []), Path(options.pop(OUT, "report"))
+    began = time.monotonic()
+    with waiting("reading ..."):
+        from metarl_cli.comparison.report import check_formats, report, write
+
+        check_formats(formats)
+        found = report(paths, **options)
+    console = wide_console()
+    for table in found.tables:
+        console.print(_drawn(table))
+    for note in found.notes:
+        console.print(Text(note), soft_wrap=True)
+    if formats:
+        with waiting("drawing ..."):
+            written = write(found, out, formats, f"Report on {', '.join(map(str, paths))}")
+        for path in written if len(written) <= MOST_NAMES else [out]:
+            console.print(Text(f"written: {path}{f', {len(written)} files' if path == out else ''}"), soft_wrap=True)
+    runs = sum(len(group.runs) for comparison in found.comparisons for group in comparison.groups)
+    console.print(Text(f"{runs} runs in {time.monotonic() - began:.1f} s"))
+    return 0
+
+
+def complete(words: list[str]) -> list[str]:
+    """Return the keys that are not given yet, for completion."""
+    return [f"{key}=" for key in KEYS if not any(word.startswith(f"{key}=") for word in words)]
+
+
+def parse(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the folders and the options of a command line.
+
+    Raises:
+        UserError: for a flag, an unknown key, a key given twice, or a step that is no whole number.
+    """
+    paths, options, problems = list[str](), dict[str, Any](), list[str]()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word.startswith("-"):
+            problems.append(f"{word}: no such flag; metarl report takes folders and key=value")
+        elif not equals or Path(word).is_dir():
+            paths.append(word)
+        elif key not in KEYS:
+            problems.append(f"{key}: no such key{did_you_mean(key, KEYS) or '; known: ' + ', '.join(KEYS)}")
+        elif key in options:
+            problems.append(f"{key}: is given twice")
+        elif key == "step" and not value.isdecimal():
+            problems.append(f"step={value}: must be an integer >= 0")
+        elif not value:
+            problems.append(f"{key}=: has no value")
+        else:
+            options[key] = value.split(",") if key in LISTS else int(value) if key == "step" else value
+    if problems:
+        raise UserError(*problems)
+    return paths or ["outputs"], options
+
+
+def _drawn(table: Any) -> Drawn:
+    from metarl_cli.comparison.tables import text
+
+    drawn = Drawn(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.collapse_padding, drawn.caption_justify = True, "left"
+    drawn.caption = Text("\n".join(table.notes), "table.caption") if table.notes else None
+    for place, name in enumerate(table.columns):
+        drawn.add_column(
+            Text(name.replace(" ", "\n")), justify="right" if place else "left", overflow="fold", vertical="bottom"
+        )
+    for row in table.rows:
+        drawn.add_row(*(Text(text(*cell).replace(" [", "\n[")) for cell in zip(table.columns, row, strict=True)))
+    return drawn
