@@ -85,6 +85,7 @@ def report(
     split: str = "test",
     step: int | None = None,
     baseline: str | None = None,
+    columns: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare runs, as ``metarl report`` does; returns plain numbers.
 
@@ -94,6 +95,7 @@ def report(
         split: the held-out tasks: ``test``, ``ood`` or ``validation``.
         step: of adaptation, after which returns are compared; None: the last that a run was tested after.
         baseline: the group that others are compared with; None: the robust policy, else the first group.
+        columns: of the tables; none: all that have a value.
 
     Returns:
         ``tables``, each with its ``title``, its ``rows`` (a dict by column, an interval as ``value``, ``low`` and ``high``) and
@@ -104,4 +106,4 @@ def report(
     """
     from metarl_cli.comparison.report import report as compare
 
-    return compare(paths, by, split=split, step=step, baseline=baseline).values()
+    return compare(paths, by, split=split, step=step, baseline=baseline, columns=columns).values()

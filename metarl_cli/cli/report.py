@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table as Drawn
@@ -15,6 +15,9 @@ from metarl_cli.cli.terminal import waiting
 from metarl_cli.config.messages import did_you_mean
 from metarl_cli.errors import UserError
 from metarl_cli.progress import wide_console
+
+if TYPE_CHECKING:
+    from metarl_cli.comparison.tables import Table
 
 HELP = """\
 metarl report: runs beside each other, with intervals over seeds.
@@ -28,6 +31,7 @@ folder, or one that holds run folders; without one it is outputs.
   split=test           the held-out tasks: test, ood, or the results of metarl test split=validation
   step=3               returns after so many steps of adaptation; the last
   baseline=robust_dqn  the group that "better" compares with; robust, else the first
+  columns=after,IQM    columns of the tables: before, after, normalised_score, ...; all that have a value
   against=env_steps    the axis of learning curves: env_steps, seconds, iterations
   format=html,tex      files to write: md, csv, json, html, tex (booktabs), png, svg, pdf, tensorboard; none
   out=report           the folder of these files
@@ -35,14 +39,16 @@ folder, or one that holds run folders; without one it is outputs.
 examples
   metarl report                                     all runs in outputs
   metarl report outputs by=algo format=html         one page with tables and figures, for a browser
-  metarl report outputs format=tex,pdf out=paper    a LaTeX table and figures for a paper
+  metarl report outputs format=tex,pdf out=paper columns=after,normalised_score
+                                                    a LaTeX table and figures for a paper
   metarl report outputs format=tensorboard          then: tensorboard --logdir report/tensorboard
 
 From Python: metarl.report("outputs", by=["algo"])["tables"].
 """
-LISTS = ("by", "format")
-KEYS = ("by", "split", "step", "baseline", "against", "format", "out")
+LISTS = ("by", "columns", "format")
+KEYS = ("by", "split", "step", "baseline", "columns", "against", "format", "out")
 FORMAT, OUT = "format", "out"
+GAP = 2  # [characters] between columns
 MOST_NAMES = 6  # of files that are listed one by one
 
 
@@ -65,7 +71,11 @@ def run(words: list[str]) -> int:
         found = report(paths, **options)
     console = wide_console()
     for table in found.tables:
-        console.print(_drawn(table))
+        for part in _drawn(table, console.width):
+            console.print(part)
+        for note in table.notes:
+            console.print(Text(note, "table.caption"))
+        console.print()
     for note in found.notes:
         console.print(Text(note), soft_wrap=True)
     if formats:
@@ -111,16 +121,30 @@ def parse(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return paths or ["outputs"], options
 
 
-def _drawn(table: Any) -> Drawn:
+def _drawn(table: Table, width: int) -> Iterator[Drawn]:
+    """Yield a table for a terminal, in parts that fit its width; each part has the first column."""
     from metarl_cli.comparison.tables import text
 
-    drawn = Drawn(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    drawn.collapse_padding, drawn.caption_justify = True, "left"
-    drawn.caption = Text("\n".join(table.notes), "table.caption") if table.notes else None
-    for place, name in enumerate(table.columns):
-        drawn.add_column(
-            Text(name.replace(" ", "\n")), justify="right" if place else "left", overflow="fold", vertical="bottom"
-        )
-    for row in table.rows:
-        drawn.add_row(*(Text(text(*cell).replace(" [", "\n[")) for cell in zip(table.columns, row, strict=True)))
-    return drawn
+    columns = list(zip(table.columns, zip(*table.rows, strict=True), strict=True))
+    cells = [[text(name, cell).replace(" [", "\n[") for cell in column] for name, column in columns]
+    headings = [name.replace(" ", "\n") for name in table.columns]
+    sizes = [
+        max(len(line) for lines in (heading, *each) for line in lines.split("\n"))
+        for heading, each in zip(headings, cells, strict=True)
+    ]
+    sizes[0] = min(sizes[0], width // 3)
+    parts, left = [[0]], 0
+    for place in range(1, len(sizes)):
+        left = width - sum(sizes[k] + GAP for k in parts[-1]) - GAP
+        if sizes[place] > left and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(place)
+    for number, part in enumerate(parts):
+        drawn = Drawn(title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        drawn.collapse_padding, drawn.title = True, table.title if number == 0 else None
+        for place in part:
+            options: dict[str, Any] = {"justify": "right" if place else "left", "min_width": sizes[place], "vertical": "top"}
+            drawn.add_column(Text(headings[place]), overflow="fold", **options)
+        for row in zip(*(cells[place] for place in part), strict=True):
+            drawn.add_row(*map(Text, row))
+        yield drawn

@@ -117,7 +117,10 @@ def _levels(comparison: Comparison, draw: Callable[..., Any]) -> None:
 
 
 def _learning(comparison: Comparison, against: str) -> Figure | None:
+    from matplotlib.ticker import EngFormatter
+
     figure, axes = _empty(comparison, AXIS_LABELS[against], "return after adaptation\n(validation tasks)")
+    axes.xaxis.set_major_formatter(EngFormatter())
     for place, group in enumerate(comparison.groups):
         known = [(run.learning[AXES[against]], run.learning[LEARNING]) for run in group.runs if AXES[against] in run.learning]
         if known and all(len(x) > 1 for x, _ in known):  # from the last beginning to the first end, so that every run counts

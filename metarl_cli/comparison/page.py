@@ -28,8 +28,8 @@ th button { all: unset; cursor: pointer; font-weight: 600 } th button:focus-visi
 th[aria-sort=ascending] button::after { content: " \\25b2" } th[aria-sort=descending] button::after { content: " \\25bc" }
 tbody tr:hover { background: #f4f7fa } ul { color: #444; font-size: .88rem }
 input { font: inherit; padding: .3rem .5rem; width: 20rem }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem } figure { margin: 0 }
-figure img { width: 100% } figcaption { font-size: .85rem; color: #444 }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(31rem, 100%), 1fr)); gap: 1rem }
+figure { margin: 0 } figure img { width: 100% } figcaption { font-size: .85rem; color: #444 }
 @media print { input, label { display: none } body { margin: 0; max-width: none } h2, figure, tr { break-inside: avoid }
   table { font-size: 7.5pt } th, td { padding: .15rem .3rem } .scroll { overflow: visible } }
 """

@@ -42,6 +42,7 @@ def report(
     split: str = "test",
     step: int | None = None,
     baseline: str | None = None,
+    columns: Sequence[str] = (),
 ) -> Report:
     """Compare runs.
 
@@ -52,6 +53,7 @@ def report(
         split: the held-out tasks, one of :data:`SPLITS`.
         step: of adaptation, after which returns are compared; None: the last that a run was tested after.
         baseline: the group that others are compared with; None: the robust policy, else the first group.
+        columns: of the tables; none: all that have a value.
 
     Raises:
         UserError: if there is no run with a result, or a value is none of those there are.
@@ -66,7 +68,9 @@ def report(
         raise UserError(f"no run has a result on {split} tasks", *notes[:5])
     counts = Counter(each.env for each in comparisons)
     notes += [f"{env} has {num} tables: the runs were tested on other tasks" for env, num in counts.items() if num > 1]
-    return Report(comparisons, [table(each, step, baseline) for each in comparisons], notes, against)
+    whole = [table(each, step, baseline) for each in comparisons]
+    tables = [each.with_columns(columns) if columns else each.without_empty() for each in whole]
+    return Report(comparisons, tables, notes, against)
 
 
 def check_formats(formats: Sequence[str]) -> None:

@@ -83,7 +83,8 @@ def find(paths: Sequence[str | Path], split: str) -> Found:
         UserError: if a folder does not exist, or there is no run in any.
     """
     runs, problems = list[Saved](), list[str]()
-    for folder in dict.fromkeys(each for path in paths for each in _folders(Path(path))):
+    folders = {each.resolve(): each for path in reversed(paths) for each in _folders(Path(path))}
+    for folder in sorted(folders.values()):
         try:
             runs.append(load(folder, split))
         except UserError as error:

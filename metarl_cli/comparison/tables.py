@@ -22,6 +22,7 @@ import numpy as np
 
 from metarl_cli.comparison.groups import Comparison, Group
 from metarl_cli.comparison.saved import Curve, Saved, Tested
+from metarl_cli.config.messages import known_options
 from metarl_cli.errors import UserError, visible
 from metarl_cli.evaluation.statistics import (
     Aggregate,
@@ -39,6 +40,12 @@ ROBUST, ORACLE = ("robust_dqn", "robust_pg"), ("oracle_dqn", "oracle_pg")  # alg
 Cell = Interval | float | int | str | None
 
 
+COLUMNS = [
+    *("runs", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "better"),
+    *("gradient steps", "support", "env steps", "minutes"),
+]
+
+
 class Table(NamedTuple):
     """Rows of cells; a column without a value in any row is left out."""
 
@@ -51,6 +58,18 @@ class Table(NamedTuple):
         """Return the table without columns that have no values."""
         full = [k for k in range(len(self.columns)) if any(row[k] is not None for row in self.rows)]
         return self._replace(columns=[self.columns[k] for k in full], rows=[[row[k] for k in full] for row in self.rows])
+
+    def with_columns(self, names: Sequence[str]) -> Table:
+        """Return the table with some of its columns alone, after the first; names may have ``_`` for a space.
+
+        Raises:
+            UserError: for a column that there is not.
+        """
+        wanted = [name.replace("_", " ") for name in names]
+        if wrong := [name for name in wanted if name not in COLUMNS]:
+            raise UserError(*(f"columns={name}: no such column{known_options(name, COLUMNS)}" for name in wrong))
+        kept = [0, *(self.columns.index(name) for name in wanted if name in self.columns[1:])]
+        return self._replace(columns=[self.columns[k] for k in kept], rows=[[row[k] for k in kept] for row in self.rows])
 
 
 class Ends(NamedTuple):
@@ -136,7 +155,7 @@ def table(comparison: Comparison, step: int | None = None, baseline: str | None 
         notes.append(f"better: the probability of a higher return on a task than {base.name}.")
     count = after(groups[0]).shape[1]
     title = f"{comparison.env or 'environment'}: {count} held-out task{'s' * (count > 1)} ({comparison.tasks})"
-    return Table(title, list(rows[0]), [list(row.values()) for row in rows], notes).without_empty()
+    return Table(title, ["algorithm", *COLUMNS], [[row[name] for name in ("algorithm", *COLUMNS)] for row in rows], notes)
 
 
 def _baseline(groups: list[Group], name: str | None) -> Group:

@@ -95,6 +95,11 @@ def test_another_baseline_and_another_step(outputs):
         metarl.report(outputs, baseline="rl2")
 
 
+def test_some_columns_alone(outputs):
+    found = rows(metarl.report(outputs, columns=["normalised_score", "after"]))
+    assert list(found["maml_dqn"]) == ["algorithm", "normalised score", "after"]
+
+
 def test_groups_of_an_algorithm_are_named_by_what_differs(trained, tmp_path):
     for name, polyak in (("a", 0.001), ("b", 0.5)):
         copied(trained, tmp_path / name, polyak=polyak, overridden=["algo.outer.polyak"])
@@ -124,8 +129,11 @@ def test_what_cannot_be_compared_is_apart_and_said(trained, tmp_path):
     assert f"seed 0 of maml_dqn is there 2 times: {tmp_path / 'one'} counts" in found["tables"][0]["notes"]
 
 
-def test_it_finds_runs_at_any_depth_and_each_once(outputs):
-    assert metarl.report(outputs.parent, outputs, outputs / "maml-0")["tables"] == metarl.report(outputs)["tables"]
+def test_it_finds_runs_at_any_depth_and_each_once(outputs, tmp_path, monkeypatch):
+    shutil.copytree(outputs, tmp_path / "within" / "deep")
+    monkeypatch.chdir(tmp_path)
+    found = metarl.report("within", tmp_path / "within" / "deep", "within/deep/maml-0")
+    assert found["tables"] == metarl.report(outputs)["tables"]
     assert len(rows(metarl.report(outputs / "maml-0"))) == 1
 
 
@@ -141,6 +149,7 @@ def test_it_finds_runs_at_any_depth_and_each_once(outputs):
         (["--format"], "--format: no such flag"),
         (["format=htm"], "format=htm: no such format; did you mean html"),
         (["against=weeks", "OUTPUTS"], "against=weeks: must be one of env_steps, seconds, iterations"),
+        (["columns=afterr", "OUTPUTS"], "columns=afterr: no such column; did you mean after"),
         (["split=train", "OUTPUTS"], "split=train: must be one of test, ood, validation"),
     ],
 )
