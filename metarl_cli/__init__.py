@@ -11,17 +11,17 @@ Importing the package has no effects, and imports nothing slow before it is used
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metarl_cli.runs.loop import Progress
     from metarl_cli.runs.policy import AdaptedPolicy
     from metarl_cli.runs.run import Run
 
-__all__ = ["__version__", "load", "train"]
+__all__ = ["__version__", "load", "report", "train"]
 
 try:
     __version__ = version("metarl-cli")
@@ -77,3 +77,33 @@ def load(path: str | Path, device: str = "auto") -> Run | AdaptedPolicy:
     if path.is_dir() and (path / "policy.pt").is_file() and not (path / "run.json").is_file():
         path = path / "policy.pt"
     return load_policy(path, hardware) if path.is_file() else Run(path, hardware)
+
+
+def report(
+    *paths: str | Path,
+    by: Sequence[str] = (),
+    split: str = "test",
+    step: int | None = None,
+    baseline: str | None = None,
+    columns: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Compare runs, as ``metarl report`` does; returns plain numbers.
+
+    Args:
+        paths: run folders, or folders that hold them.
+        by: keys whose values make a group, such as ``algo``; none: all but the seed.
+        split: the held-out tasks: ``test``, ``ood`` or ``validation``.
+        step: of adaptation, after which returns are compared; None: the last that a run was tested after.
+        baseline: the group that others are compared with; None: the robust policy, else the first group.
+        columns: of the tables; none: all that have a value.
+
+    Returns:
+        ``tables``, each with its ``title``, its ``rows`` (a dict by column, an interval as ``value``, ``low`` and ``high``) and
+        its ``notes``; and ``notes`` on runs that have no place in one.
+
+    Raises:
+        UserError: if there is no run with a result, or a value is none of those there are.
+    """
+    from metarl_cli.comparison.report import report as compare
+
+    return compare(paths, by, split=split, step=step, baseline=baseline, columns=columns).values()

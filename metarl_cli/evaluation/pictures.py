@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def png(figure: Figure) -> bytes:
     """Encode a matplotlib figure as a PNG at 150 dots per inch; its text is shown as it is, whatever dollars are in it."""
     buffer = io.BytesIO()
-    _show_text_as_it_is(figure)
+    plain_text(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # an empty box stands for it
         figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
-def _show_text_as_it_is(figure: Figure) -> None:
+def plain_text(figure: Figure) -> None:
     """Have titles, labels and legends show names: no mathematics between dollars, no TeX, no characters without a shape."""
     from matplotlib.axis import Axis, Tick
     from matplotlib.text import Text

@@ -149,6 +149,32 @@ def over_seeds(values: ArrayLike) -> Interval:
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
+def profile(scores: ArrayLike, thresholds: ArrayLike) -> Scores:
+    """Compute the share of the tasks of each of S runs whose score is above each of L thresholds, ``[S, L]``.
+
+    The mean over runs is the run-score performance profile of Agarwal 2021, arXiv:2108.13264.
+
+    Args:
+        scores: of the runs' tasks ``[S, M]``.
+        thresholds: ``[L]``.
+    """
+    scores, thresholds = np.asarray(scores, dtype=np.float64), np.asarray(thresholds, dtype=np.float64)
+    return np.asarray((scores[:, :, None] > thresholds).mean(1))
+
+
+def improvement(scores: ArrayLike, other: ArrayLike) -> float:
+    """Compute the probability that a run has a higher score on a task than a run of another method, mean over M tasks.
+
+    Equal scores count half: the statistic of Mann and Whitney for each task (Agarwal 2021, arXiv:2108.13264).
+
+    Args:
+        scores: of one method's runs ``[S, M]``.
+        other: of the other's ``[R, M]``.
+    """
+    one, two = np.asarray(scores, dtype=np.float64)[:, None], np.asarray(other, dtype=np.float64)[None]
+    return float(((one > two) + (one == two) / 2).mean())
+
+
 def student_quantile(freedom: int, share: float = 0.95) -> float:
     """Return t such that Student's distribution has ``share`` of its mass within -t and t, by bisection of its angle.
 

@@ -111,6 +111,17 @@ def read_config(
         raise UserError(f"refused {where}: {'; '.join(problem.text for problem in error.problems)}") from error
 
 
+def with_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Set values at dotted keys of a configuration, in place; returns it."""
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        holder: Any = values
+        for group in groups:
+            holder = holder[group] if isinstance(holder.get(group), dict) else holder.setdefault(group, {})
+        holder[last] = value
+    return values
+
+
 class RunFolder:
     """The files of one run.
 
@@ -250,8 +261,12 @@ class RunFolder:
             hint = did_you_mean(self.path.name, runs) or "; to begin one there, say what it learns: algo=NAME env=NAME"
             raise UserError(f"no such run: {self}{hint}")
 
-    def _config(self, changes: Mapping[str, Any]) -> TrainConfig:
-        """Read the saved configuration with other values at some dotted keys."""
+    def values(self) -> dict[str, Any]:
+        """Read the saved configuration as plain values, which may be of a family or an algorithm that cannot run here.
+
+        Raises:
+            UserError: if there is no run, or its configuration is damaged or was changed.
+        """
         if not self.exists:
             raise UserError(f"{self} is not a run folder (no run.json in it)")
         manifest, path = self.manifest(), self.path / "config.yaml"
@@ -259,15 +274,12 @@ class RunFolder:
         values = read_yaml(path)
         if not isinstance(values, dict):
             raise UserError(f"refused {path}: not a configuration")
-        if manifest.get("iterations"):
-            changes = {"train.iterations": manifest["iterations"], **changes}
-        for key, value in changes.items():
-            *groups, last = key.split(".")
-            holder: Any = values
-            for group in groups:
-                holder = holder[group] if isinstance(holder.get(group), dict) else holder.setdefault(group, {})
-            holder[last] = value
-        return read_config(values, self.path, str(path), manifest["choices"])
+        return with_values(values, {"train.iterations": manifest["iterations"]} if manifest.get("iterations") else {})
+
+    def _config(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """Read the saved configuration with other values at some dotted keys."""
+        values = with_values(self.values(), changes)
+        return read_config(values, self.path, str(self.path / "config.yaml"), self.manifest()["choices"])
 
     def prolonged(self, config: TrainConfig) -> TrainConfig:
         """Return a configuration of this run with the iterations that it has since they were raised."""

@@ -10,12 +10,14 @@ from metarl_cli.evaluation.statistics import (
     Summary,
     average_intervals,
     average_summaries,
+    improvement,
     iqm,
     mean,
     normalised_over_seeds,
     normalised_over_tasks,
     over_seeds,
     over_tasks,
+    profile,
     share_over_tasks,
     student_quantile,
     summarise,
@@ -193,3 +195,39 @@ def test_the_normalised_score_of_several_seeds_is_students():
     found = normalised_over_seeds([[4.0] * 4, [6.0] * 4, [8.0] * 4], robust, oracle)
     assert found == pytest.approx(over_seeds([0.4, 0.6, 0.8]))
     assert math.isnan(normalised_over_seeds([[4.0] * 4] * 2, oracle, robust).value)
+
+
+# -- of several runs, beside rliable 1.2.0 (Agarwal 2021, arXiv:2108.13264; github.com/google-research/rliable): its functions
+# aggregate_iqm (of one run at a time), probability_of_improvement and create_performance_profile on these scores
+
+ONE = [
+    [1.13, 0.87, 1.64, 1.1, 0.46, 1.36, 2.3, 1.95],
+    [0.3, -0.27, 0.38, 1.04, -1.33, 0.78, -0.25, 0.27],
+    [0.46, 0.68, 1.41, 2.04, 0.87, 2.37, 0.33, 1.35],
+    [1.9, 1.09, 0.26, 0.08, 0.54, 1.22, -0.01, 0.79],
+    [0.84, 1.54, 1.21, 1.36, 0.35, 0.87, 1.78, 2.49],
+]
+OTHER = [
+    [0.3, 2.01, 1.85, 1.28, 0.76, 0.19, 1.96, 2.46],
+    [2.3, 1.82, 0.86, -0.71, 0.5, 1.16, -0.79, 0.9],
+    [0.93, 1.2, -0.68, -0.16, 0.06, -0.67, 2.24, 0.0],
+    [0.83, 0.24, 2.08, 1.82, 1.13, -1.7, 0.55, 1.18],
+]
+LEVELS = [-0.5, 0.0, 0.5, 1.0, 1.5]
+
+
+def test_the_iqm_of_each_run_is_rliables():
+    assert iqm(ONE).tolist() == pytest.approx([1.3075, 0.175, 1.0775, 0.67, 1.245])
+
+
+def test_the_probability_of_improvement_is_rliables():
+    assert improvement(ONE, OTHER) == pytest.approx(0.509375)
+    assert improvement(OTHER, ONE) == pytest.approx(1 - 0.509375), "equal scores count half"
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [(ONE, [0.975, 0.9, 0.675, 0.475, 0.225]), (OTHER, [0.84375, 0.78125, 0.625, 0.4375, 0.28125])],
+)
+def test_the_performance_profile_is_rliables(scores, expected):
+    assert profile(scores, LEVELS).mean(0).tolist() == pytest.approx(expected)

@@ -1,0 +1,1 @@
+"""Runs beside each other: groups of seeds, tables, figures, a web page."""

@@ -1,0 +1,176 @@
+"""The figures of a comparison, as one would put them in a paper.
+
+    learning     return on validation tasks after adaptation, along training
+    adaptation   return on the held-out tasks, along the steps of adaptation or the episodes of a trial
+    profile      share of the tasks with a return above each level (Agarwal 2021, arXiv:2108.13264)
+    tasks        each task's return before and after adaptation, a mean over seeds
+
+A line is the mean over seeds and a band Student's 95 % interval over them; a single seed has no band. Groups differ in colour
+(Okabe and Ito's, which colour-blind readers can tell from each other), in stroke and in marker.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metarl_cli.comparison.groups import Comparison, Group
+from metarl_cli.comparison.saved import AXES, LEARNING
+from metarl_cli.comparison.tables import after, before, ends, tested
+from metarl_cli.evaluation.pictures import plain_text
+from metarl_cli.evaluation.statistics import Scores, mean, over_seeds, profile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
+STROKES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+MARKERS = "osD^vPX*"
+AXIS_LABELS = {
+    "env_steps": "environment steps of training",
+    "seconds": "seconds of training",
+    "iterations": "iterations of training",
+}
+POINTS = 200  # of a learning curve and of a profile
+FORMATS = ("png", "svg", "pdf")
+
+
+def figures(comparison: Comparison, against: str = "env_steps") -> dict[str, Figure]:
+    """Draw the figures of a comparison, those that its runs have data for.
+
+    Args:
+        comparison: groups on the same tasks.
+        against: one of :data:`AXES`, the axis of the learning curves.
+    """
+    drawn = {
+        "learning": _learning(comparison, against),
+        "adaptation": _adaptation(comparison),
+        "profile": _profile(comparison),
+        "tasks": _tasks(comparison),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def encode(figure: Figure, form: str) -> bytes:
+    """Encode a figure as one of :data:`FORMATS`; texts stay texts in SVG and PDF, and the same figure has the same bytes."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    plain_text(figure)
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "metarl", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=form, dpi=200, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _empty(comparison: Comparison, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=comparison.env)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _style(place: int) -> dict[str, Any]:
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": STROKES[place % len(STROKES)], "linewidth": 1.6}
+
+
+def _label(group: Group) -> str:
+    return f"{group.name} ({len(group.runs)} seed{'s' * (len(group.runs) > 1)})"
+
+
+def _line(axes: Axes, place: int, group: Group, x: Scores, values: Scores, **more: Any) -> None:
+    """Draw a group's mean over runs of ``values [S, P]``, with its band."""
+    points = [over_seeds(column) for column in values.T]
+    axes.plot(x, [p.value for p in points], label=_label(group), **_style(place), **more)
+    if len(values) > 1:
+        low, high = [p.low for p in points], [p.high for p in points]
+        axes.fill_between(x, low, high, color=COLOURS[place % len(COLOURS)], alpha=0.15, linewidth=0)
+
+
+def _finished(figure: Figure, axes: Axes) -> Figure | None:
+    """Add the legend; None where nothing was drawn."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return None
+    side = len(handles) <= 8 and max(map(len, labels)) <= 32
+    figure.legend(handles, labels, loc="outside right upper" if side else "outside lower center", frameon=False, fontsize=8)
+    if not side:
+        figure.set_size_inches(6.4, 3.6 + 0.17 * len(handles))
+    return figure
+
+
+def _levels(comparison: Comparison, draw: Callable[..., Any]) -> None:
+    """Draw the lines of the robust policy and of the oracle."""
+    if limits := ends(comparison):
+        draw(limits.robust, color="0.45", linestyle=(0, (1, 2)), linewidth=1.2, label="robust (score 0)")
+        draw(limits.oracle, color="0.45", linestyle=(0, (6, 2)), linewidth=1.2, label="oracle (score 1)")
+
+
+def _learning(comparison: Comparison, against: str) -> Figure | None:
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = _empty(comparison, AXIS_LABELS[against], "return after adaptation\n(validation tasks)")
+    axes.xaxis.set_major_formatter(EngFormatter())
+    for place, group in enumerate(comparison.groups):
+        known = [(run.learning[AXES[against]], run.learning[LEARNING]) for run in group.runs if AXES[against] in run.learning]
+        if known and all(len(x) > 1 for x, _ in known):  # from the last beginning to the first end, so that every run counts
+            grid = np.linspace(max(x[0] for x, _ in known), min(x[-1] for x, _ in known), POINTS)
+            _line(axes, place, group, grid, np.stack([np.interp(grid, x, y) for x, y in known]))
+    return _finished(figure, axes)
+
+
+def _adaptation(comparison: Comparison) -> Figure | None:
+    from matplotlib.ticker import MaxNLocator
+
+    kinds = {tested(run).trial for group in comparison.groups for run in group.runs if len(tested(run).adapted.steps) > 1}
+    words = {True: "previous episodes of the trial", False: "steps of adaptation"}
+    xlabel = " or ".join(words[kind] for kind in sorted(kinds))
+    figure, axes = _empty(comparison, xlabel, "return (mean over tasks)")
+    for place, group in enumerate(comparison.groups):
+        curves = [tested(run).adapted for run in group.runs]
+        steps = [step for step in curves[0].steps if all(step in curve.steps for curve in curves)]
+        values = np.array([[mean(c.scores[c.steps.index(step)]) for step in steps] for c in curves])
+        if len(steps) > 1:
+            _line(axes, place, group, np.array(steps), values, marker=MARKERS[place % len(MARKERS)], markersize=4)
+    if axes.lines:
+        _levels(comparison, axes.axhline)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _finished(figure, axes)
+
+
+def _profile(comparison: Comparison) -> Figure | None:
+    scores = [after(group) for group in comparison.groups]
+    if scores[0].shape[1] < 5:
+        return None
+    figure, axes = _empty(comparison, "return after adaptation", "share of tasks above")
+    low, high = min(each.min() for each in scores), max(each.max() for each in scores)
+    margin = (high - low) * 0.02 or 1.0
+    grid = np.linspace(low - margin, high + margin, POINTS)
+    for place, (group, each) in enumerate(zip(comparison.groups, scores, strict=True)):
+        _line(axes, place, group, grid, profile(each, grid))
+    _levels(comparison, axes.axvline)
+    axes.set_ylim(0, 1.02)
+    return _finished(figure, axes)
+
+
+def _tasks(comparison: Comparison) -> Figure | None:
+    figure, axes = _empty(comparison, "return before adaptation", "return after adaptation")
+    for place, group in enumerate(comparison.groups):
+        first, last = before(group).mean(0), after(group).mean(0)
+        if not np.array_equal(first, last):
+            marker, colour = MARKERS[place % len(MARKERS)], COLOURS[place % len(COLOURS)]
+            axes.scatter(first, last, s=14, alpha=0.7, linewidths=0, marker=marker, color=colour, label=_label(group))
+    if axes.collections:
+        ends_ = [*axes.get_xlim(), *axes.get_ylim()]
+        axes.plot([min(ends_), max(ends_)], [min(ends_), max(ends_)], color="0.45", linewidth=0.8, label="no change")
+    return _finished(figure, axes)

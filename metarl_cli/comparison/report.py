@@ -1,0 +1,140 @@
+"""Reports: tables and figures of runs beside each other, in the terminal and in files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metarl_cli.comparison.figures import FORMATS, encode, figures
+from metarl_cli.comparison.groups import Comparison, compare
+from metarl_cli.comparison.page import page
+from metarl_cli.comparison.saved import AXES, find
+from metarl_cli.comparison.tables import Table, as_csv, as_latex, as_markdown, as_values, in_markdown, table
+from metarl_cli.config.messages import known_options
+from metarl_cli.errors import UserError
+from metarl_cli.runs.files import write_whole
+from metarl_cli.runs.naming import file_name
+
+SPLITS = ("test", "ood", "validation")
+TEXTS = ("md", "csv", "json", "html", "tex", "tensorboard")  # formats beside those of figures
+
+
+class Report(NamedTuple):
+    """Comparisons, the table of each, and one line on each run that has no place in one."""
+
+    comparisons: list[Comparison]
+    tables: list[Table]
+    notes: list[str]
+    against: str
+
+    def values(self) -> dict[str, Any]:
+        """Return the tables and notes as plain values."""
+        return {"tables": [as_values(each) for each in self.tables], "notes": self.notes}
+
+
+def report(
+    paths: Sequence[str | Path],
+    by: Sequence[str] = (),
+    against: str = "env_steps",
+    split: str = "test",
+    step: int | None = None,
+    baseline: str | None = None,
+    columns: Sequence[str] = (),
+) -> Report:
+    """Compare runs.
+
+    Args:
+        paths: run folders, or folders that hold them.
+        by: keys whose values make a group, such as ``algo``; none: all but the seed.
+        against: the axis of learning curves, one of :data:`AXES`.
+        split: the held-out tasks, one of :data:`SPLITS`.
+        step: of adaptation, after which returns are compared; None: the last that a run was tested after.
+        baseline: the group that others are compared with; None: the robust policy, else the first group.
+        columns: of the tables; none: all that have a value.
+
+    Raises:
+        UserError: if there is no run with a result, or a value is none of those there are.
+    """
+    for name, value, known in (("against", against, AXES), ("split", split, SPLITS)):
+        if value not in known:
+            raise UserError(f"{name}={value}: must be one of {', '.join(known)}")
+    found = find(paths, split)
+    comparisons, left = compare(found.runs, by)
+    notes = [*found.problems, *left]
+    if not comparisons:
+        raise UserError(f"no run has a result on {split} tasks", *notes[:5])
+    counts = Counter(each.env for each in comparisons)
+    notes += [f"{env} has {num} tables: the runs were tested on other tasks" for env, num in counts.items() if num > 1]
+    whole = [table(each, step, baseline) for each in comparisons]
+    tables = [each.with_columns(columns) if columns else each.without_empty() for each in whole]
+    return Report(comparisons, tables, notes, against)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises UserError for a format that there is not."""
+    known = [*TEXTS, *FORMATS]
+    if wrong := [form for form in formats if form not in known]:
+        raise UserError(*(f"format={form}: no such format{known_options(form, known)}" for form in wrong))
+
+
+def write(found: Report, folder: Path, formats: Sequence[str], title: str) -> list[Path]:
+    """Write a report into a folder, in some formats; returns what was written.
+
+    ``md``, ``csv``, ``json`` and ``html`` hold all tables, ``tex`` has a file for each, and ``png``, ``svg`` and ``pdf`` have
+    one for each figure. ``tensorboard`` is a folder of events.
+
+    Raises:
+        UserError: for a format that there is not.
+        DiskFault: if a file cannot be written.
+    """
+    check_formats(formats)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from error
+    written, stems = list[Path](), _stems(found.comparisons)
+
+    def keep(name: str, content: str | bytes) -> None:
+        write_whole(folder / name, content.encode() if isinstance(content, str) else content)
+        written.append(folder / name)
+
+    whole: dict[str, Callable[[], str]] = {
+        "md": lambda: "\n".join([f"# {in_markdown(title)}", "", *map(as_markdown, found.tables)]),
+        "csv": lambda: as_csv(found.tables),
+        "json": lambda: json.dumps(found.values(), indent=1, allow_nan=False) + "\n",
+        "html": lambda: page(
+            title, found.tables, [_encoded(each, found.against, "svg") for each in found.comparisons], found.notes
+        ),
+    }
+    for form in dict.fromkeys(formats):
+        if form in whole:
+            keep(f"report.{form}", whole[form]())
+        elif form == "tensorboard":
+            from metarl_cli.comparison import board
+
+            places = (folder / "tensorboard" / stem for stem in stems)
+            written += [
+                path for each, place in zip(found.comparisons, places, strict=True) for path in board.write(each, place)
+            ]
+        else:
+            for stem, comparison, rows in zip(stems, found.comparisons, found.tables, strict=True):
+                if form == "tex":
+                    keep(f"{stem}.tex", as_latex(rows))
+                else:
+                    for name, image in _encoded(comparison, found.against, form).items():
+                        keep(f"{stem}-{name}.{form}", image)
+    return written
+
+
+def _encoded(comparison: Comparison, against: str, form: str) -> dict[str, bytes]:
+    return {name: encode(figure, form) for name, figure in figures(comparison, against).items()}
+
+
+def _stems(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the beginning of the names of each comparison's files."""
+    names = [file_name(each.env or "environment") for each in comparisons]
+    counts = Counter(names)
+    return [n if counts[n] == 1 else f"{n}-{each.tasks[:6]}" for n, each in zip(names, comparisons, strict=True)]

@@ -1,0 +1,204 @@
+"""Finished runs as their folders keep them: what they were, what they cost, and what they came to."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metarl_cli.config.base import result_values
+from metarl_cli.errors import UserError
+from metarl_cli.evaluation.statistics import Scores
+from metarl_cli.runs.files import memory, read
+from metarl_cli.runs.folder import RunFolder, read_config
+from metarl_cli.runs.naming import leaves
+from metarl_cli.runs.results import read_result
+
+AXES = {"env_steps": "step", "seconds": "time/training_seconds", "iterations": "train/iteration"}  # of learning curves
+LEARNING = "eval/return_after_mean"  # the return on validation tasks that a learning curve shows
+
+
+class Curve(NamedTuple):
+    """Returns of M tasks at P points of an adaptation."""
+
+    steps: list[int]  # [P] of adaptation, or episodes of a trial before this one
+    gradient_steps: list[int]  # [P]
+    env_steps: list[int]  # [P] per task
+    scores: Scores  # [P, M]
+    solved: list[float | None]  # [P] share of tasks
+
+
+class Tested(NamedTuple):
+    """The result of one split."""
+
+    tasks: str  # the hash of the held-out tasks
+    episodes: int  # of each task and point
+    trial: bool  # whether the points are episodes of a trial
+    adapted: Curve
+    random: Scores  # [M]
+    references: dict[str, Scores]  # robust, oracle, optimum [M], as far as the run knows them
+
+
+class Saved(NamedTuple):
+    """A run."""
+
+    path: Path
+    status: str
+    choices: dict[str, str]  # the option of each config group
+    overridden: list[str]
+    seed: int
+    values: dict[str, Any]  # by dotted key, all that can change a result but the seed
+    git: str
+    tested: Tested | None  # None: not tested on this split
+    learning: dict[str, Scores]  # LEARNING, and each of AXES that was logged, at the evaluations of training
+    env_steps: int
+    seconds: float
+
+    @property
+    def env(self) -> str:
+        """The option of its environment."""
+        return self.choices.get("env", "")
+
+
+class Found(NamedTuple):
+    """Runs, and one line on each that cannot be read."""
+
+    runs: list[Saved]
+    problems: list[str]
+
+
+def find(paths: Sequence[str | Path], split: str) -> Found:
+    """Read all runs in some folders, and in folders within.
+
+    Args:
+        paths: run folders, or folders that hold them.
+        split: the held-out tasks whose results are read.
+
+    Raises:
+        UserError: if a folder does not exist, or there is no run in any.
+    """
+    runs, problems = list[Saved](), list[str]()
+    folders = {each.resolve(): each for path in reversed(paths) for each in _folders(Path(path))}
+    for folder in sorted(folders.values()):
+        try:
+            runs.append(load(folder, split))
+        except UserError as error:
+            problems += [problem.text for problem in error.problems]
+    if not runs:
+        where = ", ".join(map(str, paths))
+        raise UserError(*(problems or [f"there is no run in {where}; a run folder holds a run.json"]))
+    return Found(runs, problems)
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Yield the run folders at or below a path, in the order of their names; links are not followed."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    for place, folders, names in os.walk(path):
+        folders.sort()
+        if "run.json" in names:
+            folders.clear()
+            yield Path(place)
+
+
+def load(path: Path, split: str) -> Saved:
+    """Read a run; see :func:`find` for the split.
+
+    Raises:
+        UserError: if it cannot be read, is damaged, was changed or is of another format.
+    """
+    folder = RunFolder(path)
+    manifest, tested = folder.manifest(), path / "results" / f"{split}.json"
+    log, learning = path / "metrics.jsonl", dict[str, Scores]()
+    env_steps, seconds = 0, 0.0
+    if log.exists():
+        learning, env_steps, seconds = _read_log(log)
+    return Saved(
+        path,
+        manifest["status"],
+        {group: option for group, option in manifest["choices"].items() if option is not None},
+        manifest.get("overridden", []),
+        manifest["seed"],
+        _values(folder, manifest["choices"]),
+        str(manifest.get("git", ""))[:12],
+        _tested(read_result(tested)) if tested.exists() else None,
+        learning,
+        env_steps,
+        seconds,
+    )
+
+
+def _values(folder: RunFolder, choices: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return what can change a result but the seed; where a package of the run is missing here, all but the hardware."""
+    plain = folder.values()
+    try:
+        values = result_values(read_config(plain, folder.path, str(folder), choices))
+    except UserError:
+        values = {key: value for key, value in plain.items() if key != "hardware"}
+    return {key: value for key, value in leaves(values) if key != "seed"}
+
+
+def _tested(result: Mapping[str, Any]) -> Tested:
+    adapted, beside = result["adapted"], result["adapted"].get("beside")
+    scores = _numbers(adapted["task_returns"])
+    references = {role: _numbers(result[role]["task_returns"]) for role in ("robust", "oracle") if result.get(role)}
+    if result.get("optimum"):
+        references["optimum"] = _numbers(result["optimum"])
+    return Tested(
+        result["tasks"]["hash"],
+        result["episodes"],
+        result.get("trial") is not None,
+        Curve(
+            adapted["steps"],
+            adapted["gradient_steps"],
+            adapted["env_steps"],
+            scores,
+            [each["solved"] for each in beside] if beside else [None] * len(scores),
+        ),
+        _numbers(result["random"]["task_returns"][0]),
+        references,
+    )
+
+
+def _numbers(values: Any) -> Scores:
+    """Return JSON's numbers; null is not a number."""
+    return np.array(values, dtype=np.float64)
+
+
+def _read_log(path: Path) -> tuple[dict[str, Scores], int, float]:
+    """Return the evaluations of training, and the environment steps and seconds it took.
+
+    An evaluation has the seconds and the iteration of the line before it that names them. No other lines are parsed, and a
+    line that is torn or no JSON is left out: a run in training may be writing it.
+    """
+    rows, lines = list[dict[str, float]](), read(path, memory()).decode(errors="replace").splitlines()
+    for place, line in enumerate(lines):
+        if LEARNING in line and LEARNING in (entry := _entry(line)):
+            rows.append(_clock(lines, place) | entry)
+    known = [key for key in AXES.values() if rows and all(key in row for row in rows)]
+    learning = {key: np.array([row[key] for row in rows]) for key in (LEARNING, *known) if rows}
+    last = next((int(entry["step"]) for line in reversed(lines) if "step" in (entry := _entry(line))), 0)
+    return learning, last, _clock(lines, len(lines)).get(AXES["seconds"], 0.0)
+
+
+def _clock(lines: list[str], place: int) -> dict[str, float]:
+    """Return the numbers of the last line before ``place`` that says how long training took."""
+    key = AXES["seconds"]
+    return next(
+        (entry for line in (lines[i] for i in range(place - 1, -1, -1)) if key in line and key in (entry := _entry(line))), {}
+    )
+
+
+def _entry(line: str) -> dict[str, float]:
+    """Return the finite numbers of a line; none where it is no JSON object."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    numbers = values.items() if isinstance(values, dict) else ()
+    return {key: float(value) for key, value in numbers if isinstance(value, int | float) and math.isfinite(value)}

@@ -1,0 +1,315 @@
+"""Comparisons as tables: a row for each group, with intervals over seeds.
+
+| column | value |
+|---|---|
+| before, after | mean return over tasks, before adaptation and after it |
+| normalised score | (after - robust) / (oracle - robust), of means over tasks |
+| IQM, worst tenth, solved | of the returns after adaptation |
+| better | the probability that a run of the row has a higher return on a task than one of the baseline, mean over tasks |
+| gradient steps, support | of the adaptation, per task |
+| env steps, minutes | of the training |
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metarl_cli.comparison.groups import Comparison, Group
+from metarl_cli.comparison.saved import Curve, Saved, Tested
+from metarl_cli.config.messages import known_options
+from metarl_cli.errors import UserError, visible
+from metarl_cli.evaluation.statistics import (
+    Aggregate,
+    Interval,
+    Scores,
+    improvement,
+    iqm,
+    mean,
+    normalised,
+    over_seeds,
+    worst_tenth,
+)
+
+ROBUST, ORACLE = ("robust_dqn", "robust_pg"), ("oracle_dqn", "oracle_pg")  # algorithms between which the score lies
+Cell = Interval | float | int | str | None
+
+
+COLUMNS = [
+    *("runs", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "better"),
+    *("gradient steps", "support", "env steps", "minutes"),
+]
+
+
+class Table(NamedTuple):
+    """Rows of cells; a column without a value in any row is left out."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    notes: list[str]
+
+    def without_empty(self) -> Table:
+        """Return the table without columns that have no values."""
+        full = [k for k in range(len(self.columns)) if any(row[k] is not None for row in self.rows)]
+        return self._replace(columns=[self.columns[k] for k in full], rows=[[row[k] for k in full] for row in self.rows])
+
+    def with_columns(self, names: Sequence[str]) -> Table:
+        """Return the table with some of its columns alone, after the first; names may have ``_`` for a space.
+
+        Raises:
+            UserError: for a column that there is not.
+        """
+        wanted = [name.replace("_", " ") for name in names]
+        if wrong := [name for name in wanted if name not in COLUMNS]:
+            raise UserError(*(f"columns={name}: no such column{known_options(name, COLUMNS)}" for name in wrong))
+        kept = [0, *(self.columns.index(name) for name in wanted if name in self.columns[1:])]
+        return self._replace(columns=[self.columns[k] for k in kept], rows=[[row[k] for k in kept] for row in self.rows])
+
+
+class Ends(NamedTuple):
+    """The means over tasks between which the normalised score lies."""
+
+    robust: float
+    oracle: float
+    source: str
+
+
+def tested(run: Saved) -> Tested:
+    """Return the result of a run that has one."""
+    assert run.tested
+    return run.tested
+
+
+def point(run: Saved, step: int | None) -> int:
+    """Return the place of a step in the adaptation of a run; None: its last.
+
+    Raises:
+        UserError: if it was not tested after so many steps.
+    """
+    steps = tested(run).adapted.steps
+    if step is None:
+        return len(steps) - 1
+    if step not in steps:
+        raise UserError(f"step={step}: {run.path} was tested after {', '.join(map(str, steps))}")
+    return steps.index(step)
+
+
+def after(group: Group, step: int | None = None) -> Scores:
+    """Return the returns ``[S, M]`` of a group's runs on their tasks, after a step of adaptation or the last."""
+    return np.stack([tested(run).adapted.scores[point(run, step)] for run in group.runs])
+
+
+def before(group: Group) -> Scores:
+    """Return the returns ``[S, M]`` before adaptation."""
+    return np.stack([tested(run).adapted.scores[0] for run in group.runs])
+
+
+def ends(comparison: Comparison) -> Ends | None:
+    """Return the ends of the normalised score: of runs that are compared, else what the runs themselves know; None: unknown."""
+
+    def of(names: tuple[str, ...]) -> tuple[float, str] | None:
+        found = [group for group in comparison.groups if group.algo in names]
+        best = max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
+        return None if best is None else (float(mean(after(best)).mean()), best.name)
+
+    def known(roles: Sequence[str]) -> tuple[float, str] | None:
+        for role in roles:
+            for group in comparison.groups:
+                for run in group.runs:
+                    if role in (references := tested(run).references):
+                        return float(mean(references[role])), f"the {role} policy of the results"
+        return None
+
+    robust, oracle = of(ROBUST) or known(["robust"]), of(ORACLE) or known(["oracle", "optimum"])
+    if robust is None or oracle is None or not oracle[0] > robust[0]:
+        return None
+    return Ends(robust[0], oracle[0], f"0 is {robust[1]} ({number(robust[0])}), 1 is {oracle[1]} ({number(oracle[0])})")
+
+
+def table(comparison: Comparison, step: int | None = None, baseline: str | None = None) -> Table:
+    """Return the table of a comparison.
+
+    Args:
+        comparison: groups on the same tasks.
+        step: of adaptation; None: the last that each run was tested after.
+        baseline: the name of the group that others are compared with; None: the first.
+
+    Raises:
+        UserError: if there is no such step or group.
+    """
+    groups, limits = comparison.groups, ends(comparison)
+    base = _baseline(groups, baseline) if len(groups) > 1 else None
+    rows = [_row(group, step, limits, base) for group in groups]
+    notes = list(comparison.notes)
+    if any(len(group.runs) > 1 for group in groups):
+        notes.insert(0, "A cell is the mean over runs, with Student's 95 % interval over seeds where there are several.")
+    if limits:
+        notes.append(f"normalised score: {limits.source}.")
+    if base:
+        notes.append(f"better: the probability of a higher return on a task than {base.name}.")
+    count = after(groups[0]).shape[1]
+    title = f"{comparison.env or 'environment'}: {count} held-out task{'s' * (count > 1)} ({comparison.tasks})"
+    return Table(title, ["algorithm", *COLUMNS], [[row[name] for name in ("algorithm", *COLUMNS)] for row in rows], notes)
+
+
+def _baseline(groups: list[Group], name: str | None) -> Group:
+    if name is None:
+        return next((group for group in groups if group.algo in ROBUST), groups[0])
+    found = [group for group in groups if name in (group.name, group.algo)]
+    if len(found) != 1:
+        raise UserError(f"baseline={name}: must be one of {', '.join(group.name for group in groups)}")
+    return found[0]
+
+
+def _row(group: Group, step: int | None, limits: Ends | None, base: Group | None) -> dict[str, Cell]:
+    scores = after(group, step)
+    curves = [tested(run).adapted for run in group.runs]
+    points = [point(run, step) for run in group.runs]
+    normal = None if limits is None else over_seeds(normalised(mean(scores), limits.robust, limits.oracle))
+
+    def spent(of: Callable[[Curve], list[int]]) -> float | None:
+        values = [of(curve)[k] for curve, k in zip(curves, points, strict=True)]
+        return float(np.mean(values)) or None
+
+    solved = [curve.solved[k] for curve, k in zip(curves, points, strict=True)]
+    known = [share for share in solved if share is not None]
+    return {
+        "algorithm": group.name,
+        "runs": len(group.runs),
+        "before": interval(before(group), mean),
+        "after": interval(scores, mean),
+        "normalised score": normal,
+        "IQM": interval(scores, iqm),
+        "worst tenth": interval(scores, worst_tenth),
+        "solved": float(np.mean(known)) if known and len(known) == len(solved) else None,
+        "better": None if base is None or base is group else improvement(scores, after(base)),
+        "gradient steps": spent(lambda curve: curve.gradient_steps),
+        "support": spent(lambda curve: curve.env_steps),
+        "env steps": float(np.mean([run.env_steps for run in group.runs])) or None,
+        "minutes": float(np.mean([run.seconds for run in group.runs])) / 60 or None,
+    }
+
+
+def interval(scores: Scores, aggregate: Aggregate) -> Interval:
+    """Return the mean over runs of an aggregate over the tasks of ``scores [S, M]``, with its interval over seeds."""
+    return over_seeds(aggregate(scores))
+
+
+# -- texts
+
+COUNTS = {"env steps", "support", "gradient steps"}
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """Return a number in as many digits as it has a use for."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.{1 if abs(value) >= 100 else 2}f}" if digits is None else f"{value:.{digits}f}"
+
+
+def count(value: float) -> str:
+    """Return a whole number, from a million on in millions."""
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{round(value):,}"
+
+
+def text(column: str, cell: Cell) -> str:
+    """Return a cell as people read it."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, Interval):
+        digits = 1 if max(abs(each) for each in cell if math.isfinite(each)) >= 100 else 2
+        if math.isnan(cell.low):
+            return number(cell.value, digits)
+        return f"{number(cell.value, digits)} [{number(cell.low, digits)}, {number(cell.high, digits)}]"
+    if isinstance(cell, str):
+        return cell
+    if column in COUNTS:
+        return count(cell)
+    if column == "solved":
+        return f"{cell:.0%}"
+    return str(cell) if isinstance(cell, int) else number(cell)
+
+
+def as_markdown(table: Table) -> str:
+    """Return a table in Markdown, with its notes."""
+    head = f"| {' | '.join(table.columns)} |"
+    lines = [f"| {' | '.join(in_markdown(text(*cell)) for cell in _cells(table, row))} |" for row in table.rows]
+    notes = [f"- {in_markdown(note)}" for note in table.notes]
+    return "\n".join([f"## {in_markdown(table.title)}", "", head, "|" + "---|" * len(table.columns), *lines, "", *notes, ""])
+
+
+def _cells(table: Table, row: list[Cell]) -> list[tuple[str, Cell]]:
+    return list(zip(table.columns, row, strict=True))
+
+
+def in_markdown(words: str) -> str:
+    """Return plain text as Markdown that shows it."""
+    return visible(words).replace("\\", "\\\\").replace("|", "\\|").replace("_", "\\_").replace("*", "\\*").replace("<", "&lt;")
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """Return tables as one CSV with all digits; an interval has two more columns, ``low`` and ``high``."""
+    records = [dict([("tasks", table.title), *_numbers(_cells(table, row))]) for table in tables for row in table.rows]
+    names = dict.fromkeys(name for record in records for name in record)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()
+
+
+def _numbers(cells: list[tuple[str, Cell]]) -> list[tuple[str, Any]]:
+    found = list[tuple[str, Any]]()
+    for name, cell in cells:
+        found.append((name, cell.value if isinstance(cell, Interval) else cell))
+        if isinstance(cell, Interval):
+            found += [
+                (f"{name} {end}", None if math.isnan(bound) else bound)
+                for end, bound in (("low", cell.low), ("high", cell.high))
+            ]
+    return found
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+TEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def as_latex(table: Table) -> str:
+    """Return a table in LaTeX, for the package booktabs; its notes are comments before it."""
+    align = "l" + "r" * (len(table.columns) - 1)
+    head = " & ".join(_in_latex(name) for name in table.columns)
+    lines = [" & ".join(_in_latex(text(*cell)) for cell in _cells(table, row)) + r" \\" for row in table.rows]
+    comments = [f"% {visible(note)}" for note in (table.title, *table.notes)]
+    begin, end = rf"\begin{{tabular}}{{{align}}}", r"\end{tabular}"
+    return "\n".join([*comments, begin, r"\toprule", rf"{head} \\", r"\midrule", *lines, r"\bottomrule", end, ""])
+
+
+def _in_latex(words: str) -> str:
+    return "".join(TEX.get(character, character) for character in visible(words))
+
+
+def as_values(table: Table) -> dict[str, Any]:
+    """Return a table as plain values: a dict for each row, an interval as ``{"value", "low", "high"}``.
+
+    What is no finite number, such as the bounds of a single run, is None.
+    """
+
+    def plain(cell: Cell) -> Any:
+        if isinstance(cell, Interval):
+            return {name: value if math.isfinite(value) else None for name, value in cell._asdict().items()}
+        return cell
+
+    rows = [{name: plain(cell) for name, cell in _cells(table, row)} for row in table.rows]
+    return {"title": table.title, "rows": rows, "notes": table.notes}

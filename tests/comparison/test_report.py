@@ -1,0 +1,247 @@
+"""Reports on runs: groups, tables, figures and files, and what is refused."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import TINY, TINY_MAML
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import metarl_cli as metarl
+from metarl_cli.cli.main import main
+from metarl_cli.comparison.figures import FORMATS
+from metarl_cli.comparison.report import TEXTS, report, write
+from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown
+from metarl_cli.errors import UserError
+from metarl_cli.evaluation.statistics import over_seeds
+from metarl_cli.runs.files import sha256, write_json, write_whole
+from metarl_cli.runs.folder import Manifest
+from metarl_cli.runs.results import Result
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run, of which the tests make others."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = [word for word in TINY if not word.startswith("env.")] + TINY_MAML
+    metarl.train("algo=maml_dqn", "env=navigation_2d", "env.horizon=20", *words, f"run={folder}")
+    return folder
+
+
+def copied(trained, folder, seed=0, algo="maml_dqn", polyak=0.05, after=None, tasks=None, **manifest):
+    """The run as one of another seed, algorithm or setting, with these returns after adaptation."""
+    shutil.copytree(trained, folder)
+    config = folder / "config.yaml"
+    text = re.sub(r"(?m)^seed: \d+", f"seed: {seed}", config.read_text())
+    write_whole(config, re.sub(r"polyak: .*", f"polyak: {polyak}", text).encode())
+    values = json.loads((folder / "run.json").read_text())
+    values |= {"seed": seed, "choices": values["choices"] | {"algo": algo}, **manifest}
+    values["sha256"]["config.yaml"] = sha256(config)
+    write_json(folder / "run.json", values, Manifest)
+    result = json.loads((folder / "results" / "test.json").read_text())
+    if after is not None:
+        result["adapted"]["task_returns"][-1] = list(after)
+    if tasks is not None:
+        result["tasks"]["hash"] = tasks
+    write_json(folder / "results" / "test.json", result, Result)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outputs(trained, tmp_path_factory):
+    """Two algorithms with three seeds each, one of them with another setting too, and the ends of the normalised score."""
+    folder = tmp_path_factory.mktemp("outputs")
+    for seed in range(3):
+        copied(trained, folder / f"maml-{seed}", seed, after=[-1.0 - seed, -2.0, -3.0, -4.0])
+        copied(trained, folder / f"anil-{seed}", seed, "anil_dqn", 0.1, [-2.0, -2.0, -5.0, -6.0 - seed])
+    copied(trained, folder / "robust", 0, "robust_dqn", 0.2, after=[-10.0] * 4)
+    copied(trained, folder / "oracle", 0, "oracle_dqn", 0.3, after=[0.0, 0.0, -1.0, -1.0])
+    return folder
+
+
+def rows(found, place=0):
+    return {row["algorithm"]: row for row in found["tables"][place]["rows"]}
+
+
+def test_a_row_is_a_group_of_seeds_with_intervals(outputs):
+    found = rows(metarl.report(outputs))
+    assert list(found) == ["anil_dqn", "maml_dqn", "oracle_dqn", "robust_dqn"]
+    means = [np.mean([-1.0 - seed, -2.0, -3.0, -4.0]) for seed in range(3)]
+    assert found["maml_dqn"]["runs"] == 3
+    assert tuple(found["maml_dqn"]["after"].values()) == pytest.approx(tuple(over_seeds(means)))
+    scores = over_seeds([(mean + 10) / 9.5 for mean in means])
+    assert tuple(found["maml_dqn"]["normalised score"].values()) == pytest.approx(tuple(scores))
+    assert found["maml_dqn"]["worst tenth"]["value"] == -4
+    assert found["maml_dqn"]["better"] == 1, "than the robust policy, on every task"
+    assert found["robust_dqn"]["better"] is None
+    assert found["robust_dqn"]["after"] == {"value": -10, "low": None, "high": None}, "one run has no interval"
+    assert found["maml_dqn"]["gradient steps"] == 2
+    assert found["maml_dqn"]["env steps"] > 0
+
+
+def test_another_baseline_and_another_step(outputs):
+    found = rows(metarl.report(outputs, baseline="anil_dqn"))
+    # on the four tasks: better in 1 of 3 seeds and equal in another; equal; better; better
+    assert found["maml_dqn"]["better"] == pytest.approx(np.mean([1 / 3 + 1 / 6, 1 / 2, 1, 1]))
+    assert rows(metarl.report(outputs, step=0))["maml_dqn"]["after"] == rows(metarl.report(outputs))["maml_dqn"]["before"]
+    with pytest.raises(UserError, match=r"step=9: .* was tested after 0, 1, 2"):
+        metarl.report(outputs, step=9)
+    with pytest.raises(UserError, match="baseline=rl2: must be one of anil_dqn, maml_dqn"):
+        metarl.report(outputs, baseline="rl2")
+
+
+def test_some_columns_alone(outputs):
+    found = rows(metarl.report(outputs, columns=["normalised_score", "after"]))
+    assert list(found["maml_dqn"]) == ["algorithm", "normalised score", "after"]
+
+
+def test_groups_of_an_algorithm_are_named_by_what_differs(trained, tmp_path):
+    for name, polyak in (("a", 0.001), ("b", 0.5)):
+        copied(trained, tmp_path / name, polyak=polyak, overridden=["algo.outer.polyak"])
+    assert list(rows(metarl.report(tmp_path))) == ["maml_dqn outer.polyak=0.001", "maml_dqn outer.polyak=0.5"]
+    pooled = metarl.report(tmp_path, by=["algo"])
+    assert rows(pooled)["maml_dqn"]["runs"] == 2
+    assert "maml_dqn: runs that differ in algo.outer.polyak are taken together" in pooled["tables"][0]["notes"]
+    assert list(rows(metarl.report(tmp_path, by=["outer.polyak"]))) == ["outer.polyak=0.001", "outer.polyak=0.5"]
+    with pytest.raises(UserError, match=r"by=algo.outer.polyac: no such key; did you mean algo.outer.polyak"):
+        metarl.report(tmp_path, by=["algo.outer.polyac"])
+
+
+def test_what_cannot_be_compared_is_apart_and_said(trained, tmp_path):
+    copied(trained, tmp_path / "one")
+    copied(trained, tmp_path / "same")
+    copied(trained, tmp_path / "other", tasks="0123456789abcdef")
+    copied(trained, tmp_path / "training", 1, status="running", score=None)
+    (tmp_path / "training" / "results" / "test.json").unlink()
+    copied(trained, tmp_path / "changed", 2)
+    (tmp_path / "changed" / "config.yaml").write_text("seed: 7\n")
+    found = metarl.report(tmp_path)
+    assert [table["rows"][0]["runs"] for table in found["tables"]] == [1, 1]
+    notes = "\n".join(found["notes"])
+    assert f"{tmp_path / 'training'} is running: it has no result here" in notes
+    assert "it is not as the run was made with" in notes
+    assert "navigation_2d has 2 tables: the runs were tested on other tasks" in notes
+    assert f"seed 0 of maml_dqn is there 2 times: {tmp_path / 'one'} counts" in found["tables"][0]["notes"]
+
+
+def test_it_finds_runs_at_any_depth_and_each_once(outputs, tmp_path, monkeypatch):
+    shutil.copytree(outputs, tmp_path / "within" / "deep")
+    monkeypatch.chdir(tmp_path)
+    found = metarl.report("within", tmp_path / "within" / "deep", "within/deep/maml-0")
+    assert found["tables"] == metarl.report(outputs)["tables"]
+    assert len(rows(metarl.report(outputs / "maml-0"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["."], "there is no run in"),
+        (["by=algo", "by=env"], "by: is given twice"),
+        (["bye=algo"], "bye: no such key; did you mean by"),
+        (["step=-1"], "step=-1: must be an integer >= 0"),
+        (["format="], "format=: has no value"),
+        (["--format"], "--format: no such flag"),
+        (["format=htm"], "format=htm: no such format; did you mean html"),
+        (["against=weeks", "OUTPUTS"], "against=weeks: must be one of env_steps, seconds, iterations"),
+        (["columns=afterr", "OUTPUTS"], "columns=afterr: no such column; did you mean after"),
+        (["split=train", "OUTPUTS"], "split=train: must be one of test, ood, validation"),
+    ],
+)
+def test_bad_words_are_one_line(words, line, outputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *(str(outputs) if word == "OUTPUTS" else word for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert "Traceback" not in error
+
+
+def test_the_command_prints_tables_and_writes_what_it_is_asked_for(outputs, tmp_path, capsys):
+    formats = [*TEXTS, *FORMATS]
+    assert main(["report", str(outputs), f"format={','.join(formats)}", f"out={tmp_path / 'paper'}"]) == 0
+    shown = capsys.readouterr().out
+    assert "navigation_2d: 4 held-out tasks" in shown
+    assert "8 runs in" in shown
+    names = {str(path.relative_to(tmp_path / "paper")) for path in (tmp_path / "paper").iterdir()}
+    figures = {f"navigation_2d-{name}.{form}" for name in ("learning", "adaptation", "tasks") for form in FORMATS}
+    assert {"report.html", "report.md", "report.csv", "report.json", "navigation_2d.tex", "tensorboard", *figures} == names
+    first = {path: path.read_bytes() for path in (tmp_path / "paper").iterdir() if path.is_file()}
+    again = [form for form in formats if form != "pdf"]  # the slowest
+    write(report([outputs]), tmp_path / "paper", again, f"Report on {outputs}")
+    changed = [path.name for path, content in first.items() if path.read_bytes() != content]
+    assert not changed, "the same runs make the same bytes"
+    values = json.loads((tmp_path / "paper" / "report.json").read_text())
+    assert values["tables"][0]["rows"][0]["algorithm"] == "anil_dqn"
+
+
+def test_tensorboard_has_the_mean_over_seeds_and_its_bounds(outputs, tmp_path):
+    write(report([outputs]), tmp_path, ["tensorboard"], "")
+    write(report([outputs]), tmp_path, ["tensorboard"], "")
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "navigation_2d" / "maml_dqn")).Reload()
+    log = [json.loads(line) for line in (outputs / "maml-0" / "metrics.jsonl").read_text().splitlines()]
+    truth = {line["step"]: line["eval/return_after_mean"] for line in log if "eval/return_after_mean" in line}
+    for tag in ("seeds/return_after", "seeds/return_after_low", "seeds/return_after_high"):  # copies of one run: no spread
+        found = {event.step: event.value for event in events.Scalars(tag)}
+        assert found == pytest.approx(truth), "written anew, not beside the former"
+
+
+def test_texts_of_a_table(outputs):
+    (table,) = report([outputs]).tables
+    records = list(csv.DictReader(io.StringIO(as_csv([table]))))
+    assert [record["algorithm"] for record in records] == ["anil_dqn", "maml_dqn", "oracle_dqn", "robust_dqn"]
+    assert float(records[1]["after low"]) < float(records[1]["after"]) < float(records[1]["after high"])
+    assert records[3]["after low"] == ""
+    latex = as_latex(table)
+    assert latex.count(r"\\") == 5
+    assert r"maml\_dqn & 3 & " in latex
+    assert all(line.startswith("%") for line in latex.splitlines()[: len(table.notes) + 1])
+    assert "| maml\\_dqn | 3 |" in as_markdown(table)
+
+
+UGLY = "a|b<script>alert(1)</script>&_%$#{}~^\\\x1b[31m"
+
+
+def test_names_of_any_kind_harm_no_format(trained, tmp_path):
+    copied(trained, tmp_path / "run", algo=UGLY)
+    found = report([tmp_path])
+    write(found, tmp_path / "out", [*TEXTS, "png"], UGLY)
+    assert "<script>alert" not in (tmp_path / "out" / "report.html").read_text()
+    for form in ("md", "html"):
+        assert "\x1b" not in (tmp_path / "out" / f"report.{form}").read_text()
+    (row,) = [line for line in as_markdown(found.tables[0]).splitlines() if line.startswith("| a\\")]
+    assert row.replace(r"\|", "").count("|") == len(found.tables[0].columns) + 1
+    assert "\\%\\$\\#\\{\\}" in as_latex(found.tables[0])
+
+
+class Parsed(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.sources = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_needs_nothing_else(outputs, tmp_path):
+    write(report([outputs]), tmp_path, ["html"], "A report")
+    page = Parsed()
+    page.feed((tmp_path / "report.html").read_text())
+    assert page.tags.count("img") == 3
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert page.tags.count("tr") == 5
+
+
+def test_a_torn_log_and_one_without_evaluations(trained, tmp_path):
+    copied(trained, tmp_path / "torn")
+    with (tmp_path / "torn" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 5, "eval/return_after_me\n{"step": NaN, "eval/return_after_mean": NaN}\n[1]\n{"st')
+    copied(trained, tmp_path / "none", 1)
+    (tmp_path / "none" / "metrics.jsonl").unlink()
+    assert rows(metarl.report(tmp_path))["maml_dqn"]["runs"] == 2
+    write(report([tmp_path]), tmp_path / "out", ["png", "tensorboard"], "")
