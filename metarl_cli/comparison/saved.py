@@ -83,8 +83,7 @@ def find(paths: Sequence[str | Path], split: str) -> Found:
         UserError: if a folder does not exist, or there is no run in any.
     """
     runs, problems = list[Saved](), list[str]()
-    folders = {each.resolve(): each for path in reversed(paths) for each in _folders(Path(path))}
-    for folder in sorted(folders.values()):
+    for folder in folders(paths):
         try:
             runs.append(load(folder, split))
         except UserError as error:
@@ -95,14 +94,22 @@ def find(paths: Sequence[str | Path], split: str) -> Found:
     return Found(runs, problems)
 
 
-def _folders(path: Path) -> Iterator[Path]:
-    """Yield the run folders at or below a path, in the order of their names; links are not followed."""
+def folders(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the run folders at or below some paths, each once, in the order of their names.
+
+    Raises:
+        UserError: if a path is no folder.
+    """
+    return sorted({each.resolve(): each for path in reversed(paths) for each in _below(Path(path))}.values())
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """Yield the run folders at or below a path; links are not followed."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
-    for place, folders, names in os.walk(path):
-        folders.sort()
+    for place, inside, names in os.walk(path):
         if "run.json" in names:
-            folders.clear()
+            inside.clear()
             yield Path(place)
 
 
@@ -178,24 +185,25 @@ def _read_log(path: Path) -> tuple[dict[str, Scores], int, float]:
     """
     rows, lines = list[dict[str, float]](), read(path, memory()).decode(errors="replace").splitlines()
     for place, line in enumerate(lines):
-        if LEARNING in line and LEARNING in (entry := _entry(line)):
-            rows.append(_clock(lines, place) | entry)
+        if LEARNING in line and LEARNING in (values := entry(line)):
+            rows.append(last_clock(lines, place) | values)
     known = [key for key in AXES.values() if rows and all(key in row for row in rows)]
     learning = {key: np.array([row[key] for row in rows]) for key in (LEARNING, *known) if rows}
-    last = next((int(entry["step"]) for line in reversed(lines) if "step" in (entry := _entry(line))), 0)
-    return learning, last, _clock(lines, len(lines)).get(AXES["seconds"], 0.0)
+    last = next((int(values["step"]) for line in reversed(lines) if "step" in (values := entry(line))), 0)
+    return learning, last, last_clock(lines, len(lines)).get(AXES["seconds"], 0.0)
 
 
-def _clock(lines: list[str], place: int) -> dict[str, float]:
-    """Return the numbers of the last line before ``place`` that says how long training took."""
+def last_clock(lines: Sequence[str], place: int) -> dict[str, float]:
+    """Return the numbers of the last line of a log before ``place`` that says how long training took; none without one."""
     key = AXES["seconds"]
-    return next(
-        (entry for line in (lines[i] for i in range(place - 1, -1, -1)) if key in line and key in (entry := _entry(line))), {}
-    )
+    for k in range(place - 1, -1, -1):
+        if key in lines[k] and key in (values := entry(lines[k])):
+            return values
+    return {}
 
 
-def _entry(line: str) -> dict[str, float]:
-    """Return the finite numbers of a line; none where it is no JSON object."""
+def entry(line: str) -> dict[str, float]:
+    """Return the finite numbers of a line of a log; none where it is no JSON object."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
