@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def copied(trained, folder, seed=0, algo="maml_dqn", polyak=0.05, after=None, tasks=None, **manifest):
+def copied(trained, folder, seed=0, algo="maml_dqn", polyak=0.03, after=None, tasks=None, **manifest):
     """The run as one of another seed, algorithm or setting, with these returns after adaptation."""
     shutil.copytree(trained, folder)
     config = folder / "config.yaml"
