@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        lines = [f"  {command.name:<6} {command.line}" for command in commands().values()]
+        width = max(map(len, commands()))
+        lines = [f"  {command.name:<{width}} {command.line}" for command in commands().values()]
         print(HELP.format(version=__version__, commands="\n".join(lines)), end="")
         return 0
     if "--version" in words:
