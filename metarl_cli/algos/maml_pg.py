@@ -105,6 +105,11 @@ class Config(StrictModel):
             )
         if outer.credit and (outer.rule == "reptile" or self.inner.steps == 0 or self.inner.order == 1):
             raise ValueError("outer.credit is part of MAML's gradient: it needs inner.steps above 0, inner.order=2, no reptile")
+        if outer.credit and (self.tasks == 1 or (outer.rule == "ppo" and outer.epochs > 1)):
+            raise ValueError(
+                "outer.credit compares tasks, and is right for the policies that acted: it needs tasks above 1, "
+                "and outer.rule=trpo or outer.epochs=1"
+            )
         return self
 
 
@@ -134,7 +139,7 @@ class MAMLPG(OnPolicy):
         self.learned: Meta = {"init": init, "rates": initial_rates(init, config.inner)}
         rates = self.learned["rates"].values() if config.inner.rates != "fixed" else ()
         self.ready([*init.values(), *rates], "the meta-gradient")
-        self.trained_steps = config.inner.steps or None
+        self.trained_steps = config.inner.steps + (config.outer.rule == "reptile") or None
 
     @override
     def cost_of_training(self) -> Footprint:
@@ -189,12 +194,17 @@ class MAMLPG(OnPolicy):
         return prepare_each(self.learner, params, params, found, returns.gamma, returns.lambda_)
 
     def _credited(self, query: Batch) -> Batch:
-        """Return the query with the credit of each task's supports ``[M]``: its mean reward, above that of all tasks."""
+        """Return the query with the credit of each task's supports ``[M]``: its return, above that of the other tasks.
+
+        A return is that of an episode, in the unit of the loss: per step, and in deviations of the advantages of all tasks.
+        """
         if not self.outer.credit:
             return query
         reward, weight = query.experience.reward, query.experience.weight
-        mean = (reward * weight).sum((1, 2)) / weight.sum((1, 2))
-        return Batch(query.experience, query.signal | {"credit": (mean - mean.mean()) / query.signal["deviation"]})
+        returns, num = (reward * weight).sum((1, 2)) / reward.shape[2], len(reward)
+        above = (returns - returns.mean()) * num / (num - 1)  # the mean of the others depends on no choice of this task
+        unit = weight.sum((1, 2)) / reward.shape[2] * query.signal["deviation"].square().mean().sqrt()
+        return Batch(query.experience, query.signal | {"credit": above / unit})
 
     # -- the meta-gradient
 

@@ -143,8 +143,8 @@ class OnPolicy(Algorithm):
 
     @timed("outer update")
     def trpo(self, batches: list[Batch]) -> dict[str, float]:
-        """Take one step within the trust region; returns metrics."""
-        _, _, gradients = self._gradients(batches)
+        """Take one step within the trust region; returns metrics, the loss before it as :meth:`ppo` does."""
+        loss, _, gradients = self._gradients(batches)
         gradient = flat(gradients)
 
         def product(vector: Tensor) -> Tensor:
@@ -154,9 +154,9 @@ class OnPolicy(Algorithm):
             loss, divergence = self._mean(lambda part: list(self.loss(self.learned, part)), batches)
             return float(loss), float(divergence)
 
-        loss, divergence, trials = trust_region_step(self.tensors, gradient, product, measure, self.outer.trust)
+        divergence, trial = trust_region_step(self.tensors, gradient, product, measure, self.outer.trust)
         found = {"loss/query": loss, "train/kl": divergence, "grad/norm": float(gradient.norm())}
-        return found | {"train/trials": float(trials)}
+        return found | {"train/accepted_trial": float(trial)}
 
     def _mean(self, function: Callable[[list[Batch]], Sequence[Tensor]], batches: list[Batch]) -> list[Tensor]:
         """Return means over the tasks of all processes of what a function returns as means over some tasks, chunk by chunk.

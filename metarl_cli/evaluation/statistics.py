@@ -58,16 +58,21 @@ def mean(scores: ArrayLike, axis: int = -1) -> Scores:
 
 def iqm(scores: ArrayLike, axis: int = -1) -> Scores:
     """Compute the interquartile mean: the mean of the middle half along ``axis`` (scipy's ``trim_mean`` at 0.25)."""
-    ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=axis)
-    size = ordered.shape[axis]
-    cut = size // 4
-    return np.asarray(np.take(ordered, np.arange(cut, size - cut), axis=axis).mean(axis=axis))
+    scores = np.asarray(scores, dtype=np.float64)
+    size = scores.shape[axis]
+    return _of_sorted(scores, np.arange(size // 4, size - size // 4), axis)
 
 
 def worst_tenth(scores: ArrayLike, axis: int = -1) -> Scores:
     """Compute the mean of the lowest tenth along ``axis``, of one score at least."""
-    ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=axis)
-    return np.asarray(np.take(ordered, np.arange(max(ordered.shape[axis] // 10, 1)), axis=axis).mean(axis=axis))
+    scores = np.asarray(scores, dtype=np.float64)
+    return _of_sorted(scores, np.arange(max(scores.shape[axis] // 10, 1)), axis)
+
+
+def _of_sorted(scores: Scores, places: NDArray[np.int64], axis: int) -> Scores:
+    """Return the mean of some places in the order of the scores; not a number where a score is none, as the mean is."""
+    chosen = np.take(np.sort(scores, axis=axis), places, axis=axis).mean(axis=axis)
+    return np.asarray(np.where(np.isnan(scores).any(axis=axis), math.nan, chosen))
 
 
 def summarise(scores: Scores, solved: Scores | None = None) -> Summary:
@@ -165,13 +170,16 @@ def profile(scores: ArrayLike, thresholds: ArrayLike) -> Scores:
 def improvement(scores: ArrayLike, other: ArrayLike) -> float:
     """Compute the probability that a run has a higher score on a task than a run of another method, mean over M tasks.
 
-    Equal scores count half: the statistic of Mann and Whitney for each task (Agarwal 2021, arXiv:2108.13264).
+    Equal scores count half: the statistic of Mann and Whitney for each task (Agarwal 2021, arXiv:2108.13264). It is not a
+    number where a score is none.
 
     Args:
         scores: of one method's runs ``[S, M]``.
         other: of the other's ``[R, M]``.
     """
     one, two = np.asarray(scores, dtype=np.float64)[:, None], np.asarray(other, dtype=np.float64)[None]
+    if np.isnan(one).any() or np.isnan(two).any():
+        return math.nan
     return float(((one > two) + (one == two) / 2).mean())
 
 

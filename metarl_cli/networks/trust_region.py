@@ -61,7 +61,7 @@ def trust_region_step(
     product: Callable[[Tensor], Tensor],
     measure: Callable[[], tuple[float, float]],
     config: TrustConfig,
-) -> tuple[float, float, int]:
+) -> tuple[float, int]:
     """Move the weights in place; where no trial is accepted they keep their very bits.
 
     Args:
@@ -72,7 +72,7 @@ def trust_region_step(
         config: see :class:`TrustConfig`.
 
     Returns:
-        The loss and the divergence after the step, and the number of lengths that were tried.
+        The divergence after the step, and the number of the trial that was accepted; 0 for none.
     """
     start = [weight.clone() for weight in weights]
     before, _ = measure()
@@ -89,10 +89,10 @@ def trust_region_step(
             weight.copy_(origin - move)
         loss, divergence = measure()
         if loss < before and divergence <= config.kl:
-            return loss, divergence, trial + 1
+            return divergence, trial + 1
     for weight, origin in zip(weights, start, strict=True):
         weight.copy_(origin)
-    return before, 0.0, config.trials
+    return 0.0, 0
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
