@@ -81,18 +81,18 @@ def load(path: str | Path, device: str = "auto") -> Run | AdaptedPolicy:
 
 def report(
     *paths: str | Path,
-    by: Sequence[str] = (),
+    by: str | Sequence[str] = (),
     split: str = "test",
     step: int | None = None,
     baseline: str | None = None,
-    columns: Sequence[str] = (),
+    columns: str | Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare runs, as ``metarl report`` does; returns plain numbers.
 
     Args:
-        paths: run folders, or folders that hold them.
+        paths: run folders, or folders that hold them; none: ``outputs``.
         by: keys whose values make a group, such as ``algo``; none: all but the seed.
-        split: the held-out tasks: ``test``, ``ood`` or ``validation``.
+        split: the held-out tasks: ``test`` or ``ood``.
         step: of adaptation, after which returns are compared; None: the last that a run was tested after.
         baseline: the group that others are compared with; None: the robust policy, else the first group.
         columns: of the tables; none: all that have a value.
@@ -106,4 +106,5 @@ def report(
     """
     from metarl_cli.comparison.report import report as compare
 
-    return compare(paths, by, split=split, step=step, baseline=baseline, columns=columns).values()
+    by, columns = ([each] if isinstance(each, str) else each for each in (by, columns))
+    return compare(paths or ["outputs"], by, split=split, step=step, baseline=baseline, columns=columns).values()

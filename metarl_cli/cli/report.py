@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ Runs that differ in the seed alone are a group, with a row of the table for thei
 folder, or one that holds run folders; without one it is outputs.
 
   by=algo              what makes a group: options and keys, by=algo,outer.lr; all but the seed
-  split=test           the held-out tasks: test, ood, or the results of metarl test split=validation
+  split=test           the held-out tasks: test, or ood (beyond the ranges of training)
   step=3               returns after so many steps of adaptation; the last
   baseline=robust_dqn  the group that "better" compares with; robust, else the first
   columns=after,IQM    columns of the tables: before, after, normalised_score, ...; all that have a value
@@ -104,13 +105,13 @@ def parse(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
             problems.append(f"{word}: no such flag; metarl report takes folders and key=value")
-        elif not equals or Path(word).is_dir():
+        elif not equals or os.path.isdir(word):
             paths.append(word)
         elif key not in KEYS:
             problems.append(f"{key}: no such key{did_you_mean(key, KEYS) or '; known: ' + ', '.join(KEYS)}")
         elif key in options:
             problems.append(f"{key}: is given twice")
-        elif key == "step" and not value.isdecimal():
+        elif key == "step" and not (value.isascii() and value.isdecimal() and len(value) < 9):
             problems.append(f"step={value}: must be an integer >= 0")
         elif not value:
             problems.append(f"{key}=: has no value")

@@ -9,19 +9,30 @@ from torch.utils.tensorboard import SummaryWriter
 
 from metarl_cli.comparison.groups import Comparison, Group
 from metarl_cli.comparison.saved import AXES, LEARNING
+from metarl_cli.errors import DiskFault
 from metarl_cli.evaluation.statistics import over_seeds
-from metarl_cli.runs.naming import file_name
+from metarl_cli.runs.naming import short_names
 
 TAGS = [f"seeds/return_after{end}" for end in ("", "_low", "_high")]
 LAYOUT = {"Seeds": {"validation: after, mean over seeds and 95 %": ["Margin", TAGS]}}
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write the events of a comparison's groups; returns their folders.
+    """Write the events of a comparison's groups in the place of those of an earlier report; returns their folders.
 
     Points are those of the run with the fewest, between which the others are interpolated.
+
+    Raises:
+        DiskFault: if they cannot be written.
     """
-    return [path for group in comparison.groups if (path := _group(group, folder / file_name(group.name)))]
+    try:
+        for old in folder.glob("*/events.out.tfevents.*"):
+            old.unlink()
+        names = short_names([group.name for group in comparison.groups])
+        paths = [_group(group, folder / name) for group, name in zip(comparison.groups, names, strict=True)]
+        return [path for path in paths if path]
+    except OSError as error:
+        raise DiskFault(f"cannot write in {folder}: {error.strerror or error}") from error
 
 
 def _group(group: Group, path: Path) -> Path | None:
@@ -29,8 +40,6 @@ def _group(group: Group, path: Path) -> Path | None:
     known = [(run.learning[axis], run.learning[LEARNING]) for run in group.runs if axis in run.learning]
     if not known:
         return None
-    for old in path.glob("events.out.tfevents.*"):  # of an earlier report
-        old.unlink()
     fewest = min((x for x, _ in known), key=len)
     inside = fewest[(fewest >= max(x[0] for x, _ in known)) & (fewest <= min(x[-1] for x, _ in known))]
     values = np.stack([np.interp(inside, x, y) for x, y in known])  # [S, P]

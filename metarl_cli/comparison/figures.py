@@ -74,7 +74,7 @@ def _empty(comparison: Comparison, xlabel: str, ylabel: str) -> tuple[Figure, Ax
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=comparison.env)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=comparison.title)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -123,8 +123,9 @@ def _learning(comparison: Comparison, against: str) -> Figure | None:
     axes.xaxis.set_major_formatter(EngFormatter())
     for place, group in enumerate(comparison.groups):
         known = [(run.learning[AXES[against]], run.learning[LEARNING]) for run in group.runs if AXES[against] in run.learning]
-        if known and all(len(x) > 1 for x, _ in known):  # from the last beginning to the first end, so that every run counts
-            grid = np.linspace(max(x[0] for x, _ in known), min(x[-1] for x, _ in known), POINTS)
+        begin, end = (max((x[0] for x, _ in known), default=0), min((x[-1] for x, _ in known), default=0))
+        if len(known) == len(group.runs) and begin < end:  # where every run counts
+            grid = np.linspace(begin, end, POINTS)
             _line(axes, place, group, grid, np.stack([np.interp(grid, x, y) for x, y in known]))
     return _finished(figure, axes)
 

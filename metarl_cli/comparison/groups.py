@@ -1,7 +1,7 @@
 """Runs that differ in the seed alone are a group; groups that were tested on the same tasks are compared.
 
-The name of a group is its algorithm, with the values in which groups of that algorithm differ: those that were overridden on
-the command line where they are enough, else all.
+The name of a group is its algorithm, with its experiment and the values in which groups of that algorithm differ: those that
+were overridden on the command line where they are enough, else all.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from metarl_cli.comparison.saved import Saved
 from metarl_cli.config.messages import no_such_key, show
@@ -34,9 +36,15 @@ class Comparison(NamedTuple):
     """Groups that were tested on the same tasks of the same environment."""
 
     env: str
+    where: str  # what sets it apart from others of the same environment, if there are any
     tasks: str  # the hash of the tasks
     groups: list[Group]
     notes: list[str]  # what a reader has to know, one line each
+
+    @property
+    def title(self) -> str:
+        """The environment in words."""
+        return " ".join(filter(None, (self.env or "environment", self.where)))
 
 
 def compare(runs: Sequence[Saved], by: Sequence[str]) -> tuple[list[Comparison], list[str]]:
@@ -53,25 +61,56 @@ def compare(runs: Sequence[Saved], by: Sequence[str]) -> tuple[list[Comparison],
         UserError: if no run has one of the keys ``by``.
     """
     _check(runs, by)
-    tested = [run for run in runs if run.tested]
-    left = [f"{run.path} is {run.status}: it has no result here" for run in runs if not run.tested]
+    left = [
+        f"{run.path} is {run.status}: {'it was not tested here' if run.status == 'finished' else 'it is left out'}"
+        for run in runs
+        if not run.tested
+    ]
+    places = _collected([run for run in runs if run.tested], _place)
     compared = []
-    for (env, tasks, _), members in _collected(tested, _place).items():
-        compared.append(Comparison(env, tasks, *_grouped(members, by)))
+    for env, members in _collected_places(places).items():
+        wheres = _wheres([place[0] for place in members])
+        for where, (first, inside) in zip(wheres, members, strict=True):
+            assert first.tested
+            compared.append(Comparison(env, where, first.tested.tasks, *_grouped(inside, by)))
     return compared, left
 
 
 def _check(runs: Sequence[Saved], by: Sequence[str]) -> None:
-    known = {key for run in runs for key in (*run.choices, *run.values)}
+    known = {"experiment", *(key for run in runs for key in (*run.choices, *run.values))}
     if wrong := [key for key in by if key not in known and f"algo.{key}" not in known]:
         raise UserError(*(f"by={key}: {no_such_key(key, known)}" for key in wrong))
 
 
-def _place(run: Saved) -> tuple[str, str, str]:
+def _place(run: Saved) -> str:
     """Return what runs share that can be compared: the environment, the tasks, and the values of the environment."""
     assert run.tested
-    values = {key: value for key, value in run.values.items() if within(key, {"env"})}
-    return run.env, run.tested.tasks, repr(sorted(values.items(), key=lambda item: item[0]))
+    return repr((run.env, run.tested.tasks, run.tested.adapted.scores.shape[1], sorted(_of_env(run).items())))
+
+
+def _of_env(run: Saved) -> dict[str, Any]:
+    return {key: value for key, value in run.values.items() if within(key, {"env"})}
+
+
+def _collected_places(places: dict[str, list[Saved]]) -> dict[str, list[tuple[Saved, list[Saved]]]]:
+    """Return the first run and all runs of each place, by environment."""
+    found = defaultdict[str, list[tuple[Saved, list[Saved]]]](list)
+    for members in places.values():
+        found[members[0].env].append((members[0], members))
+    return dict(found)
+
+
+def _wheres(runs: Sequence[Saved]) -> list[str]:
+    """Return what sets the environment and the tasks of each run apart from those of the others; nothing for one alone."""
+    if len(runs) == 1:
+        return [""]
+    keys = _differing([_of_env(run) for run in runs])
+    texts = [", ".join(f"{key}={show(run.values.get(key))}" for key in keys) for run in runs]
+    tasks = [f"tasks {run.tested.tasks[:6]}" if run.tested else "" for run in runs]
+    return [
+        text if texts.count(text) == 1 else ", ".join(filter(None, (text, task)))
+        for text, task in zip(texts, tasks, strict=True)
+    ]
 
 
 def _collected(items: Iterable[Saved], key: Callable[[Saved], Key]) -> dict[Key, list[Saved]]:
@@ -83,49 +122,60 @@ def _collected(items: Iterable[Saved], key: Callable[[Saved], Key]) -> dict[Key,
 
 def _grouped(runs: list[Saved], by: Sequence[str]) -> tuple[list[Group], list[str]]:
     """Return the groups of comparable runs, by name, and what there is to say of them."""
+    alike = _collected(runs, lambda run: repr((sorted(run.values.items()), run.seed)))
+    single = [members[0] for members in alike.values()]
+    notes = [
+        f"seed {m[0].seed} of {m[0].choices.get('algo')} is there {len(m)} times: {m[0].path} counts"
+        for m in alike.values()
+        if m[1:]
+    ]
     if by:
-        groups = [Group(name, members) for name, members in _collected(runs, lambda run: _name(run, by)).items()]
-        notes = [note for group in groups for note in _pooled(group)]
+        members = list(_collected(single, lambda run: repr(_chosen(run, by))).values())
+        names = [_name(group[0], by) for group in members]
     else:
-        alike = list(_collected(runs, lambda run: repr(sorted(run.values.items()))).values())
-        groups = [Group(name, members) for name, members in zip(_names(alike), alike, strict=True)]
-        notes = []
-    groups = sorted(groups, key=lambda group: group.name)
-    single, repeated = list[Group](), list[str]()
-    for group in groups:
-        seeds = _collected(group.runs, lambda run: run.seed) if not by else {run.path: [run] for run in group.runs}
-        repeated += [
-            f"seed {seed} of {group.name} is there {len(m)} times: {m[0].path} counts" for seed, m in seeds.items() if m[1:]
-        ]
-        single.append(Group(group.name, [members[0] for members in seeds.values()]))
-    return single, [*notes, *repeated, *_warnings(single)]
+        members = list(_collected(single, lambda run: repr(sorted(run.values.items()))).values())
+        names, hidden = _names(members)
+        notes += hidden
+    names = [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names, 1)]
+    groups = sorted((Group(name, group) for name, group in zip(names, members, strict=True)), key=lambda group: group.name)
+    notes += [note for group in groups if by for note in _pooled(group)]
+    return groups, [*notes, *_warnings(groups)]
+
+
+def _chosen(run: Saved, by: Sequence[str]) -> list[Any]:
+    """Return the values of a run that make its group."""
+    return [run.choices.get(key, run.values.get(key, run.values.get(f"algo.{key}"))) for key in by]
 
 
 def _name(run: Saved, by: Sequence[str]) -> str:
-    values = [run.choices.get(key, run.values.get(key, run.values.get(f"algo.{key}"))) for key in by]
-    texts = (
-        value if key in ("algo", "env", "experiment") else f"{key}={show(value)}" for key, value in zip(by, values, strict=True)
-    )
-    return " ".join(str(text) for text in texts if text is not None)
+    pairs = zip(by, _chosen(run, by), strict=True)
+    bare = ("algo", "env", "experiment")
+    return " ".join(f"no {key}" if value is None else value if key in bare else f"{key}={show(value)}" for key, value in pairs)
 
 
-def _names(groups: list[list[Saved]]) -> list[str]:
-    """Return a name for each group of runs alike."""
-    names = [""] * len(groups)
+def _names(groups: list[list[Saved]]) -> tuple[list[str], list[str]]:
+    """Return a name for each group of runs alike, and a note where their names do not say all that they differ in."""
+    names, notes = [""] * len(groups), list[str]()
     by_algo = defaultdict[str, list[int]](list)
     for place, members in enumerate(groups):
         by_algo[members[0].choices.get("algo", "")].append(place)
     for algo, places in by_algo.items():
         first = [groups[place][0] for place in places]
+        experiments = [run.choices.get("experiment", "") for run in first]
         keys = _differing([run.values for run in first])
         typed = [key for key in keys if any(within(key, set(run.overridden)) for run in first)]
-        rows = [[run.values.get(key) for key in typed] for run in first]
+        rows = [
+            (experiment, [run.values.get(key) for key in typed]) for experiment, run in zip(experiments, first, strict=True)
+        ]
         if len({repr(row) for row in rows}) == len(first):
+            if rest := [key for key in keys if key not in typed]:
+                notes.append(f"{algo}: its groups differ in {_some(rest)}, too.")
             keys = typed
-        for place, run in zip(places, first, strict=True):
+        for place, run, experiment in zip(places, first, experiments, strict=True):
             parts = [f"{key.removeprefix('algo.')}={show(run.values.get(key))}" for key in keys if key in run.values]
-            names[place] = " ".join([algo, *parts])
-    return names
+            more = experiment if len(set(experiments)) > 1 and experiment != algo else ""
+            names[place] = " ".join(filter(None, (algo, more, *parts)))
+    return names, notes
 
 
 def _differing(values: Sequence[dict[str, Any]]) -> list[str]:
@@ -134,23 +184,35 @@ def _differing(values: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in keys if len({repr(each.get(key, ...)) for each in values}) > 1]
 
 
+def _some(keys: Sequence[str]) -> str:
+    return f"{', '.join(keys[:5])}{' and more' * (len(keys) > 5)}"
+
+
 def _pooled(group: Group) -> list[str]:
     keys = _differing([run.values for run in group.runs])
-    return (
-        [f"{group.name}: runs that differ in {', '.join(keys[:5])}{' and more' * (len(keys) > 5)} are taken together"]
-        if keys
-        else []
-    )
+    if not keys:
+        return []
+    same = len({run.seed for run in group.runs}) < len(group.runs)
+    seeds = "; several have the same seed, so that they are no independent ones" if same else ""
+    return [f"{group.name}: runs that differ in {_some(keys)} are taken together{seeds}."]
 
 
 def _warnings(groups: list[Group]) -> list[str]:
     """Say where a comparison is not like with like."""
-    runs, found = [run for group in groups for run in group.runs], list[str]()
+    runs = [run for group in groups for run in group.runs]
+    found = list[str]()
+    for note in dict.fromkeys(note for run in runs for note in run.notes):
+        first, *more = (run.path for run in runs if note in run.notes)
+        found.append(f"{first}{f', as {len(more)} more,' if more else ''} {note}")
     episodes = {run.tested.episodes for run in runs if run.tested}
     if len(episodes) > 1:
         found.append(f"Tasks were tested with {' and '.join(map(str, sorted(episodes)))} episodes.")
     if len(versions := {run.git for run in runs}) > 1:
         found.append(f"The runs are of {len(versions)} revisions of the code.")
     if (counts := {len(group.runs) for group in groups}) and max(counts) > 1 and min(counts) < max(counts):
-        found.append(f"Groups have from {min(counts)} to {max(counts)} seeds.")
+        found.append(f"Groups have from {min(counts)} to {max(counts)} runs.")
+    for run in runs:
+        missing = 0 if run.tested is None else int(np.isnan(run.tested.adapted.scores).any(0).sum())
+        if missing:
+            found.append(f"{run.path} has no return on {missing} tasks: its means are not known.")
     return found

@@ -12,13 +12,23 @@ from metarl_cli.comparison.figures import FORMATS, encode, figures
 from metarl_cli.comparison.groups import Comparison, compare
 from metarl_cli.comparison.page import page
 from metarl_cli.comparison.saved import AXES, find
-from metarl_cli.comparison.tables import Table, as_csv, as_latex, as_markdown, as_values, in_markdown, table
+from metarl_cli.comparison.tables import (
+    Table,
+    as_csv,
+    as_latex,
+    as_markdown,
+    as_values,
+    find_baseline,
+    in_markdown,
+    table,
+    until,
+)
 from metarl_cli.config.messages import known_options
 from metarl_cli.errors import UserError
 from metarl_cli.runs.files import write_whole
-from metarl_cli.runs.naming import file_name
+from metarl_cli.runs.naming import short_names
 
-SPLITS = ("test", "ood", "validation")
+SPLITS = ("test", "ood")
 TEXTS = ("md", "csv", "json", "html", "tex", "tensorboard")  # formats beside those of figures
 
 
@@ -58,17 +68,27 @@ def report(
     Raises:
         UserError: if there is no run with a result, or a value is none of those there are.
     """
-    for name, value, known in (("against", against, AXES), ("split", split, SPLITS)):
-        if value not in known:
-            raise UserError(f"{name}={value}: must be one of {', '.join(known)}")
+    for name, value, choices in (("against", against, list(AXES)), ("split", split, list(SPLITS))):
+        if value not in choices:
+            raise UserError(f"{name}={value}: must be one of {', '.join(choices)}")
     found = find(paths, split)
     comparisons, left = compare(found.runs, by)
     notes = [*found.problems, *left]
     if not comparisons:
         raise UserError(f"no run has a result on {split} tasks", *notes[:5])
     counts = Counter(each.env for each in comparisons)
-    notes += [f"{env} has {num} tables: the runs were tested on other tasks" for env, num in counts.items() if num > 1]
-    whole = [table(each, step, baseline) for each in comparisons]
+    notes += [
+        f"{env} has {num} tables: its runs differ in the environment or the tasks" for env, num in counts.items() if num > 1
+    ]
+    if step is not None:
+        cut = [until(each, step) for each in comparisons]
+        notes += [f"{c.title}: no run was tested after step {step}" for c, u in zip(comparisons, cut, strict=True) if u is None]
+        if not (comparisons := [each for each in cut if each]):
+            raise UserError(f"step={step}: no run was tested after it")
+    if baseline is not None and not any(find_baseline(each.groups, baseline) for each in comparisons):
+        known = dict.fromkeys(group.name for each in comparisons for group in each.groups)
+        raise UserError(f"baseline={baseline}: must be one of {', '.join(known)}")
+    whole = [table(each, baseline) for each in comparisons]
     tables = [each.with_columns(columns) if columns else each.without_empty() for each in whole]
     return Report(comparisons, tables, notes, against)
 
@@ -95,7 +115,7 @@ def write(found: Report, folder: Path, formats: Sequence[str], title: str) -> li
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
-    written, stems = list[Path](), _stems(found.comparisons)
+    written, stems = list[Path](), short_names([each.title for each in found.comparisons])
 
     def keep(name: str, content: str | bytes) -> None:
         write_whole(folder / name, content.encode() if isinstance(content, str) else content)
@@ -131,10 +151,3 @@ def write(found: Report, folder: Path, formats: Sequence[str], title: str) -> li
 
 def _encoded(comparison: Comparison, against: str, form: str) -> dict[str, bytes]:
     return {name: encode(figure, form) for name, figure in figures(comparison, against).items()}
-
-
-def _stems(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return the beginning of the names of each comparison's files."""
-    names = [file_name(each.env or "environment") for each in comparisons]
-    counts = Counter(names)
-    return [n if counts[n] == 1 else f"{n}-{each.tasks[:6]}" for n, each in zip(names, comparisons, strict=True)]

@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarl_cli.comparison.saved import entry
+from metarl_cli.comparison.saved import LARGEST_LOG, entry
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.held_out import held_out_tasks, task_hash
 from metarl_cli.interfaces import Family
-from metarl_cli.runs.files import memory, read
+from metarl_cli.runs.files import read
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.provenance import git_revision, versions
 from metarl_cli.runs.results import read_results
@@ -77,7 +77,10 @@ def job_of(folder: RunFolder, out: Path) -> Job:
         UserError: if its command is not one of ``metarl train``.
     """
     manifest = folder.manifest()
-    words = shlex.split(manifest["command"])
+    try:
+        words = shlex.split(manifest["command"])
+    except ValueError:
+        words = []
     if "train" not in words:
         raise UserError(f"{folder}: its command is no metarl train: {manifest['command']}")
     rest = words[words.index("train") + 1 :]
@@ -101,7 +104,7 @@ def agreements(one: RunFolder, other: RunFolder) -> list[Agreement]:
 
 
 def _metrics(path: Path) -> dict[str, float]:
-    lines = read(path, memory()).decode(errors="replace").splitlines() if path.exists() else []
+    lines = read(path, LARGEST_LOG).decode(errors="replace").splitlines() if path.exists() else []
     found = dict[str, float]()
     for values in map(entry, lines):
         step = int(values.pop("step", 0))

@@ -3,24 +3,73 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metarl_cli.config.base import result_values
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.statistics import Scores
-from metarl_cli.runs.files import memory, read
+from metarl_cli.runs.files import read, read_json
 from metarl_cli.runs.folder import RunFolder, read_config
 from metarl_cli.runs.naming import leaves
-from metarl_cli.runs.results import read_result
+from metarl_cli.runs.results import Points, Result
 
 AXES = {"env_steps": "step", "seconds": "time/training_seconds", "iterations": "train/iteration"}  # of learning curves
 LEARNING = "eval/return_after_mean"  # the return on validation tasks that a learning curve shows
+LARGEST_LOG = 2**28  # [bytes] of a log: a hundred thousand lines have less
+FREE = ("chunk", "processes", "log_every", "checkpoint_every")  # last words of keys that change no result
+MOST = 2**63  # no count reaches it
+Count = Annotated[int, Field(ge=0, lt=MOST)]
+Number = float | None  # JSON has no number that is not finite
+
+
+class Beside(BaseModel):
+    """The form of what stands beside the IQM."""
+
+    model_config = ConfigDict(strict=True)
+
+    solved: Annotated[float, Field(ge=0, le=1)] | None
+
+
+class Adapted(Points):
+    """The form of an adaptation, as far as reports read it."""
+
+    steps: list[Count]
+    gradient_steps: list[Count]
+    env_steps: list[Count]
+    beside: list[Beside] | None = None
+
+
+class Level(BaseModel):
+    """The form of a reference."""
+
+    model_config = ConfigDict(strict=True)
+
+    task_returns: list[Number]
+
+
+class Readable(Result):
+    """The form of a result, as far as reports read it."""
+
+    adapted: Adapted
+    robust: Level | None = None
+    oracle: Level | None = None
+    optimum: list[Number] | None = None
+
+    @model_validator(mode="after")
+    def _of_as_many_tasks(self) -> Readable:
+        num = len(self.adapted.task_returns[0])
+        known = [level.task_returns for level in (self.robust, self.oracle) if level] + [self.optimum or [None] * num]
+        if not num or any(len(returns) != num for returns in known):
+            raise ValueError("its curves and references are not of the same tasks, or of none")
+        if self.adapted.beside is not None and len(self.adapted.beside) != len(self.adapted.steps):
+            raise ValueError("adapted: its columns differ in length")
+        return self
 
 
 class Curve(NamedTuple):
@@ -32,6 +81,11 @@ class Curve(NamedTuple):
     scores: Scores  # [P, M]
     solved: list[float | None]  # [P] share of tasks
 
+    def until(self, step: int) -> Curve:
+        """Return the curve up to a step, which it has."""
+        end = self.steps.index(step) + 1
+        return Curve(self.steps[:end], self.gradient_steps[:end], self.env_steps[:end], self.scores[:end], self.solved[:end])
+
 
 class Tested(NamedTuple):
     """The result of one split."""
@@ -40,7 +94,6 @@ class Tested(NamedTuple):
     episodes: int  # of each task and point
     trial: bool  # whether the points are episodes of a trial
     adapted: Curve
-    random: Scores  # [M]
     references: dict[str, Scores]  # robust, oracle, optimum [M], as far as the run knows them
 
 
@@ -58,6 +111,7 @@ class Saved(NamedTuple):
     learning: dict[str, Scores]  # LEARNING, and each of AXES that was logged, at the evaluations of training
     env_steps: int
     seconds: float
+    notes: list[str]  # what a reader of its numbers has to know, said of "it"
 
     @property
     def env(self) -> str:
@@ -105,12 +159,16 @@ def folders(paths: Sequence[str | Path]) -> list[Path]:
 
 def _below(path: Path) -> Iterator[Path]:
     """Yield the run folders at or below a path; links are not followed."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"{path}: no such folder")
-    for place, inside, names in os.walk(path):
+    for place, inside, names in os.walk(path, onerror=_cannot_read):
         if "run.json" in names:
             inside.clear()
             yield Path(place)
+
+
+def _cannot_read(error: OSError) -> None:
+    raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def load(path: Path, split: str) -> Saved:
@@ -123,6 +181,9 @@ def load(path: Path, split: str) -> Saved:
     manifest, tested = folder.manifest(), path / "results" / f"{split}.json"
     log, learning = path / "metrics.jsonl", dict[str, Scores]()
     env_steps, seconds = 0, 0.0
+    values, notes = _values(folder, manifest["choices"])
+    if manifest.get("iterations"):
+        notes.append("was given more iterations when it had finished, which is not as if it had them from the start")
     if log.exists():
         learning, env_steps, seconds = _read_log(log)
     return Saved(
@@ -131,23 +192,25 @@ def load(path: Path, split: str) -> Saved:
         {group: option for group, option in manifest["choices"].items() if option is not None},
         manifest.get("overridden", []),
         manifest["seed"],
-        _values(folder, manifest["choices"]),
-        str(manifest.get("git", ""))[:12],
-        _tested(read_result(tested)) if tested.exists() else None,
+        values,
+        str(manifest.get("git")),
+        _tested(read_json(tested, Readable)) if tested.exists() and manifest["status"] == "finished" else None,
         learning,
         env_steps,
         seconds,
+        notes,
     )
 
 
-def _values(folder: RunFolder, choices: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return what can change a result but the seed; where a package of the run is missing here, all but the hardware."""
-    plain = folder.values()
+def _values(folder: RunFolder, choices: Mapping[str, str | None]) -> tuple[dict[str, Any], list[str]]:
+    """Return what can change a result but the seed, and a note where the configuration cannot be checked here."""
+    plain, notes = folder.values(), list[str]()
     try:
-        values = result_values(read_config(plain, folder.path, str(folder), choices))
-    except UserError:
+        values = result_values(read_config(plain, folder.path, "it", choices))
+    except UserError as error:  # a package that is missing here, or of another version
         values = {key: value for key, value in plain.items() if key != "hardware"}
-    return {key: value for key, value in leaves(values) if key != "seed"}
+        notes.append(f"is compared by the values in its file, which cannot be checked here: {error.problems[0].text}")
+    return {key: value for key, value in leaves(values) if key != "seed" and key.split(".")[-1] not in FREE}, notes
 
 
 def _tested(result: Mapping[str, Any]) -> Tested:
@@ -167,7 +230,6 @@ def _tested(result: Mapping[str, Any]) -> Tested:
             scores,
             [each["solved"] for each in beside] if beside else [None] * len(scores),
         ),
-        _numbers(result["random"]["task_returns"][0]),
         references,
     )
 
@@ -183,7 +245,7 @@ def _read_log(path: Path) -> tuple[dict[str, Scores], int, float]:
     An evaluation has the seconds and the iteration of the line before it that names them. No other lines are parsed, and a
     line that is torn or no JSON is left out: a run in training may be writing it.
     """
-    rows, lines = list[dict[str, float]](), read(path, memory()).decode(errors="replace").splitlines()
+    rows, lines = list[dict[str, float]](), read(path, LARGEST_LOG).decode(errors="replace").splitlines()
     for place, line in enumerate(lines):
         if LEARNING in line and LEARNING in (values := entry(line)):
             rows.append(last_clock(lines, place) | values)
@@ -209,4 +271,4 @@ def entry(line: str) -> dict[str, float]:
     except (ValueError, RecursionError):
         return {}
     numbers = values.items() if isinstance(values, dict) else ()
-    return {key: float(value) for key, value in numbers if isinstance(value, int | float) and math.isfinite(value)}
+    return {key: float(value) for key, value in numbers if isinstance(value, int | float) and abs(value) < MOST}

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarl_cli.comparison.saved import AXES, entry, folders, last_clock
+from metarl_cli.comparison.saved import AXES, LARGEST_LOG, entry, folders, last_clock
 from metarl_cli.errors import UserError
-from metarl_cli.runs.files import memory, read
+from metarl_cli.runs.files import read
 from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.naming import leaves
 
 LOCKS = Path("/proc/locks")  # of Linux: the files that processes of this machine hold
 SILENT_AFTER = 600.0  # [s] without a word, after which a run that nobody here holds is thought to have been killed
@@ -60,10 +61,11 @@ def _standing(path: Path) -> Standing:
         if status == "running" and not _alive(path):
             status = "silent"
         log = path / "metrics.jsonl"
-        lines = read(log, memory()).decode(errors="replace").splitlines() if log.exists() else []
-        iterations = folder.values().get("train", {}).get("iterations")
+        lines = read(log, LARGEST_LOG).decode(errors="replace").splitlines() if log.exists() else []
+        iterations = dict(leaves(folder.values())).get("train.iterations")
     except UserError as error:
         return Standing(path, "unreadable", 0, None, 0.0, None, None, str(error))
+    iterations = iterations if isinstance(iterations, int) else None
     clock = last_clock(lines, len(lines))
     scores = [values[SCORE] for line in lines if SCORE in line and SCORE in (values := entry(line))]
     iteration = int(clock.get(AXES["iterations"], 0))
@@ -71,7 +73,7 @@ def _standing(path: Path) -> Standing:
         path,
         status,
         iterations if status == "finished" and iterations else iteration,
-        iterations if isinstance(iterations, int) else None,
+        iterations,
         clock.get(AXES["seconds"], 0.0),
         max(scores, default=None),
         manifest.get("score"),

@@ -15,13 +15,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metarl_cli.comparison.groups import Comparison, Group
-from metarl_cli.comparison.saved import Curve, Saved, Tested
+from metarl_cli.comparison.saved import Saved, Tested
 from metarl_cli.config.messages import known_options
 from metarl_cli.errors import UserError, visible
 from metarl_cli.evaluation.statistics import (
@@ -36,7 +37,7 @@ from metarl_cli.evaluation.statistics import (
     worst_tenth,
 )
 
-ROBUST, ORACLE = ("robust_dqn", "robust_pg"), ("oracle_dqn", "oracle_pg")  # algorithms between which the score lies
+ONE_FOR_ALL = ("conditioned", "conditioned_pg")  # modules of one policy for all tasks, which knows them or does not
 Cell = Interval | float | int | str | None
 
 
@@ -86,23 +87,32 @@ def tested(run: Saved) -> Tested:
     return run.tested
 
 
-def point(run: Saved, step: int | None) -> int:
-    """Return the place of a step in the adaptation of a run; None: its last.
+def until(comparison: Comparison, step: int) -> Comparison | None:
+    """Return a comparison whose adaptations end at a step; None where no group was tested after it.
 
-    Raises:
-        UserError: if it was not tested after so many steps.
+    Runs that do not adapt, which have one point, stay as they are.
     """
-    steps = tested(run).adapted.steps
-    if step is None:
-        return len(steps) - 1
-    if step not in steps:
-        raise UserError(f"step={step}: {run.path} was tested after {', '.join(map(str, steps))}")
-    return steps.index(step)
+    kept, notes = list[Group](), list(comparison.notes)
+    for group in comparison.groups:
+        if all(step in (steps := tested(run).adapted.steps) or len(steps) == 1 for run in group.runs):
+            kept.append(group._replace(runs=[_until(run, step) for run in group.runs]))
+        else:
+            known = dict.fromkeys(each for run in group.runs for each in tested(run).adapted.steps)
+            notes.append(f"{group.name} is left out: it was tested after {', '.join(map(str, known))}, not after step {step}.")
+    adapts = any(step in tested(run).adapted.steps for group in kept for run in group.runs)
+    return comparison._replace(groups=kept, notes=notes) if adapts else None
 
 
-def after(group: Group, step: int | None = None) -> Scores:
-    """Return the returns ``[S, M]`` of a group's runs on their tasks, after a step of adaptation or the last."""
-    return np.stack([tested(run).adapted.scores[point(run, step)] for run in group.runs])
+def _until(run: Saved, step: int) -> Saved:
+    found = tested(run)
+    if len(found.adapted.steps) == 1:
+        return run
+    return run._replace(tested=found._replace(adapted=found.adapted.until(step)))
+
+
+def after(group: Group) -> Scores:
+    """Return the returns ``[S, M]`` of a group's runs on their tasks, after the last step of adaptation."""
+    return np.stack([tested(run).adapted.scores[-1] for run in group.runs])
 
 
 def before(group: Group) -> Scores:
@@ -110,89 +120,93 @@ def before(group: Group) -> Scores:
     return np.stack([tested(run).adapted.scores[0] for run in group.runs])
 
 
+def _best(groups: Sequence[Group], knowledge: bool) -> Group | None:
+    """Return the best group of one policy for all tasks, which is given the task or sees the observation alone."""
+    found = [
+        group
+        for group in groups
+        if (values := group.runs[0].values).get("algo.module") in ONE_FOR_ALL
+        and values.get("algo.knowledge") is knowledge
+        and not values.get("algo.history")
+    ]
+    return max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
+
+
 def ends(comparison: Comparison) -> Ends | None:
     """Return the ends of the normalised score: of runs that are compared, else what the runs themselves know; None: unknown."""
 
-    def of(names: tuple[str, ...]) -> tuple[float, str] | None:
-        found = [group for group in comparison.groups if group.algo in names]
-        best = max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
-        return None if best is None else (float(mean(after(best)).mean()), best.name)
+    def of(group: Group | None) -> tuple[float, str] | None:
+        return None if group is None else (float(mean(after(group)).mean()), group.name)
 
-    def known(roles: Sequence[str]) -> tuple[float, str] | None:
+    def known(*roles: str) -> tuple[float, str] | None:
         for role in roles:
-            for group in comparison.groups:
-                for run in group.runs:
-                    if role in (references := tested(run).references):
-                        return float(mean(references[role])), f"the {role} policy of the results"
+            for run in (run for group in comparison.groups for run in group.runs):
+                if role in (references := tested(run).references):
+                    return float(mean(references[role])), f"the {role} policy that the result of {run.path.name} has"
         return None
 
-    robust, oracle = of(ROBUST) or known(["robust"]), of(ORACLE) or known(["oracle", "optimum"])
+    robust = of(_best(comparison.groups, False)) or known("robust")
+    oracle = of(_best(comparison.groups, True)) or known("oracle", "optimum")
     if robust is None or oracle is None or not oracle[0] > robust[0]:
         return None
     return Ends(robust[0], oracle[0], f"0 is {robust[1]} ({number(robust[0])}), 1 is {oracle[1]} ({number(oracle[0])})")
 
 
-def table(comparison: Comparison, step: int | None = None, baseline: str | None = None) -> Table:
+def table(comparison: Comparison, baseline: str | None = None) -> Table:
     """Return the table of a comparison.
 
     Args:
         comparison: groups on the same tasks.
-        step: of adaptation; None: the last that each run was tested after.
-        baseline: the name of the group that others are compared with; None: the first.
-
-    Raises:
-        UserError: if there is no such step or group.
+        baseline: the name or the algorithm of the group that others are compared with, where it is there; None: the robust
+            policy, else the first.
     """
     groups, limits = comparison.groups, ends(comparison)
-    base = _baseline(groups, baseline) if len(groups) > 1 else None
-    rows = [_row(group, step, limits, base) for group in groups]
+    base = find_baseline(groups, baseline) if len(groups) > 1 else None
+    rows = [_row(group, limits, base) for group in groups]
     notes = list(comparison.notes)
     if any(len(group.runs) > 1 for group in groups):
-        notes.insert(0, "A cell is the mean over runs, with Student's 95 % interval over seeds where there are several.")
+        notes.insert(
+            0, "Returns and scores are means over runs, with Student's 95 % interval over seeds where there are several."
+        )
     if limits:
-        notes.append(f"normalised score: {limits.source}.")
+        notes.append(f"normalised score: {limits.source}; its interval holds them fixed.")
     if base:
         notes.append(f"better: the probability of a higher return on a task than {base.name}.")
-    count = after(groups[0]).shape[1]
-    title = f"{comparison.env or 'environment'}: {count} held-out task{'s' * (count > 1)} ({comparison.tasks})"
+    num = after(groups[0]).shape[1]
+    title = f"{comparison.title}: {num} held-out task{'s' * (num > 1)} ({comparison.tasks})"
     return Table(title, ["algorithm", *COLUMNS], [[row[name] for name in ("algorithm", *COLUMNS)] for row in rows], notes)
 
 
-def _baseline(groups: list[Group], name: str | None) -> Group:
+def find_baseline(groups: Sequence[Group], name: str | None) -> Group | None:
+    """Return the group of a name or an algorithm, of several the best one; None: there is none."""
     if name is None:
-        return next((group for group in groups if group.algo in ROBUST), groups[0])
-    found = [group for group in groups if name in (group.name, group.algo)]
-    if len(found) != 1:
-        raise UserError(f"baseline={name}: must be one of {', '.join(group.name for group in groups)}")
-    return found[0]
+        return _best(groups, False) or groups[0]
+    found = [group for group in groups if name == group.name] or [group for group in groups if name == group.algo]
+    return max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
 
 
-def _row(group: Group, step: int | None, limits: Ends | None, base: Group | None) -> dict[str, Cell]:
-    scores = after(group, step)
-    curves = [tested(run).adapted for run in group.runs]
-    points = [point(run, step) for run in group.runs]
-    normal = None if limits is None else over_seeds(normalised(mean(scores), limits.robust, limits.oracle))
+def _row(group: Group, limits: Ends | None, base: Group | None) -> dict[str, Cell]:
+    scores, curves = after(group), [tested(run).adapted for run in group.runs]
 
-    def spent(of: Callable[[Curve], list[int]]) -> float | None:
-        values = [of(curve)[k] for curve, k in zip(curves, points, strict=True)]
+    def average(values: Sequence[float]) -> float | None:
         return float(np.mean(values)) or None
 
-    solved = [curve.solved[k] for curve, k in zip(curves, points, strict=True)]
+    solved = [curve.solved[-1] for curve in curves]
     known = [share for share in solved if share is not None]
     return {
         "algorithm": group.name,
         "runs": len(group.runs),
         "before": interval(before(group), mean),
         "after": interval(scores, mean),
-        "normalised score": normal,
+        "normalised score": None if limits is None else over_seeds(normalised(mean(scores), limits.robust, limits.oracle)),
         "IQM": interval(scores, iqm),
         "worst tenth": interval(scores, worst_tenth),
-        "solved": float(np.mean(known)) if known and len(known) == len(solved) else None,
+        "solved": float(np.mean(known)) if len(known) == len(solved) else None,
         "better": None if base is None or base is group else improvement(scores, after(base)),
-        "gradient steps": spent(lambda curve: curve.gradient_steps),
-        "support": spent(lambda curve: curve.env_steps),
-        "env steps": float(np.mean([run.env_steps for run in group.runs])) or None,
-        "minutes": float(np.mean([run.seconds for run in group.runs])) / 60 or None,
+        "gradient steps": average([curve.gradient_steps[-1] for curve in curves]),
+        "support": average([curve.env_steps[-1] for curve in curves]),
+        "env steps": average([run.env_steps for run in group.runs]),
+        "minutes": average([run.seconds / 60 for run in group.runs]),
     }
 
 
@@ -213,7 +227,7 @@ def number(value: float, digits: int | None = None) -> str:
     return f"{value:.{1 if abs(value) >= 100 else 2}f}" if digits is None else f"{value:.{digits}f}"
 
 
-def count(value: float) -> str:
+def whole(value: float) -> str:
     """Return a whole number, from a million on in millions."""
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{round(value):,}"
 
@@ -223,14 +237,14 @@ def text(column: str, cell: Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, Interval):
-        digits = 1 if max(abs(each) for each in cell if math.isfinite(each)) >= 100 else 2
+        digits = 1 if max((abs(each) for each in cell if math.isfinite(each)), default=0) >= 100 else 2
         if math.isnan(cell.low):
             return number(cell.value, digits)
         return f"{number(cell.value, digits)} [{number(cell.low, digits)}, {number(cell.high, digits)}]"
     if isinstance(cell, str):
         return cell
     if column in COUNTS:
-        return count(cell)
+        return whole(cell)
     if column == "solved":
         return f"{cell:.0%}"
     return str(cell) if isinstance(cell, int) else number(cell)
@@ -250,12 +264,12 @@ def _cells(table: Table, row: list[Cell]) -> list[tuple[str, Cell]]:
 
 def in_markdown(words: str) -> str:
     """Return plain text as Markdown that shows it."""
-    return visible(words).replace("\\", "\\\\").replace("|", "\\|").replace("_", "\\_").replace("*", "\\*").replace("<", "&lt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~^$])", r"\\\1", visible(words).replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def as_csv(tables: Sequence[Table]) -> str:
     """Return tables as one CSV with all digits; an interval has two more columns, ``low`` and ``high``."""
-    records = [dict([("tasks", table.title), *_numbers(_cells(table, row))]) for table in tables for row in table.rows]
+    records = [dict([("tasks", _in_csv(table.title)), *_numbers(_cells(table, row))]) for table in tables for row in table.rows]
     names = dict.fromkeys(name for record in records for name in record)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
@@ -267,13 +281,18 @@ def as_csv(tables: Sequence[Table]) -> str:
 def _numbers(cells: list[tuple[str, Cell]]) -> list[tuple[str, Any]]:
     found = list[tuple[str, Any]]()
     for name, cell in cells:
-        found.append((name, cell.value if isinstance(cell, Interval) else cell))
+        found.append((name, cell.value if isinstance(cell, Interval) else _in_csv(cell) if isinstance(cell, str) else cell))
         if isinstance(cell, Interval):
             found += [
                 (f"{name} {end}", None if math.isnan(bound) else bound)
                 for end, bound in (("low", cell.low), ("high", cell.high))
             ]
     return found
+
+
+def _in_csv(words: str) -> str:
+    """Return a text that a spreadsheet does not take for a formula."""
+    return f"'{visible(words)}" if words.startswith(tuple("=+-@\t\r")) else visible(words)
 
 
 TEX = {
@@ -290,10 +309,16 @@ def as_latex(table: Table) -> str:
     """Return a table in LaTeX, for the package booktabs; its notes are comments before it."""
     align = "l" + "r" * (len(table.columns) - 1)
     head = " & ".join(_in_latex(name) for name in table.columns)
-    lines = [" & ".join(_in_latex(text(*cell)) for cell in _cells(table, row)) + r" \\" for row in table.rows]
+    lines = [" & ".join(_cell_in_latex(*cell) for cell in _cells(table, row)) + r" \\" for row in table.rows]
     comments = [f"% {visible(note)}" for note in (table.title, *table.notes)]
     begin, end = rf"\begin{{tabular}}{{{align}}}", r"\end{tabular}"
     return "\n".join([*comments, begin, r"\toprule", rf"{head} \\", r"\midrule", *lines, r"\bottomrule", end, ""])
+
+
+def _cell_in_latex(column: str, cell: Cell) -> str:
+    """Return a cell in LaTeX: numbers with a minus sign, a text that is no argument of the end of the line before."""
+    words = _in_latex(text(column, cell))
+    return f"{{}}{words}" if isinstance(cell, str) else re.sub(r"-(?=\d)", "$-$", words)
 
 
 def _in_latex(words: str) -> str:
@@ -308,8 +333,8 @@ def as_values(table: Table) -> dict[str, Any]:
 
     def plain(cell: Cell) -> Any:
         if isinstance(cell, Interval):
-            return {name: value if math.isfinite(value) else None for name, value in cell._asdict().items()}
-        return cell
+            return {name: plain(value) for name, value in cell._asdict().items()}
+        return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
     rows = [{name: plain(cell) for name, cell in _cells(table, row)} for row in table.rows]
     return {"title": table.title, "rows": rows, "notes": table.notes}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from metarl_cli.errors import visible
 
 IN_THE_NAME = {"algo", "env", "experiment", "seed"}  # of a run anyway
 LEAST_TELLING = ("train", "eval", "test")  # groups whose overrides come last in a run's name
+LONGEST_NAME = 100  # [characters] of a name that a report gives
 LONGEST_CHANGES = 60  # [characters] of the overrides in a run's name; a file name has room for 255
 
 
@@ -48,6 +49,12 @@ def default_path(config: TrainConfig, job: Job) -> Path:
 def file_name(text: str) -> str:
     """Return a text as the name of one file, not of several folders."""
     return visible(text).replace("/", "_")
+
+
+def short_names(texts: Sequence[str]) -> list[str]:
+    """Return each text as the name of one file that any folder takes; long ones are cut, and no two are the same."""
+    names = [_telling(text.replace("env.", "")).strip(".")[:LONGEST_NAME] or "_" for text in texts]
+    return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
 
 
 def _telling(text: str) -> str:

@@ -19,7 +19,7 @@ from metarl_cli.comparison.report import TEXTS, report, write
 from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.statistics import over_seeds
-from metarl_cli.runs.files import sha256, write_json, write_whole
+from metarl_cli.runs.files import _checksum, sha256, write_json, write_whole
 from metarl_cli.runs.folder import Manifest
 from metarl_cli.runs.results import Result
 
@@ -33,23 +33,42 @@ def trained(tmp_path_factory):
     return folder
 
 
-def copied(trained, folder, seed=0, algo="maml_dqn", polyak=0.03, after=None, tasks=None, **manifest):
-    """The run as one of another seed, algorithm or setting, with these returns after adaptation."""
+def copied(trained, folder, seed=0, algo="maml_dqn", polyak=0.03, after=None, changes=None, result=None, **manifest):
+    """The run as one of another seed, algorithm or setting, with these returns after adaptation.
+
+    ``changes`` are of the text of its configuration, ``result`` of its result, the rest of its manifest.
+    """
+    changes, more = changes or {}, result or {}
     shutil.copytree(trained, folder)
     config = folder / "config.yaml"
     text = re.sub(r"(?m)^seed: \d+", f"seed: {seed}", config.read_text())
-    write_whole(config, re.sub(r"polyak: .*", f"polyak: {polyak}", text).encode())
+    text = re.sub(r"polyak: .*", f"polyak: {polyak}", text)
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    write_whole(config, text.encode())
     values = json.loads((folder / "run.json").read_text())
-    values |= {"seed": seed, "choices": values["choices"] | {"algo": algo}, **manifest}
+    values |= {"seed": seed, **manifest, "choices": values["choices"] | {"algo": algo} | manifest.get("choices", {})}
     values["sha256"]["config.yaml"] = sha256(config)
     write_json(folder / "run.json", values, Manifest)
     result = json.loads((folder / "results" / "test.json").read_text())
     if after is not None:
         result["adapted"]["task_returns"][-1] = list(after)
-    if tasks is not None:
-        result["tasks"]["hash"] = tasks
-    write_json(folder / "results" / "test.json", result, Result)
+    write_json(folder / "results" / "test.json", result | more, Result)
     return folder
+
+
+def one_for_all(trained, folder, after, knowledge):
+    """The run as one of a policy for all tasks, which does not adapt."""
+    algo = {"  module: maml\n": f"  module: conditioned\n  knowledge: {str(knowledge).lower()}\n"}
+    copied(trained, folder, 0, "oracle_dqn" if knowledge else "robust_dqn", changes=algo)
+    path = folder / "results" / "test.json"
+    result = json.loads(path.read_text())
+    for name, column in result["adapted"].items():
+        if isinstance(column, list):
+            result["adapted"][name] = column[:1]
+    result["adapted"]["task_returns"] = [after]
+    write_json(path, result, Result)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +78,8 @@ def outputs(trained, tmp_path_factory):
     for seed in range(3):
         copied(trained, folder / f"maml-{seed}", seed, after=[-1.0 - seed, -2.0, -3.0, -4.0])
         copied(trained, folder / f"anil-{seed}", seed, "anil_dqn", 0.1, [-2.0, -2.0, -5.0, -6.0 - seed])
-    copied(trained, folder / "robust", 0, "robust_dqn", 0.2, after=[-10.0] * 4)
-    copied(trained, folder / "oracle", 0, "oracle_dqn", 0.3, after=[0.0, 0.0, -1.0, -1.0])
+    one_for_all(trained, folder / "robust", [-10.0] * 4, False)
+    one_for_all(trained, folder / "oracle", [0.0, 0.0, -1.0, -1.0], True)
     return folder
 
 
@@ -88,8 +107,11 @@ def test_another_baseline_and_another_step(outputs):
     found = rows(metarl.report(outputs, baseline="anil_dqn"))
     # on the four tasks: better in 1 of 3 seeds and equal in another; equal; better; better
     assert found["maml_dqn"]["better"] == pytest.approx(np.mean([1 / 3 + 1 / 6, 1 / 2, 1, 1]))
-    assert rows(metarl.report(outputs, step=0))["maml_dqn"]["after"] == rows(metarl.report(outputs))["maml_dqn"]["before"]
-    with pytest.raises(UserError, match=r"step=9: .* was tested after 0, 1, 2"):
+    begun = rows(metarl.report(outputs, step=0, baseline="anil_dqn"))
+    assert begun["maml_dqn"]["after"] == begun["maml_dqn"]["before"]
+    assert begun["maml_dqn"]["better"] == 0.5, "before adaptation they are the same"
+    assert "robust_dqn" in rows(metarl.report(outputs, step=1)), "it has one point at every step"
+    with pytest.raises(UserError, match="step=9: no run was tested after it"):
         metarl.report(outputs, step=9)
     with pytest.raises(UserError, match="baseline=rl2: must be one of anil_dqn, maml_dqn"):
         metarl.report(outputs, baseline="rl2")
@@ -106,34 +128,110 @@ def test_groups_of_an_algorithm_are_named_by_what_differs(trained, tmp_path):
     assert list(rows(metarl.report(tmp_path))) == ["maml_dqn outer.polyak=0.001", "maml_dqn outer.polyak=0.5"]
     pooled = metarl.report(tmp_path, by=["algo"])
     assert rows(pooled)["maml_dqn"]["runs"] == 2
-    assert "maml_dqn: runs that differ in algo.outer.polyak are taken together" in pooled["tables"][0]["notes"]
+    (note,) = [note for note in pooled["tables"][0]["notes"] if "taken together" in note]
+    assert note.startswith("maml_dqn: runs that differ in algo.outer.polyak are taken together; several have the same seed")
     assert list(rows(metarl.report(tmp_path, by=["outer.polyak"]))) == ["outer.polyak=0.001", "outer.polyak=0.5"]
     with pytest.raises(UserError, match=r"by=algo.outer.polyac: no such key; did you mean algo.outer.polyak"):
         metarl.report(tmp_path, by=["algo.outer.polyac"])
 
 
+def test_names_do_not_hide_what_differs(trained, tmp_path):
+    first = {"overridden": ["algo.outer.polyak"]}
+    copied(trained, tmp_path / "a", polyak=0.1, **first)
+    copied(trained, tmp_path / "b", polyak=0.2, changes={"iterations: 4": "iterations: 9"}, **first)
+    found = metarl.report(tmp_path)
+    assert list(rows(found)) == ["maml_dqn outer.polyak=0.1", "maml_dqn outer.polyak=0.2"]
+    assert "maml_dqn: its groups differ in train.iterations, too." in found["tables"][0]["notes"]
+    assert list(rows(metarl.report(tmp_path, by="experiment"))) == ["no experiment"]
+
+
+def test_a_missing_return_is_no_number(trained, tmp_path):
+    copied(trained, tmp_path / "a", after=[-1.0, None, -2.0, -3.0])
+    copied(trained, tmp_path / "b", polyak=0.5, after=[-1.0, -1.0, -2.0, -3.0])
+    found = metarl.report(tmp_path)
+    row = rows(found)["maml_dqn outer.polyak=0.03"]
+    for name in ("after", "IQM", "worst tenth"):
+        assert row[name] == {"value": None, "low": None, "high": None}
+    assert f"{tmp_path / 'a'} has no return on 1 tasks: its means are not known." in found["tables"][0]["notes"]
+    write(report([tmp_path]), tmp_path / "out", [*TEXTS, "png"], "")
+
+
+def test_a_run_of_another_version_is_compared_by_what_its_file_says(trained, tmp_path):
+    for seed in range(2):
+        copied(trained, tmp_path / str(seed), seed, changes={"  module: maml\n": "  module: maml\n  gone: 1\n  chunk: 5\n"})
+    found = metarl.report(tmp_path)
+    (row,) = found["tables"][0]["rows"]
+    assert row["runs"] == 2
+    assert any("as 1 more, is compared by the values in its file" in note for note in found["tables"][0]["notes"])
+
+
+HOSTILE = {
+    "a text for the share solved": lambda result: result["adapted"]["beside"][0].update(solved="much"),
+    "no share solved": lambda result: result["adapted"]["beside"][0].clear(),
+    "too few shares": lambda result: result["adapted"]["beside"].pop(),
+    "a ragged optimum": lambda result: result.update(optimum=[[1.0], [2.0, 3.0]]),
+    "an optimum of other tasks": lambda result: result.update(optimum=[1.0]),
+    "a list for a reference": lambda result: result.update(robust=[1.0]),
+    "a reference of two dimensions": lambda result: result.update(robust={"task_returns": [[1.0]] * 4}),
+    "no tasks": lambda result: result["adapted"].update(task_returns=[[], [], []]),
+    "huge counts": lambda result: result["adapted"].update(gradient_steps=[10**400] * 3),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_result_that_is_not_as_it_should_be_is_refused(how, trained, tmp_path):
+    copied(trained, tmp_path / "good")
+    copied(trained, tmp_path / "bad", 1)
+    path = tmp_path / "bad" / "results" / "test.json"
+    result = json.loads(path.read_text())
+    result["tasks"]["each"] = []
+    HOSTILE[how](result)
+    content = {**result, "checksum": None}
+    content["checksum"] = _checksum(content)
+    path.write_text(json.dumps(content))
+    found = metarl.report(tmp_path)
+    assert found["tables"][0]["rows"][0]["runs"] == 1
+    assert any(f"refused {path}" in note for note in found["notes"])
+
+
+def test_a_baseline_that_only_some_tables_have(trained, outputs, tmp_path):
+    shutil.copytree(outputs, tmp_path / "outputs")
+    copied(trained, tmp_path / "outputs" / "alone", changes={"horizon: 20": "horizon: 30"})
+    copied(trained, tmp_path / "outputs" / "beside", polyak=0.5, changes={"horizon: 20": "horizon: 30"})
+    found = metarl.report(tmp_path / "outputs", baseline="anil_dqn")
+    assert [any("than anil_dqn" in note for note in table["notes"]) for table in found["tables"]].count(True) == 1
+
+
 def test_what_cannot_be_compared_is_apart_and_said(trained, tmp_path):
     copied(trained, tmp_path / "one")
     copied(trained, tmp_path / "same")
-    copied(trained, tmp_path / "other", tasks="0123456789abcdef")
-    copied(trained, tmp_path / "training", 1, status="running", score=None)
-    (tmp_path / "training" / "results" / "test.json").unlink()
+    copied(trained, tmp_path / "other", result={"tasks": {"hash": "0123456789abcdef", "each": []}})
+    copied(trained, tmp_path / "longer", changes={"horizon: 20": "horizon: 30"})
+    copied(trained, tmp_path / "training", 1, status="interrupted", score=None)  # it was given more iterations, say
     copied(trained, tmp_path / "changed", 2)
     (tmp_path / "changed" / "config.yaml").write_text("seed: 7\n")
     found = metarl.report(tmp_path)
-    assert [table["rows"][0]["runs"] for table in found["tables"]] == [1, 1]
+    assert [table["rows"][0]["runs"] for table in found["tables"]] == [1, 1, 1]
+    assert [table["title"].split(":")[0] for table in found["tables"]] == [
+        "navigation_2d env.horizon=30",
+        "navigation_2d env.horizon=20, tasks " + json.loads((tmp_path / "one" / "run.json").read_text())["tasks"]["test"][:6],
+        "navigation_2d env.horizon=20, tasks 012345",
+    ]
     notes = "\n".join(found["notes"])
-    assert f"{tmp_path / 'training'} is running: it has no result here" in notes
+    assert f"{tmp_path / 'training'} is interrupted: it is left out" in notes
     assert "it is not as the run was made with" in notes
-    assert "navigation_2d has 2 tables: the runs were tested on other tasks" in notes
-    assert f"seed 0 of maml_dqn is there 2 times: {tmp_path / 'one'} counts" in found["tables"][0]["notes"]
+    assert "navigation_2d has 3 tables: its runs differ in the environment or the tasks" in notes
+    assert f"seed 0 of maml_dqn is there 2 times: {tmp_path / 'one'} counts" in found["tables"][1]["notes"]
+    assert rows(metarl.report(tmp_path, by=["algo"]), 1)["maml_dqn"]["runs"] == 1, "a copy counts once however runs are grouped"
+    write(report([tmp_path]), tmp_path / "out", ["tex"], "")
+    assert len(list((tmp_path / "out").iterdir())) == 3, "no table in the place of another"
 
 
 def test_it_finds_runs_at_any_depth_and_each_once(outputs, tmp_path, monkeypatch):
     shutil.copytree(outputs, tmp_path / "within" / "deep")
     monkeypatch.chdir(tmp_path)
     found = metarl.report("within", tmp_path / "within" / "deep", "within/deep/maml-0")
-    assert found["tables"] == metarl.report(outputs)["tables"]
+    assert [table["rows"] for table in found["tables"]] == [table["rows"] for table in metarl.report(outputs)["tables"]]
     assert len(rows(metarl.report(outputs / "maml-0"))) == 1
 
 
@@ -150,7 +248,9 @@ def test_it_finds_runs_at_any_depth_and_each_once(outputs, tmp_path, monkeypatch
         (["format=htm"], "format=htm: no such format; did you mean html"),
         (["against=weeks", "OUTPUTS"], "against=weeks: must be one of env_steps, seconds, iterations"),
         (["columns=afterr", "OUTPUTS"], "columns=afterr: no such column; did you mean after"),
-        (["split=train", "OUTPUTS"], "split=train: must be one of test, ood, validation"),
+        (["split=train", "OUTPUTS"], "split=train: must be one of test, ood"),
+        (["x" * 300], "no such folder"),
+        (["step=" + "9" * 5000], "must be an integer >= 0"),
     ],
 )
 def test_bad_words_are_one_line(words, line, outputs, tmp_path, monkeypatch, capsys):
@@ -158,7 +258,7 @@ def test_bad_words_are_one_line(words, line, outputs, tmp_path, monkeypatch, cap
     assert main(["report", *(str(outputs) if word == "OUTPUTS" else word for word in words)]) == 2
     error = capsys.readouterr().err
     assert line in error
-    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
 
 
 def test_the_command_prints_tables_and_writes_what_it_is_asked_for(outputs, tmp_path, capsys):
@@ -203,19 +303,27 @@ def test_texts_of_a_table(outputs):
     assert "| maml\\_dqn | 3 |" in as_markdown(table)
 
 
-UGLY = "a|b<script>alert(1)</script>&_%$#{}~^\\\x1b[31m"
+UGLY = "[a](b)|=1`!|b<script>alert(1)</script>&_%$#{}~^\\\x1b[31m"
 
 
 def test_names_of_any_kind_harm_no_format(trained, tmp_path):
-    copied(trained, tmp_path / "run", algo=UGLY)
+    copied(trained, tmp_path / "run", choices={"algo": UGLY, "env": ".."})
+    copied(trained, tmp_path / "long", polyak=0.5, choices={"algo": "=" + "x" * 400, "env": ".."})
     found = report([tmp_path])
     write(found, tmp_path / "out", [*TEXTS, "png"], UGLY)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "long", "out"}, "nothing is written elsewhere"
     assert "<script>alert" not in (tmp_path / "out" / "report.html").read_text()
-    for form in ("md", "html"):
+    for form in ("md", "html", "csv"):
         assert "\x1b" not in (tmp_path / "out" / f"report.{form}").read_text()
-    (row,) = [line for line in as_markdown(found.tables[0]).splitlines() if line.startswith("| a\\")]
+    (row,) = [line for line in as_markdown(found.tables[0]).splitlines() if line.startswith("| \\[a")]
     assert row.replace(r"\|", "").count("|") == len(found.tables[0].columns) + 1
-    assert "\\%\\$\\#\\{\\}" in as_latex(found.tables[0])
+    assert "](" not in row
+    names = [record["algorithm"] for record in csv.DictReader(io.StringIO(as_csv(found.tables)))]
+    assert any(name.startswith("'=xxx") for name in names), "a spreadsheet takes it for no formula"
+    latex = as_latex(found.tables[0])
+    assert "\\%\\$\\#\\{\\}" in latex
+    assert "\n{}[a]" in latex, "no argument of the end of the line before"
+    assert "$-$" in latex
 
 
 class Parsed(HTMLParser):
@@ -240,7 +348,8 @@ def test_the_page_needs_nothing_else(outputs, tmp_path):
 def test_a_torn_log_and_one_without_evaluations(trained, tmp_path):
     copied(trained, tmp_path / "torn")
     with (tmp_path / "torn" / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 5, "eval/return_after_me\n{"step": NaN, "eval/return_after_mean": NaN}\n[1]\n{"st')
+        log.write('{"step": 5, "eval/return_after_me\n{"step": NaN, "eval/return_after_mean": NaN}\n[1]\n')
+        log.write(f'{{"step": {"9" * 400}, "eval/return_after_mean": 1}}\n{{"step": 1e300, "time/training_seconds": 5}}\n{{"st')
     copied(trained, tmp_path / "none", 1)
     (tmp_path / "none" / "metrics.jsonl").unlink()
     assert rows(metarl.report(tmp_path))["maml_dqn"]["runs"] == 2
