@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -250,7 +249,8 @@ class Evolution(Algorithm):
     def _rollout(self, env: Env, params: Params, copies: int) -> Iterator[Moment]:
         """Act greedily in environments whose copies draw the same random numbers."""
         policy = NetworkPolicy(self.learner, params)
-        return rollout(CommonEnv(env, copies), policy, policy.start(env.obs.shape[1], torch.Generator()))
+        acted = CommonEnv(env, copies) if env.draws else env
+        return rollout(acted, policy, policy.start(env.obs.shape[1], torch.Generator()))
 
     def _begin(self, genomes: Tensor, task: Task, rng: torch.Generator, lifetime: Any = None, **more: Any) -> Any:
         """Begin the lifetimes of P individuals on M tasks; ``more`` are arguments of the lifetime."""
@@ -373,7 +373,7 @@ class CommonEnv:
 
     def step(self, action: Tensor) -> Step:
         """Act in every environment."""
-        with CommonRandomNumbers(self.copies) if self.env.draws else nullcontext():
+        with CommonRandomNumbers(self.copies):
             step = self.env.step(action)
         self.obs = step.obs
         return step
