@@ -83,6 +83,7 @@ class Env(ABC):
 
     obs: Tensor  # [M, N, ...] what to act on now
     can_select_rows: bool = False  # whether ``select_rows`` works
+    draws: bool = True  # whether a step may draw random numbers
 
     @property
     def name(self) -> str:

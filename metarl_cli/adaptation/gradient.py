@@ -26,7 +26,7 @@ from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions, num_tasks
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
-from metarl_cli.networks.stacked import broadcast_rows, first
+from metarl_cli.networks.stacked import broadcast_rows, detached, first
 from metarl_cli.progress import note, timed
 
 
@@ -82,10 +82,9 @@ class NetworkPolicy(Policy):
     """
 
     def __init__(self, learner: Learner, params: Params):
-        self.learner, self.params, self.stochastic = learner, params, learner.stochastic
+        self.learner, self.params, self.stochastic = learner, detached(params), learner.stochastic
 
     @override
-    @torch.no_grad()
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         num = len(first(self.params))
         policy = self.learner.policy(self.params, obs.reshape(num, -1, *obs.shape[2:]))
@@ -94,7 +93,7 @@ class NetworkPolicy(Policy):
 
     @override
     def state_dict(self) -> State:
-        return {"params": {name: value.detach() for name, value in self.params.items() if not in_learned_loss(name)}}
+        return {"params": {name: value for name, value in self.params.items() if not in_learned_loss(name)}}
 
 
 def load_network_policy(learner: Learner, state: State) -> NetworkPolicy:

@@ -43,6 +43,7 @@ class ChangedEnv(Env):
     @override
     def one_episode(self) -> None:
         self.env.one_episode()
+        self.draws = self.env.draws
 
     @override
     def select_rows(self, rows: Tensor) -> None:

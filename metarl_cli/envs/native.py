@@ -178,23 +178,24 @@ class NativeEnv(Env):
         num = None if self.like.is_cuda else int(ended.count_nonzero())  # a GPU is not waited for
         if num == 0:
             return state
-        entries, deadline = state.permute(2, 0, 1), self.time + self.family.spec.horizon
+        deadline = self.time + self.family.spec.horizon
         if num is None or ended.numel() <= FEW:
             if fresh is None:
                 fresh = self.family.initial_state(self.shape, self.like, self.rng)
             self.deadline.masked_fill_(ended, deadline)
-            return torch.where(ended, fresh.permute(2, 0, 1), entries, out=torch.empty_like(entries)).permute(1, 2, 0)
+            return torch.where(ended.unsqueeze(-1), fresh, state, out=torch.empty_like(state))
         index = ended.flatten().nonzero()[:, 0]
         self.deadline.view(-1).index_fill_(0, index, deadline)
         if fresh is None:
             begun = self.family.initial_state((num,), self.like, self.rng).movedim(-1, 0)
         else:
             begun = fresh.movedim(-1, 0).flatten(1).index_select(1, index)
+        entries = state.permute(2, 0, 1)
         return entries.flatten(1).index_copy(1, index, begun).view_as(entries).movedim(0, -1)
 
     @override
     def one_episode(self) -> None:
-        self.starts = self.state
+        self.starts, self.draws = self.state, self.family.stochastic
 
     @override
     def select_rows(self, rows: Tensor) -> None:

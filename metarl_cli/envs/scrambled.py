@@ -215,6 +215,7 @@ class ScrambledEnv(Env):
     @override
     def one_episode(self) -> None:
         self.env.one_episode()
+        self.draws = self.env.draws
 
     @override
     def select_rows(self, rows: Tensor) -> None:

@@ -210,40 +210,47 @@ class Evolution(Algorithm):
         with CommonRandomNumbers(copies):
             env = self.family.make(tile(task, copies), episodes, rng)
         env.one_episode()
+        drawn = rng.get_state()
         params, alive = life.params, torch.arange(copies, device=self.device)
         moments, watch = self._rollout(env, params, copies), StepCheck(env)
         returns, lengths = torch.zeros(2, copies, num_tasks(task), episodes, device=self.device)
-        total, length, running = returns.clone(), lengths.clone(), torch.ones_like(returns)  # of individuals in the batch
+        total, length = torch.zeros(2, *env.obs.shape[:2], device=self.device)  # of the rows in the batch
+        running, left = torch.ones_like(total), total.numel()
         for _ in range(steps or self.family.spec.horizon):
             step = next(moments).step
             watch.see(step)
-            total.addcmul_(step.reward.view_as(total), running)
+            total.addcmul_(step.reward, running)
             length += running
-            running.masked_fill_(step.ended.view_as(running), 0)
-            episodes_left = int(running.count_nonzero())
-            if episodes_left == 0:
+            running.masked_fill_(step.ended, 0)
+            before, left = left, int(running.count_nonzero())
+            if left == 0:
                 break
-            if not env.can_select_rows or 2 * episodes_left > running.numel():  # no half of the individuals can be finished
+            if (
+                left == before or not env.can_select_rows or 2 * left > running.numel()
+            ):  # half of the individuals cannot be over
                 continue
-            left = running.flatten(1).any(1)
-            num = int(left.sum())
+            lives = running.view(len(alive), -1).any(1)
+            num = int(lives.count_nonzero())
             # a selection copies the batch, hence at most log2 P of them; BLAS rounds a single row differently
             if 2 * num <= len(alive) and num * num_tasks(task) > 1:
-                returns[alive], lengths[alive] = total, length
-                alive, total, length, running = (x[left] for x in (alive, total, length, running))
-                rows = left.repeat_interleave(num_tasks(task))
+                returns[alive], lengths[alive] = (x.view(-1, *returns.shape[1:]) for x in (total, length))
+                rows = lives.repeat_interleave(num_tasks(task))
+                alive, (total, length, running) = alive[lives], (x[rows] for x in (total, length, running))
                 watch.finish()
                 env.select_rows(rows)
-                params = select_rows(params, left if len(first(params)) == len(left) else rows)
+                params = select_rows(params, lives if len(first(params)) == len(lives) else rows)
                 moments = self._rollout(env, params, num)
         watch.finish()
-        returns[alive], lengths[alive] = total, length
+        if not env.draws and not torch.equal(drawn, rng.get_state()):
+            raise RuntimeError(f"{env.name}: the dynamics draw random numbers: set stochastic = True in the class")
+        returns[alive], lengths[alive] = (x.view(-1, *returns.shape[1:]) for x in (total, length))
         return returns.double().mean(2), lengths.sum(2).long().flatten()
 
     def _rollout(self, env: Env, params: Params, copies: int) -> Iterator[Moment]:
         """Act greedily in environments whose copies draw the same random numbers."""
         policy = NetworkPolicy(self.learner, params)
-        return rollout(CommonEnv(env, copies), policy, policy.start(env.obs.shape[1], torch.Generator()))
+        acted = CommonEnv(env, copies) if env.draws else env
+        return rollout(acted, policy, policy.start(env.obs.shape[1], torch.Generator()))
 
     def _begin(self, genomes: Tensor, task: Task, rng: torch.Generator, lifetime: Any = None, **more: Any) -> Any:
         """Begin the lifetimes of P individuals on M tasks; ``more`` are arguments of the lifetime."""

@@ -112,7 +112,7 @@ class QNetwork:
             return self._forward(params, obs)
         if self.config.convolutions:
             return vmap(self._forward)(params, obs)
-        return self._forward({k: v if v.dim() == 3 else v[:, None] for k, v in params.items()}, obs)
+        return self._forward({k: v if v.dim() == 3 else v.unsqueeze(1) for k, v in params.items()}, obs)
 
     def _forward(self, params: Params, obs: Tensor) -> Tensor:
         """Return the values of one network, or of R networks whose biases have the leading axes ``[R, 1]``."""

@@ -3,6 +3,7 @@
 import copy
 from functools import cache, reduce
 from operator import getitem
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +161,22 @@ def test_fitness_is_the_return_after_the_lifetime():
     assert torch.equal(returns[0], found.double().mean(1))
     assert spent == int(lengths.sum() + life.env_steps.sum())
     assert life.gradient_steps == 1
+
+
+def test_dynamics_that_draw_must_say_so(monkeypatch):
+    """Copies of a task would otherwise draw different numbers."""
+    algorithm = made("es_dqn")
+    calm = algorithm.family.dynamics
+
+    def windy(state, action, task, rng):
+        state, reward, terminated = calm(state, action, task, rng)
+        return state + torch.randn(state.shape, generator=rng) / 100, reward, terminated
+
+    task, life = training_tasks(algorithm, 2), SimpleNamespace(params=fresh(algorithm.learner, 3, torch_rng(0, "weights")))
+    algorithm._measure(life, task, 3, 1, 5, "fitness")
+    monkeypatch.setattr(algorithm.family, "dynamics", windy)
+    with pytest.raises(RuntimeError, match="draw random numbers: set stochastic = True"):
+        algorithm._measure(life, task, 3, 1, 5, "fitness")
 
 
 def test_a_generation_has_tasks_in_common_and_the_next_has_others():
