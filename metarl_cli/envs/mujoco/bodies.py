@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.envs.mujoco.angles import turned
 from metarl_cli.envs.mujoco.models import mass_centres
 
 WITHIN = 100.0  # of positions and velocities of a hopper or a walker that is healthy
@@ -134,8 +135,7 @@ class Arm(Body):
 
     @override
     def observe(self, position: Tensor, velocity: Tensor) -> Tensor:
-        joints = position[..., :2]
-        return torch.cat([joints.cos(), joints.sin(), velocity[..., :2]], -1)
+        return torch.cat([*turned(position[..., :2]), velocity[..., :2]], -1)
 
     @override
     def sizes(self, positions: int, velocities: int) -> tuple[float, ...]:
@@ -144,8 +144,7 @@ class Arm(Body):
     @override
     def place(self, models: Sequence[Any], position: Tensor, data: Any) -> Tensor:
         length = position.new_tensor([[model.body_pos[2, 0], model.body_pos[3, 0]] for model in models])[:, None]  # [M, 1, 2]
-        angle = position[..., :2].cumsum(-1)
-        return torch.stack([(length * angle.cos()).sum(-1), (length * angle.sin()).sum(-1)], -1)
+        return torch.stack([(length * part).sum(-1) for part in turned(position[..., :2].cumsum(-1))], -1)
 
 
 BODIES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from pydantic import Field, model_validator
@@ -163,13 +164,12 @@ class MujocoFamily(NativeFamily):
         Returns:
             The next states ``[M, N, S]``.
         """
-        one = all(model is models[0] for model in models)
-        copies = models[0] if one else [model for model in models for _ in range(state.shape[1])]
+        envs, steps, threads = state.shape[1], self.body.frame_skip, torch.get_num_threads()
         before = state.reshape(-1, len(self.nominal)).cpu().numpy()
-        torques = self.spec.actions.clip(action).double().reshape(len(before), 1, -1).cpu().numpy()
-        path, _ = stepper(torch.get_num_threads()).rollout(
-            copies, self._data(torch.get_num_threads()), before, torques, nstep=self.body.frame_skip
-        )
+        held = self.spec.actions.clip(action).double().reshape(len(before), 1, -1).cpu().numpy().repeat(steps, axis=1)
+        path = np.empty((len(before), steps, len(self.nominal)))
+        copies = models if envs == 1 else [model for model in models for _ in range(envs)]
+        stepper(threads).rollout(copies, self._data(threads), before, held, nstep=steps, state=path, skip_checks=True)
         warn()
         return torch.from_numpy(path[:, -1]).to(state.device).view(state.shape)
 
@@ -185,10 +185,10 @@ class MujocoFamily(NativeFamily):
 
     def judge(self, models: list[Any], before: Tensor, after: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor]:
         """Return the rewards of a step ``[M, N]``, and whether each episode terminated ``[M, N]``."""
-        config, position = self.config, self.position(after)
-        place = self.place(models, after)
-        velocity = (place - self.place(models, before)) / self.period
-        reward = config.goal_reward * self.goal.reward(place, velocity, task)
+        config, position, motion = self.config, self.position(after), self.place(models, after)
+        if not self.goal.place:
+            motion = (motion - self.place(models, before)) / self.period
+        reward = config.goal_reward * self.goal.reward(motion, task)
         healthy = self.body.healthy(position, self.velocity(after))
         if self.body.height is not None:
             reward = reward + config.healthy_reward * healthy
