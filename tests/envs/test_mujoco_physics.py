@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import compose_train, flat
 
 from metarl_cli.envs.mujoco.bodies import BODIES
 from metarl_cli.envs.tasks import LogUniform
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 mujoco = pytest.importorskip("mujoco")
@@ -179,3 +181,26 @@ def test_the_logarithm_is_uniform():
     assert distribution.standard(torch.tensor([0.25, 1.0, 4.0, 16.0]))[:, 0].tolist() == pytest.approx([-1, 0, 1, 2])
     assert str(distribution) == "log [0.25, 4]"
     assert not distribution.finite
+
+
+SMALL = {
+    "robust_pg": ["algo.rollouts=2", "algo.steps=4"],
+    "oracle_pg": ["algo.rollouts=2", "algo.steps=4"],
+    "maml_pg": ["algo.inner.support.rollouts=2", "algo.inner.support.steps=4", "algo.query=2"],
+}
+
+
+@pytest.mark.parametrize("algo", SMALL)
+@pytest.mark.parametrize("name", ["reacher_goal", "humanoid_dir", "walker_sizes", "walker_rand_params", "hopper_rand_params"])
+def test_policies_learn_on_them(name, algo):
+    """Two iterations of policies that cannot know the task, are given it, or adapt to it: weights move, and stay finite."""
+    made = build(
+        compose_train(f"algo={algo}", f"env={name}", "algo.tasks=3", "learner.network.hidden=[8]", *SMALL[algo])
+    ).algorithm
+    before = torch.cat([value.flatten().double() for value in flat(made.weights())])
+    for _ in range(2):
+        metrics = made.train_step()
+    after = torch.cat([value.flatten().double() for value in flat(made.weights())])
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert after.isfinite().all()
+    assert not torch.equal(before, after)
