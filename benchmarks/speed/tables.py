@@ -119,11 +119,7 @@ def bodies(name: str, family: str) -> Case:
     overrides = ["algo=robust_pg", f"env={family}", f"env.horizon={EPISODE}", "env.terminate=false"]
     mine = ours(kind="stepping", overrides=overrides, shape=[1, 64], steps=EPISODE, nominal=True)
     threaded = {**mine.options, "overrides": [*overrides, "hardware.threads=2"]}
-    entries = [
-        mine,
-        replace(mine, name=THREADS, options=threaded, cores=2),
-        replace(mine, name="metarl, 256 copies", options={**mine.options, "shape": [1, 256]}),
-    ]
+    entries = [mine, replace(mine, name=THREADS, options=threaded, cores=2)]
     for kind in ("mj_step", "mj_step, warm start", "gymnasium.make", "SyncVectorEnv", "AsyncVectorEnv"):
         entries.append(Entry(kind, "metarl", "stepping_bodies", {**shape, "kind": kind}))
     pool = Entry("envpool", "envpool", "stepping_envpool", {**shape, "threads": 1})
