@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -176,10 +177,10 @@ def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
 def varied(values: dict[str, Any], prefix: str = "") -> dict[str, tuple[str, str]]:
     """Return the [range] or {choices} of each parameter that differs between tasks, and those out of distribution."""
     spans = {}
-    for kind, brackets in (("ranges", "[]"), ("choices", "{}")):
+    for kind, brackets, scale in (("ranges", "[]", ""), ("log_ranges", "[]", "log "), ("choices", "{}", "")):
         wider = _dict(values.get(f"ood_{kind}"))
         for name, value in _dict(values.get(kind)).items():
-            spans[prefix + name] = (_span(value, brackets), _span(wider[name], brackets) if name in wider else "")
+            spans[prefix + name] = (scale + _span(value, brackets), _span(wider[name], brackets) if name in wider else "")
     for name, family in mixed(values).items():
         spans |= varied(family, f"{prefix}{name}.")
     for family in wrapped(values):
@@ -314,6 +315,8 @@ def _parameter_rows(values: dict[str, Any], family: Any) -> Iterator[tuple[Text,
     said = values.get("parameters", {}).items() if values["module"] == "gymnasium" else ()
     nominal |= {name: each["nominal"] for name, each in said if isinstance(each["nominal"], str)}  # a task holds its place
     unsaid = "fixed" if spans and not wrapped(values) else ""  # a family that wraps another draws its own in its own way
+    every = {name: spans[key] for name in nominal for key in spans if "*" in key and fnmatchcase(name, key)}  # mass_*
+    spans = every | {name: span for name, span in spans.items() if not (nominal and "*" in name)}
     for name in nominal | spans:
         inside, outside = spans.get(name, (_span(values[name], "[]") if name in values else unsaid, ""))
         yield Text(name), Text(_short(nominal.get(name, ""))), Text(inside), Text(outside)

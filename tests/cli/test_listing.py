@@ -247,3 +247,12 @@ def test_completion(line, expected, monkeypatch, capsys):
 def test_completion_knows_own_configurations(mine, monkeypatch, capsys):
     monkeypatch.setenv("COMP_LINE", f"metarl envs --config-dir {mine} ne")
     assert said(capsys, "-sc", "query=bash").split() == ["near"]
+
+
+def test_each_entry_of_a_factor_is_listed(capsys):
+    pytest.importorskip("mujoco")
+    rows = [line.split() for line in said(capsys, "envs", "walker_sizes").splitlines()]
+    assert [row for row in rows if row[:1] == ["size_7"]] == [["size_7", "1", "[0.75,", "1.25]", "[0.6,", "1.4]"]]
+    assert not [row for row in rows if row[:1] == ["size_*"]]
+    rows = [line.split() for line in said(capsys, "envs", "hopper_rand_params").splitlines()]
+    assert [row for row in rows if row[:1] == ["mass_4"]] == [["mass_4", "1", "log", "[0.2963,", "3.375]"]]
