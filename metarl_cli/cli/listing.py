@@ -30,7 +30,8 @@ from metarl_cli.errors import UserError
 from metarl_cli.progress import Plain
 
 GROUPS = {"envs": "env", "algos": "algo"}  # command, which is also the folder of the modules -> config group
-SHOWN_ELSEWHERE = ("module", "ranges", "ood_ranges", "choices", "ood_choices")  # values with their own place on a page
+# values with their own place on a page
+SHOWN_ELSEWHERE = ("module", "ranges", "log_ranges", "ood_ranges", "choices", "ood_choices")
 PIPE_COLUMNS = 10_000  # of a pipe: one line per option
 MOST_COLUMNS = 120  # of a terminal: longer lines are hard to read
 
@@ -354,5 +355,5 @@ def _examples(catalogue: Catalogue, name: str, values: dict[str, Any]) -> Iterat
             continue
         yield f"metarl train {first} {group}={name}{more}".replace("  ", " ")
         break
-    for parameter, (_, high) in list(_dict(values.get("ranges")).items())[:1]:
+    for parameter, (_, high) in [item for item in _dict(values.get("ranges")).items() if "*" not in item[0]][:1]:
         yield f"metarl adapt run=outputs/RUN task.{parameter}={_number(high)}"
