@@ -10,7 +10,8 @@ its own vectorised one, where it has one, at its defaults. All take the same ran
 computes, automatic resets included. In one run the contenders take turns in short windows, and medians over the windows count;
 a ratio is the median of the ratios in each window. ``--out`` writes the rows with the least and the greatest, too.
 
-Ratios above 1 say that metarl is faster. A dash: Gymnasium has nothing of the kind to compare with.
+Ratios above 1 say that metarl is faster. A dash: Gymnasium has nothing of the kind to compare with. MuJoCo's bodies are beside
+bare ``mj_step`` and envpool, with one thread and with two, in a table of their own: ``python benchmarks/speed bodies``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from metarl_cli.spaces import Spec
 SAME_AS = {  # module, or body -> what steps the same
     **{"cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0", "acrobot": "Acrobot-v1", "pendulum": "Pendulum-v1"},
     **{"half_cheetah": "HalfCheetah-v5", "ant": "Ant-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"},
+    **{"humanoid": "Humanoid-v5", "reacher": "Reacher-v5"},
 }
 OURS, SYNC, ASYNC, VECTOR = "metarl", "SyncVectorEnv", "AsyncVectorEnv", "its own vectorised"
 MOST_PROCESSES = 64  # an AsyncVectorEnv has one for each copy

@@ -1,7 +1,12 @@
 """Speed beside peers: the protocol of contenders, medians and paired ratios, the documentation's tables. No peer is needed."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
 
 import harness
 import matrix
@@ -128,6 +133,61 @@ def test_repetitions_are_as_long_as_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "CONTENDERS", tmp_path)
     (found,) = harness.measure(Case("case", [Entry("a", "metarl", "slow")]), 1, 0.1, "cpu", [], lambda text: None)
     assert 2 <= found["runs"][0]["count"] <= 10
+
+
+def test_a_peer_that_cannot_be_installed_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.peers, "REQUIREMENTS", tmp_path / "benchmarks" / "peers")
+    monkeypatch.setattr(harness.peers, "ROOT", tmp_path)
+    monkeypatch.setenv("METARL_PEERS", str(tmp_path / "kept"))
+    (tmp_path / "benchmarks" / "peers").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "peers" / "none.txt").write_text("./no_such_folder\n")
+    (found,) = harness.measure(Case("case", [Entry("peer", "none", "fake")]), 1, 0.1, "cpu", [], lambda text: None)
+    assert report.missing(result([found])) == ["peer (case): pip could not install benchmarks/peers/none.txt"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "seconds"),
+    [
+        ({1: 2.0}, 1, 2.0),
+        ({1: 0.5, 2: 3.0, 3: 3.0}, 2, 3.5),  # the main thread waits for two that work side by side
+        ({1: 0.5, 2: 3.0, 3: 3.0}, 1, 6.5),
+        ({1: 0.0, **dict.fromkeys(range(2, 12), 1.0)}, 2, 5.0),  # ten processes share two cores
+    ],
+)
+def test_the_path_is_what_idle_cores_would_take(monkeypatch, threads, cores, seconds):
+    monkeypatch.syspath_prepend(SPEED / "contenders")
+    import serving
+
+    before = dict.fromkeys(threads, 1.0)
+    assert serving.path(before, {key: 1 + value for key, value in threads.items()}, cores) == pytest.approx(seconds)
+
+
+def test_processor_times_are_those_of_threads_and_processes(monkeypatch):
+    monkeypatch.syspath_prepend(SPEED / "contenders")
+    import serving
+
+    burn = "import time\nwhile time.process_time() < 0.1: pass\nprint(1, flush=True)\ninput()"
+    before = serving.processor_times()
+    child = subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    looked = threading.Event()
+    thread = threading.Thread(target=lambda: (spin(0.1), looked.wait()))
+    thread.start()
+    spin(0.05)
+    child.stdout.readline()  # it has taken its time
+    while (after := serving.processor_times())[thread.native_id] < 0.1:
+        time.sleep(0.01)
+    assert next(iter(after)) == os.getpid()
+    assert after[os.getpid()] - before[os.getpid()] >= 0.05
+    assert after[child.pid] >= 0.1
+    looked.set()
+    child.communicate(b"\n")
+    thread.join()
+
+
+def spin(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -35,10 +35,12 @@ QUICK = (2, 0.2)  # rounds, seconds
 
 def run(word: str, table: Table, args: argparse.Namespace, console: Console) -> report.Record:
     """Measure a table."""
+    named = [("device", args.device, "cpu"), ("clock", args.clock, "wall")]
     result: report.Record = {
         "table": word,
         "title": table.title,
-        "command": f"python benchmarks/speed {word}" + (f" --device {args.device}" if args.device != "cpu" else ""),
+        "command": f"python benchmarks/speed {word}"
+        + "".join(f" --{name} {value}" for name, value, usual in named if value != usual),
         "date": datetime.date.today().isoformat(),
         "revision": machine.revision(),
         "machine": machine.describe(args.device),
@@ -87,7 +89,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="least length of a repetition")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK[0]} rounds of {QUICK[1]} s")
     parser.add_argument("--cases", nargs="+", help="only those whose name has one of these texts")
-    parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="processor: where other work goes on")
+    parser.add_argument(
+        "--clock", choices=list(report.CLOCKS), default="wall", help="processor, or path: where other work goes on"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="what torch computes on")
     parser.add_argument("--override", action="append", default=[], help="of metarl's configuration, for all of its contenders")
     parser.add_argument("--revision", default=OLD, help="of metarl, that the table iteration compares with")

@@ -52,7 +52,7 @@ class Process:
         if entry.processes:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={entry.processes}"]
         command += [str(CONTENDERS / f"{entry.script}.py"), json.dumps(options)]
-        core = max(os.sched_getaffinity(0))
+        cores = sorted(os.sched_getaffinity(0))[-entry.cores :]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -60,7 +60,7 @@ class Process:
             stderr=self.words,
             text=True,
             env=variables,
-            preexec_fn=None if entry.processes else lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=None if entry.processes else lambda: os.sched_setaffinity(0, cores),
         )
 
     def answer(self) -> dict[str, Any]:
@@ -119,13 +119,15 @@ def measure(
     """
     found: list[dict[str, Any]] = []
     running: dict[str, tuple[Process, dict[str, Any], int]] = {}
-    for entry in case.entries:
-        peers.python(entry.environment)  # installs it, which is not a part of starting up
+    lacking = {entry.environment: peers.lacking(entry.environment) for entry in case.entries}  # installs them before they start
     try:
         for entry in case.entries:
             say(f"{case.name}: {entry.name} starts")
             record: dict[str, Any] = {"name": entry.name, "options": entry.options, "runs": []}
             found.append(record)
+            if reason := lacking[entry.environment]:
+                record["unavailable"] = reason
+                continue
             began = time.perf_counter()
             process = Process(entry, device, overrides)
             running[entry.name] = process, record, 0

@@ -42,6 +42,15 @@ def python(environment: str) -> Path:
     return found
 
 
+def lacking(environment: str) -> str:
+    """Why an environment cannot be had, or nothing where it can."""
+    try:
+        python(environment)
+    except subprocess.CalledProcessError:
+        return f"pip could not install benchmarks/peers/{environment}.txt"
+    return ""
+
+
 def checkout(revision: str | None) -> Path:
     """The folder of a revision's files; without one this working tree."""
     if revision is None:

@@ -10,9 +10,14 @@ from pathlib import Path
 from statistics import linear_regression, median, quantiles
 from typing import Any, NamedTuple
 
-from tables import COMPILED
+from tables import REFERENCES
 
 Record = dict[str, Any]
+CLOCKS = {  # of repetitions -> in words
+    "wall": "wall time",
+    "processor": "processor time",
+    "path": "processor time of the main thread and the busiest other, which is what idle cores would take",
+}
 MARKER = re.compile(r"(<!-- speed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -64,9 +69,11 @@ def cells(result: Record, case: Record, contender: Record) -> dict[str, str]:
     mine = rates(contender, clock)
     speed = Spread.of([1000 / rate for rate in mine] if result["milliseconds"] else mine)
     found = {"contender": name, "ms" if result["milliseconds"] else "per second": speed.show()}
-    for column, reference in ((f"{first} over it", first), ("compiled over it", COMPILED)):
+    for reference, column in {first: f"{first} over it", **REFERENCES}.items():
         if reference in contenders:
-            ratio = "" if name in (reference, COMPILED) else Spread.of(ratios(contenders[reference], contender, clock)).show()
+            ratio = (
+                "" if name in (reference, *REFERENCES) else Spread.of(ratios(contenders[reference], contender, clock)).show()
+            )
             found[column] = ratio
     if "operations" in contender["facts"] and result["limit"] in contenders:
         possible = rates(contenders[result["limit"]], clock)
@@ -158,10 +165,9 @@ def provenance(result: Record) -> str:
     """Where, when and with what a result was measured, in a paragraph."""
     machine, before, after = result["machine"], result["load_before"][0], result["load_after"][0]
     where = f"{machine.get('gpu', machine['processor'])}, {machine['cores']} cores"
-    time = "wall" if result["clock"] == "wall" else "processor"
     return (
         f"`{result['command']}`, {result['date']}, revision {result['revision']}: {where}, Python {machine['python']}, "
-        f"{versions(result)}. Medians [quartiles] of {result['rounds']} rounds, {time} time, ratios by round; "
+        f"{versions(result)}. Medians [quartiles] of {result['rounds']} rounds, {CLOCKS[result['clock']]}, ratios by round; "
         f"load average {before} before and {after} after."
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-OURS, COMPILED = "metarl", "metarl, compiled"
+OURS, COMPILED, THREADS = "metarl", "metarl, compiled", "metarl, 2 threads"
+REFERENCES = {COMPILED: "compiled over it", THREADS: "2 threads over it"}  # contenders with a column -> its name
 COMPILE = "hardware.compile=true"
 OLD = "12eab77"  # the revision that iterations are compared with
 
@@ -20,6 +21,7 @@ class Entry:
     options: dict[str, Any] = field(default_factory=dict)
     revision: str | None = None  # of metarl; none: the working tree
     processes: int = 0  # under torchrun; 0: without it
+    cores: int = 1  # that it may use, where it is not under torchrun
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,23 @@ def stepping(tasks: int, envs: int) -> Case:
     return Case(f"{tasks * envs:,} CartPoles", [mine, compiled(mine), *peers])
 
 
+EPISODE = 50  # control steps of a body
+
+
+def bodies(name: str, family: str) -> Case:
+    """Control steps of 64 copies of a body, in episodes of 50 steps that a fall does not end."""
+    shape = {"id": name, "copies": 64, "steps": EPISODE}
+    overrides = ["algo=robust_pg", f"env={family}", f"env.horizon={EPISODE}", "env.terminate=false"]
+    mine = ours(kind="stepping", overrides=overrides, shape=[1, 64], steps=EPISODE, nominal=True)
+    threaded = {**mine.options, "overrides": [*overrides, "hardware.threads=2"]}
+    entries = [mine, replace(mine, name=THREADS, options=threaded, cores=2)]
+    for kind in ("mj_step", "mj_step, warm start", "gymnasium.make", "SyncVectorEnv", "AsyncVectorEnv"):
+        entries.append(Entry(kind, "metarl", "stepping_bodies", {**shape, "kind": kind}))
+    pool = Entry("envpool", "envpool", "stepping_envpool", {**shape, "threads": 1})
+    twice = replace(pool, name="envpool, 2 threads", options={**shape, "threads": 2}, cores=2)
+    return Case(name, [*entries, pool, twice])
+
+
 def processes(name: str, overrides: list[str], most: int = 2) -> Case:
     options = {"kind": "training", "overrides": overrides, "unit": "iterations", "warm": 2}
     many = ours(f"{most} processes", processes=most, **options)
@@ -157,6 +176,18 @@ def tables(revision: str = OLD) -> dict[str, Table]:
         "recurrent_ppo": Table("RL² on bandits", "env steps", [recurrent_ppo()]),
         "evolution": Table("Evolution of policies that do not learn", "lifetimes", [evolution(64), evolution(1024)]),
         "stepping": Table("Stepping CartPoles", "env steps", [stepping(16, 4), stepping(64, 64), stepping(256, 256)]),
+        "bodies": Table(
+            "Stepping MuJoCo's bodies",
+            "control steps",
+            [
+                bodies("HalfCheetah-v5", "half_cheetah_vel"),
+                bodies("Ant-v5", "ant_dir"),
+                bodies("Hopper-v5", "hopper_params"),
+                bodies("Walker2d-v5", "walker_params"),
+                bodies("Humanoid-v5", "humanoid_dir"),
+                bodies("Reacher-v5", "reacher_goal"),
+            ],
+        ),
         "processes": Table(
             "Several processes in one run",
             "iterations",

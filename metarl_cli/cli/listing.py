@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -29,7 +30,8 @@ from metarl_cli.errors import UserError
 from metarl_cli.progress import Plain
 
 GROUPS = {"envs": "env", "algos": "algo"}  # command, which is also the folder of the modules -> config group
-SHOWN_ELSEWHERE = ("module", "ranges", "ood_ranges", "choices", "ood_choices")  # values with their own place on a page
+# values with their own place on a page
+SHOWN_ELSEWHERE = ("module", "ranges", "log_ranges", "ood_ranges", "choices", "ood_choices")
 PIPE_COLUMNS = 10_000  # of a pipe: one line per option
 MOST_COLUMNS = 120  # of a terminal: longer lines are hard to read
 
@@ -176,10 +178,10 @@ def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
 def varied(values: dict[str, Any], prefix: str = "") -> dict[str, tuple[str, str]]:
     """Return the [range] or {choices} of each parameter that differs between tasks, and those out of distribution."""
     spans = {}
-    for kind, brackets in (("ranges", "[]"), ("choices", "{}")):
+    for kind, brackets, scale in (("ranges", "[]", ""), ("log_ranges", "[]", "log "), ("choices", "{}", "")):
         wider = _dict(values.get(f"ood_{kind}"))
         for name, value in _dict(values.get(kind)).items():
-            spans[prefix + name] = (_span(value, brackets), _span(wider[name], brackets) if name in wider else "")
+            spans[prefix + name] = (scale + _span(value, brackets), _span(wider[name], brackets) if name in wider else "")
     for name, family in mixed(values).items():
         spans |= varied(family, f"{prefix}{name}.")
     for family in wrapped(values):
@@ -314,6 +316,8 @@ def _parameter_rows(values: dict[str, Any], family: Any) -> Iterator[tuple[Text,
     said = values.get("parameters", {}).items() if values["module"] == "gymnasium" else ()
     nominal |= {name: each["nominal"] for name, each in said if isinstance(each["nominal"], str)}  # a task holds its place
     unsaid = "fixed" if spans and not wrapped(values) else ""  # a family that wraps another draws its own in its own way
+    every = {name: spans[key] for name in nominal for key in spans if "*" in key and fnmatchcase(name, key)}  # mass_*
+    spans = every | {name: span for name, span in spans.items() if not (nominal and "*" in name)}
     for name in nominal | spans:
         inside, outside = spans.get(name, (_span(values[name], "[]") if name in values else unsaid, ""))
         yield Text(name), Text(_short(nominal.get(name, ""))), Text(inside), Text(outside)
@@ -351,5 +355,5 @@ def _examples(catalogue: Catalogue, name: str, values: dict[str, Any]) -> Iterat
             continue
         yield f"metarl train {first} {group}={name}{more}".replace("  ", " ")
         break
-    for parameter, (_, high) in list(_dict(values.get("ranges")).items())[:1]:
+    for parameter, (_, high) in [item for item in _dict(values.get("ranges")).items() if "*" not in item[0]][:1]:
         yield f"metarl adapt run=outputs/RUN task.{parameter}={_number(high)}"

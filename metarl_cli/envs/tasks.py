@@ -7,6 +7,7 @@ from wider distributions.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -109,6 +110,45 @@ class Uniform(Distribution):
     def contains(self, values: np.ndarray) -> np.ndarray:
         size = np.abs(values) if self.signed else values
         return np.asarray((self.low <= size) & (size <= self.high))
+
+
+@dataclass(frozen=True)
+class LogUniform(Distribution):
+    """Uniform in the logarithm between those of low and high, both above 0.
+
+    Attributes:
+        low: the lower bound.
+        high: the upper bound.
+    """
+
+    low: float
+    high: float
+
+    @property
+    @override
+    def extremes(self) -> tuple[float, ...]:
+        return (self.low, self.high)
+
+    @property
+    @override
+    def finite(self) -> bool:
+        return self.low == self.high
+
+    def __str__(self) -> str:
+        return f"log [{self.low:g}, {self.high:g}]"
+
+    @override
+    def sample(self, unit: np.ndarray) -> np.ndarray:
+        return np.asarray(np.clip(self.low * (self.high / self.low) ** unit, self.low, self.high))
+
+    @override
+    def contains(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray((self.low <= values) & (values <= self.high))
+
+    @override
+    def standard(self, values: Tensor) -> Tensor:
+        """Return the place of the logarithm between those of the bounds."""
+        return Uniform(math.log(self.low), math.log(self.high)).standard(values.log())
 
 
 @dataclass(frozen=True)
@@ -215,6 +255,16 @@ class ParametricFamily(Family):
         if self.ood_distributions:
             self.splits = (*self.splits, "ood")
 
+    def nominal_value(self, name: str) -> float:
+        """Return the value of a parameter in a task that does not name it.
+
+        Raises:
+            ValueError: if no task has this parameter.
+        """
+        if name not in self.parameters:
+            raise ValueError(f"no such task parameter: {name}; known: {', '.join(self.parameters)}")
+        return self.parameters[name]
+
     def check(self, name: str, value: float) -> None:
         """Check one value of a parameter.
 
@@ -275,8 +325,7 @@ class ParametricFamily(Family):
     @override
     def named_task(self, values: dict[str, float]) -> Task:
         for name, value in values.items():
-            if name not in self.parameters:
-                raise ValueError(f"no such task parameter: {name}; known: {', '.join(self.parameters)}")
+            self.nominal_value(name)
             self.check(name, value)
         merged = {**self.parameters, **values}
         return {name: torch.full((1,), float(value), device=self.device) for name, value in merged.items()}
@@ -294,7 +343,7 @@ class ParametricFamily(Family):
             return []
         beyond = []
         for name, value in values.items():
-            nominal = Choice((self.parameters[name],))
+            nominal = Choice((self.nominal_value(name),))
             inside, wider = self.distributions.get(name, nominal), self.ood_distributions.get(name)
             if not inside.contains(np.asarray(value)):
                 where = "" if wider is None else "within" if wider.contains(np.asarray(value)) else "and outside"

@@ -84,8 +84,9 @@ def test_one_in_full(command, name, catalogues, capsys):
     assert len(text) > 100
     assert text.splitlines()[0] in shown
     for path, _ in listing.leaves(values):
-        if path[0] in ("ranges", "choices"):
-            assert path[1:] == () or f"\n{path[1]} " in shown
+        if path[0] in ("ranges", "log_ranges", "choices"):
+            entry = re.escape(path[1]).replace(r"\*", "[0-9]+") if path[1:] else ""  # mass_*: at least one of them
+            assert not entry or re.search(f"^{entry} ", shown, re.MULTILINE)
         elif not {*path} & {*listing.SHOWN_ELSEWHERE}:
             assert f"\n{'.'.join((group, *path))} " in shown
     if command == "envs":
@@ -247,3 +248,12 @@ def test_completion(line, expected, monkeypatch, capsys):
 def test_completion_knows_own_configurations(mine, monkeypatch, capsys):
     monkeypatch.setenv("COMP_LINE", f"metarl envs --config-dir {mine} ne")
     assert said(capsys, "-sc", "query=bash").split() == ["near"]
+
+
+def test_each_entry_of_a_factor_is_listed(capsys):
+    pytest.importorskip("mujoco")
+    rows = [line.split() for line in said(capsys, "envs", "walker_sizes").splitlines()]
+    assert [row for row in rows if row[:1] == ["size_7"]] == [["size_7", "1", "[0.75,", "1.25]", "[0.6,", "1.4]"]]
+    assert not [row for row in rows if row[:1] == ["size_*"]]
+    rows = [line.split() for line in said(capsys, "envs", "hopper_rand_params").splitlines()]
+    assert [row for row in rows if row[:1] == ["mass_4"]] == [["mass_4", "1", "log", "[0.2963,", "3.375]"]]

@@ -129,13 +129,19 @@ def evolution(options: dict[str, Any]) -> Contender:
 
 
 def stepping(options: dict[str, Any]) -> Contender:
-    """Steps of a family's environments with random actions that are prepared."""
+    """Steps of a family's environments with random actions that are prepared; of nominal tasks, or of drawn ones."""
     from metarl_cli.seeding import numpy_rng, torch_rng
 
     family, (tasks, envs) = build_run(options).family, options["shape"]
     rng = torch_rng(0, "env", device=torch.device(options["device"]))
-    env = family.make(family.sample_tasks(tasks, "train", numpy_rng(0, "tasks")), envs, rng)
-    drawn = np.random.default_rng(0).integers(0, 2, (options["steps"], tasks, envs))
+    task = family.named_task({}) if options.get("nominal") else family.sample_tasks(tasks, "train", numpy_rng(0, "tasks"))
+    env, space, draws = family.make(task, envs, rng), family.spec.actions, np.random.default_rng(0)
+    shape = (options["steps"], tasks, envs)
+    if hasattr(space, "low"):
+        low, high = np.asarray(space.low), np.asarray(space.high)
+        drawn = draws.uniform(low, high, (*shape, len(low))).astype(np.float32)
+    else:
+        drawn = draws.integers(0, 2, shape)
     actions = list(torch.as_tensor(drawn, device=options["device"]))
 
     def run(count: int) -> float:

@@ -4,7 +4,7 @@ Requests and answers are JSON, one line each, on standard input and output; what
 module needs the standard library alone, as every contender runs in an environment of its own.
 
     ->                                        <- {"ready": {"torch": "2.13.0"}, "facts": {}}
-    -> {"count": 3, "round": 0}               <- {"wall": 1.2, "processor": 1.2, "work": 768, "peak_mib": 12.5}
+    -> {"count": 3, "round": 0}               <- {"wall": 1.2, "processor": 1.2, "path": 1.2, "work": 768, "peak_mib": 12.5}
 """
 
 from __future__ import annotations
@@ -50,6 +50,29 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def processor_times() -> dict[int, float]:
+    """The processor time of each thread of this process, the main one first, and of each process that it started [s]."""
+    found = {os.getpid(): 0.0}
+    for task in Path("/proc/self/task").iterdir():
+        number = int(task.name)
+        found[number] = time.clock_gettime(~number << 3 | 6)  # Linux: the clock of a thread
+        for child in map(int, (task / "children").read_text().split()):
+            found[child] = time.clock_gettime(~child << 3 | 2)  # that of a process
+    return found
+
+
+def path(before: dict[int, float], after: dict[int, float], cores: int) -> float:
+    """How long work takes on so many idle cores [s]: what the main thread and the busiest other take, or an even share.
+
+    Args:
+        before: :func:`processor_times` when it started.
+        after: the same when it ended.
+        cores: that it may use.
+    """
+    main, *others = (after[number] - before.get(number, 0.0) for number in after)
+    return max((main + sum(others)) / cores, main + max(others, default=0.0))
+
+
 def serve(
     build: Callable[[dict[str, Any]], Contender],
     packages: Iterable[str],
@@ -82,7 +105,8 @@ def serve(
         request = json.loads(line)
         contender.start(request["round"])
         reset_peak()
-        began, worked = time.perf_counter(), time.process_time()
+        began, worked, shares = time.perf_counter(), time.process_time(), processor_times()
         work = contender.run(request["count"])
         seconds = {"wall": time.perf_counter() - began, "processor": time.process_time() - worked}
+        seconds["path"] = path(shares, processor_times(), len(os.sched_getaffinity(0)))
         say(seconds | {"work": work, "peak_mib": memory("VmHWM") - before} | contender.extras())

@@ -1,19 +1,41 @@
-"""The bodies: their models, starts, observations and when they have fallen, as in Gymnasium's v5."""
+"""The bodies: their models, starts, observations, places and when they have fallen, as in Gymnasium's v5."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
+
+from metarl_cli.envs.mujoco.angles import turned
+from metarl_cli.envs.mujoco.models import mass_centres
 
 WITHIN = 100.0  # of positions and velocities of a hopper or a walker that is healthy
+FAST = 5.0  # the usual size of a velocity [m/s, rad/s], by which networks divide
+
+
+@dataclass(frozen=True)
+class View:
+    """How a body is drawn.
+
+    Attributes:
+        scale: pixels of a metre.
+        tilt: how much of the depth of what turns is seen: 0 from the side, 1 from above.
+        ground: where the ground is [pixels] from above.
+    """
+
+    scale: float = 60.0
+    tilt: float = 0.35
+    ground: int = 170
 
 
 @dataclass(frozen=True)
 class Body:
-    """One body.
+    """One body, which is where its first coordinates are.
 
     Attributes:
         file: its model, among Gymnasium's.
@@ -24,6 +46,7 @@ class Body:
         height: the bounds of the torso's height where it is healthy; None where it cannot fall.
         angle: the bounds of the torso's angle [rad], likewise.
         fastest: the bound of the velocities that it observes.
+        view: how it is drawn.
     """
 
     file: str
@@ -34,6 +57,7 @@ class Body:
     height: tuple[float, float] | None = None
     angle: tuple[float, float] | None = None
     fastest: float = math.inf
+    view: View = View()
 
     @property
     def hidden(self) -> int:
@@ -51,6 +75,24 @@ class Body:
         """Return what it observes."""
         return torch.cat([position[..., self.hidden :], velocity.clamp(-self.fastest, self.fastest)], -1)
 
+    def sizes(self, positions: int, velocities: int) -> tuple[float, ...]:
+        """Return the usual size of each number that it observes, of so many positions and velocities."""
+        return (1.0,) * (positions - self.hidden) + (FAST,) * velocities
+
+    def place(self, models: Sequence[Any], position: Tensor, data: Any) -> Tensor:
+        """Return where it is.
+
+        Args:
+            models: the models of M tasks.
+            position: the positions ``[M, N, nq]``.
+            data: MuJoCo's, to compute in.
+
+        Returns:
+            x and y ``[M, N, 2]`` [m].
+        """
+        x, y = position[..., 0], position[..., 1]
+        return torch.stack([x, torch.zeros_like(x) if self.plane else y], -1)
+
     def healthy(self, position: Tensor, velocity: Tensor) -> Tensor:
         """Return whether it has not fallen ``[...]``."""
         if self.height is None:
@@ -65,9 +107,51 @@ class Body:
         return (low < height) & (height < high) & upright & (rest.abs() < WITHIN).all(-1)
 
 
+@dataclass(frozen=True)
+class Weighted(Body):
+    """A body that is where its centre of mass is, as Gymnasium's humanoid."""
+
+    @override
+    def place(self, models: Sequence[Any], position: Tensor, data: Any) -> Tensor:
+        return mass_centres(models, position, data)[..., :2]
+
+
+@dataclass(frozen=True)
+class Arm(Body):
+    """A planar arm of two links, which is where its fingertip is; the model's other coordinates are its target's.
+
+    Attributes:
+        spin: half the range of the velocities of a start [rad/s].
+    """
+
+    spin: float = 0.0
+
+    @override
+    def start(self, nominal: Tensor, velocities: int, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        unit = 2 * torch.rand(*shape, 4, generator=rng, dtype=nominal.dtype, device=nominal.device) - 1
+        joints, rest = nominal[:2] + self.noise * unit[..., :2], nominal[2:].expand(*shape, -1)
+        turning = self.spin * unit[..., 2:]
+        return torch.cat([joints, rest, turning, turning.new_zeros(*shape, velocities - 2)], -1)
+
+    @override
+    def observe(self, position: Tensor, velocity: Tensor) -> Tensor:
+        return torch.cat([*turned(position[..., :2]), velocity[..., :2]], -1)
+
+    @override
+    def sizes(self, positions: int, velocities: int) -> tuple[float, ...]:
+        return (1.0,) * 4 + (2 * FAST,) * 2
+
+    @override
+    def place(self, models: Sequence[Any], position: Tensor, data: Any) -> Tensor:
+        length = position.new_tensor([[model.body_pos[2, 0], model.body_pos[3, 0]] for model in models])[:, None]  # [M, 1, 2]
+        return torch.stack([(length * part).sum(-1) for part in turned(position[..., :2].cumsum(-1))], -1)
+
+
 BODIES = {
     "half_cheetah": Body("half_cheetah.xml", 5, 0.1, normal=True),
     "ant": Body("ant.xml", 5, 0.1, normal=True, plane=False, height=(0.2, 1.0)),
     "hopper": Body("hopper.xml", 4, 0.005, normal=False, height=(0.7, math.inf), angle=(-0.2, 0.2), fastest=10.0),
     "walker2d": Body("walker2d_v5.xml", 4, 0.005, normal=False, height=(0.8, 2.0), angle=(-1.0, 1.0), fastest=10.0),
+    "humanoid": Weighted("humanoid.xml", 5, 0.01, normal=False, plane=False, height=(1.0, 2.0)),
+    "reacher": Arm("reacher.xml", 2, 0.1, normal=False, plane=False, spin=0.005, view=View(400.0, 1.0, 100)),
 }

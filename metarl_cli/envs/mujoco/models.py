@@ -9,24 +9,21 @@ import re
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
+from torch import Tensor
 
 from metarl_cli.config.messages import one_line
+from metarl_cli.envs.mujoco.physics import PHYSICS
 
 MOST = 512  # models of about 0.6 MB that a family keeps for later
-PHYSICS = {  # factor -> the arrays that it multiplies, by the entries that it names
-    "gravity": ("opt.gravity",),
-    "mass": ("body_mass", "body_inertia"),
-    "friction": ("geom_friction",),
-    "damping": ("dof_damping",),
-    "strength": ("actuator_gear",),
-}
+EVERY = "*"  # in the place of an entry's number
 
 
 def simulator() -> Any:
@@ -88,9 +85,16 @@ class Models:
             raise ValueError(
                 f"no such task parameter: {name}; factors of physics: {', '.join(PHYSICS)}, or with a number: mass_2"
             )
-        count = len(_array(self.nominal, PHYSICS[factor][0]))
-        if entry and int(entry) >= count:
-            raise ValueError(f"no such task parameter: {name}; {factor} has the entries 0 to {count - 1}")
+        entries = PHYSICS[factor].entries(self.nominal)
+        if entry and int(entry) not in entries:
+            raise ValueError(f"no such task parameter: {name}; {factor} has the entries {', '.join(map(str, entries))}")
+
+    def each(self, name: str) -> list[str]:
+        """Return the names of all entries of a factor for ``mass_*``, and any other name as it is."""
+        factor, mark, entry = name.partition("_")
+        if factor not in PHYSICS or entry != EVERY:
+            return [name]
+        return [f"{factor}{mark}{i}" for i in PHYSICS[factor].entries(self.nominal)]
 
     def of(self, factors: Mapping[str, float]) -> Any:
         """Return the model whose physics are the nominal ones times ``factors``."""
@@ -98,21 +102,45 @@ class Models:
         if not key:
             return self.nominal
         if key not in self.kept:
-            model = copy.deepcopy(self.nominal)
-            for name, factor in key:
-                kind, _, entry = name.partition("_")
-                for array in PHYSICS[kind]:
-                    _array(model, array)[int(entry) if entry else slice(None)] *= factor
-            self.mujoco.mj_setConst(model, self.mujoco.MjData(model))  # what it derives from masses and lengths
-            self.kept[key] = model
+            self.kept[key] = self._made(key)
             if len(self.kept) > MOST:
                 self.kept.popitem(last=False)
         self.kept.move_to_end(key)
         return self.kept[key]
 
+    def _made(self, factors: tuple[tuple[str, float], ...]) -> Any:
+        """Return a new model; the ground is as far below the body's first pose as it is below the nominal one."""
+        model, products = copy.deepcopy(self.nominal), dict[str, np.ndarray]()
+        for name, factor in factors:
+            kind, _, entry = name.partition("_")
+            product = products.setdefault(kind, np.ones(PHYSICS[kind].count(model)))
+            product[int(entry) if entry else slice(None)] *= factor
+        for kind, product in products.items():
+            PHYSICS[kind].apply(model, product)
+        self.mujoco.mj_setConst(model, self.mujoco.MjData(model))  # what it derives from masses and lengths
+        ground = model.geom_type == self.mujoco.mjtGeom.mjGEOM_PLANE
+        model.geom_pos[ground, 2] += self._lowest(model) - self._lowest(self.nominal)
+        model.geom_sameframe[ground] = self.mujoco.mjtSameFrame.mjSAMEFRAME_NONE  # else its place would be the world's origin
+        return model
 
-def _array(model: Any, name: str) -> np.ndarray:
-    for part in name.split("."):
-        model = getattr(model, part)
-    array: np.ndarray = model
-    return array
+    def _lowest(self, model: Any) -> float:
+        """Return the height of the lowest point of a body's spheres and capsules in its first pose [m]."""
+        data, capsule = self.mujoco.MjData(model), self.mujoco.mjtGeom.mjGEOM_CAPSULE
+        self.mujoco.mj_kinematics(model, data)
+        half = np.where(model.geom_type == capsule, model.geom_size[:, 1], 0.0)
+        below = data.geom_xpos[:, 2] - abs(data.geom_xmat[:, 8]) * half - model.geom_size[:, 0]
+        return float(below[model.body_rootid[model.geom_bodyid] == 1].min())
+
+
+def mass_centres(models: Sequence[Any], position: Tensor, data: Any) -> Tensor:
+    """Return the centres of mass ``[M, N, 3]`` [m] of M models with the positions ``[M, N, nq]``, computed in ``data``."""
+    kinematics, coordinates, centres = simulator().mj_kinematics, data.qpos, data.xipos
+    found = np.empty((*position.shape[:2], *centres.shape))
+    for model, rows, bodies in zip(models, position.cpu().numpy(), found, strict=True):
+        for row, out in zip(rows, bodies, strict=True):
+            coordinates[:] = row
+            kinematics(model, data)
+            out[:] = centres
+    masses = np.stack([model.body_mass for model in models])
+    weighted = np.einsum("mb,mnbx->mnx", masses / masses.sum(1, keepdims=True), found)
+    return torch.from_numpy(weighted).to(position.device)
