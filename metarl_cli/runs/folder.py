@@ -42,7 +42,7 @@ from metarl_cli.runs.files import open_regular, read_json, read_yaml, refuse_lin
 from metarl_cli.runs.naming import hparams, leaves, overridden, within
 from metarl_cli.runs.provenance import command, git_revision, now, versions
 
-FORMAT = 7  # of run folders
+FORMAT = 8  # of run folders
 INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
 LOCATION_KEYS = {"run", "outputs", "robust", "oracle", "packages"}  # of the user's machine: a run folder does not hold them
 RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
@@ -62,7 +62,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(strict=True)  # entries that are no business of going on are free
 
-    format: Literal[7]
+    format: Literal[8]
     status: Literal["created", "running", "interrupted", "failed", "finished"]
     choices: dict[str, str | None]
     overridden: list[str] = []
