@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
@@ -49,13 +49,23 @@ class LatentConfig(EncoderConfig):
 
     size: int = Field(gt=0, description="entries of the latent variable")
     beta: float = Field(ge=0, description="weight of the divergence from the prior [loss per nat]")
+    batch: int | None = Field(
+        gt=0, description="transitions of its support that a task's posterior is of in an update, drawn anew; none: all"
+    )
 
 
 class Config(TrainingConfig):
     """A Q-network that is given a latent variable, inferred from the support."""
 
     support: RolloutsConfig
+    replay_support: bool = Field(description="whether the replay keeps the supports, too")
     latent: LatentConfig
+
+    @model_validator(mode="after")
+    def _check_support(self) -> Config:
+        if self.replay_support and self.support.rollouts * self.support.steps > self.capacity:
+            raise ValueError("capacity must hold at least the support.rollouts x support.steps of one iteration")
+        return self
 
 
 class PEARL(Conditioned):
@@ -88,17 +98,26 @@ class PEARL(Conditioned):
         if self.iteration == 0:
             self.measured = self.encoder.measure(support)
         self.supports = self.encoder.read(self.measured, support)
+        if config.replay_support:
+            before = self.history.start((config.tasks, config.support.rollouts), self.device)
+            self.replay.add(self.history.along(before, support)[0])
         return self.policy_after(detached(self.params), self.task, support)
 
     @override
     def sources(self, rows: Tensor, own: slice) -> Any:
         assert self.supports is not None
-        noise = torch.randn(len(rows), self.num_given(), generator=self.rng["latent"], device=self.device)
-        return Read(*(x[rows[own]] for x in self.supports)), noise[own]
+        rng, batch, weight = self.rng["latent"], self.config.latent.batch, self.supports.weight[rows, :, 0]
+        noise = torch.randn(len(rows), self.num_given(), generator=rng, device=self.device)
+        if batch is None:
+            return Read(*(x[rows[own]] for x in self.supports)), noise[own]
+        drawn = torch.multinomial(weight, batch, replacement=True, generator=rng)
+        return Read(*(x[rows[own, None], drawn[own]] for x in self.supports)), noise[own]
 
     @override
     def blank_sources(self, num: int) -> Any:
-        return self.encoder.blank(num, self.config.support), torch.zeros(num, self.num_given())
+        read, batch = self.encoder.blank(num, self.config.support), self.config.latent.batch
+        read = read if batch is None else Read(*(x[:, :1].expand(-1, batch, -1) for x in read))
+        return read, torch.zeros(num, self.num_given())
 
     @override
     def given(self, params: Params, sources: Any) -> tuple[Tensor, Tensor]:
