@@ -125,7 +125,9 @@ class SAC(Base):
         action, log_prob = self.policy(params, batch.next_obs).draw(after)
         value = self.values(slow, batch.next_obs, action).amin(0) - self.temperature(params) * log_prob
         discount = self.config.gamma if gamma is None else gamma
-        target = lambda_returns(batch.reward * self.config.reward_scale, value, batch.terminated, batch.ended, discount, lambda_)
+        target = lambda_returns(
+            batch.reward * self.config.reward_scale, value, batch.terminated, batch.ended, discount, lambda_
+        )
         return Batch(batch, {"target": target, "noise": instead})
 
     @override

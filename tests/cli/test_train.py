@@ -26,6 +26,7 @@ from conftest import (
     algorithms,
     compose_train,
     compose_values,
+    fitting,
     flat,
     module,
     slow_if,
@@ -52,7 +53,7 @@ METARL = [sys.executable, "-m", "metarl_cli"]
 
 
 def small(algo: str, env: str = "cartpole_family", **values) -> list[str]:
-    return [f"algo={algo}", f"env={env}", *tiny(algo), *(f"{k}={v}" for k, v in values.items())]
+    return [f"algo={algo}", f"env={fitting(algo, env)}", *tiny(algo), *(f"{k}={v}" for k, v in values.items())]
 
 
 def weights(folder: Path) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import compose_train, flat, tiny
+from conftest import compose_train, fitting, flat, tiny
 
 from metarl_cli.networks import compiling
 from metarl_cli.networks.compiling import compiled
@@ -42,13 +42,14 @@ VARIANTS = {
     "dqn": [],
     "oracle_dqn": [],
     "pearl_dqn": [],
+    "pearl": ["learner.target_entropy=-1"],
 }
 
 
-def train(name: str, *overrides: str, env: str = "cartpole_family") -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def train(name: str, *overrides: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Train three iterations plain and three compiled; returns the weights of both."""
     algo = name.split(",")[0]
-    small = [f"algo={algo}", f"env={env}", *tiny(algo), *VARIANTS[name], *overrides]
+    small = [f"algo={algo}", f"env={fitting(algo)}", *tiny(algo), *VARIANTS[name], *overrides]
     algorithms = [build(compose_train(*small, f"hardware.compile={c}")).algorithm for c in ("false", "true")]
     for algorithm in algorithms:
         for _ in range(3):
