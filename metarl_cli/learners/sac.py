@@ -5,9 +5,9 @@
     policy         mean of  alpha log pi(b | s) - min_i Q_i(s, b)                                     b ~ pi(. | s)
     temperature    alpha is fixed, or learned by  -alpha (log pi(b | s) + target entropy)
 
-The loss is the sum of the three, in which each part moves its own weights: the policy's part sees fixed Q-functions, and reaches
-them through the action b alone. What has made an observation differentiable, such as the encoder of a task, learns from the
-critic's part and not from the policy's, as in PEARL (Rakelly 2019, arXiv:1903.08254).
+The loss is the sum of the three, and each part moves its own weights: in the policy's part the Q-functions are fixed. An
+encoder of the task, whose outputs are entries of the observations, learns from the critic's part and not from the policy's, as
+in PEARL (Rakelly 2019, arXiv:1903.08254).
 
 Actions are drawn with noise that the caller gives, ``with_noise``, so that the loss is a function of its arguments.
 """
@@ -53,7 +53,7 @@ class Config(StrictModel):
     reward_scale: float = Field(gt=0, description="factor of rewards")
     temperature: float = Field(gt=0, description="alpha, weight of the policy's entropy [scaled reward per nat]; the first one")
     target_entropy: float | None = Field(
-        description="entropy of each entry of an action, within -1 and 1, that alpha is learned for [nats]; none: alpha is fixed"
+        description="entropy per entry of an action, where the bounds are -1 and 1, that alpha is learned for [nats]; none: fixed"
     )
 
 
