@@ -53,7 +53,7 @@ class Config(StrictModel):
     reward_scale: float = Field(gt=0, description="factor of rewards")
     temperature: float = Field(gt=0, description="alpha, weight of the policy's entropy [scaled reward per nat]; the first one")
     target_entropy: float | None = Field(
-        description="entropy per entry of an action, where the bounds are -1 and 1, that alpha is learned for [nats]; none: fixed"
+        description="entropy per entry of an action that alpha is learned for [nats, bounds at -1 and 1]; none: fixed"
     )
 
 
