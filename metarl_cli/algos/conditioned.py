@@ -1,4 +1,4 @@
-"""One Q-network for all tasks, Q(s, a | c): the references that do not adapt, by what c it is given of the task.
+"""One network for all tasks, Q(s, a | c): the references that do not adapt, by what c it is given of the task.
 
 | algorithm | c | what it is |
 |---|---|---|
@@ -9,7 +9,8 @@
     loss    mean over tasks i, their transitions:  (r + gamma Q^-(s', argmax_a Q(s', a | c_i) | c_i) - Q(s, a | c_i))²
 
 Training is DQN on all tasks at once: every iteration each of them collects some steps, and updates draw transitions of many
-tasks. What the network is given is put before the observation; the learner is built for the wider one.
+tasks. What the network is given is put before the observation; the learner is built for the wider one. With ``learner=sac`` it
+is a soft actor-critic, whose loss takes the place of the one above.
 
 A policy that cannot know the task has to commit where tasks contradict each other. Transitions that are drawn evenly do not let
 it: the tasks that it fails have short episodes, all of whose states are near the start, where they outweigh the tasks that it

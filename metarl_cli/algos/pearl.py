@@ -1,14 +1,15 @@
-"""PEARL by Q-learning: an encoder of supports and a Q-network, trained together (Rakelly 2019, arXiv:1903.08254).
+"""PEARL: an encoder of supports and a learner that is given what it writes, trained together (Rakelly 2019, arXiv:1903.08254).
 
     posterior    q(z | support) = N(0, I) prod_n N(mu(x_n), sigma(x_n)²)
-    loss         L_DQN(Q(., . | z)) + beta KL(q(z | support) || N(0, I)),   z ~ q(z | support)
-    new task     act greedily on Q(s, a | mean of q(z | support))
+    loss         L(. | z) + beta KL(q(z | support) || N(0, I)),   z ~ q(z | support)
+    new task     act on the mean of q(z | support), and collect supports on samples of it
 
-The information bottleneck (beta) keeps in z what the values of actions need. In training each task acts on a sample of its
+The learner's loss L is that of a soft actor-critic, as in the paper (``pearl``), or of Q-learning (``pearl_dqn``). Its values
+teach the encoder; the information bottleneck (beta) keeps in z what they need. In training each task acts on a sample of its
 posterior, drawn at the start of the iteration, and so does a support with ``support.epsilon`` below 1 (posterior sampling).
 
-Differs from the paper: Q-learning with discrete actions takes the place of the soft actor-critic; the prior is a factor of the
-posterior; supports are those of the other algorithms here, collected anew in each iteration. Tests act on the posterior's mean.
+Differs from the paper: the prior is a factor of the posterior; the supports of all tasks are collected anew in each iteration;
+the bottleneck is a mean over the tasks of an update, not a sum. Tests act on the posterior's mean.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class LatentConfig(EncoderConfig):
 
 
 class Config(TrainingConfig):
-    """A Q-network that is given a latent variable, inferred from the support."""
+    """A learner that is given a latent variable, inferred from the support."""
 
     support: RolloutsConfig
     replay_support: bool = Field(description="whether the replay keeps the supports, too")
@@ -69,7 +70,7 @@ class Config(TrainingConfig):
 
 
 class PEARL(Conditioned):
-    """Q-learning with a posterior over the task; see :class:`Conditioned` for the arguments and the errors raised."""
+    """A learner with a posterior over the task; see :class:`Conditioned` for the arguments and the errors raised."""
 
     adapts_by = "inference"
     streams = (*Conditioned.streams, "support", "latent")
