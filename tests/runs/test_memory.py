@@ -287,6 +287,7 @@ SIZES = [
     "training algo=learned_loss_dqn algo.outer.tasks=100 algo.outer.episodes=8 algo.outer.updates=1",
     "training algo=dqn algo.capacity=150000 algo.envs=1024 algo.steps=64 algo.updates=2",
     "training algo=dqn algo.tasks=100 algo.batch=4096 algo.updates=2 algo.warmup=0",
+    "training algo=pearl env=pendulum_family algo.update_tasks=128 algo.batch=256 algo.updates=2",
     "training algo=rl2 env=pendulum_family algo.tasks=128 algo.ppo.epochs=1",
     "training algo=rl2_dqn algo.tasks=64 env.horizon=100 algo.dqn.updates=2 algo.replay.batch=512",
     "training algo=evo_dqn",
