@@ -1,5 +1,7 @@
 """PEARL: the posterior tells the task, what an update reads of a support, and who learns from what."""
 
+import math
+
 import pytest
 import torch
 from conftest import compose_train, fitting, load, tiny
@@ -116,3 +118,13 @@ def test_each_episode_of_a_support_acts_on_a_sample_of_its_own():
     drawn = second.policy.start(5000, torch_rng(0, "act"), greedy=False)["given"]
     torch.testing.assert_close(drawn.mean(1), second.policy.given, rtol=0, atol=0.06)
     torch.testing.assert_close(drawn.std(1), second.policy.spread, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("algo", ["robust_dqn", "stacked_dqn", "oracle_dqn", "osi_dqn"])
+def test_what_is_given_the_task_takes_the_soft_actor_critic_too(algo):
+    words = [f"algo={algo}", "learner=sac", "env=pendulum_family", "algo.epsilon=[0,0]", *tiny(algo)]
+    algorithm = build(compose_train(*words)).algorithm
+    before = {name: value.detach().clone() for name, value in algorithm.params.items()}
+    for _ in range(2):
+        assert all(math.isfinite(value) for value in algorithm.train_step().values())
+    assert not any(torch.equal(before[name], value) for name, value in algorithm.params.items())
