@@ -139,7 +139,7 @@ def test_the_shares_of_several_processes_make_the_whole(algo):
         assert_close([alone.state_dict(), algorithm.state_dict()], [expected, measured], 0 if exact(algo) else 1e-5)
 
 
-SHARED = ["maml_dqn", "dqn", "pearl_dqn", "rl2", "rl2_dqn", "evo_dqn"]
+SHARED = ["maml_dqn", "dqn", "pearl", "pearl_dqn", "rl2", "rl2_dqn", "evo_dqn"]
 
 
 @pytest.mark.parametrize("algo", slow_if(SHARED, lambda algo: algo != "maml_dqn"))
