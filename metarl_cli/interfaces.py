@@ -99,17 +99,10 @@ class Env(ABC):
         """Act in every environment; ``action [M, N]``, or ``[M, N, D]`` where the action space is continuous."""
 
     def one_episode(self) -> None:  # noqa: B027 - by default, later episodes begin as the first
-        """Announce, before the first step, that no episode after the first of each environment counts.
-
-        Later episodes may then begin wherever it is cheap.
-        """
+        """Announce, before the first step, that only the first episode of each counts: later ones begin wherever is cheap."""
 
     def select_rows(self, rows: Tensor) -> None:
-        """Drop all tasks but those of the mask ``rows [M]``, in the middle of their episodes.
-
-        Raises:
-            NotImplementedError: unless ``can_select_rows``.
-        """
+        """Drop all tasks but those of the mask ``rows [M]``, in mid-episode; raises NotImplementedError unless it can."""
         raise NotImplementedError(f"{type(self).__name__} cannot drop the environments of single tasks")
 
     @abstractmethod
@@ -243,6 +236,7 @@ class Learner(ABC):
     stochastic: bool = False  # whether sampling from its policy differs from the likeliest actions
     off_policy: ClassVar[bool] = True  # whether it learns from single transitions that any policy collected
     stacked: ClassVar[bool] = False  # whether ``prepare`` and ``loss`` take M tasks too, as the first axis of all tensors
+    draws: ClassVar[int] = 0  # actions that it draws for each transition, with the noise of ``with_noise``
     layers: Layers | None = None  # of its network; None where a genome cannot vary its structure
 
     def rebuilt(self, spec: Spec) -> Self:
@@ -250,6 +244,10 @@ class Learner(ABC):
         build: Any = type(self)
         learner: Self = self if spec == self.spec else build(self.config, spec)
         return learner
+
+    def with_noise(self, noise: Tensor) -> Self:
+        """Return the learner whose ``prepare`` draws actions with standard normal ``noise [T, N, draws, D]``."""
+        return self
 
     @abstractmethod
     def init(self, rng: torch.Generator) -> Params:
@@ -368,6 +366,7 @@ class Algorithm(ABC):
     learns: ClassVar[bool] = True  # False for a reference, which has nothing to train
     replays: ClassVar[bool] = False  # whether its learner gets single transitions from a replay
     uses_learner: ClassVar[bool] = True  # whether the configuration's learner is a part of it
+    gives_noise: ClassVar[bool] = False  # whether its learner may be one that draws actions
     adapts_by: ClassVar[Literal["gradient", "inference", "memory", "nothing"]]
     own_tasks: ClassVar[bool] = False  # whether it is judged by its training tasks, each learned on its own
     trained_steps: int | None = None  # adaptation steps that it is trained for; None: any number

@@ -143,6 +143,7 @@ def options(group: str) -> list[str]:
 
 
 ENVS = options("env")
+VECTORS = {"cartpole_family": "pendulum_family", "navigation_2d": "navigation_2d_continuous"}
 
 
 @cache
@@ -183,6 +184,12 @@ def slow_if(cases: Iterable[Any], slow: Callable[[Any], bool]) -> list[Any]:
 def variants_slow(names: list[str]) -> list[Any]:
     """Algorithms as parameters of a test, variants of another one marked slow."""
     return slow_if(names, lambda name: variant("algo", name))
+
+
+def fitting(algo: str, env: str = "cartpole_family") -> str:
+    """The family ``env``, or one like it whose actions are vectors, where the learner of ``algo`` draws them."""
+    learner = compose_values("train", [f"algo={algo}"]).get("learner")
+    return VECTORS[env] if learner is not None and load("learner", learner)[0].Learner.draws else env
 
 
 @cache

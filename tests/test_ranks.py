@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import algorithms, compose_train, compose_values, flat, has, slow_if, tiny, variants_slow
+from conftest import algorithms, compose_train, compose_values, fitting, flat, has, slow_if, tiny, variants_slow
 from conftest import module as module_of
 from launching import PATIENCE, start, wait_until
 
@@ -94,7 +94,12 @@ def odd(algo):
     """A small run whose shares differ in size."""
     values = compose_values("train", [f"algo={algo}"])
     sizes = ["outer.tasks=3", "search.population=6", "validation.candidates=3", "replay.batch=5", "tasks=5"]
-    return [f"algo={algo}", *tiny(algo), *(f"algo.{size}" for size in sizes if has(values["algo"], size.split("=")[0]))]
+    return [
+        f"algo={algo}",
+        f"env={fitting(algo)}",
+        *tiny(algo),
+        *(f"algo.{size}" for size in sizes if has(values["algo"], size.split("=")[0])),
+    ]
 
 
 def exact(algo):
@@ -134,7 +139,7 @@ def test_the_shares_of_several_processes_make_the_whole(algo):
         assert_close([alone.state_dict(), algorithm.state_dict()], [expected, measured], 0 if exact(algo) else 1e-5)
 
 
-SHARED = ["maml_dqn", "dqn", "pearl_dqn", "rl2", "rl2_dqn", "evo_dqn"]
+SHARED = ["maml_dqn", "dqn", "pearl", "pearl_dqn", "rl2", "rl2_dqn", "evo_dqn"]
 
 
 @pytest.mark.parametrize("algo", slow_if(SHARED, lambda algo: algo != "maml_dqn"))

@@ -1,4 +1,4 @@
-"""One Q-network for all tasks, Q(s, a | c): the references that do not adapt, by what c it is given of the task.
+"""One network for all tasks, Q(s, a | c): the references that do not adapt, by what c it is given of the task.
 
 | algorithm | c | what it is |
 |---|---|---|
@@ -9,7 +9,8 @@
     loss    mean over tasks i, their transitions:  (r + gamma Q^-(s', argmax_a Q(s', a | c_i) | c_i) - Q(s, a | c_i))²
 
 Training is DQN on all tasks at once: every iteration each of them collects some steps, and updates draw transitions of many
-tasks. What the network is given is put before the observation; the learner is built for the wider one.
+tasks. What the network is given is put before the observation; the learner is built for the wider one. With ``learner=sac`` it
+is a soft actor-critic, whose loss takes the place of the one above.
 
 A policy that cannot know the task has to commit where tasks contradict each other. Transitions that are drawn evenly do not let
 it: the tasks that it fails have short episodes, all of whose states are near the start, where they outweigh the tasks that it
@@ -31,6 +32,7 @@ from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join,
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
+    META,
     blank_network,
     bytes_per_env,
     bytes_per_task,
@@ -121,7 +123,7 @@ class Conditioned(Algorithm):
     """
 
     adapts_by: ClassVar[Literal["nothing", "inference"]] = "nothing"  # a subclass may infer what it is given
-    replays = True
+    replays = gives_noise = True
     saved: ClassVar[tuple[str, ...]] = ("optimizer", "rng", "env", "replay", "episodes")
     streams: ClassVar[tuple[str, ...]] = ("init", "episodes", "exploration", "minibatch")
 
@@ -205,8 +207,9 @@ class Conditioned(Algorithm):
         config, each = self.config, self.kept.bytes_per_transition
         own = -(-config.update_tasks // self.processes.size)
         replay, drawn = config.tasks * config.capacity * each, config.update_tasks * config.batch * each
+        noise = torch.zeros(own, 1, config.batch, self.learner.draws, self.learner.actions.size, device=META)
         params, slow, sources = without_content((self.params, self.slow, self.blank_sources(own)))
-        update = peak(lambda: self._gradient(params, slow, experience(self.kept, own, 1, config.batch), sources))
+        update = peak(lambda: self._gradient(params, slow, experience(self.kept, own, 1, config.batch), sources, noise))
         capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
         window = factor(algo__steps=config.steps, algo__envs=config.envs, algo__tasks=config.tasks)
         return Footprint(
@@ -269,7 +272,8 @@ class Conditioned(Algorithm):
         own = self.processes.shard(config.update_tasks)
         rows = torch.multinomial(share, config.update_tasks, replacement=True, generator=self.rng["minibatch"])
         batch = self.replay.sample(rows, config.batch, self.rng["minibatch"], own)
-        loss, gradients = self.gradient(self.params, self.slow, batch, self.sources(rows, own))
+        sources, noise = self.sources(rows, own), self.noise(config.update_tasks)[own]
+        loss, gradients = self.gradient(self.params, self.slow, batch, sources, noise)
         if self.processes.size > 1:
             part = len(batch.reward) / config.update_tasks
             loss, *gradients = self.processes.sum([part * value for value in (loss, *gradients)])
@@ -280,11 +284,19 @@ class Conditioned(Algorithm):
         follow(self.slow, self.params, config.polyak)
         return loss.detach(), norm
 
-    def _gradient(self, params: Params, slow: Params, batch: Transitions, sources: Any) -> tuple[Tensor, list[Tensor]]:
+    def noise(self, tasks: int) -> Tensor:
+        """Return the noise ``[m, 1, B, draws, D]`` of the actions that the learner draws in an update of m tasks."""
+        shape = tasks, 1, self.config.batch, self.learner.draws, self.learner.actions.size
+        return torch.randn(shape, generator=self.rng["minibatch"], device=self.device)
+
+    def _gradient(
+        self, params: Params, slow: Params, batch: Transitions, sources: Any, noise: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """Compute the loss on transitions ``[m, 1, B, ...]`` of m tasks, and its gradient in the weights."""
         given, more = self.given(params, sources)
         with torch.no_grad():
-            targets = self.learner.prepare(params, slow, together(batch, given.detach()))
+            learner = self.learner.with_noise(noise.flatten(0, 2)[None])
+            targets = learner.prepare(params, slow, together(batch, given.detach()))
         loss = self.learner.loss(params, targets._replace(experience=together(batch, given))) + more
         return loss, backward(loss, list(params.values()))
 

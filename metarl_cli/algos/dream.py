@@ -45,6 +45,7 @@ class DREAM(Conditioned):
     """An oracle that acts on an estimate; see :class:`Conditioned` for the arguments and the errors raised."""
 
     adapts_by = "inference"
+    gives_noise = False  # the explorer learns by the same learner
     saved = (*Conditioned.saved, "explorer")
     config: Config
 

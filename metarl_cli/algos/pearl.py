@@ -1,14 +1,15 @@
-"""PEARL by Q-learning: an encoder of supports and a Q-network, trained together (Rakelly 2019, arXiv:1903.08254).
+"""PEARL: an encoder of supports and a learner that is given what it writes, trained together (Rakelly 2019, arXiv:1903.08254).
 
     posterior    q(z | support) = N(0, I) prod_n N(mu(x_n), sigma(x_n)²)
-    loss         L_DQN(Q(., . | z)) + beta KL(q(z | support) || N(0, I)),   z ~ q(z | support)
-    new task     act greedily on Q(s, a | mean of q(z | support))
+    loss         L(. | z) + beta KL(q(z | support) || N(0, I)),   z ~ q(z | support)
+    new task     act on the mean of q(z | support), and collect supports on samples of it
 
-The information bottleneck (beta) keeps in z what the values of actions need. In training each task acts on a sample of its
+The learner's loss L is that of a soft actor-critic, as in the paper (``pearl``), or of Q-learning (``pearl_dqn``). Its values
+teach the encoder; the information bottleneck (beta) keeps in z what they need. In training each task acts on a sample of its
 posterior, drawn at the start of the iteration, and so does a support with ``support.epsilon`` below 1 (posterior sampling).
 
-Differs from the paper: Q-learning with discrete actions takes the place of the soft actor-critic; the prior is a factor of the
-posterior; supports are those of the other algorithms here, collected anew in each iteration. Tests act on the posterior's mean.
+Differs from the paper: the prior is a factor of the posterior; the supports of all tasks are collected anew in each iteration;
+the bottleneck is a mean over the tasks of an update, not a sum. Tests act on the posterior's mean.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
@@ -49,17 +50,27 @@ class LatentConfig(EncoderConfig):
 
     size: int = Field(gt=0, description="entries of the latent variable")
     beta: float = Field(ge=0, description="weight of the divergence from the prior [loss per nat]")
+    batch: int | None = Field(
+        gt=0, description="transitions of its support that a task's posterior is of in an update, drawn anew; none: all"
+    )
 
 
 class Config(TrainingConfig):
-    """A Q-network that is given a latent variable, inferred from the support."""
+    """A learner that is given a latent variable, inferred from the support."""
 
     support: RolloutsConfig
+    replay_support: bool = Field(description="whether the replay keeps the supports, too")
     latent: LatentConfig
+
+    @model_validator(mode="after")
+    def _check_support(self) -> Config:
+        if self.replay_support and self.support.rollouts * self.support.steps > self.capacity:
+            raise ValueError("capacity must hold at least the support.rollouts x support.steps of one iteration")
+        return self
 
 
 class PEARL(Conditioned):
-    """Q-learning with a posterior over the task; see :class:`Conditioned` for the arguments and the errors raised."""
+    """A learner with a posterior over the task; see :class:`Conditioned` for the arguments and the errors raised."""
 
     adapts_by = "inference"
     streams = (*Conditioned.streams, "support", "latent")
@@ -88,17 +99,26 @@ class PEARL(Conditioned):
         if self.iteration == 0:
             self.measured = self.encoder.measure(support)
         self.supports = self.encoder.read(self.measured, support)
+        if config.replay_support:
+            before = self.history.start((config.tasks, config.support.rollouts), self.device)
+            self.replay.add(self.history.along(before, support)[0])
         return self.policy_after(detached(self.params), self.task, support)
 
     @override
     def sources(self, rows: Tensor, own: slice) -> Any:
         assert self.supports is not None
-        noise = torch.randn(len(rows), self.num_given(), generator=self.rng["latent"], device=self.device)
-        return Read(*(x[rows[own]] for x in self.supports)), noise[own]
+        rng, batch, weight = self.rng["latent"], self.config.latent.batch, self.supports.weight[rows, :, 0]
+        noise = torch.randn(len(rows), self.num_given(), generator=rng, device=self.device)
+        if batch is None:
+            return Read(*(x[rows[own]] for x in self.supports)), noise[own]
+        drawn = torch.multinomial(weight, batch, replacement=True, generator=rng)
+        return Read(*(x[rows[own, None], drawn[own]] for x in self.supports)), noise[own]
 
     @override
     def blank_sources(self, num: int) -> Any:
-        return self.encoder.blank(num, self.config.support), torch.zeros(num, self.num_given())
+        read, batch = self.encoder.blank(num, self.config.support), self.config.latent.batch
+        read = read if batch is None else Read(*(x[:, :1].expand(-1, batch, -1) for x in read))
+        return read, torch.zeros(num, self.num_given())
 
     @override
     def given(self, params: Params, sources: Any) -> tuple[Tensor, Tensor]:

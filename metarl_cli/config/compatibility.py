@@ -39,6 +39,9 @@ def check_run(
         elif isinstance(learner, Group) and algo.module.Algo.replays and not learner.module.Learner.off_policy:
             text = f"{name} replays single transitions, and this learner needs its own trajectories"
             problems.append(Problem("learner", f"learner.module={learner.name}: {text}"))
+        elif isinstance(learner, Group) and learner.module.Learner.draws and not algo.module.Algo.gives_noise:
+            text = f"{name} gives no noise to draw actions with, which this learner needs; algo=pearl does"
+            problems.append(Problem("learner", f"learner.module={learner.name}: {text}"))
         elif learner is None:
             problems.append(Problem("learner", f"learner: missing; {name} needs one, say learner=dqn"))
     if isinstance(env, Group):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from metarl_cli.interfaces import Params
-from metarl_cli.spaces import ActionSpace, Choices, Continuous, Distribution
+from metarl_cli.spaces import ActionSpace, Choices, Continuous, Distribution, constant
 
 STD = 0.6  # initial standard deviation of a Gaussian policy, in units in which the bounds are -1 and 1
+INSIDE = 1 - 1e-6  # a squashed action at a bound counts as this near to it: its vector before squashing is infinite
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # for means over a standard normal variable
+QUADRATURE = tuple(NODES.tolist()), tuple((WEIGHTS / WEIGHTS.sum()).tolist())
 
 
 class Greedy(Distribution):
@@ -110,6 +115,60 @@ class Gaussian(Distribution):
     @override
     def entropy(self) -> Tensor:
         return (self.log_std + (1 + math.log(2 * math.pi)) / 2).sum(-1).expand(self.mean.shape[:-1])
+
+
+class SquashedGaussian(Distribution):
+    """A diagonal Gaussian over vectors that tanh maps into the bounds of actions (Haarnoja 2018, arXiv:1812.05905, appendix C).
+
+        a = tanh(u),  u ~ N(mean, std²)         log p(a) = log N(u) - sum_d log(1 - a_d²)
+
+    Densities are those of actions in units in which the bounds are -1 and 1.
+
+    Args:
+        mean: ``[..., D]``, before squashing.
+        log_std: ``[..., D]``, the logarithm of the standard deviation before squashing.
+        actions: the action space, with the bounds.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, actions: Continuous):
+        self.mean, self.log_std, self.actions = mean, log_std, actions
+
+    def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actions that standard normal noise ``[..., D]`` leads to, and their log-probability ``[...]``.
+
+        Both are differentiable in the mean and in the deviation.
+        """
+        u = self.mean + self.log_std.exp() * noise
+        return self.actions.decode(u.tanh()), self._log_prob(u, noise)
+
+    def _log_prob(self, u: Tensor, noise: Tensor) -> Tensor:
+        return -(noise.square() / 2 + self.log_std + math.log(2 * math.pi) / 2 + _log_slope(u)).sum(-1)
+
+    @override
+    def sample(self, rng: torch.Generator) -> Tensor:
+        return self.draw(torch.randn(self.mean.shape, generator=rng, dtype=self.mean.dtype, device=self.mean.device))[0]
+
+    @override
+    def mode(self) -> Tensor:
+        """Return the actions that the likeliest vector before squashing leads to, the median of each entry."""
+        return self.actions.decode(self.mean.tanh())
+
+    @override
+    def log_prob(self, action: Tensor) -> Tensor:
+        u = self.actions.encode(action).clamp(-INSIDE, INSIDE).atanh()
+        return self._log_prob(u, (u - self.mean) * (-self.log_std).exp())
+
+    @override
+    def entropy(self) -> Tensor:
+        """Return the entropy, by Gauss-Hermite quadrature of the part that squashing takes away."""
+        nodes, weights = (constant(x, self.mean.dtype, self.mean.device) for x in QUADRATURE)
+        u = self.mean[..., None] + self.log_std.exp()[..., None] * nodes
+        return (self.log_std + (1 + math.log(2 * math.pi)) / 2 + (_log_slope(u) * weights).sum(-1)).sum(-1)
+
+
+def _log_slope(u: Tensor) -> Tensor:
+    """Return log(1 - tanh(u)²), also where tanh(u) is 1 in the numbers of a computer."""
+    return 2 * (math.log(2) - u - F.softplus(-2 * u))
 
 
 def divergence(one: Distribution, other: Distribution) -> Tensor:

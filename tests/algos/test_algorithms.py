@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import algorithms, compose_train, flat, tiny, variants_slow
+from conftest import algorithms, compose_train, fitting, flat, tiny, variants_slow
 
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Budget
@@ -14,7 +14,7 @@ from metarl_cli.seeding import numpy_rng, torch_rng
 
 
 def built(algo, env="cartpole_family", *overrides):
-    return build(compose_train(f"algo={algo}", f"env={env}", *tiny(algo), *overrides))
+    return build(compose_train(f"algo={algo}", f"env={fitting(algo, env)}", *tiny(algo), *overrides))
 
 
 @pytest.mark.parametrize("algo", variants_slow(algorithms()))

@@ -107,6 +107,8 @@ WRONG = {
     "train algo.outer.tasks=201": "must not be above tasks (200)",
     "train algo=gittins env=cartpole_family": "algo.module=bandit_strategies: this algorithm is for bandits",
     "train algo=oracle env=cartpole_family": "env=tabular_mdp",
+    "train algo=pearl env=cartpole_family": "learner: a squashed Gaussian needs actions that are vectors; algo=pearl_dqn",
+    "train algo=maml_dqn env=pendulum_family learner=sac": "algo=maml_dqn gives no noise to draw actions with",
     "train algo=rl2 learner.gamma=0.1": "has no learner",
     "train algo=rl2 learner=dqn_atari": "has no learner",
     "train algo=rl2 eval.steps=7": "not by gradient steps",

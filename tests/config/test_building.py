@@ -52,9 +52,11 @@ def problems(values, model=models.TrainConfig, choices=None) -> list[str]:
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in ("algo", "learner", "env", "hardware") for o in options(g)])
 def test_every_option_is_valid(group, option):
-    fitting = {"dqn_atari": ["env=atari_flavours"], "policy": ["algo=maml_pg"], "policy_log": ["algo=emaml_pg"]}.get(option, [])
+    pearl = ["algo=pearl", "env=pendulum_family"]
+    needs = {"dqn_atari": ["env=atari_flavours"], "policy": ["algo=maml_pg"], "policy_log": ["algo=emaml_pg"]}
+    needs = (needs | {"sac": pearl, "pearl": pearl}).get(option, [])
     try:
-        config = compose_train(*fitting, f"{group}={option}")
+        config = compose_train(*needs, *([] if f"{group}={option}" in needs else [f"{group}={option}"]))
     except ConfigError as error:
         if "pip install" not in str(error):
             raise

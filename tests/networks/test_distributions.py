@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from torch.distributions import Categorical as TorchCategorical
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from metarl_cli.adaptation.memory import Inputs, InputsConfig
-from metarl_cli.networks.distributions import STD, Categorical, Gaussian, Greedy, PolicyHead
+from metarl_cli.networks.distributions import STD, Categorical, Gaussian, Greedy, PolicyHead, SquashedGaussian
 from metarl_cli.spaces import Bins, Continuous, Discrete, Spec
 
 CPU = torch.device("cpu")
@@ -198,3 +198,45 @@ def test_the_head_of_stacked_networks_is_each_head_alone():
         alone = head({"log_std": log_std[i]}, outputs[i])
         torch.testing.assert_close(together.log_prob(action)[i], alone.log_prob(action[i]))
         torch.testing.assert_close(together.entropy()[i], alone.entropy())
+
+
+# -- squashed vectors
+
+
+def squashed(mean: torch.Tensor, log_std: torch.Tensor) -> SquashedGaussian:
+    return SquashedGaussian(mean, log_std, VECTORS.actions)
+
+
+def test_squashed_vectors_are_those_of_torch(float64):
+    """Samples, and densities where the bounds are -1 and 1, whatever the bounds are."""
+    mean, log_std, noise = torch.randn(3, 200, 3, generator=rng()) / 2  # within the range of their arctanh
+    policy = squashed(mean, log_std)
+    action, log_prob = policy.draw(noise)
+    theirs = TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform()])
+    centre, half = torch.tensor([0.0, 0.5, 3.0]), torch.tensor([2.0, 0.5, 2.0])
+    torch.testing.assert_close(action, centre + half * (mean + log_std.exp() * noise).tanh())
+    torch.testing.assert_close(log_prob, theirs.log_prob((action - centre) / half).sum(-1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(policy.log_prob(action), log_prob, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(policy.mode(), centre + half * mean.tanh())
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.05), (0.4, 0.6), (-1.0, 1.5)])
+def test_the_density_of_squashed_vectors_integrates_to_one(mean, std, float64):
+    """And minus its mean logarithm is the entropy."""
+    one = Continuous((-1.0,), (1.0,))
+    policy = SquashedGaussian(torch.tensor([mean]), torch.tensor([std]).log(), one)
+    action = torch.linspace(-1, 1, 2_000_001)[1:-1, None]
+    log_prob = policy.log_prob(action)
+    assert float(torch.trapezoid(log_prob.exp(), action[:, 0])) == pytest.approx(1, abs=1e-3)
+    entropy = -torch.trapezoid(log_prob.exp() * log_prob, action[:, 0])
+    assert float(policy.entropy()) == pytest.approx(float(entropy), abs=5e-3)
+
+
+def test_squashed_vectors_at_the_bounds_have_finite_densities():
+    """In single precision, where tanh is 1 and its slope 0 from 10 on."""
+    policy = squashed(torch.full((1, 3), 20.0), torch.zeros(1, 3))
+    action, log_prob = policy.draw(torch.zeros(1, 3))
+    assert torch.equal(action, torch.tensor([[2.0, 1.0, 5.0]]))
+    expected = 3 * (2 * 20 - 2 * math.log(2) - math.log(2 * math.pi) / 2)
+    assert float(log_prob) == pytest.approx(expected, rel=1e-6)
+    assert torch.isfinite(policy.log_prob(action)).all()

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import algorithms, flat, module, tiny, variants_slow
+from conftest import algorithms, fitting, flat, module, tiny, variants_slow
 
 import metarl_cli as metarl
 from metarl_cli.envs.live import LiveFamily
@@ -22,6 +22,7 @@ from metarl_cli.interfaces import Budget
 from metarl_cli.runs.policy import AdaptedPolicy
 from metarl_cli.runs.run import Run
 from metarl_cli.seeding import torch_rng
+from metarl_cli.spaces import Continuous
 
 BOTH = ("maml_dqn", "rl2")  # by gradient, by memory
 both = pytest.mark.parametrize("algo", BOTH)
@@ -262,7 +263,7 @@ CHANCE = {"thompson", "optimistic_thompson", "psrl", "opsrl"}  # strategies that
 @pytest.mark.parametrize("algo", variants_slow(algorithms()) + algorithms(learns=False))
 def test_every_algorithm_loads_the_policies_that_it_saves(algo, tmp_path):
     kind = module(algo).__name__.rpartition(".")[2]
-    env = {"bandit_strategies": "bandit", "mdp_strategies": "tabular_mdp"}.get(kind, "cartpole_family")
+    env = {"bandit_strategies": "bandit", "mdp_strategies": "tabular_mdp"}.get(kind) or fitting(algo)
     reference = [
         "hardware=cpu",
         "test.tasks=2",
@@ -277,13 +278,16 @@ def test_every_algorithm_loads_the_policies_that_it_saves(algo, tmp_path):
     obs = np.zeros(run.family.spec.obs_shape)
     obs[0] = 1.0  # as a table of states has it; the number of a state, or a place
 
-    def choices(chosen: AdaptedPolicy) -> list[int]:
+    def choices(chosen: AdaptedPolicy) -> list[Any]:
         ends = run.family.spec.horizon
-        return [chosen(obs, reward=float(i % 2), ended=i % ends == 0) for i in range(40)]  # bandits: beyond a trial
+        acts = [chosen(obs, reward=float(i % 2), ended=i % ends == 0) for i in range(40)]  # bandits: beyond a trial
+        return np.asarray(acts).tolist()
 
     acts = choices(first)
     assert acts == choices(second), "the chance of a loaded policy is the same each time"
-    assert all(0 <= action < run.family.spec.actions.size for action in acts)
+    actions = run.family.spec.actions
+    vectors = isinstance(actions, Continuous)
+    assert all(np.abs(action).max() <= max(actions.high) if vectors else 0 <= action < actions.size for action in acts)
     if algo not in CHANCE and "epsilon" not in algo:
         assert acts == choices(policy)
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, TINY_MAML, algorithms, compose_train, compose_values, tiny
+from conftest import TINY, TINY_MAML, algorithms, compose_train, compose_values, fitting, tiny
 from launching import PATIENCE
 
 from metarl_cli.algos.maml import MAML
@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_one_line_with_the_key(key, overrides, little):
 
 @pytest.mark.parametrize("algo", algorithms())
 def test_the_shipped_settings_fit(algo, little):
-    config = compose_train(f"algo={algo}", "hardware=cpu")
+    config = compose_train(f"algo={algo}", f"env={fitting(algo)}", "hardware=cpu")
     judge_training(config, build(config))
 
 
@@ -270,7 +270,7 @@ def test_peaks_by_hand():
 @pytest.mark.parametrize("algo", algorithms())
 def test_judging_changes_nothing(algo):
     """Neither a weight nor a random number, and it takes no memory worth a word."""
-    config = compose_train(f"algo={algo}", *tiny(algo))
+    config = compose_train(f"algo={algo}", f"env={fitting(algo)}", *tiny(algo))
     one, other = build(config).algorithm, build(config).algorithm
     one.cost_of_training()
     assert one.cost_of_adapting(3, 2) >= 0
@@ -287,6 +287,7 @@ SIZES = [
     "training algo=learned_loss_dqn algo.outer.tasks=100 algo.outer.episodes=8 algo.outer.updates=1",
     "training algo=dqn algo.capacity=150000 algo.envs=1024 algo.steps=64 algo.updates=2",
     "training algo=dqn algo.tasks=100 algo.batch=4096 algo.updates=2 algo.warmup=0",
+    "training algo=pearl env=pendulum_family algo.update_tasks=128 algo.batch=256 algo.updates=2",
     "training algo=rl2 env=pendulum_family algo.tasks=128 algo.ppo.epochs=1",
     "training algo=rl2_dqn algo.tasks=64 env.horizon=100 algo.dqn.updates=2 algo.replay.batch=512",
     "training algo=evo_dqn",
