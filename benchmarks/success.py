@@ -3,8 +3,8 @@
     python benchmarks/success.py RUN... --tasks 50
 
 An episode is a success where ``info["success"]`` or ``info["is_success"]`` is above 0 at any of its steps, as is usual for
-Meta-World (Yu and others 2019, arXiv:1910.10897). Rates are over training tasks and over test tasks: before adaptation and after
-each step of it, or in each episode of a trial. Actions are greedy.
+Meta-World (Yu and others 2019, arXiv:1910.10897). Rates are over training tasks and over test tasks, before adaptation and
+after each step of it, or in each episode of a trial. Actions are greedy.
 """
 
 from __future__ import annotations
@@ -68,9 +68,12 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="folders of runs")
     parser.add_argument("--tasks", type=int, default=50, help="of each split")
     parser.add_argument("--episodes", type=int, default=1, help="of each task, or trials")
+    parser.add_argument(
+        "--checkpoint", choices=["best", "last"], default="best", help="weights chosen on validation tasks, or last"
+    )
     options = parser.parse_args()
     for path in options.runs:
-        run = Run(path, Hardware(device="cpu", threads=1, patience=60))
+        run = Run(path, Hardware(device="cpu", threads=1, patience=60), options.checkpoint)
         table = Table("tasks", "adaptation", "success", title=str(path))
         for split in ("train", "test"):
             task = run.family.sample_tasks(options.tasks, split, numpy_rng(0, "tasks", split))
