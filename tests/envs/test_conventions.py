@@ -12,6 +12,7 @@ from gymnasium import spaces
 from test_gymnasium import config, inner, play, start
 
 from metarl_cli.cli import main as cli
+from metarl_cli.cli.listing import _family_facts
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.envs import packages
 from metarl_cli.envs.gymnasium import benchmarks
@@ -306,6 +307,21 @@ def test_what_a_benchmark_has_not_is_one_line(benchmark, change, message):
         start({**values, "constructor": {**values["constructor"], **change}})
     with pytest.raises(ValueError, match=r"my_tasks\.Tasks has 5 tasks of place, from 0 on; got 5"):
         start({**values, "test_choices": {"goal": [4, 5]}})
+
+
+def test_which_splits_share_their_tasks_is_listed(benchmark):
+    facts = [_family_facts(start(tasks_of(benchmark, **more))[0])["splits"] for more in ({}, {"test_choices": {}})]
+    assert facts[0] == "train, validation, test, of which train and validation share their few tasks"
+    assert facts[1] == "train, validation, test, which share their few tasks"
+
+
+def test_of_many_numbers_some_are_tried():
+    """A simulator is built for each that is."""
+    values = {"parameters": {"g": {"nominal": 1, "set": "attribute.gravity"}}, "choices": {"g": list(range(1, 101))}}
+    family = simulated.Family(config({"id": "CartPole-v1", "horizon": 9, **values}))
+    tried = [row["g"] for row in family._extremes()]
+    assert len(tried) == 16
+    assert {1, 100} < {*tried} < {*range(1, 101)}
 
 
 @pytest.mark.parametrize("kind", ["test_choices", "ood_choices"])
