@@ -89,9 +89,26 @@ class Old(gymnasium.Env):
         return self.random.normal(size=1).astype(np.float32), 1.0, self.clock == 3, over
 
 
+class Stale(gymnasium.Env):
+    """The first episode of all begins elsewhere than later ones, as that of PyBullet's bodies."""
+
+    observation_space = spaces.Box(-9, 9, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+    used = 0.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = np.array([self.used], np.float32)
+        self.used = 1.0
+        return self.place, {}
+
+    def step(self, action):
+        return self.place, 0.0, False, False, {}
+
+
 @pytest.fixture(autouse=True)
 def registered():
-    names = {"Doors-v0": Doors, "Two-v0": Two, "Old-v0": Old}
+    names = {"Doors-v0": Doors, "Two-v0": Two, "Old-v0": Old, "Stale-v0": Stale}
     for name, environment in names.items():
         gymnasium.register(name, environment)
     yield
@@ -211,6 +228,13 @@ def test_a_reset_without_a_seed():
     old.reset(seed=1)
     ends = [old.step(action)[2:4] for action in (0, 0, 1)]
     assert ends == [(False, False), (False, False), (False, True)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_first_episode_is_as_the_others(processes):
+    """Else a run that goes on with simulators built anew would have other bits."""
+    _, env = start({"id": "Stale-v0", "horizon": 9}, processes=processes)
+    assert (env.obs == 1).all()
 
 
 # -- benchmarks with tasks of their own

@@ -38,6 +38,8 @@ class Simulators:
 
     def __init__(self, config: Config, rows: list[Row], render: bool):
         self.envs = [simulator(config, row, render and i == 0) for i, row in enumerate(rows)]
+        for simulated in self.envs:
+            simulated.reset(0)  # the first episode of all differs from later ones in some packages, such as PyBullet's bodies
         self.seeds, self.episodes = [0] * len(rows), [0] * len(rows)
 
     def _reset(self, i: int) -> np.ndarray:
