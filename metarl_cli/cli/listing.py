@@ -293,6 +293,7 @@ def _table(console: Plain, columns: tuple[str, ...], rows: Sequence[tuple[Text, 
 
 def _family_facts(family: Any) -> dict[str, str]:
     """Return the observation, action, horizon and splits of a family in words."""
+    from metarl_cli.envs.tasks import shares
     from metarl_cli.spaces import Continuous  # brings torch, which the list does without
 
     spec = family.spec
@@ -305,7 +306,9 @@ def _family_facts(family: Any) -> dict[str, str]:
         facts["action"] = f"one of {spec.actions.n}" + (", some of them not legal everywhere" if spec.actions.masked else "")
     horizons = {int(member.spec.horizon) for member in getattr(family, "members", [family])}
     facts["horizon"] = _count(" or ".join(map(str, sorted(horizons))), "step")
-    facts["splits"] = ", ".join(family.splits) + (", which share their few tasks" if family.finite else "")
+    shared = [split for split in family.splits if shares(family, split)]
+    whose = "which" if "test" in shared else f"of which {' and '.join(shared)}"
+    facts["splits"] = ", ".join(family.splits) + (f", {whose} share their few tasks" if shared else "")
     return facts
 
 

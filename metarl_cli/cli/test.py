@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metarl_cli.cli.process import tune_process
 from metarl_cli.config.models import Job, TestConfig
+from metarl_cli.envs.tasks import shares
 from metarl_cli.evaluation import probe_report
 from metarl_cli.evaluation.report import SHARED, table
 from metarl_cli.progress import status, wide_console
@@ -21,7 +22,7 @@ def run(config: TestConfig, job: Job) -> float | None:
     with status(console, f"adapting to {config.split} tasks"):
         if config.probe:
             name, found = saved.measure_probe(*arguments)
-            tasks, shared = len(found.effects[0].rows), saved.family.finite
+            tasks, shared = len(found.effects[0].rows), shares(saved.family, config.split)
         else:
             name, report = saved.measure(*arguments)
             tasks, shared = report.curve.returns.shape[-1], report.shared

@@ -101,7 +101,7 @@ class ChangedFamily(Family):
     def __init__(self, family: Family, change: Change):
         self.family, self.change = family, change
         self.spec, self.splits, self.finite, self.first_action = family.spec, family.splits, family.finite, family.first_action
-        self.simulator_bytes, self.max_envs = family.simulator_bytes, family.max_envs
+        self.simulator_bytes, self.max_envs, self.held_out = family.simulator_bytes, family.max_envs, family.held_out
 
     @override
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:

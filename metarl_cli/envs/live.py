@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.gymnasium.wrappers import in_numbers
+from metarl_cli.envs.gymnasium.conventions import in_numbers
 from metarl_cli.envs.simulator import Simulator, whole
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Env, Family, State, Step, Task, num_tasks

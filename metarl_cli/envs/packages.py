@@ -20,9 +20,12 @@ VARIABLE = "METARL_PACKAGES"
 KNOWN = {  # module -> what pip installs
     "ale_py": "ale-py",
     "flappy_bird_gymnasium": "flappy-bird-gymnasium",
+    "gym_anytrading": "gym-anytrading",
     "gymnasium_robotics": "gymnasium-robotics",
     "highway_env": "highway-env",
+    "metaworld": "metaworld",
     "minigrid": "minigrid",
+    "mo_gymnasium": "mo-gymnasium",
     "panda_gym": "panda-gym",
     "pybullet_envs_gymnasium": "pybullet-envs-gymnasium",
 }

@@ -27,6 +27,11 @@ Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Columns = dict[str, np.ndarray]  # one array [num, ...] per task parameter
 
 
+def shares(family: Family, split: str) -> bool:
+    """Return whether the tasks of a split are among those of training, because they are so few."""
+    return family.finite and split not in family.held_out
+
+
 def in_words(parameters: Mapping[str, float | str]) -> str:
     """Return the parameters of one task for the end of a message."""
     return ", task " + " ".join(map(named, parameters, parameters.values())) if parameters else ""
@@ -221,6 +226,10 @@ class TasksConfig(StrictModel):
         wider = {name: Uniform(low, high, name in signed) for name, (low, high) in self.ood_ranges.items()}
         return inside, {**inside, **wider} if wider else {}
 
+    def tested(self) -> Distributions:
+        """Return the distributions of the parameters whose values in test tasks no training task has."""
+        return {}
+
 
 class ParametricFamily(Family):
     """A family whose task parameters are drawn independently of each other.
@@ -247,10 +256,13 @@ class ParametricFamily(Family):
         inside, self.ood_distributions = config.distributions(signed)
         fixed_size = {name: Uniform(self.parameters[name], self.parameters[name], signed=True) for name in signed}
         self.distributions = fixed_size | inside
-        for distributions in (self.distributions, self.ood_distributions):
+        self.test_distributions = self.distributions | config.tested()
+        for distributions in (self.distributions, self.test_distributions, self.ood_distributions):
             for name, distribution in distributions.items():
                 for value in distribution.extremes:
                     self.check(name, value)
+        if config.tested():
+            self.held_out = ("test", *self.held_out)
         self.finite = self.finite or all(distribution.finite for distribution in self.distributions.values())
         if self.ood_distributions:
             self.splits = (*self.splits, "ood")
@@ -273,9 +285,10 @@ class ParametricFamily(Family):
         """
         if name in self.positive and value <= 0:
             raise ValueError(f"{name} must be above 0, got {value:g}")
-        distribution = (self.ood_distributions or self.distributions).get(name)
-        if isinstance(distribution, Choice) and not distribution.contains(np.asarray(value)):
-            raise ValueError(f"{name} must be one of {', '.join(map(str, distribution.values))}, got {value:g}")
+        drawn = [each[name] for each in (self.distributions, self.test_distributions, self.ood_distributions) if name in each]
+        known = {number: None for each in drawn if isinstance(each, Choice) for number in each.values}  # in this order
+        if known and not any(each.contains(np.asarray(value)) for each in drawn):
+            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value:g}")
 
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:
         """Draw ``num`` tasks ``{name: [num, ...]}`` of a split.
@@ -303,9 +316,10 @@ class ParametricFamily(Family):
                 if self.outside(row)[0]:
                     rows.append(row)
             return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        choices = {name: d.values for name, d in self.distributions.items() if isinstance(d, Choice)}
-        if not choices or len(choices) < len(self.distributions):
-            return self._independent(num, self.distributions, rng)
+        distributions = self.test_distributions if split == "test" else self.distributions
+        choices = {name: d.values for name, d in distributions.items() if isinstance(d, Choice)}
+        if not choices or len(choices) < len(distributions):
+            return self._independent(num, distributions, rng)
         every = list(itertools.product(*choices.values()))
         order = np.concatenate([rng.permutation(len(every)) for _ in range(-(-num // len(every)))])[:num]
         drawn = dict(zip(choices, np.asarray(every, float)[order].T, strict=True))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from metarl_cli.envs.tasks import shares
 from metarl_cli.evaluation.curves import UNKNOWN, Curve, Level, Levels, Report, Total
 from metarl_cli.evaluation.statistics import (
     Aggregate,
@@ -133,7 +134,7 @@ class Evaluator:
         if (fresh := algorithm.adapt_from_scratch(self.task, budget, self.rng("support"))) is not None:
             scratch = self._curve(fresh, budget.steps, "from scratch, point")
         aggregate = mean if curve.total else iqm
-        own, optimum, shared = self.own_tasks(algorithm), self._optimum(aggregate), self.family.finite
+        own, optimum, shared = self.own_tasks(algorithm), self._optimum(aggregate), shares(self.family, self.split)
         robust, oracle = (self._level(level, aggregate) for level in levels)
         score = self._normalised(curve, robust, oracle or optimum)
         references = (self.random(aggregate), own, optimum, robust, oracle, score, levels)

@@ -116,13 +116,6 @@ class Remembers(Broken):
         return (obs if before is None else before), info
 
 
-class NoSeed(Broken):
-    """Of Gym's old interface."""
-
-    def reset(self):
-        return np.zeros(2, np.float32)
-
-
 class Overwrites(Broken):
     """Sets its goal anew at every reset."""
 
@@ -159,7 +152,7 @@ class Whole(Broken):
         return (np.array([float(action[0]), 0], np.float32), *super().step(1)[1:])
 
 
-for kind in (Broken, Unseeded, Remembers, NoSeed, Overwrites, Copies, Bounded, Whole):
+for kind in (Broken, Unseeded, Remembers, Overwrites, Copies, Bounded, Whole):
     gymnasium.register(f"{kind.__name__}-v0", kind)
 
 

@@ -92,11 +92,6 @@ def test_an_environment_that_does_not_repeat_itself_is_told_of(id, caplog):
     assert told.startswith(f"env.id={id}: the same seed and actions led elsewhere")
 
 
-def test_an_environment_without_a_seed_is_refused():
-    with pytest.raises(EnvironmentFault, match=r"env.id=NoSeed-v0: reset raised TypeError: .* 'seed'"):
-        family(id="NoSeed-v0")
-
-
 @pytest.mark.parametrize(
     ("id", "address", "message"),
     [

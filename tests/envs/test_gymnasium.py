@@ -177,9 +177,8 @@ def test_simulators_are_used_again_and_remember_nothing(name):
     assert equal(expected, play(family, again, 30))
 
 
-def test_few_simulators_wait(monkeypatch):
-    monkeypatch.setattr(workers, "MOST_IDLE", 5)
-    family = simulated.Family(config(CARTPOLE))
+def test_few_simulators_wait():
+    family = simulated.Family(config(CARTPOLE, idle=5))
     tasks = [family.sample_tasks(2, "train", numpy_rng(seed, "tasks")) for seed in range(3)]
     for task in tasks:
         family.make(task, 1, torch_rng(0, "env"))

@@ -9,8 +9,8 @@ import numpy as np
 
 from metarl_cli.config.messages import did_you_mean, one_line
 
-PATTERN = r"^(seed|wrapper\.\w+\.\w+|(constructor|attribute|scale|reset|options)(\.\w+)+)$"
-FORMS = "constructor.PATH, attribute.PATH, scale.PATH, reset.PATH, options.PATH, wrapper.NAME.ARGUMENT or seed"
+PATTERN = r"^(seed|wrapper\.\w+(\.\w+)+|(constructor|attribute|scale|reset|options)(\.\w+)+)$"
+FORMS = "constructor.PATH, attribute.PATH, scale.PATH, reset.PATH, options.PATH, wrapper.NAME.PATH or seed"
 LASTING = "attribute", "scale"  # attributes that must outlast a reset
 
 
@@ -27,10 +27,10 @@ class Address(NamedTuple):
         return cls(how, path)
 
 
-def place(arguments: dict[str, Any], path: str, value: Any) -> None:
+def place(arguments: dict[str, Any], path: str, value: Any, whose: str = "constructor") -> None:
     """Put a value into keyword arguments, within the dicts and lists that its path leads through.
 
-    A key that is missing on the way is a new dict.
+    A key that is missing on the way is a new dict. ``whose`` arguments they are is said in messages.
 
     Raises:
         ValueError: if the path leads through anything else, or beyond the end of a list.
@@ -38,11 +38,11 @@ def place(arguments: dict[str, Any], path: str, value: Any) -> None:
     *parts, last = path.split(".")
     holder: Any = arguments
     for part, after in zip(parts, [*parts, last][1:], strict=True):
-        holder = holder.setdefault(part, {}) if isinstance(holder, dict) else _entry(holder, part, path)
+        holder = holder.setdefault(part, {}) if isinstance(holder, dict) else _entry(holder, part, f"{whose}.{path}")
         if not isinstance(holder, dict | list):
-            raise ValueError(f"constructor.{path}: {part} is {one_line(holder)}, in which there is no {after}")
+            raise ValueError(f"{whose}.{path}: {part} is {one_line(holder)}, in which there is no {after}")
     if isinstance(holder, list):
-        _entry(holder, last, path)
+        _entry(holder, last, f"{whose}.{path}")
         holder[int(last)] = value
     else:
         holder[last] = value
@@ -50,7 +50,7 @@ def place(arguments: dict[str, Any], path: str, value: Any) -> None:
 
 def _entry(holder: list[Any], part: str, path: str) -> Any:
     if not part.isdigit() or int(part) >= len(holder):
-        raise ValueError(f"constructor.{path}: {part} is no entry of a list of {len(holder)}")
+        raise ValueError(f"{path}: {part} is no entry of a list of {len(holder)}")
     return holder[int(part)]
 
 

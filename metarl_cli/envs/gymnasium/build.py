@@ -13,9 +13,11 @@ import gymnasium
 
 from metarl_cli.config.messages import did_you_mean, one_line
 from metarl_cli.envs import packages
+from metarl_cli.envs.gymnasium import benchmarks
 from metarl_cli.envs.gymnasium.addresses import LASTING, place, read, write
 from metarl_cli.envs.gymnasium.config import Config, Row
-from metarl_cli.envs.gymnasium.wrappers import OWN, WRAPPERS, Episodes, in_numbers
+from metarl_cli.envs.gymnasium.conventions import OldInterface, in_numbers, takes_seed
+from metarl_cli.envs.gymnasium.wrappers import OWN, WRAPPERS, Episodes
 from metarl_cli.envs.mujoco.models import simulator as mujoco
 from metarl_cli.envs.simulator import Simulator
 from metarl_cli.envs.tasks import in_words
@@ -54,6 +56,7 @@ def register(config: Config) -> None:
         raise ValueError(f"{config.id} needs {SIMULATORS[package][1]}: pip install '{package}'")
     if config.package:
         packages.load(config.package)
+    benchmarks.register(config.id)
     for module in ("minigrid", "ale_py"):
         if config.id not in gymnasium.registry and find_spec(module) is not None:
             packages.load(module)
@@ -96,16 +99,14 @@ def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, 
         raise ValueError(f"{config.id} is refused: it imports the code that its arguments name")
     register(config)
     constructor: dict[str, Any] = copy.deepcopy(config.constructor)
-    wrappers: list[tuple[str, dict[str, Any]]] = [  # yaml has no tuples, which some of them demand
-        (w.name, {key: tuple(v) if isinstance(v, list) else v for key, v in w.arguments.items()}) for w in config.wrappers
-    ]
+    wrappers: list[tuple[str, dict[str, Any]]] = [(w.name, copy.deepcopy(w.arguments)) for w in config.wrappers]
     options: dict[str, Any] = {}
     for (how, path), value in config.placed(row):
         if how in ("constructor", "options"):
             place(constructor if how == "constructor" else options, path, value)
         elif how == "wrapper":
-            wrapped, argument = path.split(".")
-            next(arguments for other, arguments in wrappers if other == wrapped)[argument] = value
+            wrapped, argument = path.split(".", 1)
+            place(next(arguments for other, arguments in wrappers if other == wrapped), argument, value, f"wrapper.{wrapped}")
     if render:
         constructor["render_mode"] = "rgb_array"
     try:
@@ -114,15 +115,19 @@ def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, 
     except (Exception, SystemExit) as error:  # a simulator may raise anything for a wrong configuration, or exit
         reason = one_line(error) or type(error).__name__
         raise ValueError(f"{config.id} cannot be built from {constructor}: {reason}") from error
+    if not takes_seed(env.unwrapped):
+        env = OldInterface(env.unwrapped)
     _set_attributes(env.unwrapped, config, row)
     env = _episodes(env, config, row, options)
-    for name, arguments in wrappers:
+    for name, values in wrappers:
         library = WRAPPERS[name]
+        # yaml has no tuples, which some of them demand
+        arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         try:
             env = (getattr(importlib.import_module(library), name) if library else OWN[name])(env, **arguments)
         except (Exception, SystemExit) as error:
             raise ValueError(f"wrapper {name} cannot be built from {arguments}: {one_line(error)}") from error
-    return gymnasium.wrappers.TimeLimit(in_numbers(env), config.horizon)
+    return gymnasium.wrappers.TimeLimit(in_numbers(env, config.action_mask), config.horizon)
 
 
 def _episodes(env: gymnasium.Env[Any, Any], config: Config, row: Row, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:

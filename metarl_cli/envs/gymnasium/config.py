@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -61,9 +61,20 @@ class Config(TasksConfig):
     constructor: dict[str, Plain] = Field(description="keyword arguments of the environment, the same for all tasks")
     parameters: dict[str, Parameter] = Field(description="what tasks may vary; nothing: a family of one task")
     choices: dict[str, list[Number] | list[str]] = Field(description="the values of parameters that take only a few")
+    test_choices: dict[str, list[Number] | list[str]] = Field(
+        default_factory=dict,
+        description="the values of test tasks, in place of the choices, which training and validation have",
+    )
     ood_choices: dict[str, list[Number] | list[str]] = Field(description="further values, of out-of-distribution tasks alone")
     derived: dict[str, Derived] = Field(description="attributes to recompute after the parameters are set")
+    action_mask: Annotated[str, Field(pattern=r"^(info|observation)\.\w+$")] | None = Field(
+        default=None,
+        description="where the environment says which actions can be taken: info.KEY or observation.KEY; none: all can",
+    )
     wrappers: list[WrapperConfig] = Field(description="wrappers of the environment, the innermost first")
+    idle: Annotated[int, Operational()] = Field(
+        default=256, ge=0, description="environments kept for tasks that come again; each takes the memory of its simulator"
+    )
     processes: Annotated[int, Operational()] = Field(gt=0, description="processes that share the environments; 1 is this one")
 
     @model_validator(mode="before")
@@ -86,9 +97,14 @@ class Config(TasksConfig):
                 raise ValueError(f"{name} has both a range and choices")
             if not self.choices[name]:
                 raise ValueError(f"choices of {name} must not be empty")
-        for name, values in self.ood_choices.items():
-            if not values or name not in self.choices or {*values} & {*self.choices[name]}:
-                raise ValueError(f"ood_choices of {name} must be other values than its choices")
+        for kind, taken in (("ood_choices", [self.choices, self.test_choices]), ("test_choices", [self.choices])):
+            for name, values in getattr(self, kind).items():
+                if (
+                    not values
+                    or name not in self.choices
+                    or {*values} & {value for each in taken for value in each.get(name, [])}
+                ):
+                    raise ValueError(f"{kind} of {name} must be other values than its choices")
         for name in self.choices:
             numbers = sorted(value for value in self.every_choice(name) if not isinstance(value, str))
             for one, other in pairwise(numbers):
@@ -120,14 +136,20 @@ class Config(TasksConfig):
     @override
     def distributions(self, signed: Collection[str] = ()) -> tuple[Distributions, Distributions]:
         inside, outside = super().distributions(signed)
-        numbers = {name: tuple(self.number(name, value) for value in self.every_choice(name)) for name in self.choices}
-        choices = {name: Choice(numbers[name][: len(values)]) for name, values in self.choices.items()}
-        wider = {name: Choice(values) for name, values in numbers.items()}
+        choices = {name: self._choice(name, values) for name, values in self.choices.items()}
+        wider = {name: self._choice(name, [*values, *self.ood_choices.get(name, [])]) for name, values in self.choices.items()}
         return inside | choices, inside | outside | wider if outside or self.ood_choices else {}
 
+    @override
+    def tested(self) -> Distributions:
+        return {name: self._choice(name, values) for name, values in self.test_choices.items()}
+
+    def _choice(self, name: str, values: Sequence[Number | str]) -> Choice:
+        return Choice(tuple(self.number(name, value) for value in values))
+
     def every_choice(self, name: str) -> list[Number | str]:
-        """Return the choices of a parameter, those of out-of-distribution tasks last; none where it has a range."""
-        return [*self.choices.get(name, []), *self.ood_choices.get(name, [])]
+        """Return the choices of a parameter: of training, then of test, then of ood tasks; none where it has a range."""
+        return [value for each in (self.choices, self.test_choices, self.ood_choices) for value in each.get(name, [])]
 
     def number(self, name: str, value: Number | str) -> float:
         """Return the number by which a task holds the value of a parameter: of a text, its place among the choices.

@@ -27,6 +27,7 @@ from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Discrete, Spec
 
 SIMULATOR = 50_000  # [bytes] of a simulator with its wrappers, at least
+MOST_TRIED = 16  # choices of a parameter that are numbers, before training begins
 
 
 class GymnasiumEnv(Env):
@@ -162,9 +163,9 @@ class GymnasiumFamily(ParametricFamily):
         scaled = {name for name, p in config.parameters.items() for address in p.addresses if address.how == "scale"}
         self.positive = frozenset(scaled)
         super().__init__(config, device)
-        self.config, self.pool = config, WorkerPool()
+        self.config, self.pool = config, WorkerPool(config.idle)
         nominal = simulator(config, self._row(self.parameters))
-        self.spec, self.action = _spec(nominal.env, config.horizon), _action(nominal.env)
+        self.spec, self.action = _spec(nominal.env, config), _action(nominal.env)
         self.first_action = nominal.first_action
         self.threshold = _threshold(config)
         self.simulator_bytes = SIMULATOR + config.horizon * self.action.nbytes
@@ -173,10 +174,19 @@ class GymnasiumFamily(ParametricFamily):
 
     def _extremes(self) -> Iterator[Row]:
         """Tasks with the extreme values of every parameter: what the simulator rejects, it rejects before training."""
-        distributions = self.ood_distributions or self.distributions
+        distributions = self.distributions | self.ood_distributions
         values = {name: distribution.extremes for name, distribution in distributions.items()}
+        values |= {name: self._tried(name) for name in self.config.choices}
         for number in range(max(map(len, values.values()), default=0)):
             yield self._row({**self.parameters, **{name: float(v[min(number, len(v) - 1)]) for name, v in values.items()}})
+
+    def _tried(self, name: str) -> tuple[float, ...]:
+        """Return the choices of a parameter that are tried: of many numbers the first, the last and some between."""
+        every = self.config.every_choice(name)
+        numbers = [self.config.number(name, value) for value in every]
+        few = len(every) <= MOST_TRIED or isinstance(every[0], str)
+        which = range(len(every)) if few else np.linspace(0, len(every) - 1, MOST_TRIED).round().astype(int)
+        return tuple(numbers[number] for number in which)
 
     @override
     def number(self, name: str, value: float | str) -> float:
@@ -224,14 +234,14 @@ def _action(env: gymnasium.Env[Any, Any]) -> np.ndarray:
     return np.zeros(env.action_space.shape or (), env.action_space.dtype)
 
 
-def _spec(env: gymnasium.Env[Any, Any], horizon: int) -> Spec:
-    observations, actions = env.observation_space, env.action_space
+def _spec(env: gymnasium.Env[Any, Any], config: Config) -> Spec:
+    observations, actions, horizon = env.observation_space, env.action_space, config.horizon
     shape = observations.shape or ()
     if len(shape) == 3 and shape[-1] < min(shape[:2]):
         raise ValueError(f"images of {list(shape)} have their channels last: add the wrapper ChannelsFirst")
     pixels = observations.dtype == bool or (len(shape) == 3 and observations.dtype == np.uint8)
     if isinstance(actions, spaces.Discrete):
-        return Spec(shape, Discrete(int(actions.n)), horizon, pixels=pixels)
+        return Spec(shape, Discrete(int(actions.n), config.action_mask is not None), horizon, pixels=pixels)
     if not isinstance(actions, spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
         raise ValueError(f"actions are {actions}: only discrete ones and bounded vectors can be learned here")
     return Spec(shape, Continuous(tuple(actions.low.tolist()), tuple(actions.high.tolist())), horizon, pixels=pixels)

@@ -16,6 +16,7 @@ from metarl_cli.config.messages import one_line
 from metarl_cli.envs.gymnasium.addresses import same
 from metarl_cli.envs.gymnasium.build import held, simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.envs.gymnasium.conventions import MaskedActions
 from metarl_cli.envs.simulator import Answer, Simulator
 from metarl_cli.envs.tasks import in_words
 from metarl_cli.errors import EnvironmentFault
@@ -122,13 +123,15 @@ def _check_seed(simulated: Simulator) -> None:
 def _play(simulated: Simulator, steps: int, seed: int = 1) -> Iterator[Answer]:
     """Yield the start and every step of episodes with random actions; both depend on the seed and the step alone."""
     rng, space = np.random.default_rng(seed), simulated.env.action_space
-    begun = False
+    shown = getattr(simulated.env, "env", None)
+    begun, masked = False, shown.actions if isinstance(shown, MaskedActions) else 0
     for t in range(steps):
         if not begun:
-            yield Answer(simulated.reset(seed + t), 0.0, False, False)
+            answer = Answer(simulated.reset(seed + t), 0.0, False, False)
+            yield answer
             begun = True
         space.seed(int(rng.integers(2**31)))
-        action = np.asarray(space.sample())
+        action = np.asarray(space.sample(answer.obs[-masked:].astype(np.int8) if masked else None))
         answer = simulated.step(action if action.ndim else action - simulated.first_action)
         yield answer
         begun = not (answer.terminated or answer.truncated)

@@ -25,7 +25,6 @@ from metarl_cli.processes import end_with_owner, patience
 from metarl_cli.signals import SIGNALS
 
 ENDING = 5.0  # [s] for a process to end that was asked to, and for its exit status to be known
-MOST_IDLE = 256  # environments kept for later
 
 
 class Simulators:
@@ -39,6 +38,8 @@ class Simulators:
 
     def __init__(self, config: Config, rows: list[Row], render: bool):
         self.envs = [simulator(config, row, render and i == 0) for i, row in enumerate(rows)]
+        for simulated in self.envs:
+            simulated.reset(0)  # the first episode of all differs from later ones in some packages, such as PyBullet's bodies
         self.seeds, self.episodes = [0] * len(rows), [0] * len(rows)
 
     def _reset(self, i: int) -> np.ndarray:
@@ -222,9 +223,13 @@ class WorkerPool:
     """Cache of idle workers, keyed by task: building simulators takes longer than the short episodes of a support set.
 
     Reuse changes no result, as every episode starts from its own seed.
+
+    Args:
+        most: environments kept for later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.workers: dict[Any, list[Worker]] = {}
         self.copies: dict[Any, int] = {}  # environments of each key
         weakref.finalize(self, WorkerPool._close, self.workers)
@@ -240,10 +245,10 @@ class WorkerPool:
         return self.workers.pop(key, [])
 
     def release(self, key: Any, copies: int, workers: list[Worker]) -> None:
-        """Put workers with ``copies`` environments into the pool; close the longest idle ones beyond ``MOST_IDLE``."""
+        """Put workers with ``copies`` environments into the pool; close the longest idle ones beyond ``most``."""
         if not workers:
             return
         close_all(self.acquire(key))
         self.workers[key], self.copies[key] = workers, copies
-        while sum(self.copies.values()) > MOST_IDLE:
+        while sum(self.copies.values()) > self.most:
             close_all(self.acquire(next(iter(self.workers))))

@@ -6,6 +6,7 @@ import copy
 import importlib
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -14,8 +15,6 @@ from gymnasium import spaces
 from typing_extensions import override
 
 from metarl_cli.envs.gymnasium.addresses import write
-
-MOST_ACTIONS = 1024  # of an action that is several choices at once
 
 
 class Direction(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -123,23 +122,20 @@ class Entry(gymnasium.ObservationWrapper[Any, Any, Any]):
         return observation[self.key]
 
 
-class OneAction(gymnasium.ActionWrapper[Any, Any, Any]):
-    """Make one choice of several at once: action i is the i-th combination, of which the last choice changes first."""
+class WeightedReward(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Make one reward of a vector: the sum of its entries, each times one of ``weights``; a weight may be a task's."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any]):
+    def __init__(self, env: gymnasium.Env[Any, Any], weights: Sequence[float]):
         super().__init__(env)
-        space: Any = env.action_space
-        choices = np.full(space.shape, 2) if isinstance(space, spaces.MultiBinary) else np.asarray(space.nvec)
-        self.choices, self.first, self.dtype = choices, np.asarray(getattr(space, "start", 0)), space.dtype
-        if (count := math.prod(choices.ravel().tolist())) > MOST_ACTIONS:
-            raise ValueError(f"actions are {space}: {count:,} combinations are more than {MOST_ACTIONS:,}")
-        self.action_space = spaces.Discrete(count)
+        self.weights = np.asarray(weights, float)
 
     @override
-    def action(self, action: int) -> np.ndarray:
-        each = np.asarray(np.unravel_index(int(action), self.choices.ravel().tolist()), self.dtype)
-        chosen: np.ndarray = each.reshape(self.choices.shape) + self.first.astype(self.dtype)
-        return chosen
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, vector, terminated, truncated, info = self.env.step(action)
+        reward = np.asarray(vector, float)
+        if reward.size != len(self.weights):
+            raise ValueError(f"the reward has {reward.size} entries, and there are {len(self.weights)} weights")
+        return obs, float(self.weights @ reward.ravel()), terminated, truncated, info
 
 
 class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -164,20 +160,8 @@ class Episodes(gymnasium.Wrapper[Any, Any, Any, Any]):
         return answer
 
 
-def in_numbers(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Flatten observations that are no array, and make one choice of an action that is several."""
-    if not isinstance(env.observation_space, spaces.Box):
-        try:
-            env = gymnasium.wrappers.FlattenObservation(env)
-        except NotImplementedError:  # what Gymnasium raises for spaces that it cannot flatten, such as graphs
-            raise ValueError(f"observations are {env.observation_space}: a wrapper must make numbers of them") from None
-        if not isinstance(env.observation_space, spaces.Box):
-            raise ValueError(f"observations are {env.unwrapped.observation_space}: a wrapper must make numbers of them")
-    return OneAction(env) if isinstance(env.action_space, spaces.MultiDiscrete | spaces.MultiBinary) else env
-
-
 OWN: dict[str, Any] = {
-    c.__name__: c for c in (Direction, Velocity, PermutedActions, ChannelsFirst, OneHotView, HiddenGoal, Entry)
+    c.__name__: c for c in (Direction, Velocity, PermutedActions, ChannelsFirst, OneHotView, HiddenGoal, Entry, WeightedReward)
 }
 # Left out: wrappers that take Python objects as arguments, and those with memory across episodes, which replaying one
 # episode from a checkpoint would not restore.
