@@ -74,7 +74,8 @@ class Transformer:
             UserError: if a trial is longer than ``context``.
         """
         position: Tensor = state["position"]
-        last = int(position.max())
+        exported = torch.compiler.is_exporting()  # a graph has no numbers: it attends over the whole context
+        last = self.config.context - 1 if exported else int(position.max())
         if last >= self.config.context:
             raise UserError(
                 f"the memory's context of {self.config.context} steps is full: "

@@ -184,7 +184,7 @@ def installed(tmp_path_factory, monkeypatch):
 
 
 def test_an_installed_command_is_one_like_the_others(installed, monkeypatch, capsys):
-    assert list(commands()) == ["train", "status", "test", "adapt", "report", "envs", "algos", "count", "hello"]
+    assert list(commands()) == ["train", "status", "test", "adapt", "export", "report", "envs", "algos", "count", "hello"]
     assert commands()["train"].module == "metarl_cli.cli.train", "the package's own cannot be replaced"
     assert cli.main([]) == 0
     assert "\n  count  count to a number\n  hello  greet\n" in capsys.readouterr().out
