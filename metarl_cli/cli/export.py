@@ -30,7 +30,7 @@ file is run beside the policy on 1,000 observations first; one that acts differe
 examples
   metarl export outputs/RUN/adapted/NAME
   metarl export outputs/RUN/adapted/NAME/policy.pt format=pt2 out=served
-  python examples/serve_policy.py served             a server of 60 lines, with numpy and onnxruntime alone
+  python examples/serve_policy.py served             a server, with numpy and onnxruntime alone
 
 From Python: metarl.load(PATH, device="cpu").export("served").
 """
@@ -87,7 +87,7 @@ def parse(words: Sequence[str]) -> tuple[Path, dict[str, str]]:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
             problems.append(f"{word}: no such flag; metarl export takes a path and key=value")
-        elif not equals or Path(word).exists():
+        elif not equals or "/" in key or Path(word).exists():  # a folder of metarl adapt is named for its task: gravity=20
             paths.append(Path(word))
         elif key not in KEYS:
             problems.append(f"{key}: no such key{did_you_mean(key, KEYS) or '; known: ' + ', '.join(KEYS)}")

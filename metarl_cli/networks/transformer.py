@@ -121,7 +121,8 @@ class Transformer:
 
         def linear(name: str, x: Tensor) -> Tensor:
             weight, bias = params[f"memory.{name}.weight"], params[f"memory.{name}.bias"]
-            out: Tensor = F.linear(x, weight, bias) if x.is_cuda else Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+            plain = x.is_cuda or torch.compiler.is_exporting()
+            out: Tensor = F.linear(x, weight, bias) if plain else Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
             return out
 
         def norm(name: str, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from metarl_cli.config.messages import did_you_mean
+from metarl_cli.config.messages import did_you_mean, one_line
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Family, Task
@@ -135,7 +135,7 @@ def export(
     for name, kind in chosen.items():
         report(f"writing and checking {kind.file}")
         with quiet():
-            content = contents[kind.file] = kind.encode(traced)
+            content = contents[kind.file] = _encoded(kind, traced)
             found = check(kind.decode(content), traced, played, policy)
         refuse(found, kind.file)
         sizes = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
@@ -151,6 +151,14 @@ def export(
         write_whole(folder / file, content)
     write_json(folder / CONTRACT, values, Contract)
     return values
+
+
+def _encoded(kind: Format, traced: Traced) -> bytes:
+    try:
+        return kind.encode(traced)
+    except Exception as error:  # an exporter passes on whatever its converters raise
+        reason = one_line(error.__cause__ or error)[:300]
+        raise UserError(f"{kind.file} cannot express this policy ({type(error).__name__}: {reason})") from error
 
 
 def check_formats(names: Sequence[str]) -> dict[str, Format]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CONF, tiny
+from conftest import CONF, slow_if, tiny
 from launching import PATIENCE
 
 import metarl_cli as metarl
@@ -27,7 +27,7 @@ from metarl_cli.runs import export
 from metarl_cli.runs.export import FORMATS, Check, Contract, Moment, check_formats
 from metarl_cli.runs.files import read_json
 from metarl_cli.runs.policy import AdaptedPolicy
-from metarl_cli.runs.tensor_policy import flatten, trace
+from metarl_cli.runs.tensor_policy import Traced, flatten, trace
 
 SERVER = CONF.parent / "examples" / "serve_policy.py"
 FILE_FORMATS = [
@@ -62,8 +62,14 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def graph(saved):
-    """The graph of the policy of an algorithm, traced once."""
-    return cache(lambda algo: trace(loaded(saved(algo)), torch.from_numpy(observations(loaded(saved(algo)), 1))))
+    """The graph of the policy of an algorithm, traced once, and the policy that was traced."""
+
+    @cache
+    def make(algo: str) -> tuple[Traced, AdaptedPolicy]:
+        policy = loaded(saved(algo))
+        return trace(policy, torch.from_numpy(observations(policy, 1))), policy
+
+    return make
 
 
 def loaded(path: Path) -> AdaptedPolicy:
@@ -89,11 +95,11 @@ def played(policy: AdaptedPolicy, num: int = 200) -> list[Moment]:
 
 
 @pytest.mark.parametrize("kind", FILE_FORMATS)
-@pytest.mark.parametrize("algo", CASES)
+@pytest.mark.parametrize("algo", slow_if(CASES, lambda algo: algo == "es_dqn"))
 def test_an_exported_function_is_the_policy(saved, graph, algo, kind):
     """Actions are equal, and so is what a memory holds in the end."""
     policy = loaded(saved(algo))
-    moments, traced = played(policy), graph(algo)
+    moments, (traced, _) = played(policy), graph(algo)
     with export.quiet():
         function = FORMATS[kind].decode(FORMATS[kind].encode(traced))
     assert traced.memory.keys() >= CASES[algo][1]
@@ -115,21 +121,31 @@ def test_an_exported_function_is_the_policy(saved, graph, algo, kind):
         np.testing.assert_allclose(many, ours, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["lstm", "transformer"])
+def test_every_memory_is_exported(cell, tmp_path):
+    overrides = [f"algo.memory.cell={cell}", *tiny("rl2"), f"run={tmp_path / 'run'}"]
+    policy = metarl.train("algo=rl2", "env=cartpole_family", *overrides).before_adaptation()
+    kinds = [name for name, kind in FORMATS.items() if all(map(export.find_spec, kind.packages))]
+    found = policy.export(tmp_path / "served", kinds)
+    assert [file["check"]["equal"] for file in found["files"].values()] == [1.0] * len(kinds)
+    assert {"h", "keys"} & {each["name"].removeprefix("hidden.") for each in found["memory"]}
+
+
 def test_what_actions_do_not_depend_on_is_no_memory(graph):
-    traced = graph("rl2")
+    traced, _ = graph("rl2")
     assert {"horizon", "seen.inputs", "seen.features", "rng"}.isdisjoint(traced.memory), (
         "a constant, and what only learning needs"
     )
     assert traced.inputs[:3] == ["obs", "reward", "ended"]
 
 
-def test_a_memory_starts_from_what_the_adaptation_has_left(saved):
+def test_a_memory_starts_from_what_the_adaptation_has_left(saved, graph):
     """Tracing changes nothing of the policy."""
-    policy = loaded(saved("rl2"))
-    before = {name: value.clone() for name, value in flatten(policy.adapted).items() if isinstance(value, torch.Tensor)}
-    traced = trace(policy, torch.zeros(1, 4))
-    assert all(torch.equal(value, flatten(policy.adapted)[name]) for name, value in before.items())
-    assert torch.equal(traced.memory["hidden.h"], before["hidden.h"])
+    fresh, (traced, policy) = loaded(saved("rl2")), graph("rl2")
+    for name, value in flatten(fresh.adapted).items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, flatten(policy.adapted)[name])
+    assert torch.equal(traced.memory["hidden.h"], fresh.adapted["hidden"]["h"])
     assert traced.memory["hidden.h"].abs().max() > 0
     assert not traced.memory["started"]
 
@@ -256,6 +272,7 @@ def test_a_wrong_path_or_format_is_one_line(tmp_path, capsys, monkeypatch):
     assert list(check_formats(["pt2"])) == ["pt2"]
 
 
+@pytest.mark.slow
 def test_the_example_serves_a_policy_without_this_package(saved, tmp_path):
     for name in FORMATS["onnx"].packages:
         pytest.importorskip(name)
