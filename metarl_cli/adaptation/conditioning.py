@@ -129,7 +129,8 @@ class ConditionedPolicy(Policy):
     @override
     @torch.no_grad()
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
-        policy = self.learner.policy(self.params, join(state["given"], state["history"], obs))
+        given = state["given"].expand(*obs.shape[:2], -1)  # a caller without a history may ask of any number of observations
+        policy = self.learner.policy(self.params, join(given, state["history"], obs))
         return policy.mode() if state["rng"] is None else policy.sample(state["rng"]), state
 
     @override

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-FIRST = ("train", "status", "test", "adapt", "report", "envs", "algos")  # in this order; the others follow by name
+FIRST = ("train", "status", "test", "adapt", "export", "report", "envs", "algos")  # in this order; the others follow by name
 
 
 class Command(NamedTuple):

@@ -30,6 +30,7 @@ examples
   metarl train -m algo=maml_dqn,dqn 'seed=range(5)'        a sweep; run it again and finished runs are skipped
   metarl test run=outputs/RUN split=ood                    test a run again, on tasks beyond the training ranges
   metarl adapt run=outputs/RUN task.gravity=20             adapt to one task
+  metarl export outputs/RUN/adapted/NAME                   its policy as ONNX and torch.export, for others to serve
   metarl report outputs format=html                        all runs beside each other, with intervals over seeds
   tensorboard --logdir outputs                             curves of all runs
 

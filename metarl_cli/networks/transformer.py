@@ -74,7 +74,8 @@ class Transformer:
             UserError: if a trial is longer than ``context``.
         """
         position: Tensor = state["position"]
-        last = int(position.max())
+        exported = torch.compiler.is_exporting()  # a graph has no numbers: it attends over the whole context
+        last = self.config.context - 1 if exported else int(position.max())
         if last >= self.config.context:
             raise UserError(
                 f"the memory's context of {self.config.context} steps is full: "
@@ -120,7 +121,8 @@ class Transformer:
 
         def linear(name: str, x: Tensor) -> Tensor:
             weight, bias = params[f"memory.{name}.weight"], params[f"memory.{name}.bias"]
-            out: Tensor = F.linear(x, weight, bias) if x.is_cuda else Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+            plain = x.is_cuda or torch.compiler.is_exporting()
+            out: Tensor = F.linear(x, weight, bias) if plain else Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
             return out
 
         def norm(name: str, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,20 @@ class AdaptedPolicy:
         content = {name: value for name, value in self.saved.items() if name != "device"}
         state = {"policy": plain(self.policy.state_dict()), "state": plain(self.adapted), "first_action": self.first_action}
         checkpoint.save(Path(path), {**content, **state})
+
+    def export(self, folder: str | Path, formats: Sequence[str] = ()) -> dict[str, Any]:
+        """Write the policy as files that others serve, as ``metarl export`` does; returns what stands in ``contract.json``.
+
+        Args:
+            folder: where to write.
+            formats: ``onnx`` and ``pt2``; none: both.
+
+        Raises:
+            UserError: if it cannot be exported or written, or a package is missing.
+        """
+        from metarl_cli.runs.export import export
+
+        return export(self, Path(folder), formats)
 
 
 def restore(algorithm: Algorithm, task: Task, content: State, spec: Spec, rng: torch.Generator) -> AdaptedPolicy:

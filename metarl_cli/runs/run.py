@@ -23,7 +23,7 @@ from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.probe import Probe
 from metarl_cli.evaluation.report import as_json, beyond_training
 from metarl_cli.experience.rollout import Played, play
-from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Task
+from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Policy, State, Task
 from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import build, using
@@ -329,14 +329,25 @@ class Run:
             env = live.make(task, 1, torch_rng(seed, "adapt", "film", device=self.device), frames > 0)
             played = play(live, env, last.policy, state, last.episodes, frames)
             state = played.state
-        named = {name: value[0].tolist() for name, value in task.items()}
+        return Adaptation(steps, self._for_use(last.policy, state, task, live.first_action), played)
+
+    @torch.no_grad()
+    def before_adaptation(self) -> AdaptedPolicy:
+        """Return the policy on the nominal task before it has adapted; one with memory at the start of a trial."""
+        task = self.task({})
+        with using(self.config.hardware):
+            adapted = next(iter(self.algorithm.adapt(task, Budget(), torch_rng(0, "adapt", "support", device=self.device))))
+            state = adapted.policy.start(1, torch_rng(0, "adapt", "trial", device=self.device))
+        return self._for_use(adapted.policy, state, task, self.family.first_action)
+
+    def _for_use(self, policy: Policy, state: State, task: Task, first_action: int) -> AdaptedPolicy:
         saved = {
             "config": self.config.model_dump(exclude=LOCATION_KEYS),
             "weights": plain(self.algorithm.weights()),
-            "task": named,
+            "task": {name: value[0].tolist() for name, value in task.items()},
+            "device": self.device,
         }
-        policy = AdaptedPolicy(last.policy, state, self.family.spec, {**saved, "device": self.device}, live.first_action)
-        return Adaptation(steps, policy, played)
+        return AdaptedPolicy(policy, state, self.family.spec, saved, first_action)
 
     def film(self, task: Task, adapted: Adapted, seed: int) -> Played:
         """Draw one greedy episode."""

@@ -184,10 +184,11 @@ def installed(tmp_path_factory, monkeypatch):
 
 
 def test_an_installed_command_is_one_like_the_others(installed, monkeypatch, capsys):
-    assert list(commands()) == ["train", "status", "test", "adapt", "report", "envs", "algos", "count", "hello", "reproduce"]
+    own = ["train", "status", "test", "adapt", "export", "report", "envs", "algos", "reproduce"]
+    assert [name for name in commands() if name not in ("count", "hello")] == own
     assert commands()["train"].module == "metarl_cli.cli.train", "the package's own cannot be replaced"
     assert cli.main([]) == 0
-    assert "\n  count  count to a number\n  hello  greet\n" in capsys.readouterr().out
+    assert "\n  count     count to a number\n  hello     greet\n" in capsys.readouterr().out
     assert "somebody" not in sys.modules, "read, not imported"
     assert cli.main(["count", "number=4", "extra.x=1"]) == 0
     assert capsys.readouterr().out == "0 1 2 3 {'x': 1.0} ['number=4', '++extra.x=1']\n"
