@@ -330,4 +330,4 @@ def test_a_command_is_listed_and_runs(plug, capsys):
     assert cli.main(["count", "one", "two"]) == 0
     assert capsys.readouterr().out == "2\n"
     assert cli.main(["--help"]) == 0
-    assert "count  count the words it is given" in capsys.readouterr().out
+    assert "count     count the words it is given" in capsys.readouterr().out

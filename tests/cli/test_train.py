@@ -224,13 +224,13 @@ def test_the_command_of_a_run_repeats_it(tmp_path):
     ("number", "age"),
     [
         (None, "an older version of metarl .format 1"),
-        (6, "an older version of metarl .format 6"),
-        (8, "a newer version of metarl .format 8"),
+        (7, "an older version of metarl .format 7"),
+        (9, "a newer version of metarl .format 9"),
     ],
 )
 def test_a_run_of_another_format_is_refused(number, age, finished, tmp_path):
     manifest = json.loads((finished / "run.json").read_text())
-    assert manifest.pop("format") == 7
+    assert manifest.pop("format") == 8
     (tmp_path / "run.json").write_text(json.dumps(manifest | ({"format": number} if number else {})))
     with pytest.raises(UserError, match=f"was made by {age}.; train it again, or use the version in its run.json"):
         RunFolder(tmp_path).config()
