@@ -5,6 +5,7 @@
 A policy with memory also takes "reward" and "ended", of its last action, and {"reset": true} before another trial.
 """
 
+import hashlib
 import json
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,6 +18,9 @@ import onnxruntime
 class Policy:
     def __init__(self, folder):
         self.contract = json.loads(Path(folder, "contract.json").read_text())
+        digest = hashlib.sha256(Path(folder, "policy.onnx").read_bytes()).hexdigest()
+        if digest != self.contract["files"]["policy.onnx"]["sha256"]:
+            raise SystemExit("policy.onnx is not the file that contract.json describes")
         self.session = onnxruntime.InferenceSession(Path(folder, "policy.onnx"), providers=["CPUExecutionProvider"])
         self.types = {each["name"]: each["type"] for each in self.contract["inputs"]}
         self.reset()

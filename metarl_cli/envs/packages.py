@@ -29,7 +29,8 @@ KNOWN = {  # module -> what pip installs
     "panda_gym": "panda-gym",
     "pybullet_envs_gymnasium": "pybullet-envs-gymnasium",
 }
-IMPORTING = ("highway_env",)  # a text with a dot among its arguments is a class that it imports: one of its own alone passes
+# where an environment comes from -> whose classes its arguments may name: it imports a text with a dot
+IMPORTING = {"highway_env": "highway_env", "mo_gymnasium": "highway_env"}
 _named: set[str] = set()  # by the user of this process
 
 
@@ -84,12 +85,12 @@ def check_arguments(package: str, arguments: object) -> None:
         arguments: all that it will be given, within dicts and lists.
 
     Raises:
-        ValueError: if a text could be the name of another package's class.
+        ValueError: if a text could be the name of a class of any other package.
     """
-    if package in IMPORTING:
+    if whose := IMPORTING.get(package):
         for text in _texts(arguments):
-            if "." in text and not text.startswith(f"{package}."):
-                raise ValueError(f"{package} would import {text}, which is not its own")
+            if "." in text and not text.startswith(f"{whose}."):
+                raise ValueError(f"{package} would import {text}, which is not of {whose}")
 
 
 def _texts(value: object) -> Iterator[str]:

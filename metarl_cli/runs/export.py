@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ from metarl_cli.config.models import TrainConfig
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Family, Task
 from metarl_cli.progress import report
-from metarl_cli.runs.files import write_json, write_whole
+from metarl_cli.runs.files import read_json, write_json, write_whole
 from metarl_cli.runs.folder import read_config
 from metarl_cli.runs.policy import AdaptedPolicy
 from metarl_cli.runs.provenance import now, versions
@@ -35,7 +36,7 @@ from metarl_cli.spaces import Continuous, Discrete
 CONTRACT, FORMAT = "contract.json", 1
 OBSERVATIONS = 1000  # that a file is checked on
 TOLERANCE = 1e-4  # of an entry of a vector, as a share of its range: both compute in 32 bits, in another order
-LEAST_EQUAL = 0.999  # share of equal actions: where two are worth the same to 32 bits, rounding may decide
+LEAST_EQUAL = 0.999  # share of equal numbered actions: where two are worth the same to 32 bits, rounding may decide
 Function = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
@@ -53,6 +54,7 @@ class Check(NamedTuple):
 
     observations: int
     equal: float  # share of equal actions; of vectors, of those within the tolerance
+    first_equal: bool  # whether all first actions of a memory are equal
     largest_difference: float  # of an entry of an action
 
 
@@ -137,20 +139,38 @@ def export(
         with quiet():
             content = contents[kind.file] = _encoded(kind, traced)
             found = check(kind.decode(content), traced, played, policy)
-        refuse(found, kind.file)
+        refuse(found, kind.file, isinstance(policy.spec.actions, Continuous))
         sizes = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         files[kind.file] = {"format": name, **sizes, "check": found._asdict()}
     values = contract(policy, traced, config, files) | {
         "versions": versions() | {package: version(package) for kind in chosen.values() for package in kind.packages}
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _cleared(folder)
     except OSError as error:
-        raise UserError(f"cannot create {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     for file, content in contents.items():
         write_whole(folder / file, content)
     write_json(folder / CONTRACT, values, Contract)
     return values
+
+
+def _cleared(folder: Path) -> None:
+    """Make a folder if need be, and remove an earlier export from it.
+
+    Raises:
+        UserError: if it is a link, or holds files of these names that are no export.
+    """
+    if folder.is_symlink():
+        raise UserError(f"refused {folder}: it is a link")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [CONTRACT, *(kind.file for kind in FORMATS.values())]
+    if found := [name for name in names if os.path.lexists(folder / name)]:
+        if CONTRACT not in found:
+            raise UserError(f"{folder / found[0]} is there already, and belongs to no export; choose another folder: out=DIR")
+        read_json(folder / CONTRACT, Contract)
+        for name in found:  # the contract first: what is left without it is no export
+            (folder / name).unlink()
 
 
 def _encoded(kind: Format, traced: Traced) -> bytes:
@@ -194,7 +214,10 @@ def rollout(policy: AdaptedPolicy, family: Family, num: int) -> list[Moment]:
     """
     nominal = family.named_task({})
     task: Task = {name: torch.tensor([value]) for name, value in policy.task.items()}
-    env = family.make(task if task.keys() == nominal.keys() else nominal, 1, torch_rng(0, "export", "environment"))
+    try:
+        env = family.make(task if task.keys() == nominal.keys() else nominal, 1, torch_rng(0, "export", "environment"))
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise UserError(f"the task of this policy cannot be played: {one_line(error)}") from error
     moments, reward, ended = list[Moment](), 0.0, False
     policy.reset()
     for number in range(num):
@@ -210,7 +233,7 @@ def rollout(policy: AdaptedPolicy, family: Family, num: int) -> list[Moment]:
         with torch.no_grad():
             index = action - policy.first_action if isinstance(policy.spec.actions, Discrete) else action
             step = env.step(torch.as_tensor(index)[None, None])
-        reward, ended = float(step.reward), bool(step.ended)
+        reward, ended = float(step.reward), bool(step.ended) or number == num // 2  # one end at least, for a memory to see
     policy.reset()
     return moments
 
@@ -229,21 +252,25 @@ def check(function: Function, traced: Traced, played: Sequence[Moment], policy: 
         taken.append(action[0])
     ours = np.array([moment.action for moment in played], float)
     difference = np.abs(ours - np.array(taken, float))
+    if not traced.memory:  # for any number of observations at once, too
+        whole, *_ = function([np.stack([moment.obs for moment in played])])
+        difference = np.maximum(difference, np.abs(ours - whole))
     actions = policy.spec.actions
     if isinstance(actions, Continuous):
         equal = (difference <= TOLERANCE * (np.array(actions.high) - np.array(actions.low))).all(-1)
     else:
         equal = difference == 0
-    return Check(len(played), float(equal.mean()), float(difference.max()))
+    fresh = np.array([moment.fresh for moment in played])
+    return Check(len(played), float(equal.mean()), bool(equal[fresh].all()), float(difference.max()))
 
 
-def refuse(found: Check, file: str) -> None:
-    """Judge a check.
+def refuse(found: Check, file: str, vectors: bool) -> None:
+    """Judge a check; of ``vectors`` all have to be equal.
 
     Raises:
         UserError: if the actions differ by more than rounding.
     """
-    if found.equal < LEAST_EQUAL:
+    if found.equal < (1 if vectors else LEAST_EQUAL) or not found.first_equal:
         raise UserError(
             f"{file} does not act as the policy: {1 - found.equal:.1%} of {found.observations} actions differ, "
             f"by at most {found.largest_difference:g}; nothing was written",

@@ -277,7 +277,8 @@ def test_a_package_that_ends_the_program_at_its_import_is_one_line(package, tmp_
 
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("name", ["antigravity.Vehicle", "evil-mod.Vehicle"])
-def test_a_class_that_an_argument_names_must_be_the_packages_own(known, name, monkeypatch):
+@pytest.mark.parametrize("home", list(packages.IMPORTING))
+def test_a_class_that_an_argument_names_must_be_the_packages_own(home, known, name, monkeypatch):
     """Whether the environment is registered already or not: another family may have done that."""
     monkeypatch.setitem(sys.modules, "highway_env", sys)
     monkeypatch.setattr(packages, "not_installed", lambda module: None)
@@ -288,7 +289,7 @@ def test_a_class_that_an_argument_names_must_be_the_packages_own(known, name, mo
             parameter("attribute.config.kind", nominal="a", choices={"p": ["a", name]}),
         ):
             package = {} if known else {"package": "highway_env"}
-            with pytest.raises(ValueError, match=f"highway_env would import {name}, which is not its own"):
+            with pytest.raises(ValueError, match=f"highway_env would import {name}, which is not of highway_env"):
                 start({"id": "Road-v0", "horizon": 5, **package, **values})
     finally:
         gymnasium.registry.pop("Road-v0")

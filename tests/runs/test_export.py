@@ -211,7 +211,26 @@ def test_a_file_that_acts_otherwise_is_not_written(saved, tmp_path, monkeypatch)
         loaded(saved("maml_dqn")).export(tmp_path / "out")
     assert caught.value.exit_code == 1
     assert not (tmp_path / "out").exists()
-    export.refuse(Check(1000, 0.999, 1.0), "policy.pt2")
+    export.refuse(Check(1000, 0.999, True, 1.0), "policy.pt2", vectors=False)
+    for wrong, vectors in ((Check(1000, 0.999, True, 1.0), True), (Check(1000, 0.999, False, 1.0), False)):
+        with pytest.raises(UserError, match="does not act as the policy"):
+            export.refuse(wrong, "policy.pt2", vectors)
+
+
+def test_files_of_others_are_kept_and_of_an_earlier_export_replaced(saved, tmp_path):
+    policy = loaded(saved("maml_dqn"))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "policy.pt2").write_text("mine")
+    with pytest.raises(UserError, match="is there already, and belongs to no export"):
+        policy.export(tmp_path / "foreign", ["pt2"])
+    assert (tmp_path / "foreign" / "policy.pt2").read_text() == "mine"
+    (tmp_path / "link").symlink_to(tmp_path / "foreign")
+    with pytest.raises(UserError, match="it is a link"):
+        policy.export(tmp_path / "link", ["pt2"])
+    policy.export(tmp_path / "own", ["pt2"])
+    (tmp_path / "own" / "policy.onnx").write_text("of an export before")
+    policy.export(tmp_path / "own", ["pt2"])
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["contract.json", "policy.pt2"]
 
 
 class Counting:

@@ -81,7 +81,7 @@ def register(config: Config) -> None:
 def _given(config: Config) -> list[object]:
     """Return all values that an environment may be given."""
     nominal = [parameter.nominal for parameter in config.parameters.values()]
-    return [config.constructor, nominal, *config.choices.values(), *config.ood_choices.values()]
+    return [config.constructor, nominal, *(config.every_choice(name) for name in config.parameters)]
 
 
 def build(config: Config, row: Row, render: bool = False) -> gymnasium.Env[Any, Any]:

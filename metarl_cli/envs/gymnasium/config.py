@@ -97,6 +97,8 @@ class Config(TasksConfig):
                 raise ValueError(f"{name} has both a range and choices")
             if not self.choices[name]:
                 raise ValueError(f"choices of {name} must not be empty")
+        if self.action_mask and any(wrapper.name == "PermutedActions" for wrapper in self.wrappers):
+            raise ValueError("action_mask is of the environment's own actions, which PermutedActions numbers otherwise")
         for kind, taken in (("ood_choices", [self.choices, self.test_choices]), ("test_choices", [self.choices])):
             for name, values in getattr(self, kind).items():
                 if (

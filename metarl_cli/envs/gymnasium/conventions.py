@@ -133,11 +133,14 @@ def takes_seed(env: gymnasium.Env[Any, Any]) -> bool:
 class OldInterface(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Give Gymnasium's interface to an environment with that of before: no seed in ``reset``, no info, one end.
 
-    Its generator ``np_random`` is seeded, and its method ``seed`` is called, where it has one.
+    Wrappers of its registration are left out. Its generator ``np_random`` is seeded, and its method ``seed`` is called, where
+    it has one.
     """
 
     @override
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if options:
+            raise ValueError("its reset takes no options, which parameters are set by (options.PATH)")
         if seed is not None:
             gymnasium.Env.reset(self.unwrapped, seed=seed)
             if callable(own := getattr(self.unwrapped, "seed", None)):
