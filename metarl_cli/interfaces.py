@@ -102,7 +102,7 @@ class Env(ABC):
         """Announce, before the first step, that only the first episode of each counts: later ones begin wherever is cheap."""
 
     def select_rows(self, rows: Tensor) -> None:
-        """Drop all tasks but those of the mask ``rows [M]``, in mid-episode; raises NotImplementedError unless it can."""
+        """Drop all tasks but those of the mask ``rows [M]``, in mid-episode; NotImplementedError unless ``can_select_rows``."""
         raise NotImplementedError(f"{type(self).__name__} cannot drop the environments of single tasks")
 
     @abstractmethod

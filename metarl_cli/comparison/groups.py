@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
     """Groups that were tested on the same tasks of the same environment."""
 
     env: str
-    where: str  # what sets it apart from others of the same environment, if there are any
+    where: str  # the values in which it differs from other comparisons of the same environment; empty without any
     tasks: str  # the hash of the tasks
     groups: list[Group]
     notes: list[str]  # what a reader has to know, one line each
@@ -101,7 +101,7 @@ def _collected_places(places: dict[str, list[Saved]]) -> dict[str, list[tuple[Sa
 
 
 def _wheres(runs: Sequence[Saved]) -> list[str]:
-    """Return what sets the environment and the tasks of each run apart from those of the others; nothing for one alone."""
+    """Return the values in which the environments and the tasks of some runs differ, for each run; nothing for a single run."""
     if len(runs) == 1:
         return [""]
     keys = _differing([_of_env(run) for run in runs])

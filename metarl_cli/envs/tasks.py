@@ -70,18 +70,16 @@ class Distribution(ABC):
 
 
 @dataclass(frozen=True)
-class Uniform(Distribution):
-    """Uniform in [low, high].
+class Between(Distribution):
+    """A distribution between two bounds.
 
     Attributes:
         low: the lower bound.
         high: the upper bound.
-        signed: whether the value is negated in half of the tasks; the bounds are those of its size.
     """
 
     low: float
     high: float
-    signed: bool = False
 
     @property
     @override
@@ -92,6 +90,17 @@ class Uniform(Distribution):
     @override
     def finite(self) -> bool:
         return self.low == self.high
+
+
+@dataclass(frozen=True)
+class Uniform(Between):
+    """Uniform in [low, high].
+
+    Attributes:
+        signed: whether the value is negated in half of the tasks; the bounds are those of its size.
+    """
+
+    signed: bool = False
 
     def __str__(self) -> str:
         return f"{'+-' if self.signed else ''}[{self.low:g}, {self.high:g}]"
@@ -118,26 +127,8 @@ class Uniform(Distribution):
 
 
 @dataclass(frozen=True)
-class LogUniform(Distribution):
-    """Uniform in the logarithm between those of low and high, both above 0.
-
-    Attributes:
-        low: the lower bound.
-        high: the upper bound.
-    """
-
-    low: float
-    high: float
-
-    @property
-    @override
-    def extremes(self) -> tuple[float, ...]:
-        return (self.low, self.high)
-
-    @property
-    @override
-    def finite(self) -> bool:
-        return self.low == self.high
+class LogUniform(Between):
+    """Uniform in the logarithm between those of low and high, both above 0."""
 
     def __str__(self) -> str:
         return f"log [{self.low:g}, {self.high:g}]"

@@ -255,7 +255,7 @@ class Counting:
 )
 def test_what_is_no_function_of_tensors_is_refused(saved, state, said):
     policy = loaded(saved("maml_dqn"))
-    policy.policy, policy.adapted = Counting(state), state  # type: ignore[assignment]
+    policy.policy, policy.adapted = Counting(state), state
     with pytest.raises(UserError, match=said):
         trace(policy, torch.zeros(1, 4))
 

@@ -51,9 +51,10 @@ def task_of(
     own = [each for each in tasks if each.env_name == env_name]
     if not 0 <= task < len(own):
         raise ValueError(f"{benchmark} has {len(own)} tasks of {env_name}, from 0 on; got {task}")
-    env: Any = classes[env_name](**({"render_mode": render_mode} if render_mode else {}))
-    env.set_task(own[task])
-    return env  # type: ignore[no-any-return]
+    made: Any = classes[env_name](**({"render_mode": render_mode} if render_mode else {}))
+    made.set_task(own[task])
+    env: gymnasium.Env[Any, Any] = made
+    return env
 
 
 @lru_cache(maxsize=4)
