@@ -4,8 +4,11 @@
     python benchmarks/zoo.py --names rl2-bandit      these alone
     python benchmarks/zoo.py --again                 all anew: after a change of the format of run folders, say
 
-A run is an ordinary ``metarl train`` in ``outputs/made/NAME``; it goes on where it was stopped. Of its folder the configuration,
-the manifest, the held-out tasks, the best weights and the test results are copied to ``metarl_cli/runs/zoo/NAME``.
+    python benchmarks/zoo.py --extra hardware.compile=true    options that change no result
+
+A run is an ordinary ``metarl train`` in ``outputs/made/NAME``; it goes on where it was stopped. Of its folder the
+configuration, the manifest, the held-out tasks, the best weights and the test results are copied to
+``metarl_cli/runs/zoo/NAME``.
 """
 
 from __future__ import annotations
@@ -22,11 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MADE = Path("outputs", "made")  # as in the command that a run holds: no folder of this machine
 
 
-def make(name: str, overrides: list[str], again: bool) -> int:
+def make(name: str, extra: list[str], again: bool) -> int:
     """Train a run and ship it; returns the exit code."""
     if again:
         shutil.rmtree(ROOT / MADE / name, ignore_errors=True)
-    command = [sys.executable, "-m", "metarl_cli", "train", *overrides, f"run={MADE / name}"]
+    command = [sys.executable, "-m", "metarl_cli", "train", *entries()[name].train, *extra, f"run={MADE / name}"]
     if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
         return code
     ship(ROOT / MADE / name, FOLDER / name)
@@ -46,8 +49,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="*", choices=list(entries()), default=list(entries()))
     parser.add_argument("--again", action="store_true", help="train anew what is there")
+    parser.add_argument("--extra", nargs="*", default=[], help="options of every run that change no result")
     args = parser.parse_args()
-    codes = {name: make(name, entries()[name].train, args.again) for name in args.names}
+    codes = {name: make(name, args.extra, args.again) for name in args.names}
     for name in entries():
         print(f"{size(name) / 1e3:8,.0f} KB  {name}{'' if codes.get(name, 0) == 0 else ': failed'}")
     print(f"{sum(map(size, entries())) / 1e3:8,.0f} KB  in all")
