@@ -17,8 +17,8 @@ metarl export: an adapted policy as files that others serve without metarl.
 
 usage: metarl export FILE_OR_FOLDER [out=DIR] [format=onnx,pt2]
 
-FILE_OR_FOLDER is what metarl adapt wrote, policy.pt or its folder; or a run folder, for its policy on the nominal task before
-any adaptation.
+FILE_OR_FOLDER is what metarl adapt wrote, policy.pt or its folder; or a run folder (or zoo:NAME), for its policy on the nominal
+task before any adaptation.
 
   out=DIR           where to write; the folder exported, beside the policy or in the run
   format=onnx,pt2   files to write; both
@@ -56,7 +56,7 @@ def run(words: list[str]) -> int:
         check_formats(formats)
         loaded = load(path, device="cpu")
         policy = loaded.before_adaptation() if isinstance(loaded, Run) else loaded
-        beside = path if path.is_dir() else path.parent
+        beside = loaded.path if isinstance(loaded, Run) else path if path.is_dir() else path.parent
         out = Path(options["out"]) if "out" in options else beside / "exported"
         contract = export(policy, out, formats)
     console = wide_console()

@@ -94,7 +94,7 @@ class TrainConfig(StrictModel):
 class TestConfig(StrictModel):
     """``metarl test``."""
 
-    run: str = Field(description="the run folder to test")
+    run: str = Field(description="the run folder to test, or zoo:NAME")
     split: Literal["validation", "test", "ood"] = Field(description="which held-out tasks")
     tasks: int | None = Field(gt=0, description="tasks evaluated; none: as at the end of training")
     episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
@@ -111,7 +111,7 @@ class TestConfig(StrictModel):
 class AdaptConfig(StrictModel):
     """``metarl adapt``."""
 
-    run: str = Field(description="the run folder to adapt from")
+    run: str = Field(description="the run folder to adapt from, or zoo:NAME")
     task: dict[str, float | str] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
     steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")

@@ -7,10 +7,12 @@ when it is first used, and what is made of it lies there.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,6 +41,13 @@ def entries() -> dict[str, Entry]:
     """Return every run by name."""
     listed = parse_yaml((FOLDER / "zoo.yaml").read_text(encoding="utf-8"))
     return {name: Entry.model_validate(values) for name, values in listed.items()}
+
+
+def shipped_json(name: str, path: str) -> dict[str, Any]:
+    """Return what stands in a JSON file of a run; nothing where the run has no such file."""
+    file = FOLDER / name / path
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return values
 
 
 def size(name: str) -> int:
