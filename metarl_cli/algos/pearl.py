@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy
 from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder, divergence, infer
+from metarl_cli.adaptation.learning import Learning
 from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
@@ -151,6 +152,13 @@ class PEARL(Conditioned):
         parts = (self.learner.actions, family or self.family, task, budget, self.config.support, rng)
         params = self.tested()
         return infer(lambda support: self.policy_after(params, task, support), *parts)
+
+    def learning(self) -> Learning | None:
+        """Return the posterior's mean as a function of a support."""
+        params = self.tested()
+        return self.inferring(
+            self.config.support, lambda support: self.encoder.posterior(params, self.encoder.read(self.measured, support))[0]
+        )
 
     @override
     def weights(self) -> State:
