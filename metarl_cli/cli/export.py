@@ -73,9 +73,8 @@ def run(words: list[str]) -> int:
     for file, found in contract["files"].items():
         line = f"{out / file}: {found['bytes'] / 1000:,.0f} KB"
         if check := found.get("check"):
-            line += (
-                f"; {100 * check['equal']:.4g} % of {check['observations']:,} actions equal the policy's{_differences(check)}"
-            )
+            equal = f"{100 * check['equal']:.4g} % of {check['observations']:,} actions equal the policy's"
+            line += f"; {equal}{_differences(check)}"
         console.print(Text(line), soft_wrap=True)
     names = [entry["name"] for entry in contract["memory"]]
     memory = f"; memory: {', '.join(names)}" if names else ""
