@@ -102,7 +102,7 @@ def _points(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"episode {step + 1}" if trial else f"after step {step}" if step else "before adaptation", value
     for role in ("robust", "oracle"):
         if result[role]:
-            yield role, _means(result, role)[0]
+            yield role, fmean(result[role]["task_returns"])
     if result["optimum"]:
         yield "optimum", fmean(result["optimum"])
 

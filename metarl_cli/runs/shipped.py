@@ -91,4 +91,4 @@ def _copy(name: str, folder: Path) -> None:
     except OSError:
         if not folder.exists():
             raise
-        shutil.rmtree(unfinished)  # another process was faster
+        shutil.rmtree(unfinished, ignore_errors=True)  # another process was faster
