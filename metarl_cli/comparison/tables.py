@@ -16,7 +16,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ from metarl_cli.evaluation.statistics import (
     mean,
     normalised,
     over_seeds,
+    stratified,
     worst_tenth,
 )
 
@@ -45,6 +46,29 @@ COLUMNS = [
     *("runs", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "better"),
     *("gradient steps", "support", "env steps", "minutes"),
 ]
+
+
+IntervalOf = Callable[[Scores, Aggregate], Interval]  # of an aggregate over the tasks of scores [S, M]
+
+
+class Intervals(NamedTuple):
+    """A way to compute intervals of several runs, and what a reader must know of it."""
+
+    of: IntervalOf
+    note: str
+
+
+INTERVALS = {
+    "seeds": Intervals(
+        lambda scores, aggregate: over_seeds(aggregate(scores)),
+        "Returns and scores are means over runs, with Student's 95 % interval over seeds where there are several.",
+    ),
+    "stratified": Intervals(
+        stratified,
+        "Returns and scores are of all runs' tasks together, with the 95 % interval of the stratified bootstrap, as rliable's: "
+        "too narrow where a run has one network for all its tasks.",
+    ),
+}
 
 
 class Table(NamedTuple):
@@ -152,22 +176,21 @@ def ends(comparison: Comparison) -> Ends | None:
     return Ends(robust[0], oracle[0], f"0 is {robust[1]} ({number(robust[0])}), 1 is {oracle[1]} ({number(oracle[0])})")
 
 
-def table(comparison: Comparison, baseline: str | None = None) -> Table:
+def table(comparison: Comparison, baseline: str | None = None, intervals: str = "seeds") -> Table:
     """Return the table of a comparison.
 
     Args:
         comparison: groups on the same tasks.
         baseline: the name or the algorithm of the group that others are compared with, where it is there; None: the robust
             policy, else the first.
+        intervals: a key of :data:`INTERVALS`.
     """
     groups, limits = comparison.groups, ends(comparison)
     base = find_baseline(groups, baseline) if len(groups) > 1 else None
-    rows = [_row(group, limits, base) for group in groups]
+    rows = [_row(group, limits, base, INTERVALS[intervals].of) for group in groups]
     notes = list(comparison.notes)
     if any(len(group.runs) > 1 for group in groups):
-        notes.insert(
-            0, "Returns and scores are means over runs, with Student's 95 % interval over seeds where there are several."
-        )
+        notes.insert(0, INTERVALS[intervals].note)
     if limits:
         notes.append(f"normalised score: {limits.source}; its interval holds them fixed.")
     if base:
@@ -185,7 +208,7 @@ def find_baseline(groups: Sequence[Group], name: str | None) -> Group | None:
     return max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
 
 
-def _row(group: Group, limits: Ends | None, base: Group | None) -> dict[str, Cell]:
+def _row(group: Group, limits: Ends | None, base: Group | None, interval: IntervalOf) -> dict[str, Cell]:
     scores, curves = after(group), [tested(run).adapted for run in group.runs]
 
     def average(values: Sequence[float]) -> float | None:
@@ -198,7 +221,7 @@ def _row(group: Group, limits: Ends | None, base: Group | None) -> dict[str, Cel
         "runs": len(group.runs),
         "before": interval(before(group), mean),
         "after": interval(scores, mean),
-        "normalised score": None if limits is None else over_seeds(normalised(mean(scores), limits.robust, limits.oracle)),
+        "normalised score": None if limits is None else interval(normalised(scores, limits.robust, limits.oracle), mean),
         "IQM": interval(scores, iqm),
         "worst tenth": interval(scores, worst_tenth),
         "solved": float(np.mean(known)) if len(known) == len(solved) else None,
@@ -208,11 +231,6 @@ def _row(group: Group, limits: Ends | None, base: Group | None) -> dict[str, Cel
         "env steps": average([run.env_steps for run in group.runs]),
         "minutes": average([run.seconds / 60 for run in group.runs]),
     }
-
-
-def interval(scores: Scores, aggregate: Aggregate) -> Interval:
-    """Return the mean over runs of an aggregate over the tasks of ``scores [S, M]``, with its interval over seeds."""
-    return over_seeds(aggregate(scores))
 
 
 # -- texts
