@@ -118,7 +118,7 @@ def test_another_baseline_and_another_step(outputs):
 
 
 def test_intervals_as_others_publish_them(outputs):
-    """Three of the four tasks have one return in all seeds; three draws of -1, -2 and -3 are all the same in 1 of 27 resamples."""
+    """Three of four tasks have one return in all seeds; draws of -1, -2 and -3 are all the same in 1 of 27 resamples each."""
     found = metarl.report(outputs, intervals="stratified")["tables"][0]
     after = rows({"tables": [found]})["maml_dqn"]["after"]
     assert after == {"value": -2.75, "low": -3, "high": -2.5}
