@@ -197,6 +197,8 @@ def table(comparison: Comparison, baseline: str | None = None, intervals: str = 
         notes.append(f"better: the probability of a higher return on a task than {base.name}.")
     num = after(groups[0]).shape[1]
     title = f"{comparison.title}: {num} held-out task{'s' * (num > 1)} ({comparison.tasks})"
+    if groups[0].runs[0].folds:
+        notes.append("A fold is a run: it is tested on tasks of its own, and trained without them.")
     return Table(title, ["algorithm", *COLUMNS], [[row[name] for name in ("algorithm", *COLUMNS)] for row in rows], notes)
 
 
@@ -225,12 +227,29 @@ def _row(group: Group, limits: Ends | None, base: Group | None, interval: Interv
         "IQM": interval(scores, iqm),
         "worst tenth": interval(scores, worst_tenth),
         "solved": float(np.mean(known)) if len(known) == len(solved) else None,
-        "better": None if base is None or base is group else improvement(scores, after(base)),
+        "better": None if base is None or base is group else better(group, base),
         "gradient steps": average([curve.gradient_steps[-1] for curve in curves]),
         "support": average([curve.env_steps[-1] for curve in curves]),
         "env steps": average([run.env_steps for run in group.runs]),
         "minutes": average([run.seconds / 60 for run in group.runs]),
     }
+
+
+def by_tasks(group: Group) -> dict[str, list[Saved]]:
+    """Return the runs of a group that were tested on the same tasks: all of them, or those of each fold."""
+    found = dict[str, list[Saved]]()
+    for run in group.runs:
+        found.setdefault(tested(run).tasks, []).append(run)
+    return found
+
+
+def better(group: Group, base: Group) -> Interval | None:
+    """Return the probability that a run has a higher return on a task than one of the baseline; None without common tasks."""
+    one, two = by_tasks(group), by_tasks(base)
+    found = [improvement(after(Group("", one[tasks])), after(Group("", two[tasks]))) for tasks in one if tasks in two]
+    if len(found) > 1:  # folds
+        return over_seeds([each.value for each in found])
+    return found[0] if found else None
 
 
 # -- texts
