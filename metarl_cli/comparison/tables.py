@@ -164,9 +164,10 @@ def ends(comparison: Comparison) -> Ends | None:
 
     def known(*roles: str) -> tuple[float, str] | None:
         for role in roles:
-            for run in (run for group in comparison.groups for run in group.runs):
-                if role in (references := tested(run).references):
-                    return float(mean(references[role])), f"the {role} policy that the result of {run.path.name} has"
+            runs = [run for group in comparison.groups for run in group.runs if role in tested(run).references]
+            if runs:  # on the same tasks the first counts; folds have one each
+                levels = {tested(run).tasks: float(mean(tested(run).references[role])) for run in reversed(runs)}
+                return float(np.mean(list(levels.values()))), f"the {role} policy that the result of {runs[0].path.name} has"
         return None
 
     robust = of(_best(comparison.groups, False)) or known("robust")

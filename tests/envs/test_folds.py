@@ -91,7 +91,13 @@ def test_a_report_has_one_table_of_all_folds(outputs):
         algo: [metarl.load(path).test()["adapted"]["task_returns"][-1] for path in sorted(outputs.glob(f"{algo}*"))]
         for algo in ("maml_dqn", "robust_dqn")
     }
+    optimum = np.mean([metarl.load(path).test()["optimum"] for path in outputs.glob("maml_dqn*")])
+    robust = np.mean(returns["robust_dqn"])
     maml = table["rows"][0]
+    score = (maml["after"]["value"] - robust) / (optimum - robust)
+    assert maml["normalised score"]["value"] == pytest.approx(score, rel=1e-3), (
+        "between the optimum and the robust policy of all folds"
+    )
     assert maml["after"]["value"] == pytest.approx(np.mean(returns["maml_dqn"]), rel=1e-4)
     shares = [np.mean((np.array(a) > b) + (np.array(a) == b) / 2) for a, b in zip(*returns.values(), strict=True)]
     assert maml["better"]["value"] == pytest.approx(np.mean(shares)), "on the tasks of the same fold"
