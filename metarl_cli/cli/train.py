@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from metarl_cli.cli.process import tune_process
 from metarl_cli.cli.terminal import error_lines, print_error, write_line
+from metarl_cli.comparison.board import Current
 from metarl_cli.config.compatibility import memory_errors
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import ProcessLost, UserError, visible
@@ -61,7 +62,7 @@ def run(config: TrainConfig, job: Job) -> float:
     try:
         with Watch(joined, config.hardware.patience) as processes, memory_errors():
             if processes.rank == 0:
-                with Terminal(wide_console()) as terminal:
+                with Terminal(wide_console(), Current(config.aggregate)) as terminal:
                     return train(config, job, terminal, processes)[1]
             with listening(_silent, _silent):
                 follow(processes)
@@ -100,10 +101,11 @@ class Terminal(Listener):
 
     Args:
         console: where to.
+        beside: receives the events, too.
     """
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, beside: Listener | None = None):
+        self.console, self.beside = console, beside or Listener()
         self.log: Console | None = None
         self.listening = listening(_silent, self.note)
 
@@ -118,6 +120,7 @@ class Terminal(Listener):
 
     @override
     def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
+        self.beside.started(folder, iteration, iterations)
         self.log = log_console(folder.path / "console.log")
         self.console.push_render_hook(Keep(self.log))
         self.bar = Bar(self.console, iterations, iteration, self.log)
@@ -137,6 +140,7 @@ class Terminal(Listener):
     @override
     def progress(self, progress: Progress) -> None:
         self.bar.update(progress)
+        self.beside.progress(progress)
 
     @override
     def profiled(self, profile: Profile) -> None:
@@ -162,6 +166,7 @@ class Terminal(Listener):
 
     @override
     def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
+        self.beside.finished(folder, reports)
         if reports is None:
             self.console.print(f"{folder} is finished already; test it again with: {folder.command('test')}", soft_wrap=True)
             return
