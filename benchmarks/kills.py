@@ -195,7 +195,7 @@ def contents(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         apart = path.name in (".lock", ".reserve", "run.json", "console.log") or "tfevents" in path.name
-        if path.is_dir() or "sweeps" in path.parts or apart:
+        if path.is_dir() or "sweeps" in path.relative_to(folder).parts or apart:
             continue
         if path.suffix == ".pt":
             found[name] = dict(_tensors(torch.load(path, weights_only=True, map_location="cpu")))

@@ -1,4 +1,4 @@
-"""Kill a sweep of twelve runs with everything it has started, issue it again, and compare every bit with one that was not killed.
+"""Kill a sweep of twelve runs with all it has started, issue it again, and compare its bits with those of one never killed.
 
     python benchmarks/sweeps.py                                  every launcher whose plug-in is installed
     python benchmarks/sweeps.py --launchers basic submitit_slurm

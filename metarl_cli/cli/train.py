@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -73,9 +74,14 @@ def run(config: TrainConfig, job: Job) -> float:
         raise SystemExit(_tell(error, joined.rank)) from error
 
 
+def folder(config: TrainConfig, job: Job) -> Path:
+    """Return where the run of a job lies, or will lie."""
+    return Path(config.run or default_path(config, job))
+
+
 def outcome(config: TrainConfig, job: Job) -> dict[str, str]:
     """Return the return on the test tasks before and after adaptation, for the table of a sweep."""
-    path = RunFolder(config.run or default_path(config, job)).results / "test.json"
+    path = RunFolder(folder(config, job)).results / "test.json"
     if not path.exists():  # this process is one of several, or its result was removed
         return {}
     curve = read_result(path)["adapted"]

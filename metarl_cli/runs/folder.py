@@ -165,6 +165,11 @@ class RunFolder:
         """Whether the folder holds a run."""
         return os.path.lexists(self.path / "run.json")
 
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds a run that is finished."""
+        return self.exists and self.manifest()["status"] == "finished"
+
     def create(self, config: TrainConfig, job: Job, components: Components) -> None:
         """Write the configuration, the manifest and the held-out tasks of a new run into the locked folder.
 

@@ -101,7 +101,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
     if begun:
         config = folder.continued(config, job.overrides) if config.run else folder.prolonged(config)
         longer = config.run is not None and config.train.iterations > folder.config().train.iterations
-        if folder.manifest()["status"] == "finished" and not longer:
+        if folder.finished and not longer:
             processes.broadcast()  # nothing to do
             listener.finished(folder, None)
             return folder, folder.validation_score()
