@@ -23,7 +23,7 @@ from pathlib import Path
 COMMANDS = ("sbatch", "srun", "sacct", "scontrol", "scancel")
 STATE = "METARL_SLURM"  # environment: the folder of the states of all jobs
 CORES = "METARL_SLURM_CORES"
-PREEMPT = "METARL_SLURM_PREEMPT"  # [s] after which each job is preempted once
+PREEMPT = "METARL_SLURM_PREEMPT"  # [s] since a job heeds SIGUSR2, after which it is preempted once
 TERM = "METARL_SLURM_TERM"  # [s] between SIGTERM and SIGUSR2 of a preemption
 
 
@@ -115,10 +115,10 @@ def _run(number: str, task: str, text: str) -> None:
 
 
 def _preempt(job: str, process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Tell a job, once it has begun its work for so long, to leave its place."""
+    """Tell a job, once it has heeded SIGUSR2 for so long, to leave its place."""
     step, deadline = _jobs() / f"{job}.pid", None
     while process.poll() is None:
-        if deadline is None and step.exists():
+        if deadline is None and step.exists() and _heeds(int(step.read_text())):
             deadline = time.monotonic() + seconds
         if deadline is not None and time.monotonic() > deadline:
             pid = int(step.read_text())
@@ -129,6 +129,14 @@ def _preempt(job: str, process: subprocess.Popen[bytes], seconds: float) -> None
             _note(job, "preempted", "1")
             return
         time.sleep(0.05)
+
+
+def _heeds(pid: int) -> bool:
+    """Return whether a process has a handler for SIGUSR2, which ends it until then."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())
+        return bool(found and int(found[1], 16) >> (signal.SIGUSR2 - 1) & 1)
+    return False
 
 
 def _signal(pid: int, number: int) -> None:

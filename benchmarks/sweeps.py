@@ -45,7 +45,7 @@ OPTIONS = {
     "ray": ["hydra.launcher.ray.init.address=auto"],
 }
 PATIENCE = 1200.0  # [s] for a sweep to end
-PORT = 16379  # of the cluster of Ray
+PORT = 6399  # of the cluster of Ray, whose workers have those from 10,002 on
 
 
 class Sweep(NamedTuple):
@@ -68,6 +68,7 @@ class Sweep(NamedTuple):
         if self.launcher == "ray":
             ray = f"{Path(sys.executable).parent / 'ray'} start --num-cpus=1 --disable-usage-stats"
             head = f"{ray} --head --port={PORT} --include-dashboard=false --temp-dir={self.folder / 'ray'}"
+            os.environ["RAY_AUTH_MODE"] = "disabled"  # the nodes of a cluster share a token else
             command = ["bash", "-c", f'{head} && {ray} --address=127.0.0.1:{PORT} && exec "$@"', "sweep", *command]
         return Process(command, self.folder / "errors", self.folder / "output")
 
@@ -105,12 +106,13 @@ def tried(sweep: Sweep, expected: Path, rng: random.Random) -> tuple[list[str], 
     while len(sweep.finished()) < after and process.process.poll() is None:
         time.sleep(0.1)
     time.sleep(delay)
+    wrong = [] if process.process.poll() is None else ["the sweep had ended before it was killed"]
     process.kill()
     seconds, done = time.monotonic() - began, sweep.finished()
     begun = len(list(sweep.runs.glob("*/run.json"))) - len(done)
-    before, wrong = state(done), []
+    before = state(done)
     if "slurm" in sweep.launcher:
-        os.environ[slurm.PREEMPT] = "1"
+        os.environ[slurm.PREEMPT] = "6"
     wrong += sweep.complete(RUNS)
     os.environ.pop(slurm.PREEMPT, None)
     twice = [path.name for path, kept in state(done).items() if kept != before[path]]
@@ -126,7 +128,7 @@ def tried(sweep: Sweep, expected: Path, rng: random.Random) -> tuple[list[str], 
     if more != MORE:
         wrong.append(f"{more} more runs for {MORE} more seeds")
     differ = differences(contents(expected), contents(sweep.runs))
-    wrong += [f"differs: {name}" for name in differ]
+    wrong += [f"{len(differ)} files differ: {', '.join(differ[:3])}"] if differ else []
     row = [sweep.launcher, f"{seconds:.0f} s", f"{len(done)} / {begun} / {RUNS - len(done) - begun}", f"{whole}/{RUNS}"]
     preempted = len(list((sweep.folder / "jobs").glob("*.restarts"))) if "slurm" in sweep.launcher else "-"
     return [*row, str(len(twice) + len(changed)), "no" if differ else "yes", str(more), str(preempted)], wrong
