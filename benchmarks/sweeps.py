@@ -42,7 +42,11 @@ PLUGINS = {
 OPTIONS = {
     "joblib": ["hydra.launcher.n_jobs=2"],
     "submitit_slurm": ["hydra.launcher.timeout_min=600", "hydra.launcher.max_num_timeout=3"],
-    "ray": ["hydra.launcher.ray.init.address=auto"],
+    "ray": ["hydra.launcher.ray.init.address=auto", "+hydra.launcher.ray.init.object_store_memory=null"],
+}
+RAY = {  # environment: the nodes of a cluster need no token in common, and workers are as nice as the rest
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",
 }
 PATIENCE = 1200.0  # [s] for a sweep to end
 PORT = 6399  # of the cluster of Ray, whose workers have those from 10,002 on
@@ -63,13 +67,14 @@ class Sweep(NamedTuple):
     def begin(self, seeds: int) -> Process:
         """Start it; for Ray, with a cluster of its own."""
         choice = [] if self.launcher == "basic" else [f"hydra/launcher={self.launcher}", *OPTIONS.get(self.launcher, [])]
-        words = [*MAML, *SMALL, *self.length, f"seed=range({seeds})", f"outputs={self.runs}", *choice]
+        words = [*MAML, *SMALL, *self.length, f"seed=range({seeds})", "outputs=runs", *choice]
+        os.chdir(self.folder)  # a relative place means the same to a process that a launcher has started elsewhere
         command = [*METARL, "train", "-m", *words]
         if self.launcher == "ray":
             ray = f"{Path(sys.executable).parent / 'ray'} start --num-cpus=1 --disable-usage-stats"
             head = f"{ray} --head --port={PORT} --include-dashboard=false --temp-dir={self.folder / 'ray'}"
-            os.environ["RAY_AUTH_MODE"] = "disabled"  # the nodes of a cluster share a token else
-            command = ["bash", "-c", f'{head} && {ray} --address=127.0.0.1:{PORT} && exec "$@"', "sweep", *command]
+            os.environ |= RAY
+            command = ["bash", "-c", f'(cd / && {head} && {ray} --address=127.0.0.1:{PORT}) && exec "$@"', "sweep", *command]
         return Process(command, self.folder / "errors", self.folder / "output")
 
     def finished(self) -> list[Path]:
@@ -156,7 +161,7 @@ def main() -> int:
     )
     table, faults = Table(*columns), list[str]()
     with tempfile.TemporaryDirectory(prefix="metarl-sweeps-") as scratch:
-        expected = Sweep("basic", options.expected or Path(scratch, "expected"), length)
+        expected = Sweep("basic", (options.expected or Path(scratch, "expected")).absolute(), length)
         expected.folder.mkdir(parents=True, exist_ok=True)
         if len(expected.finished()) != RUNS + MORE and (wrong := expected.complete(RUNS + MORE)):
             raise RuntimeError(f"the undisturbed sweep: {wrong}")
