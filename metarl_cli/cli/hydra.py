@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from pydantic import BaseModel
 
+FULL = "HYDRA_FULL_ERROR=1 shows the traceback"
 KEPT = 8  # jobs whose checked configuration waits for its turn, with the family that was built to check it
 _checked: dict[str, BaseModel] = {}
 
@@ -73,7 +74,7 @@ def run(command: Command, words: list[str]) -> int:
             if not args.multirun or traces:
                 raise
             lost = f"the launcher or the sweeper has failed: {type(error).__name__}: {str(error).strip()}"
-            raise UserError(f"{lost}; issue the command again: finished jobs are skipped", exit_code=1) from error
+            raise UserError(f"{lost}; issue the command again: finished jobs are skipped ({FULL})", exit_code=1) from error
         except SystemExit as done:  # Hydra ends --hydra-help this way
             return done.code if isinstance(done.code, int) else int(done.code is not None)
         finally:

@@ -15,7 +15,7 @@ from metarl_cli.config.models import Hardware
 
 
 def tune_process(hardware: Hardware) -> None:
-    """Set the number of CPU threads, keep the memory of freed tensors, and have torch's profiler log warnings alone."""
+    """Set the number of CPU threads, measure memory anew and keep that of freed tensors, have torch's profiler log warnings."""
     torch.set_num_threads(hardware.threads)
     keep_memory()
     forget_peak()

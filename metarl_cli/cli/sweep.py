@@ -98,7 +98,7 @@ def print_tables(jobs: Sequence[Sequence[str]]) -> None:
             log = record.folder and Path(record.folder) / "console.log"
             where = f" (see {log})" if log and record.traceback and log.exists() else ""
             console.print(Text(visible(f"job {number}: {record.error}{where}")), soft_wrap=True)
-    _print_over_seeds([record.folder for record in records.values() if record.folder], console)
+    _print_over_seeds([record.folder for record in records.values() if record.folder and os.path.isdir(record.folder)], console)
     console.print(Text(f"record of the sweep: {folder}"), soft_wrap=True)
 
 

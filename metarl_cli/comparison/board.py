@@ -177,11 +177,11 @@ class Current(Listener):
         self._update(folder.path, PATIENCE)
 
     def _update(self, run: Path, patience: float) -> None:
-        if self.on and (group := self._look_at(run)[0]):
-            found = [(path, *self._look_at(path)) for path in sorted(run.parent.glob("*/"), reverse=True)]
-            members = {seed: path for path, its, seed in found if its == group}  # of a seed that is there twice, the first
-            if len(members) > 1:
-                with contextlib.suppress(UserError, OSError):
+        with contextlib.suppress(UserError, OSError):
+            if self.on and (group := self._look_at(run)[0]):
+                found = [(path, *self._look_at(path)) for path in sorted(run.parent.glob("*/"), reverse=True)]
+                members = {seed: path for path, its, seed in found if its == group}  # of a seed that is there twice, the first
+                if len(members) > 1:
                     _write_group(sorted(members.values()), group, patience)
         self.written = time.monotonic()
 

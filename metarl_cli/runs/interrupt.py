@@ -65,9 +65,9 @@ class Interrupt:
         """Send the noted signals again, to their handlers of before; call it after the block.
 
         A handler that returns is a job scheduler's. Slurm announces a preemption by SIGTERM, which submitit lets pass, and by
-        SIGUSR2, at which it has the job queued again: there is ``GRACE`` for the second one.
+        SIGUSR2, at which it has the job queued again: where that has a handler, there is ``GRACE`` for it to come.
         """
         for number in self.signals:
             send_again(number)
-        if signal.SIGTERM in self.signals:
+        if signal.SIGTERM in self.signals and callable(self.before.get(signal.SIGUSR2)):
             time.sleep(GRACE)
