@@ -42,16 +42,18 @@ def train(*overrides: str, progress: Callable[[Progress], None] | None = None) -
         UserError: if the configuration cannot run, with every problem in its text.
     """
     from metarl_cli.cli.compose import compose_train
-    from metarl_cli.runs.loop import Listener
+    from metarl_cli.comparison.board import Current
     from metarl_cli.runs.loop import train as train_run
     from metarl_cli.runs.run import Run
 
-    class Callback(Listener):
+    class Callback(Current):
         def progress(self, progress_: Progress) -> None:
+            super().progress(progress_)
             if progress is not None:
                 progress(progress_)
 
-    folder, _ = train_run(*compose_train(list(overrides)), Callback())
+    config, job = compose_train(list(overrides))
+    folder, _ = train_run(config, job, Callback(config.aggregate))
     return Run(folder.path)
 
 

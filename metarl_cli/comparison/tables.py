@@ -8,6 +8,7 @@
 | better | the probability that a run of the row has a higher return on a task than one of the baseline, mean over tasks |
 | gradient steps, support | of the adaptation, per task |
 | env steps, minutes | of the training |
+| peak MB, GPU MB | the largest memory of a run in training [10^6 bytes]: the largest of its runs |
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Cell = Interval | float | int | str | None
 
 COLUMNS = [
     *("runs", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "better"),
-    *("gradient steps", "support", "env steps", "minutes"),
+    *("gradient steps", "support", "env steps", "minutes", "peak MB", "GPU MB"),
 ]
 
 
@@ -233,6 +234,8 @@ def _row(group: Group, limits: Ends | None, base: Group | None, interval: Interv
         "support": average([curve.env_steps[-1] for curve in curves]),
         "env steps": average([run.env_steps for run in group.runs]),
         "minutes": average([run.seconds / 60 for run in group.runs]),
+        "peak MB": _most([run.memory for run in group.runs]),
+        "GPU MB": _most([run.gpu_memory for run in group.runs]),
     }
 
 
@@ -253,9 +256,15 @@ def better(group: Group, base: Group) -> Interval | None:
     return found[0] if found else None
 
 
+def _most(bytes_taken: Sequence[int | None]) -> float | None:
+    """Return the most memory that one of some runs has taken, in megabytes; None where none says it."""
+    known = [taken for taken in bytes_taken if taken]
+    return max(known) / 1e6 if known else None
+
+
 # -- texts
 
-COUNTS = {"env steps", "support", "gradient steps"}
+COUNTS = {"env steps", "support", "gradient steps", "peak MB", "GPU MB"}
 
 
 def number(value: float, digits: int | None = None) -> str:

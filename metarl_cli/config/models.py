@@ -90,6 +90,9 @@ class TrainConfig(StrictModel):
         description="run folder to continue, or where the new run goes; none: named by the config"
     )
     outputs: Annotated[str, Operational()] = Field(description="where new run folders go")
+    aggregate: Annotated[bool, Operational()] = Field(
+        description="keep the mean over the seeds of a configuration current for TensorBoard, in seeds/ beside the runs"
+    )
     robust: Annotated[Folders, Operational()] = Field(description=ROBUST)
     oracle: Annotated[Folders, Operational()] = Field(description=ORACLE)
     packages: Annotated[Packages, Operational()] = Field(description=PACKAGES)

@@ -16,7 +16,7 @@ import metarl_cli as metarl
 from metarl_cli.cli.main import main
 from metarl_cli.comparison.figures import FORMATS
 from metarl_cli.comparison.report import TEXTS, report, write
-from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown
+from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown, text
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.statistics import over_seeds
 from metarl_cli.runs.files import _checksum, sha256, write_json, write_whole
@@ -130,6 +130,20 @@ def test_intervals_as_others_publish_them(outputs):
 def test_some_columns_alone(outputs):
     found = rows(metarl.report(outputs, columns=["normalised_score", "after"]))
     assert list(found["maml_dqn"]) == ["algorithm", "normalised score", "after"]
+
+
+def test_the_memory_of_a_group_is_the_most_that_one_of_its_runs_took(trained, tmp_path):
+    assert rows(metarl.report(trained))["maml_dqn"]["peak MB"] > 10, "every run measures it"
+    for seed, memory in enumerate((200_000_000, 312_400_000, None)):
+        copied(trained, tmp_path / f"maml-{seed}", seed, memory=memory)
+    copied(trained, tmp_path / "older", 0, "anil_dqn", 0.1, memory=None)
+    found = report([tmp_path])
+    assert rows(found.values())["maml_dqn"]["peak MB"] == 312.4
+    assert rows(found.values())["anil_dqn"]["peak MB"] is None
+    (table,) = found.tables
+    assert "GPU MB" not in table.columns, "there was none"
+    older, newer = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert [text("peak MB", row["peak MB"]) for row in (older, newer)] == ["-", "312"]
 
 
 def test_groups_of_an_algorithm_are_named_by_what_differs(trained, tmp_path):
@@ -298,6 +312,9 @@ def test_tensorboard_has_the_mean_over_seeds_and_its_bounds(outputs, tmp_path):
     for tag in ("seeds/return_after", "seeds/return_after_low", "seeds/return_after_high"):  # copies of one run: no spread
         found = {event.step: event.value for event in events.Scalars(tag)}
         assert found == pytest.approx(truth), "written anew, not beside the former"
+    iqms = {line["step"]: line["eval/return_after"] for line in log if "eval/return_after" in line}
+    assert {event.step: event.value for event in events.Scalars("seeds/return_after_iqm")} == pytest.approx(iqms)
+    assert {event.value for event in events.Scalars("seeds/runs")} == {3}
 
 
 def test_texts_of_a_table(outputs):
