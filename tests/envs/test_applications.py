@@ -97,3 +97,75 @@ def test_a_trader_reads_the_trend():
 def test_a_market_that_makes_no_sense_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
         family("trading").named_task({name: value})
+
+
+# -- queues
+
+
+def test_queues_by_hand(float64):
+    """A job of the class that is served leaves, by chance; jobs arrive, by chance; what waits then costs."""
+    ours = family("queues")
+    task = ours.named_task({"cost_0": 0.1, "cost_1": 0.2, "cost_2": 0.05, "serve_1": 0.7, "arrive": 0.4})
+    chance = torch.rand(1, 1, 4, generator=torch_rng(0, "noise"))[0, 0].tolist()
+    for queue in ([3.0, 1.0, 0.0], [15.0, 0.0, 2.0]):
+        expected = []
+        for k in range(3):
+            left = queue[k] - (k == 1 and queue[k] > 0 and chance[3] < 0.7)
+            expected.append(min(left + (chance[k] < 0.4), 15))
+        after, reward = stepped(ours, task, torch.tensor(queue), torch.tensor(1))
+        assert after.tolist() == expected
+        assert reward == pytest.approx(-(0.1 * expected[0] + 0.2 * expected[1] + 0.05 * expected[2]))
+    shares = torch.stack([ours.make(task, 4000, torch_rng(0, "env")).step(torch.full((1, 4000), 1)).next_obs]).mean((0, 1, 2))
+    assert (15 * shares).tolist() == pytest.approx([4.4, 4 - 0.7 + 0.4, 4.4], abs=0.15)
+
+
+def queue_values(cost, serve, arrive, capacity, horizon, choose=None):
+    """The expected return from each pair of queues, state by state; of the best choices, or of those of ``choose``."""
+    lengths = list(product(range(capacity + 1), repeat=2))
+    value = dict.fromkeys(lengths, 0.0)
+    for _ in range(horizon):
+
+        def worth(queue, k, value=value):
+            total = 0.0
+            for left, *came in product((0, 1), repeat=3):
+                chance = serve[k] if left else 1 - serve[k]
+                for one in came:
+                    chance *= arrive if one else 1 - arrive
+                after = [max(jobs - left * (j == k), 0) for j, jobs in enumerate(queue)]
+                after = tuple(min(jobs + one, capacity) for jobs, one in zip(after, came, strict=True))
+                total += chance * (value[after] - sum(c * jobs for c, jobs in zip(cost, after, strict=True)))
+            return total
+
+        value = {
+            queue: max(worth(queue, 0), worth(queue, 1)) if choose is None else worth(queue, choose(queue)) for queue in lengths
+        }
+    starts = list(product(range(2, 7), repeat=2))
+    return sum(value[queue] for queue in starts) / len(starts)
+
+
+def test_queues_are_worth_the_best_choice_in_every_state(float64):
+    """Brute force over all states; the cμ-rule is worth as much."""
+    cost, serve, arrive = (0.1, 0.13), (0.8, 0.5), 0.2
+    ours = family("queues", "env.classes=2", "env.capacity=8", "env.horizon=5")
+    task = {"cost_0": cost[0], "cost_1": cost[1], "serve_0": serve[0], "serve_1": serve[1], "arrive": arrive}
+    best = queue_values(cost, serve, arrive, 8, 5)
+    assert float(ours.optimum(ours.named_task(task))) == pytest.approx(best, rel=1e-12)
+    assert queue_values(cost, serve, arrive, 8, 5, lambda queue: 0 if queue[0] else 1) == pytest.approx(best, rel=1e-3)
+    dearest = queue_values(cost, serve, arrive, 8, 5, lambda queue: 1 if queue[1] else 0)
+    assert dearest < 1.02 * best, "the dearest first is worse"
+    assert family("queues", "env.classes=5").optimum(family("queues", "env.classes=5").named_task({})) is None
+
+
+def test_a_server_reads_costs_and_chances():
+    """The rule of a support closes most of the way from serving the first that waits to the optimum."""
+    ours = family("queues")
+    task = ours.sample_tasks(30, "validation", numpy_rng(0, "tasks"))
+    support, best = random_support(ours, task), float(ours.optimum(task).mean())
+    adapted, before = (float(returns(ours, task, ours.rule(s), 30)[0].mean()) for s in (support, nothing(support)))
+    assert before + 0.9 * (best - before) < adapted < best + 0.3
+
+
+@pytest.mark.parametrize(("name", "value"), [("serve_0", 1.2), ("cost_1", -0.1), ("arrive", -0.1)])
+def test_a_queue_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} (must be 0 or more|is a probability)"):
+        family("queues").named_task({name: value})
