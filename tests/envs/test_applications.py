@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import compose_train, load
 
+from metarl_cli.envs import following
 from metarl_cli.experience.rollout import RandomPolicy, collect, run_episodes
 from metarl_cli.interfaces import Transitions
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -169,3 +170,67 @@ def test_a_server_reads_costs_and_chances():
 def test_a_queue_that_makes_no_sense_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} (must be 0 or more|is a probability)"):
         family("queues").named_task({name: value})
+
+
+# -- following
+
+
+def driven(state, commands, headway, gusts):
+    """The rewards of commands, written out for one car: gap, speeds and acceleration in SI units, from a state."""
+    gap, speed, leader, acceleration = state[0] + 35, state[1] + 20, state[2] + 20, state[3]
+    rewards = []
+    for command, gust in zip(commands, gusts, strict=True):
+        gap, speed, leader, acceleration = (
+            gap + 0.2 * (leader - speed),
+            speed + 0.2 * acceleration,
+            20 + math.exp(-0.2 / 10) * (leader - 20) + 0.2 * gust,
+            math.exp(-0.2 / 0.4) * acceleration + (1 - math.exp(-0.2 / 0.4)) * command,
+        )
+        error = gap - 2 - headway * speed
+        rewards.append(-((error / 10) ** 2) - 0.02 * (leader - speed) ** 2 - 0.2 * command**2)
+    return rewards, [gap - 35, speed - 20, leader - 20, acceleration]
+
+
+def test_following_by_hand(float64):
+    ours = family("following")
+    rng, state = torch_rng(0, "noise"), torch.tensor([-3.0, 1.5, -0.7, 0.4])
+    gust = float(torch.randn(1, 1, generator=rng))
+    (reward,), expected = driven(state.tolist(), [-1.3], 1.2, [gust])
+    after, found = stepped(ours, ours.named_task({"headway": 1.2}), state, torch.tensor([-1.3]))
+    assert after.tolist() == pytest.approx(expected)
+    assert found == pytest.approx(reward)
+    far = stepped(ours, ours.named_task({"headway": 1.2}), torch.tensor([90.0, -20.0, -19.0, -3.0]), torch.tensor([9.0]))
+    assert far[0].tolist()[1] == -20, "cars do not drive backwards"
+    assert far[1] == pytest.approx(-4 - 0.02 * float(far[0][2] + 20) ** 2 - 0.2 * 4**2), "both bounds"
+
+
+def test_the_riccati_equation_is_the_least_cost_of_all_commands(float64):
+    """Brute force: without gusts, the cost of four commands is a quadratic function, and its least value a linear system's."""
+    headway, state = 1.9, [-4.0, 0.3, -0.5, 0.2]
+
+    def cost(commands):
+        return -sum(driven(state, commands, headway, [0.0] * 4)[0])
+
+    zero = torch.zeros(4)
+    slope = torch.autograd.functional.jacobian(cost, zero)
+    curve = torch.autograd.functional.hessian(cost, zero)
+    best = torch.linalg.solve(curve, -slope)
+    gain, value, _ = following.riccati(torch.tensor([headway]), 4)
+    x = torch.tensor(state) + torch.tensor([35 - 2 - headway * 20, 0, 0, 0])
+    assert float(x @ value[0] @ x) == pytest.approx(float(cost(best)), rel=1e-10)
+    assert float(-gain[0] @ x) == pytest.approx(float(best[0]), rel=1e-10)
+
+
+def test_a_driver_is_understood():
+    """Comfort tells the headway: the rule of a support is worth the optimum, and without one it is far from it."""
+    ours = family("following")
+    task = ours.sample_tasks(12, "validation", numpy_rng(0, "tasks"))
+    support, best = random_support(ours, task), ours.optimum(task)
+    mean, error = returns(ours, task, ours.rule(support), 100)
+    assert (mean < best + 4 * error).all()
+    assert float(mean.mean()) > 1.02 * float(best.mean())
+    usual = ours.rule(nothing(support))
+    assert float(returns(ours, task, usual, 10)[0].mean()) < 3 * float(best.mean())
+    told = following.follow(torch.full((12,), 1.5), ours.spec.horizon)
+    obs = ours.make(task, 3, torch_rng(0, "env")).obs
+    assert torch.equal(usual.choose(obs), told.choose(obs)), "without a support, the usual headway"
