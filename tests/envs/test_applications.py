@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import compose_train, load
 
-from metarl_cli.envs import following
+from metarl_cli.envs import arm, following
+from metarl_cli.envs.links import hand
 from metarl_cli.experience.rollout import RandomPolicy, collect, run_episodes
 from metarl_cli.interfaces import Transitions
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -26,7 +27,7 @@ def random_support(ours, task, rollouts=8, steps=20):
 def returns(ours, task, policy, envs=1):
     """The mean return ``[M]`` of each task, and its standard error ``[M]``."""
     found = run_episodes(ours, task, policy, envs, torch_rng(0, "episodes"), torch_rng(0, "policy"))[0][0]
-    return found.mean(1), found.std(1) / envs**0.5
+    return found.mean(1), found.std(1, correction=0) / envs**0.5
 
 
 def nothing(support):
@@ -234,3 +235,96 @@ def test_a_driver_is_understood():
     told = following.follow(torch.full((12,), 1.5), ours.spec.horizon)
     obs = ours.make(task, 3, torch_rng(0, "env")).obs
     assert torch.equal(usual.choose(obs), told.choose(obs)), "without a support, the usual headway"
+
+
+# -- the arm with torques
+
+
+def kinetic_energy(angles, velocities, payload):
+    """Of two rods of 1 kg and 0.5 m, as 400 points of mass each, and of the payload; from their speeds in the plane [J]."""
+
+    def places(q):
+        along = (torch.arange(400) + 0.5) / 800  # [m] from the near end
+        both = q[0] + q[1]
+        elbow = 0.5 * torch.stack([q[0].cos(), q[0].sin()])
+        way = torch.stack([both.cos(), both.sin()])
+        near = along[:, None] * torch.stack([q[0].cos(), q[0].sin()])
+        return torch.cat([near, elbow + along[:, None] * way, (elbow + 0.5 * way)[None]])
+
+    speeds = (places(angles + 1e-6 * velocities) - places(angles - 1e-6 * velocities)) / 2e-6
+    masses = torch.cat([torch.full((800,), 1 / 400), torch.tensor([payload])])
+    return (masses * speeds.square().sum(-1)).sum() / 2
+
+
+def test_the_mass_matrix_is_that_of_the_kinetic_energy(float64):
+    for elbow, payload in ((0.3, 0.0), (-2.0, 1.7)):
+        q = torch.tensor([0.8, elbow])
+        expected = torch.autograd.functional.hessian(lambda v, q=q, kg=payload: kinetic_energy(q, v, kg), torch.zeros(2))
+        a, d, c, _ = arm.inertia(q[1], torch.tensor(payload))
+        found = torch.stack([a + 2 * c, d + c, d + c, d]).view(2, 2)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_torques_and_accelerations_are_inverse(float64):
+    entries, payload = torch.randn(4, 5, 3, generator=torch_rng(0, "entries")), torch.rand(5, 1)
+    wanted = torch.randn(2, 5, 3, generator=torch_rng(1, "entries"))
+    found = arm.accelerations(entries, *arm.torques(entries, *wanted, payload), payload)
+    torch.testing.assert_close(torch.stack(found), wanted)
+
+
+def test_energy_is_conserved_without_torque_and_friction(float64, monkeypatch):
+    """Of an arm in motion, for 2.5 s: nearly with the family's steps, and with steps of a tenth; friction takes it."""
+    drift = {}
+    for tau, friction in ((0.05, 0.0), (0.005, 0.0), (0.05, 0.5)):
+        monkeypatch.setattr(arm, "TAU", tau)
+        ours = family("arm", f"env.horizon={round(2.5 / tau) + 1}")
+        env = ours.make(ours.named_task({"payload": 1.3, "friction": friction}), 1, torch_rng(0, "env"))
+        env.load_state_dict({**env.state_dict(), "state": torch.tensor([[[-0.9, 1.8, 2.0, -3.0]]])})
+        begin = kinetic_energy(*env.state[0, 0].chunk(2), 1.3)
+        for _ in range(ours.spec.horizon - 1):
+            env.step(torch.zeros(1, 1, 2))
+        drift[tau, friction] = abs(float(kinetic_energy(*env.state[0, 0].chunk(2), 1.3) / begin - 1))
+    assert drift[0.05, 0.0] < 0.03
+    assert drift[0.005, 0.0] < 1e-5, "what is left is that of the points of mass"
+    assert drift[0.05, 0.5] > 0.5
+
+
+def test_the_arm_steps_as_its_equation_says(float64):
+    """Many small steps of Euler's method, written out with the mass matrix as a linear system."""
+    q, v, payload, applied = torch.tensor([-0.9, 1.8]), torch.tensor([0.7, -1.1]), 0.6, torch.tensor([6.0, -2.0])
+    ours = family("arm")
+    task = ours.named_task({"goal_x": 0.3, "goal_y": 0.4, "payload": payload})
+    after, reward = stepped(ours, task, torch.cat([q, v]), torch.tensor([9.0, -2.0]))  # beyond the bound of 6
+    for _ in range(2000):
+        coupling = 0.5 * 0.25 + payload * 0.25
+        d, c, h = torch.tensor(0.25 / 3 + payload * 0.25), coupling * q[1].cos(), coupling * q[1].sin()
+        a = 0.25 / 3 + 0.25 + payload * 0.25 + d
+        mass = torch.stack([a + 2 * c, d + c, d + c, d]).view(2, 2)
+        turning = torch.stack([-h * v[1] * (2 * v[0] + v[1]), h * v[0] ** 2])
+        q, v = q + v * 0.05 / 2000, v + torch.linalg.solve(mass, applied - 0.5 * v - turning) * 0.05 / 2000
+    torch.testing.assert_close(after, torch.cat([q, v]), rtol=1e-3, atol=1e-3)
+    x, y = hand(after[:2])
+    assert reward == pytest.approx(-math.hypot(float(x) - 0.3, float(y) - 0.4))
+
+
+def test_a_robot_finds_goal_and_payload():
+    """The rule of a support is worth as much as computed torque that is told both; without one it stays."""
+    ours = family("arm")
+    task = ours.sample_tasks(20, "validation", numpy_rng(0, "tasks"))
+    goal = torch.stack([task["goal_x"], task["goal_y"]], -1)
+    torch.testing.assert_close(torch.stack(hand(arm.joints(goal)), -1), goal, rtol=0, atol=1e-6)
+    support = random_support(ours, task)
+    told, read, stays, light = (
+        float(returns(ours, task, policy)[0].mean())
+        for policy in (
+            arm.computed_torque(goal, task["payload"]),
+            ours.rule(support),
+            ours.rule(nothing(support)),
+            arm.computed_torque(goal, 0 * task["payload"]),
+        )
+    )
+    assert read == pytest.approx(told, rel=0.02)
+    assert stays < 5 * told
+    assert light < told - 0.3, "the payload matters"
+    with pytest.raises(ValueError, match="payload must be 0 or more"):
+        ours.named_task({"payload": -1.0})
