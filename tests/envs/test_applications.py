@@ -328,3 +328,61 @@ def test_a_robot_finds_goal_and_payload():
     assert light < told - 0.3, "the payload matters"
     with pytest.raises(ValueError, match="payload must be 0 or more"):
         ours.named_task({"payload": -1.0})
+
+
+# -- recommendation
+
+
+def clicks_of(ours, user, shown):
+    """The expected clicks of items shown one after the other, written out."""
+    total = 0.0
+    for t, item in enumerate(shown):
+        satiation = sum(weight for back, weight in enumerate((1.0, 0.6, 0.36), 1) if t >= back and shown[t - back] == item)
+        fit = sum(a * b for a, b in zip(user, ours.items[item].tolist(), strict=True))
+        total += 1 / (1 + math.exp(-(4 * fit - 2 * satiation - 1)))
+    return total
+
+
+def test_recommendations_are_worth_the_best_of_all_sequences(float64):
+    """Clicks change nothing that comes: the best policy is a sequence of items, and there are 243 of them."""
+    ours = family("recommendation", "env.items=3", "env.horizon=5")
+    task = ours.sample_tasks(4, "test", numpy_rng(0, "tasks"))
+    assert task["user"].norm(dim=-1).tolist() == pytest.approx([1] * 4)
+    best = [max(clicks_of(ours, user, shown) for shown in product(range(3), repeat=5)) for user in task["user"].tolist()]
+    assert ours.optimum(task).tolist() == pytest.approx(best, rel=1e-12)
+
+
+def test_recommendations_by_hand():
+    """Chances of clicks as written out, and what was shown as satiation; an episode begins anew."""
+    ours = family("recommendation", "env.horizon=5")
+    task = ours.sample_tasks(1, "test", numpy_rng(0, "tasks"))
+    env, shown, total = ours.make(task, 4000, torch_rng(0, "env")), [2, 2, 7, 2, 7], 0.0
+    for item in shown:
+        seen, step = env.obs[0, 0], env.step(torch.full((1, 4000), item))
+        total += float(step.reward.mean())
+    assert seen[[2, 7]].tolist() == pytest.approx([1 + 0.36, 0.6]), "before the last step"
+    assert seen.sum() == pytest.approx(1.96)
+    assert total == pytest.approx(clicks_of(ours, task["user"][0].tolist(), shown), abs=5 * (5 / 4 / 4000) ** 0.5)
+    assert not env.obs.any()
+
+
+def test_satiation_tells_what_was_shown():
+    """For all histories of three items and shorter ones: the number that plans are looked up by."""
+    ours = family("recommendation", "env.items=4")
+    histories = [*product(range(4), repeat=3), (1, 1, -1), (3, -1, -1), (-1, -1, -1)]  # the last first
+    numbers = ours._history(ours.observe(torch.tensor(histories).float()[None]))[0].tolist()
+    assert numbers == [(i % 5) * 25 + (j % 5) * 5 + k % 5 for i, j, k in histories]
+
+
+def test_a_taste_is_found_by_clicks():
+    """The rule that is told is worth the optimum, and that of a support most of it; without one, items take turns."""
+    ours = family("recommendation")
+    task = ours.sample_tasks(20, "validation", numpy_rng(0, "tasks"))
+    support, best = random_support(ours, task), float(ours.optimum(task).mean())
+    told, read, turns = (
+        float(returns(ours, task, rule, 50)[0].mean())
+        for rule in (ours.show(task["user"]), ours.rule(support), ours.rule(nothing(support)))
+    )
+    assert told == pytest.approx(best, abs=0.4)
+    assert turns + 0.9 * (best - turns) < read < best + 0.4
+    assert ours.named_task({"user_1": 0.5})["user"].tolist() == [[1, 0.5, 0, 0]]
