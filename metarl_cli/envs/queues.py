@@ -15,9 +15,9 @@ backward induction over all lengths of queues, exact (unknown beyond 16,384 stat
 of cost and chance among the classes that wait. It is optimal where jobs are never lost; here it is worth -28.74 on 100
 validation tasks, and the best is -28.76 (simulated, within 0.1).
 
-Source: stylised; the cμ-rule of Cox and Smith 1961 (Queues), optimal for geometric service and arrivals of any kind (Buyukkoc,
-Varaiya and Walrand 1985, doi:10.2307/1427064). A server that cannot be interrupted, jobs with due dates and several servers
-are not here.
+Source: stylised; competing queues with geometric service, where the cμ-rule is optimal for arrivals of any kind (Buyukkoc,
+Varaiya and Walrand 1985, Advances in Applied Probability 17; Baras, Ma and Makowski 1985, doi:10.1016/0167-6911(85)90037-4).
+Jobs that cannot be interrupted, due dates and several servers are not here.
 """
 
 from __future__ import annotations
