@@ -117,7 +117,7 @@ def tried(sweep: Sweep, expected: Path, rng: random.Random) -> tuple[list[str], 
     begun = len(list(sweep.runs.glob("*/run.json"))) - len(done)
     before = state(done)
     if "slurm" in sweep.launcher:
-        os.environ[slurm.PREEMPT] = "6"
+        os.environ[slurm.PREEMPT] = "2"
     wrong += sweep.complete(RUNS)
     os.environ.pop(slurm.PREEMPT, None)
     twice = [path.name for path, kept in state(done).items() if kept != before[path]]

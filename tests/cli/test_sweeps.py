@@ -134,6 +134,7 @@ def requeue(*_):
     subprocess.run(["scontrol", "requeue", job], check=True)
     sys.exit(1)
 signal.signal(signal.SIGUSR2, requeue)
+signal.signal(signal.SIGHUP, requeue)
 if os.environ["SLURM_RESTART_COUNT"] == "0":
     time.sleep(60)
 """
