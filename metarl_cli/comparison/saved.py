@@ -23,6 +23,7 @@ AXES = {"env_steps": "step", "seconds": "time/training_seconds", "iterations": "
 LEARNING = "eval/return_after_mean"  # the return on validation tasks that a learning curve shows
 LEARNING_IQM = "eval/return_after"  # the same as an IQM over tasks
 LARGEST_LOG = 2**28  # [bytes] of a log: a hundred thousand lines have less
+FOLDS, FOLD = "train.folds", "train.fold"
 FREE = ("chunk", "processes", "log_every", "checkpoint_every")  # last words of keys that change no result
 MOST = 2**63  # no count reaches it
 Count = Annotated[int, Field(ge=0, lt=MOST)]
@@ -120,6 +121,12 @@ class Saved(NamedTuple):
     def env(self) -> str:
         """The option of its environment."""
         return self.choices.get("env", "")
+
+    @property
+    def folds(self) -> str:
+        """The cross-validation that it is a part of, in words; empty where it is none."""
+        num = self.values.get(FOLDS)
+        return f"{num} folds of {self.values.get('train.pool')} tasks" if num else ""
 
 
 class Found(NamedTuple):

@@ -96,7 +96,7 @@ def test_a_row_is_a_group_of_seeds_with_intervals(outputs):
     scores = over_seeds([(mean + 10) / 9.5 for mean in means])
     assert tuple(found["maml_dqn"]["normalised score"].values()) == pytest.approx(tuple(scores))
     assert found["maml_dqn"]["worst tenth"]["value"] == -4
-    assert found["maml_dqn"]["better"] == 1, "than the robust policy, on every task"
+    assert found["maml_dqn"]["better"]["value"] == 1, "than the robust policy, on every task"
     assert found["robust_dqn"]["better"] is None
     assert found["robust_dqn"]["after"] == {"value": -10, "low": None, "high": None}, "one run has no interval"
     assert found["maml_dqn"]["gradient steps"] == 2
@@ -106,15 +106,25 @@ def test_a_row_is_a_group_of_seeds_with_intervals(outputs):
 def test_another_baseline_and_another_step(outputs):
     found = rows(metarl.report(outputs, baseline="anil_dqn"))
     # on the four tasks: better in 1 of 3 seeds and equal in another; equal; better; better
-    assert found["maml_dqn"]["better"] == pytest.approx(np.mean([1 / 3 + 1 / 6, 1 / 2, 1, 1]))
+    assert found["maml_dqn"]["better"]["value"] == pytest.approx(np.mean([1 / 3 + 1 / 6, 1 / 2, 1, 1]))
     begun = rows(metarl.report(outputs, step=0, baseline="anil_dqn"))
     assert begun["maml_dqn"]["after"] == begun["maml_dqn"]["before"]
-    assert begun["maml_dqn"]["better"] == 0.5, "before adaptation they are the same"
+    assert begun["maml_dqn"]["better"]["value"] == 0.5, "before adaptation they are the same"
     assert "robust_dqn" in rows(metarl.report(outputs, step=1)), "it has one point at every step"
     with pytest.raises(UserError, match="step=9: no run was tested after it"):
         metarl.report(outputs, step=9)
     with pytest.raises(UserError, match="baseline=rl2: must be one of anil_dqn, maml_dqn"):
         metarl.report(outputs, baseline="rl2")
+
+
+def test_intervals_as_others_publish_them(outputs):
+    """Three of four tasks have one return in all seeds; draws of -1, -2 and -3 are all the same in 1 of 27 resamples each."""
+    found = metarl.report(outputs, intervals="stratified")["tables"][0]
+    after = rows({"tables": [found]})["maml_dqn"]["after"]
+    assert after == {"value": -2.75, "low": -3, "high": -2.5}
+    assert "stratified bootstrap" in found["notes"][0]
+    with pytest.raises(UserError, match="intervals=rliable: must be one of seeds, stratified"):
+        metarl.report(outputs, intervals="rliable")
 
 
 def test_some_columns_alone(outputs):
