@@ -107,10 +107,10 @@ def state(runs: list[Path]) -> dict[Path, tuple[bytes, bytes]]:
 def tried(sweep: Sweep, expected: Path, rng: random.Random) -> tuple[list[str], list[str]]:
     """Kill a sweep, issue it again, and add seeds; returns a row of the table, and what is wrong."""
     process, began = sweep.begin(RUNS), time.monotonic()
-    after, delay = rng.randrange(RUNS - 1), rng.uniform(0, 3)
+    after, share = rng.randrange(1, RUNS - 1), rng.uniform(0, 1)
     while len(sweep.finished()) < after and process.process.poll() is None:
         time.sleep(0.1)
-    time.sleep(delay)
+    time.sleep(share * (time.monotonic() - began) / after)  # a part of what a run takes
     wrong = [] if process.process.poll() is None else ["the sweep had ended before it was killed"]
     process.kill()
     seconds, done = time.monotonic() - began, sweep.finished()
