@@ -107,17 +107,17 @@ def state(runs: list[Path]) -> dict[Path, tuple[bytes, bytes]]:
 def tried(sweep: Sweep, expected: Path, rng: random.Random) -> tuple[list[str], list[str]]:
     """Kill a sweep, issue it again, and add seeds; returns a row of the table, and what is wrong."""
     process, began = sweep.begin(RUNS), time.monotonic()
-    after, delay = rng.randrange(RUNS - 1), rng.uniform(0, 3)
+    after, share = rng.randrange(1, RUNS - 1), rng.uniform(0, 1)
     while len(sweep.finished()) < after and process.process.poll() is None:
         time.sleep(0.1)
-    time.sleep(delay)
+    time.sleep(share * (time.monotonic() - began) / after)  # a part of what a run takes
     wrong = [] if process.process.poll() is None else ["the sweep had ended before it was killed"]
     process.kill()
     seconds, done = time.monotonic() - began, sweep.finished()
     begun = len(list(sweep.runs.glob("*/run.json"))) - len(done)
     before = state(done)
     if "slurm" in sweep.launcher:
-        os.environ[slurm.PREEMPT] = "6"
+        os.environ[slurm.PREEMPT] = "2"
     wrong += sweep.complete(RUNS)
     os.environ.pop(slurm.PREEMPT, None)
     twice = [path.name for path, kept in state(done).items() if kept != before[path]]
