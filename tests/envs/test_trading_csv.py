@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import compose_train, load
 
-from metarl_cli.cli import main as cli
 from metarl_cli.envs.csv_file import LARGEST, read_column
 from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
@@ -136,11 +135,13 @@ def test_a_file_with_a_mark_and_spaces_is_read(tmp_path):
     assert read_column(str(path), "close").tolist() == [2.5, 30]
 
 
-def test_prices_that_do_not_suffice_are_one_line_on_the_command(here, capsys):
+def test_prices_that_do_not_suffice_are_one_line(here):
     path, _ = rising(here)
-    assert cli.main(["train", "env=trading_csv", f"env.file={path.name}", "algo=rl2", "hardware=cpu"]) == 2
-    error = capsys.readouterr().err
-    assert "the validation split has 80 of the 400 returns of the prices, and a window 100: lower env.horizon" in error
+    text = "env: the validation split has 80 of the 400 returns of the prices, and a window 100: lower env.horizon"
+    with pytest.raises(UserError, match=text):
+        family(f"env.file={path.name}")
     path.write_text("close\n" + "7\n" * 2000)
     with pytest.raises(UserError, match="the prices of the training split never change"):
         family(f"env.file={path.name}")
+    with pytest.raises(UserError, match=r"env.file=/etc/hostname: refused; a text may not name .* a place outside"):
+        family("env.file=/etc/hostname")
