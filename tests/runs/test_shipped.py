@@ -60,12 +60,11 @@ def test_every_run_adapts_and_scores_what_it_says(name, capsys):
     stored = json.loads((FOLDER / name / "results" / "test.json").read_text())
     run = metarl.load(f"zoo:{name}")
     assert isinstance(run, Run)
-    few, all_of = min(10, len(stored["tasks"]["each"])), stored["adapted"]["task_returns"]
-    found = run.test(tasks=few, episodes=min(stored["episodes"], 5))
-    assert found["tasks"]["each"] == stored["tasks"]["each"][:few]
-    random, after = np.mean(stored["random"]["task_returns"][0][:few]), np.mean(all_of[-1][:few])
+    found = run.test()
+    assert found["tasks"]["each"] == stored["tasks"]["each"]
+    random, after = np.mean(stored["random"]["task_returns"][0]), np.mean(stored["adapted"]["task_returns"][-1])
     again = np.mean(found["adapted"]["task_returns"][-1])
-    assert abs(again - after) <= 0.2 * abs(after - random), "with other draws of the support and of the starts"
+    assert abs(again - after) <= 0.05 * abs(after - random), "the same draws, rounded as another processor does"
 
 
 def test_a_run_is_copied_and_used_like_any_other(capsys):
