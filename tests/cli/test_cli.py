@@ -664,7 +664,7 @@ def test_a_job_travels_to_another_process():
         ("metarl nope x", []),
         ("metarl train x=[", []),
         ("metarl train --nope al", []),
-        ("metarl test run=", ["run=outputs/"]),
+        ("metarl test run=", ["run=outputs/", "run=zoo:"]),
         ("metarl test run=outputs/", ["run=outputs/one", "run=outputs/sweeps/"]),
     ],
 )
