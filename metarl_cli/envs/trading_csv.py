@@ -69,6 +69,7 @@ class TradingCsv(PositionFamily):
     """Trade along a window of prices; see the module's docstring."""
 
     parameters = {"start": 0.0, "cost": 0.0}
+    in_time = True
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         prices = made_up() if config.file is None else read_column(config.file, config.column)
