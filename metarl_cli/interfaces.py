@@ -185,9 +185,8 @@ class Family(ABC):
             render: whether the first environment of the first task will be drawn.
         """
 
-    def compile(self, compiler: Compiler) -> None:
+    def compile(self, compiler: Compiler) -> None:  # noqa: B027 - by default, nothing is compiled
         """Have ``compiler`` compile what runs often, where the family can."""
-        return
 
     def horizons(self, task: Task) -> Tensor:
         """Return the time limit ``[M]`` of an episode of each task [steps]."""
