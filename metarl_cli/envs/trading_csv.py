@@ -116,9 +116,9 @@ class TradingCsv(PositionFamily):
         return {"returns": torch.as_tensor(window, dtype=task["cost"].dtype, device=self.device), "cost": task["cost"]}
 
     @override
-    def knowledge(self, task: Task) -> None:
-        """Return none: what tells a window is all of its returns."""
-        return
+    def knowledge(self, task: Task) -> Tensor:
+        """Return the returns to come and the cost's place in its range, ``[M, H + 1]``."""
+        return torch.cat([task["returns"], self.distributions["cost"].standard(task["cost"])], -1)
 
     @override
     def untrained(self, values: dict[str, float]) -> list[str]:
