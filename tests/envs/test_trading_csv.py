@@ -5,10 +5,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train, load
+from conftest import compose_train, compose_values, load
 
 from metarl_cli.envs.csv_file import LARGEST, read_column
 from metarl_cli.errors import UserError
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 
@@ -84,6 +85,14 @@ def test_what_comes_after_training_changes_nothing_of_it(here):
     path.write_text("\n".join([*lines[:242], *(f"later,{1 + i % 7}" for i in range(len(lines) - 242))]))
     after = family(f"env.file={path.name}", "env.horizon=50").sample_tasks(5, "train", numpy_rng(0, "tasks"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_windows_are_not_mixed_in_folds():
+    with pytest.raises(UserError, match="tasks are cut by time"):
+        build(compose_train("env=trading_csv", "algo=rl2", "train.folds=3", "train.pool=12", "eval.tasks=4", "test.tasks=4"))
+    inner = compose_values("train", ["env=trading_csv"])["env"]
+    module, config = load("env", {"module": "scrambled", "family": inner, "obs_scale": None, "reward_scale": [1.0, 1.0]})
+    assert module.Family(config).in_time, "nor those of a family that wraps them"
 
 
 def test_a_window_outside_training_is_said():
