@@ -61,7 +61,7 @@ class Config(TrainingConfig):
     """A learner that is given a latent variable, inferred from the support."""
 
     support: RolloutsConfig
-    supports: int = Field(gt=0, description="supports of an iteration, each by the posterior after those before")
+    supports: int = Field(1, gt=0, description="supports of an iteration, each by the posterior after those before")
     replay_support: bool = Field(description="whether the replay keeps the supports, too")
     latent: LatentConfig
 

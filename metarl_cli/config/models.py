@@ -47,9 +47,10 @@ class TrainLoop(StrictModel):
     eval_every: int = Field(gt=0, description="iterations between evaluations on validation tasks")
     log_every: Annotated[int, Operational()] = Field(gt=0, description="iterations between logged metrics")
     checkpoint_every: Annotated[float, Operational()] = Field(gt=0, description="seconds between checkpoints")
-    folds: int | None = Field(ge=3, description="folds of a cross-validation over tasks, one run each; none: tasks are drawn")
-    fold: int = Field(ge=0, description="the fold whose tasks are held out for the test; the next one's are for validation")
-    pool: int = Field(gt=0, description="tasks of all folds together")
+    # runs from before cross-validation have none of these
+    folds: int | None = Field(None, ge=3, description="folds of a cross-validation, one run each; none: tasks are drawn")
+    fold: int = Field(0, ge=0, description="the fold whose tasks are held out for the test; the next one's are for validation")
+    pool: int = Field(250, gt=0, description="tasks of all folds together")
 
     @model_validator(mode="after")
     def _fold_is_there(self) -> TrainLoop:
