@@ -92,6 +92,7 @@ def test_nothing_is_written(why, trained, tmp_path, monkeypatch):  # noqa: F811
         assert list(place.glob("events*"))
 
 
+@pytest.mark.slow
 def test_runs_of_the_library_are_a_group_too(trained, tmp_path):  # noqa: F811
     run = RunFolder(trained)
     assert run.manifest()["group"], "trained by this version"
