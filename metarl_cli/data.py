@@ -76,3 +76,7 @@ class Demonstrations(NamedTuple):
 
     task: Task  # M tasks: the environments of the episodes; their rewards are not shown
     experience: Transitions  # [M, T, N, ...] N episodes of each, from their start on; what it has of rewards is not to be read
+
+    def first(self, num: int) -> Demonstrations:
+        """Return the first ``num`` episodes of each task."""
+        return Demonstrations(self.task, Transitions(*(x[:, :, :num] for x in self.experience)))

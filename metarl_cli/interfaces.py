@@ -289,8 +289,8 @@ class Budget(NamedTuple):
 class Demonstrated(NamedTuple):
     """What was learned from demonstrations, where they took place."""
 
-    task: Task  # M tasks: the environments of the demonstrations
-    policy: Policy
+    demonstrations: Demonstrations  # so many as were used
+    policy: Policy  # of their environments
 
 
 class Adapted(NamedTuple):

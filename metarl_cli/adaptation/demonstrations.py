@@ -63,6 +63,11 @@ class Examples(NamedTuple):
         """Return the first demonstrations of each task."""
         return Examples(self.process, *(x[:, :, :num] for x in self[1:]))
 
+    def rows(self, tasks: slice) -> Examples:
+        """Return the demonstrations of some tasks."""
+        process = self.process._replace(transition=self.process.transition[tasks], features=self.process.features[tasks])
+        return Examples(process, *(x[tasks] for x in self[1:]))
+
     def chosen(self, choices: Tensor) -> Tensor:
         """Return the log-probabilities ``[M, T, N]`` of what was done, for those of all actions ``[M, H, S, A]``."""
         now = choices[:, : self.state.shape[1]].flatten(2)
@@ -149,7 +154,7 @@ class InferredPolicy(TablePolicy):
         first = {name: value[:1] for name, value in task.items()}
         panels = zip(drawing.subplots(1, 2), ("inferred reward", "true reward"), (reward, family.rewards(first)), strict=True)
         for axes, title, places in panels:
-            rows = family.arrange(places[0]).cpu()
+            rows = family.arrange(places[0]).cpu().numpy()
             image = axes.imshow(rows, origin="lower", cmap="RdYlGn", aspect="auto")
             drawing.colorbar(image, ax=axes)
             axes.set_title(title)
@@ -217,7 +222,7 @@ def imitate(
         there = InferredPolicy(solve(given.task), family, given.task, seen)
         policy = InferredPolicy(solve(task), family, task) if new else there
         spent = round(float(seen.weight.sum()) / len(seen.weight))
-        yield Adapted(num, steps, spent, policy, demonstrated=Demonstrated(given.task, there))
+        yield Adapted(num, steps, spent, policy, demonstrated=Demonstrated(given.first(num), there))
 
 
 def imitate_from_scratch(

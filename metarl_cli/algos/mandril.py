@@ -116,6 +116,7 @@ class Mandril(Algorithm):
     def __init__(self, config: Config, context: Context):
         self.config, self.context, self.family = config, context, table_of(context.family)
         self.rng = Streams(context.seed, "init", "support", "query", device=context.device)
+        self.processes, self.shares = context.processes, config.tasks
         self.iteration = self.env_steps = 0
         self.task = self.draw()
         one = {name: value[:1] for name, value in self.task.items()}
@@ -137,9 +138,13 @@ class Mandril(Algorithm):
     def train_step(self) -> dict[str, float]:
         """Have the tasks demonstrated twice, in different environments; learn to explain the second from the first."""
         config, self.task = self.config, self.draw()
-        num = config.demonstrations[self.iteration % len(config.demonstrations)]
-        support = self._shown(num, "support") if config.inner else None
-        loss, gradients = self.meta_gradient(support, self._shown(config.query, "query"))
+        num, own = config.demonstrations[self.iteration % len(config.demonstrations)], self.processes.shard(config.tasks)
+        support = self._demonstrated(num, "support").rows(own) if config.inner else None
+        query = self._demonstrated(config.query, "query").rows(own)
+        loss, gradients = self.meta_gradient(support, query)
+        if self.processes.size > 1:
+            share = len(query.state) / config.tasks
+            loss, *gradients = self.processes.sum([share * value for value in (loss, *gradients)])
         for weight, gradient in zip(self.learned, gradients, strict=True):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.learned, config.outer.clip)
@@ -153,7 +158,7 @@ class Mandril(Algorithm):
         return found
 
     @timed("demonstrations")
-    def _shown(self, num: int, stream: str) -> Examples:
+    def _demonstrated(self, num: int, stream: str) -> Examples:
         examples = read(self.family, self.family.demonstrate(self.task, num, self.rng[stream]))
         self.env_steps += int(examples.weight.sum())
         return examples

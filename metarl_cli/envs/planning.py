@@ -51,6 +51,8 @@ class Process(NamedTuple):
 def expected(transition: Tensor, value: Tensor) -> Tensor:
     """Return the expectation ``[M, S, A]`` of values ``[M, S]`` of the states that steps lead to."""
     num, states, actions, _ = transition.shape
+    if num > 1 and transition.stride(0) == 0:  # the same for all tasks, as one view: a single product, several times as fast
+        return (value @ transition[0].reshape(states * actions, states).T).view(num, states, actions)
     mean = torch.bmm(transition.reshape(num, states * actions, states), value[..., None])
     return mean.view(num, states, actions)
 

@@ -127,7 +127,7 @@ class SpriteGrid(GridFamily):
 
     @override
     def candidates(self, task: Task) -> Tensor:
-        """Return the rewards ``[M, C, S]`` of every reward function, of all splits; the kinds of the cells are taken as known."""
+        """Return the rewards ``[M, C, S]`` of all reward functions; the kinds of the cells are taken as known."""
         every = dict(zip(self.parameters, torch.as_tensor(self.goals_and_traps.T, device=self.device), strict=False))
         worth = self.worth(every).to(dtype_of(task))  # [C, kinds]
         return worth[:, self.drawn(task, features=False)[0]].movedim(0, 1)

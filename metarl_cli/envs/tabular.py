@@ -7,7 +7,7 @@ define the task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -24,7 +24,7 @@ from metarl_cli.envs.native import NativeFamily
 from metarl_cli.envs.planning import Process, TablePolicy, policy_values, soft_value_iteration, value_iteration
 from metarl_cli.envs.tasks import Columns, TasksConfig
 from metarl_cli.experience.rollout import collect
-from metarl_cli.interfaces import Demonstrations, Footprint, Holding, Policy, Task, device_of, dtype_of, num_tasks
+from metarl_cli.interfaces import Demonstrations, Footprint, Holding, Policy, Task, Transitions, device_of, dtype_of, num_tasks
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # [cells] in x and y: stay, up, right, down, left
 NONE: Mapping[int, str] = MappingProxyType({})
@@ -159,6 +159,36 @@ class TabularFamily(NativeFamily):
             raise ValueError("a plan needs to know the state, and here the agent does not observe it")
         return obs.argmax(-1)
 
+    def recorded(self, task: Task, episodes: Sequence[tuple[list[int], list[int]]]) -> Demonstrations:
+        """Return episodes of one task (M=1) that somebody recorded: the states, and the actions taken in them.
+
+        Raises:
+            ValueError: for an episode that cannot have taken place.
+        """
+        longest, device = max(len(states) for states, _ in episodes), device_of(task)
+        state, action, weight = (torch.zeros(1, longest, len(episodes), device=device) for _ in range(3))
+        possible = self.model(task)[0][0] > 0
+        for n, (states, actions) in enumerate(episodes):
+            self._check_episode(f"episode {n + 1}", states, actions, possible)
+            state[0, : len(states), n] = torch.tensor(states, dtype=state.dtype)
+            action[0, : len(states), n] = torch.tensor(actions, dtype=state.dtype)
+            weight[0, : len(states), n] = 1
+        obs = one_hot(state.long(), self.num_states).to(dtype_of(task))
+        next_obs = torch.cat([obs[:, 1:], obs[:, -1:]], 1)  # where the last action led is not recorded
+        never = torch.zeros_like(weight, dtype=torch.bool)
+        return Demonstrations(task, Transitions(obs, action.long(), 0 * weight, next_obs, never, never, weight))
+
+    def _check_episode(self, name: str, states: list[int], actions: list[int], possible: Tensor) -> None:
+        if not 0 < len(states) == len(actions) <= self.spec.horizon:
+            numbers = f"{len(states)} states and {len(actions)} actions"
+            raise ValueError(f"{name} has {numbers}: it needs as many of both, 1 to {self.spec.horizon}")
+        for kind, values, size in (("state", states, self.num_states), ("action", actions, self.spec.actions.size)):
+            if wrong := [value for value in values if value not in range(size)]:
+                raise ValueError(f"{name}: {kind} {wrong[0]} is none of 0 to {size - 1}")
+        for before, action, after in zip(states, actions, states[1:], strict=False):
+            if not possible[before, action, after]:
+                raise ValueError(f"{name}: action {action} never leads from state {before} to state {after}")
+
     @override
     def demonstrate(self, task: Task, num: int, rng: torch.Generator) -> Demonstrations:
         """Return ``num`` episodes ``[M, T, num, ...]`` of the soft-optimal policy of each task, in new environments."""
@@ -215,8 +245,15 @@ class GridFamily(TabularFamily):
         return {f"{name}_x": cells % self.size, f"{name}_y": cells // self.size}
 
     @override
+    def model(self, task: Task) -> tuple[Tensor, Tensor]:
+        if not self.of_places:
+            return super().model(task)
+        moves = one_hot(self.neighbour, self.num_states).to(dtype_of(task))
+        return moves.expand(num_tasks(task), -1, -1, -1), self.rewards(task)[:, self.neighbour]
+
+    @override
     def rewards(self, task: Task) -> Tensor:
-        return self.model(task)[1][..., 0] if self.of_places else super().rewards(task)  # of staying in each cell
+        return super().model(task)[1][..., 0] if self.of_places else super().rewards(task)  # of staying in each cell
 
     @override
     def arrange(self, places: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Differences(NamedTuple):
     """Expected value differences at P points: the return of the best policy that knows the task, less that of the policy."""
 
     new: list[Interval]  # [P] mean over the tasks, in the environments of the tasks
-    demonstrated: list[Interval]  # [P] where demonstrations took place
+    demonstrated: list[Interval]  # [P] where demonstrations took place; as ``new`` before the first
 
 
 class Curve(NamedTuple):
@@ -146,7 +146,8 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
         scalars["trial_return"] = curve.total.mean
     if curve.differences:
         for name, each in zip(("", "_demonstrated"), curve.differences, strict=True):
-            found = {f"value_difference{name}_step_{k}": x.value for k, x in zip(curve.steps, each, strict=True)}
+            known = list(zip(curve.steps, each, strict=True))[bool(name) :]  # nothing is demonstrated before the first
+            found = {f"value_difference{name}_step_{k}": x.value for k, x in known}
             scalars |= found | {f"value_difference{name}": each[-1].value}
     for group, points in curve.groups.items():
         scalars |= {f"return_before_{group}": points[0].value, f"return_after_{group}": points[-1].value}

@@ -90,8 +90,8 @@ class Evaluator:
         below = [over_tasks(best.double().cpu().numpy() - x, mean) for x in returns]
         there = list[Interval]()
         for place in places:  # none before the first demonstration
-            best = self.family.optimum(place.task)
-            own = self.returns(place.task, place.policy, self.rng("policy"))
+            best = self.family.optimum(place.demonstrations.task)
+            own = self.returns(place.demonstrations.task, place.policy, self.rng("policy"))
             there.append(over_tasks(np.asarray(0.0 if best is None else best.double().cpu().numpy()) - own, mean))
         return Differences(below, [below[0]] * (len(demonstrated) - len(places)) + there)
 
