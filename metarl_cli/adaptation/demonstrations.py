@@ -63,11 +63,6 @@ class Examples(NamedTuple):
         """Return the first demonstrations of each task."""
         return Examples(self.process, *(x[:, :, :num] for x in self[1:]))
 
-    def rows(self, tasks: slice) -> Examples:
-        """Return the demonstrations of some tasks."""
-        process = self.process._replace(transition=self.process.transition[tasks], features=self.process.features[tasks])
-        return Examples(process, *(x[tasks] for x in self[1:]))
-
     def chosen(self, choices: Tensor) -> Tensor:
         """Return the log-probabilities ``[M, T, N]`` of what was done, for those of all actions ``[M, H, S, A]``."""
         now = choices[:, : self.state.shape[1]].flatten(2)

@@ -116,7 +116,6 @@ class Mandril(Algorithm):
     def __init__(self, config: Config, context: Context):
         self.config, self.context, self.family = config, context, table_of(context.family)
         self.rng = Streams(context.seed, "init", "support", "query", device=context.device)
-        self.processes, self.shares = context.processes, config.tasks
         self.iteration = self.env_steps = 0
         self.task = self.draw()
         one = {name: value[:1] for name, value in self.task.items()}
@@ -138,13 +137,9 @@ class Mandril(Algorithm):
     def train_step(self) -> dict[str, float]:
         """Have the tasks demonstrated twice, in different environments; learn to explain the second from the first."""
         config, self.task = self.config, self.draw()
-        num, own = config.demonstrations[self.iteration % len(config.demonstrations)], self.processes.shard(config.tasks)
-        support = self._demonstrated(num, "support").rows(own) if config.inner else None
-        query = self._demonstrated(config.query, "query").rows(own)
-        loss, gradients = self.meta_gradient(support, query)
-        if self.processes.size > 1:
-            share = len(query.state) / config.tasks
-            loss, *gradients = self.processes.sum([share * value for value in (loss, *gradients)])
+        num = config.demonstrations[self.iteration % len(config.demonstrations)]
+        support = self._demonstrated(num, "support") if config.inner else None
+        loss, gradients = self.meta_gradient(support, self._demonstrated(config.query, "query"))
         for weight, gradient in zip(self.learned, gradients, strict=True):
             weight.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.learned, config.outer.clip)
