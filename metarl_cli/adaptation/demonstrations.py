@@ -120,37 +120,29 @@ class InferredPolicy(TablePolicy):
 
     Args:
         solution: what to do, and the reward that it is for.
-        family: of the tasks; None with ``task``: it is not drawn.
+        family: of the tasks.
         task: the environments.
-        examples: demonstrations in them, to be drawn.
+        examples: demonstrations in them, to be drawn; None where there are none.
     """
 
-    def __init__(
-        self,
-        solution: Solution,
-        family: TabularFamily | None = None,
-        task: Task | None = None,
-        examples: Examples | None = None,
-    ):
+    def __init__(self, solution: Solution, family: TabularFamily, task: Task, examples: Examples | None = None):
         super().__init__(solution.table)
         self.reward, self.family, self.task, self.examples = solution.reward, family, task, examples
 
     @override
     def diagnostics(self) -> Diagnostics:
-        if self.reward is None or self.family is None or self.task is None:
-            return super().diagnostics()
-        return Diagnostics({}, {}, {"reward": self._drawing(self.family, self.task, self.reward)})
+        return super().diagnostics() if self.reward is None else Diagnostics({}, {}, {"reward": self._drawing(self.reward)})
 
-    def _drawing(self, family: TabularFamily, task: Task, reward: Tensor) -> Figure:
+    def _drawing(self, reward: Tensor) -> Figure:
         """Draw the inferred reward of the first task beside the true one, and where the demonstrations went."""
         from matplotlib.figure import Figure
 
-        drawing = Figure(figsize=(8, 4), layout="constrained")
-        first = {name: value[:1] for name, value in task.items()}
-        panels = zip(drawing.subplots(1, 2), ("inferred reward", "true reward"), (reward, family.rewards(first)), strict=True)
+        drawing, family = Figure(figsize=(8, 3.8), layout="constrained"), self.family
+        true = family.rewards({name: value[:1] for name, value in self.task.items()})
+        panels = zip(drawing.subplots(1, 2), ("inferred reward", "true reward"), (reward, true), strict=True)
         for axes, title, places in panels:
             rows = family.arrange(places[0]).cpu().numpy()
-            image = axes.imshow(rows, origin="lower", cmap="RdYlGn", aspect="auto")
+            image = axes.imshow(rows, origin="lower", cmap="RdYlGn", aspect="equal" if family.of_places else "auto")
             drawing.colorbar(image, ax=axes)
             axes.set_title(title)
             axes.set_xlabel("column" if family.of_places else "state")

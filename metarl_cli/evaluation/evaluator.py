@@ -83,17 +83,16 @@ class Evaluator:
 
     def _differences(self, returns: list[Scores], demonstrated: list[Demonstrated | None]) -> Differences | None:
         """Return how far policies are below the best ones, here and where demonstrations took place; None without them."""
-        places = [place for place in demonstrated if place is not None]
-        best = self.family.optimum(self.task)
-        if not places or best is None:
-            return None
-        below = [over_tasks(best.double().cpu().numpy() - x, mean) for x in returns]
-        there = list[Interval]()
-        for place in places:  # none before the first demonstration
-            best = self.family.optimum(place.demonstrations.task)
-            own = self.returns(place.demonstrations.task, place.policy, self.rng("policy"))
-            there.append(over_tasks(np.asarray(0.0 if best is None else best.double().cpu().numpy()) - own, mean))
-        return Differences(below, [below[0]] * (len(demonstrated) - len(places)) + there)
+        places = [(each.demonstrations.task, each.policy) for each in demonstrated if each is not None]
+        here = [self._below_optimum(self.task, x) for x in returns if places]
+        there = [self._below_optimum(task, self.returns(task, policy, self.rng("policy"))) for task, policy in places]
+        found, before = [x for x in here + there if x is not None], len(demonstrated) - len(places)
+        return Differences(found[: len(here)], found[:before] + found[len(here) :]) if found else None
+
+    def _below_optimum(self, task: Task, returns: Scores) -> Interval | None:
+        """Return by how much the mean return is below the optimum; None where that is not known."""
+        best = self.family.optimum(task)
+        return None if best is None else over_tasks(best.double().cpu().numpy() - returns, mean)
 
     def _trial(self, policy: Policy, episodes: int, greedy: bool) -> Curve:
         rngs = self.rng("episodes"), self.rng("trial")
