@@ -14,68 +14,20 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from metarl_cli.data import Demonstrations as Demonstrations
+from metarl_cli.data import Params as Params
+from metarl_cli.data import State as State
+from metarl_cli.data import Step as Step
+from metarl_cli.data import Task as Task
+from metarl_cli.data import Transitions as Transitions
+from metarl_cli.data import device_of as device_of
+from metarl_cli.data import dtype_of as dtype_of
+from metarl_cli.data import num_tasks as num_tasks
 from metarl_cli.processes import ALONE, Processes
 from metarl_cli.spaces import ActionSpace, Distribution, Layers, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Params = dict[str, Tensor]  # one network; leading [M] where each task owns a copy
-Task = dict[str, Tensor]  # one tensor [M, ...] per physical quantity, SI units
-State = dict[str, Any]  # tensors, numbers, strings, lists and dicts of them: what a checkpoint may hold
-
-
-def num_tasks(task: Task) -> int:
-    """Return M, the number of tasks."""
-    return len(next(iter(task.values())))
-
-
-def device_of(task: Task) -> torch.device:
-    """Return the device on which the tasks live."""
-    return next(iter(task.values())).device
-
-
-def dtype_of(task: Task) -> torch.dtype:
-    """Return the type of the tasks' first parameter."""
-    return next(iter(task.values())).dtype
-
-
-class Step(NamedTuple):
-    """One step of every environment at once; all fields are ``[M, N, ...]``.
-
-    ``next_obs`` is where the action led, also at an end; ``obs`` is what to act on now, after any automatic reset.
-    """
-
-    next_obs: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    obs: Tensor
-
-    @property
-    def ended(self) -> Tensor:
-        """Whether the episode ended with this step, by termination or by the time limit."""
-        return self.terminated | self.truncated
-
-
-class Transitions(NamedTuple):
-    """Experience for learning; time first, ``[T, N, ...]`` for one task and ``[M, T, N, ...]`` for many.
-
-    ``ended`` marks the last step of a trajectory, by termination or by the time limit: a return never reaches across it.
-    ``weight`` is 1 for experience and 0 for padding, which no loss may see.
-    """
-
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
-    next_obs: Tensor
-    terminated: Tensor
-    ended: Tensor
-    weight: Tensor
-
-    def rows(self, tasks: Tensor | slice) -> Transitions:
-        """Select the experience of some tasks."""
-        return Transitions(*(x[tasks] for x in self))
 
 
 class Env(ABC):
@@ -208,6 +160,18 @@ class Family(ABC):
         """Return a policy by hand, which reads each task from its support ``[M, T, N, ...]``; None where there is none."""
         return None
 
+    def elsewhere(self, task: Task, rng: torch.Generator) -> Task | None:
+        """Return the M tasks in new environments, with the same rewards; None where a task has one environment alone."""
+        return None
+
+    def demonstrate(self, task: Task, num: int, rng: torch.Generator) -> Demonstrations | None:
+        """Return ``num`` episodes of each of M tasks by somebody who knows it, ``elsewhere``; None where nobody does."""
+        return None
+
+    def expected_return(self, task: Task, policy: Policy) -> Tensor | None:
+        """Compute the expected return ``[M]`` of an episode of greedy policies; None where it can only be sampled."""
+        return None
+
     def groups(self, task: Task) -> dict[str, Tensor]:
         """Return the task indices ``[m]`` of each group, for families whose returns are not on one scale; empty otherwise."""
         return {}
@@ -305,6 +269,10 @@ class Policy(ABC):
         """Return the state after seeing where the actions led."""
         return state
 
+    def diagnostics(self) -> Diagnostics:
+        """Return what is worth looking at, of the first task."""
+        return Diagnostics({}, {}, {})
+
     def state_dict(self) -> State:
         """Everything that a policy of the same algorithm needs to act as this one."""
         return {}
@@ -313,8 +281,16 @@ class Policy(ABC):
 class Budget(NamedTuple):
     """What adapting to a task may spend."""
 
-    steps: int = 0  # gradient steps, of an algorithm that adapts by gradient; or supports, of one that adapts by inference
+    steps: int = 0  # gradient steps of an algorithm that adapts by gradient; or supports, by inference; or demonstrations
     episodes: int | None = None  # of experience: of the support, or of a trial; None: as the algorithm was configured
+    demonstrations: Demonstrations | None = None  # at least ``steps`` of one's own; None: the family's
+
+
+class Demonstrated(NamedTuple):
+    """What was learned from demonstrations, where they took place."""
+
+    demonstrations: Demonstrations  # so many as were used
+    policy: Policy  # of their environments
 
 
 class Adapted(NamedTuple):
@@ -325,6 +301,7 @@ class Adapted(NamedTuple):
     env_steps: int
     policy: Policy
     episodes: int | None = None  # over which the policy's state lasts, a trial; None: every episode stands alone
+    demonstrated: Demonstrated | None = None  # what was learned, where demonstrations were given; None: there are none
 
 
 class Diagnostics(NamedTuple):
@@ -368,7 +345,7 @@ class Algorithm(ABC):
     replays: ClassVar[bool] = False  # whether its learner gets single transitions from a replay
     uses_learner: ClassVar[bool] = True  # whether the configuration's learner is a part of it
     gives_noise: ClassVar[bool] = False  # whether its learner may be one that draws actions
-    adapts_by: ClassVar[Literal["gradient", "inference", "memory", "nothing"]]
+    adapts_by: ClassVar[Literal["gradient", "inference", "demonstrations", "memory", "nothing"]]
     own_tasks: ClassVar[bool] = False  # whether it is judged by its training tasks, each learned on its own
     trained_steps: int | None = None  # adaptation steps that it is trained for; None: any number
     saved: ClassVar[tuple[str, ...]] = ()  # attributes with a ``state_dict`` that training goes on from; some may be None
@@ -401,7 +378,8 @@ class Algorithm(ABC):
         """Adapt to M tasks, leaving the algorithm unchanged.
 
         An algorithm that adapts by gradient yields the policies before the first step and after each; one that adapts by
-        inference, before the first support and after each. One that adapts by memory yields one policy, whose state is the
+        inference, before the first support and after each; one that adapts by demonstrations, before the first and after
+        some numbers of them. One that adapts by memory yields one policy, whose state is the
         adaptation; and one that does not adapt, its policy.
 
         Args:

@@ -187,7 +187,9 @@ def variants_slow(names: list[str]) -> list[Any]:
 
 
 def fitting(algo: str, env: str = "cartpole_family") -> str:
-    """The family ``env``, or one like it whose actions are vectors, where the learner of ``algo`` draws them."""
+    """The family ``env``, or one like it whose actions are vectors, where the learner of ``algo`` draws them; or a table."""
+    if module(algo).Algo.adapts_by == "demonstrations":
+        return "sprite_grid"
     learner = compose_values("train", [f"algo={algo}"]).get("learner")
     return VECTORS[env] if learner is not None and load("learner", learner)[0].Learner.draws else env
 

@@ -26,11 +26,11 @@ ROOMS = (
     "experience",
     "config",
 )
-MODULES = ("interfaces", "spaces", "seeding", "processes", "progress", "errors", "signals")
+MODULES = ("interfaces", "data", "spaces", "seeding", "processes", "progress", "errors", "signals")
 # Siblings that are one thing's parts: what several modules of a folder of plug-ins share.
 SHARED = {
     "algos": {"conditioned", "reference", "memory_algorithm", "on_policy"},
-    "envs": {"csv_file", "lattice", "links", "native", "positions", "rules", "simulator", "tabular", "tasks"},
+    "envs": {"csv_file", "lattice", "links", "native", "planning", "positions", "rules", "simulator", "tabular", "tasks"},
     "learners": set(),
     "evolution.genomes": {"genes"},
     "evolution.lifetimes": {"traits"},

@@ -1,1 +1,1 @@
-"""The three ways to adapt to a task: by gradient steps, by inference from a support, and by a memory."""
+"""The four ways to adapt to a task: by gradient steps, by inference from a support, by demonstrations, and by a memory."""

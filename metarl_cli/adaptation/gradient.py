@@ -276,6 +276,13 @@ def learning(learner: Learner, params: Params, rates: Params, inner: InnerConfig
     return Learning(start, step, act, learner.actions, inner.support, inner.support.fresh)
 
 
+def normalised(gradients: Params) -> Params:
+    """Divide the gradient ``[M, ...]`` of each task by its norm, that of all tensors together; differentiable."""
+    square = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
+    scale = (square + 1e-12).rsqrt()
+    return {name: g * broadcast_rows(scale, g) for name, g in gradients.items()}
+
+
 def collect_support(
     learner: Learner,
     params: Params,

@@ -35,7 +35,8 @@ from typing_extensions import override
 
 from metarl_cli.algos.reference import Reference
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.envs.tabular import TabularFamily, value_iteration
+from metarl_cli.envs.planning import value_iteration
+from metarl_cli.envs.tabular import TabularFamily
 from metarl_cli.interfaces import Adapted, Budget, Context, Family, Policy, State, Step, Task, device_of, num_tasks
 from metarl_cli.seeding import numpy_rng
 

@@ -14,7 +14,7 @@ class Reference(Algorithm):
 
     learns = False
     uses_learner = False
-    adapts_by: ClassVar[Literal["inference", "memory"]] = "memory"
+    adapts_by: ClassVar[Literal["inference", "demonstrations", "memory"]] = "memory"
 
     @override
     def train_step(self) -> dict[str, float]:

@@ -16,8 +16,9 @@ from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.pictures import gif, png
 from metarl_cli.evaluation.report import figure, table
 from metarl_cli.experience.rollout import Played
-from metarl_cli.interfaces import Task
+from metarl_cli.interfaces import Adapted, Task
 from metarl_cli.progress import status, wide_console
+from metarl_cli.runs.demonstrations import write_demonstrations
 from metarl_cli.runs.files import write_whole
 from metarl_cli.runs.naming import file_name
 from metarl_cli.runs.run import FRAMES, Adaptation, Run
@@ -35,6 +36,8 @@ def run(config: AdaptConfig, job: Job) -> float:
     tune_process(config.hardware)
     saved, console = Run(config.run, config.hardware, config.checkpoint), wide_console()
     task, budget = saved.task(config.task), saved.budget(config.steps, config.trial)
+    if config.demonstrations is not None:
+        budget = saved.demonstrated(budget, config.demonstrations, config.task, config.steps)
     name = "-".join(named(key, value) for key, value in config.task.items()) or "nominal"
     out = Path(config.out) if config.out else saved.path / "adapted" / file_name(name)
     try:
@@ -48,6 +51,7 @@ def run(config: AdaptConfig, job: Job) -> float:
         report = evaluator.report(saved.algorithm, budget, adaptation.steps)
     console.print(table(report, title))
     _keep(report, adaptation, out, title, console)
+    _draw(saved, adaptation.steps[-1], out, console)
     if saved.algorithm.learns:
         adaptation.policy.save(out / "policy.pt")
         console.print(f"adapted policy: {out / 'policy.pt'}", soft_wrap=True)
@@ -74,6 +78,18 @@ def _keep(report: Report, adaptation: Adaptation, out: Path, title: str, console
     write_whole(out / "adaptation.json", (json.dumps(kept, indent=1) + "\n").encode())
     write_whole(out / "adaptation.png", png(figure(report, title)))
     console.print(f"returns: {out / 'adaptation.json'} and .png", soft_wrap=True)
+
+
+def _draw(saved: Run, adapted: Adapted, out: Path, console: Console) -> None:
+    """Write what the policy has to show of itself, here and where demonstrations took place, and these."""
+    there = adapted.demonstrated
+    for place, policy in (("", adapted.policy), ("demonstrated_", there.policy if there else None)):
+        for name, drawing in (policy.diagnostics().figures if policy else {}).items():
+            write_whole(out / f"{place}{name}.png", png(drawing))
+            console.print(f"{place.replace('_', ' ')}{name}: {out / f'{place}{name}'}.png", soft_wrap=True)
+    if there:
+        write_demonstrations(out / "demonstrations.json", saved.family, there.demonstrations)
+        console.print(f"demonstrations: {out / 'demonstrations.json'}", soft_wrap=True)
 
 
 def _film(saved: Run, task: Task, adaptation: Adaptation, seed: int, out: Path, console: Console) -> None:

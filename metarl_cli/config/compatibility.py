@@ -74,7 +74,11 @@ def memory_errors() -> Iterator[None]:
         raise UserError(f"out of memory: {first_line(error)}") from error
 
 
-STEPS = {"gradient": "gradient steps", "inference": "supports"}  # what ``steps`` count, by how an algorithm adapts
+STEPS = {
+    "gradient": "gradient steps",
+    "inference": "supports",
+    "demonstrations": "demonstrations",
+}  # what ``steps`` count, by how an algorithm adapts
 OTHERWISE = {"memory": "adapts within trials of algo.episodes, not by gradient steps", "nothing": "does not adapt"}
 
 

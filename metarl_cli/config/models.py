@@ -66,7 +66,9 @@ class Evaluation(StrictModel):
 
     tasks: int = Field(gt=0, description="tasks evaluated")
     episodes: int = Field(gt=0, description="full episodes per task and adaptation step")
-    steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none for one that takes none")
+    steps: int | None = Field(
+        gt=0, description="adaptation steps: gradient steps, supports or demonstrations; none for one that takes none"
+    )
 
 
 def _several(value: object) -> object:
@@ -113,7 +115,7 @@ class TestConfig(StrictModel):
     split: Literal["validation", "test", "ood"] = Field(description="which held-out tasks")
     tasks: int | None = Field(gt=0, description="tasks evaluated; none: as at the end of training")
     episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
-    steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none: as in training")
+    steps: int | None = Field(gt=0, description="gradient steps, supports or demonstrations; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     robust: Folders = Field(description=ROBUST)
     oracle: Folders = Field(description=ORACLE)
@@ -128,9 +130,10 @@ class AdaptConfig(StrictModel):
 
     run: str = Field(description="the run folder to adapt from, or zoo:NAME")
     task: dict[str, float | str] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
-    steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none: as in training")
+    steps: int | None = Field(gt=0, description="gradient steps, supports or demonstrations; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
+    demonstrations: str | None = Field(description="file of demonstrations of one's own; none: the family's demonstrator")
     seed: int = Field(ge=0, description="seed of the support episodes and of the measuring ones")
     checkpoint: Literal["best", "last"] = Field(description="the weights chosen on validation tasks, or the latest")
     gif: bool = Field(description="record an animated GIF before and after")

@@ -32,6 +32,7 @@ class DarkRoom(GridFamily):
     """Find the goal in the dark; see the module's docstring."""
 
     parameters = {"goal_x": 0, "goal_y": 0}
+    of_places = True
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device=device)
@@ -51,6 +52,11 @@ class DarkRoom(GridFamily):
         cell = self.walk(state[..., 0], action)
         there = cell == task["goal"]
         return cell[..., None], there.to(task["goal_x"].dtype), torch.zeros_like(there)
+
+    @override
+    def candidates(self, task: Task) -> Tensor:
+        """Return the rewards ``[M, C, S]`` of every goal."""
+        return self.features(task)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw the room from above: the goal green, the agent blue."""

@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from metarl_cli.envs.tabular import MOVES, GridConfig, GridFamily, draw_cells
 from metarl_cli.envs.tasks import Columns
-from metarl_cli.interfaces import Task
+from metarl_cli.interfaces import Task, device_of, dtype_of, num_tasks
 from metarl_cli.spaces import Discrete, Spec
 
 
@@ -40,6 +40,7 @@ class Gridworld(GridFamily):
     """Find the goal; see the module's docstring."""
 
     parameters = {"goal_x": 3, "goal_y": 3}
+    of_places = True
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device=device)
@@ -66,6 +67,12 @@ class Gridworld(GridFamily):
         cell = self.walk(state[..., 0], action)
         there = cell == task["goal"]
         return cell[..., None], task["rewards"][there.long()], torch.zeros_like(there)
+
+    @override
+    def candidates(self, task: Task) -> Tensor:
+        """Return the rewards ``[M, C, S]`` of every goal that is drawn."""
+        goal = torch.eye(self.num_states, dtype=dtype_of(task), device=device_of(task))[self.goals]
+        return (self.config.elsewhere + (self.config.at_goal - self.config.elsewhere) * goal).expand(num_tasks(task), -1, -1)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw the grid from above: the goal green, the agent blue."""

@@ -7,6 +7,9 @@ define the task.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -18,10 +21,13 @@ from typing_extensions import override
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import judge
 from metarl_cli.envs.native import NativeFamily
+from metarl_cli.envs.planning import Process, TablePolicy, policy_values, soft_value_iteration, value_iteration
 from metarl_cli.envs.tasks import Columns, TasksConfig
-from metarl_cli.interfaces import Footprint, Holding, Task, device_of, dtype_of, num_tasks
+from metarl_cli.experience.rollout import collect
+from metarl_cli.interfaces import Demonstrations, Footprint, Holding, Policy, Task, Transitions, device_of, dtype_of, num_tasks
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # [cells] in x and y: stay, up, right, down, left
+NONE: Mapping[int, str] = MappingProxyType({})
 
 
 class TabularConfig(StrictModel):
@@ -30,10 +36,20 @@ class TabularConfig(StrictModel):
     horizon: int = Field(gt=0, description="time limit of an episode [steps]")
 
 
-class GridConfig(TabularConfig):
+class BoardConfig(TabularConfig):
     """Values every grid has."""
 
     size: int = Field(gt=1, description="cells along each side")
+
+    @property
+    def first_state(self) -> int:
+        """The cell in which every episode begins, unless the family draws another."""
+        return 0
+
+
+class GridConfig(BoardConfig):
+    """Values every grid has whose episodes begin in one cell."""
+
     start: list[int] = Field(min_length=2, max_length=2, description="[x, y] of the cell in which every episode begins")
 
     @model_validator(mode="after")
@@ -41,6 +57,11 @@ class GridConfig(TabularConfig):
         if not all(0 <= value < self.size for value in self.start):
             raise ValueError(f"start {self.start} is not on a grid of size {self.size}")
         return self
+
+    @property
+    @override
+    def first_state(self) -> int:
+        return self.start[0] + self.size * self.start[1]
 
 
 class TabularFamily(NativeFamily):
@@ -53,6 +74,8 @@ class TabularFamily(NativeFamily):
     """
 
     size_key = "env.states"  # of the configuration, which decides over S
+    of_places = False  # whether a reward is for the state that a step leads to; else for the state and the action
+    rationality = 5.0  # β of whoever demonstrates: see :mod:`metarl_cli.envs.planning`
 
     def __init__(self, num_states: int, first_state: int, device: torch.device | str = "cpu"):
         super().__init__(TasksConfig(ranges={}, ood_ranges={}), device)  # ``draw`` of each family has its own distribution
@@ -94,6 +117,89 @@ class TabularFamily(NativeFamily):
         values, _ = value_iteration(*self.model(task), self.spec.horizon)
         return (self.start(task) * values[0]).sum(-1)
 
+    @override
+    def expected_return(self, task: Task, policy: Policy) -> Tensor | None:
+        """Compute the expected returns ``[M]`` of policies that are tables; None for others."""
+        if not isinstance(policy, TablePolicy):
+            return None
+        greedy = one_hot(policy.table.argmax(-1), self.spec.actions.size).to(policy.table.dtype)
+        return (self.start(task) * policy_values(*self.model(task), greedy)).sum(-1)
+
+    # -- rewards and demonstrations
+
+    def features(self, task: Task) -> Tensor:
+        """Return the numbers ``[M, X, F]`` that tell what each place of the environments is like; here which it is."""
+        places = self.num_states * (1 if self.of_places else self.spec.actions.size)
+        one = torch.eye(places, dtype=dtype_of(task), device=device_of(task))
+        return one.expand(num_tasks(task), -1, -1)
+
+    def process(self, task: Task) -> Process:
+        """Return what is known of the environments of tasks: everything but the rewards."""
+        return Process(self.model(task)[0], self.features(task), self.spec.horizon, self.rationality)
+
+    def rewards(self, task: Task) -> Tensor:
+        """Return the true rewards of places ``[M, X]``."""
+        return self.model(task)[1].flatten(1)
+
+    def candidates(self, task: Task) -> Tensor | None:
+        """Return the rewards of places ``[M, C, X]`` in these environments that are equally likely; None where not few."""
+        return None
+
+    def arrange(self, places: Tensor) -> Tensor:
+        """Return numbers of places ``[X]`` as rows and columns to look at, the lowest row first: here actions and states."""
+        return places.view(self.num_states, -1).T
+
+    def states(self, obs: Tensor) -> Tensor:
+        """Return the states ``[...]`` of observations ``[..., S]``.
+
+        Raises:
+            ValueError: if observations are not states.
+        """
+        if self.spec.obs_shape != (self.num_states,):
+            raise ValueError("a plan needs to know the state, and here the agent does not observe it")
+        return obs.argmax(-1)
+
+    def recorded(self, task: Task, episodes: Sequence[tuple[list[int], list[int]]]) -> Demonstrations:
+        """Return episodes of one task (M=1) that somebody recorded: the states, and the actions taken in them.
+
+        Raises:
+            ValueError: for an episode that cannot have taken place.
+        """
+        longest, device = max(len(states) for states, _ in episodes), device_of(task)
+        state, action, weight = (torch.zeros(1, longest, len(episodes), device=device) for _ in range(3))
+        possible = self.model(task)[0][0] > 0
+        for n, (states, actions) in enumerate(episodes):
+            self._check_episode(f"episode {n + 1}", states, actions, possible)
+            state[0, : len(states), n] = torch.tensor(states, dtype=state.dtype)
+            action[0, : len(states), n] = torch.tensor(actions, dtype=state.dtype)
+            weight[0, : len(states), n] = 1
+        obs = one_hot(state.long(), self.num_states).to(dtype_of(task))
+        next_obs = torch.cat([obs[:, 1:], obs[:, -1:]], 1)  # where the last action led is not recorded
+        never = torch.zeros_like(weight, dtype=torch.bool)
+        return Demonstrations(task, Transitions(obs, action.long(), 0 * weight, next_obs, never, never, weight))
+
+    def _check_episode(self, name: str, states: list[int], actions: list[int], possible: Tensor) -> None:
+        if not 0 < len(states) == len(actions) <= self.spec.horizon:
+            numbers = f"{len(states)} states and {len(actions)} actions"
+            raise ValueError(f"{name} has {numbers}: it needs as many of both, 1 to {self.spec.horizon}")
+        for kind, values, size in (("state", states, self.num_states), ("action", actions, self.spec.actions.size)):
+            if wrong := [value for value in values if value not in range(size)]:
+                raise ValueError(f"{name}: {kind} {wrong[0]} is none of 0 to {size - 1}")
+        for before, action, after in zip(states, actions, states[1:], strict=False):
+            if not possible[before, action, after]:
+                raise ValueError(f"{name}: action {action} never leads from state {before} to state {after}")
+
+    @override
+    def demonstrate(self, task: Task, num: int, rng: torch.Generator) -> Demonstrations:
+        """Return ``num`` episodes ``[M, T, num, ...]`` of the soft-optimal policy of each task, in new environments."""
+        new = self.elsewhere(task, rng)
+        there = task if new is None else new
+        transition, reward = self.model(there)
+        _, choices = soft_value_iteration(transition, reward, self.spec.horizon, self.rationality)
+        expert, env = TablePolicy(choices.movedim(0, 1).exp()), self.make(there, num, rng)
+        start = expert.start(num, rng, greedy=False)
+        return Demonstrations(there, collect(env, expert, start, self.spec.horizon, one_episode=True))
+
 
 class GridFamily(TabularFamily):
     """A square grid; cell ``x + size * y`` lies x cells right of and y cells above the bottom left cell.
@@ -108,9 +214,8 @@ class GridFamily(TabularFamily):
 
     size_key = "env.size"
 
-    def __init__(self, config: GridConfig, num_states: int | None = None, device: torch.device | str = "cpu"):
-        first = config.start[0] + config.size * config.start[1]
-        super().__init__(num_states or config.size**2, first, device)
+    def __init__(self, config: BoardConfig, num_states: int | None = None, device: torch.device | str = "cpu"):
+        super().__init__(num_states or config.size**2, config.first_state, device)
         self.size = config.size
         cell, (x, y) = torch.arange(config.size**2, device=device)[:, None], torch.tensor(MOVES, device=device).T
         x = (cell % self.size + x).clamp(0, self.size - 1)
@@ -139,6 +244,22 @@ class GridFamily(TabularFamily):
         """Return the task parameters that put an object into ``cells [num]``."""
         return {f"{name}_x": cells % self.size, f"{name}_y": cells // self.size}
 
+    @override
+    def model(self, task: Task) -> tuple[Tensor, Tensor]:
+        if not self.of_places:
+            return super().model(task)
+        moves = one_hot(self.neighbour, self.num_states).to(dtype_of(task))
+        return moves.expand(num_tasks(task), -1, -1, -1), self.rewards(task)[:, self.neighbour]
+
+    @override
+    def rewards(self, task: Task) -> Tensor:
+        return super().model(task)[1][..., 0] if self.of_places else super().rewards(task)  # of staying in each cell
+
+    @override
+    def arrange(self, places: Tensor) -> Tensor:
+        """Return numbers of places ``[X]`` as the grid, where they are numbers of cells."""
+        return places.view(self.size, self.size) if self.of_places else super().arrange(places)
+
     def describe(self, obs: Tensor) -> str:
         """Describe one observation by its cell, as ``(x,y)``."""
         cell = int(obs.argmax()) % self.size**2
@@ -151,38 +272,18 @@ class GridFamily(TabularFamily):
             raise ValueError(f"{name} must be a whole number from 0 to {self.size - 1}, got {value:g}")
 
 
-def value_iteration(transition: Tensor, reward: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
-    """Compute the optimal undiscounted values and actions of an episode, backwards from its last step (Bellman 1957).
-
-    ``V[H](s) = 0`` and ``V[t](s) = max_a R(s, a) + Σ_s' P(s' | s, a) V[t+1](s')``; the index is the step, not the steps to go.
-
-    Args:
-        transition: ``P [M, S, A, S]``.
-        reward: ``R [M, S, A]``, expected.
-        horizon: H, the steps of an episode.
-
-    Returns:
-        The values ``V [H+1, M, S]`` and the optimal actions ``[H, M, S]``, the first of equally good ones.
-    """
-    values, actions = [reward.new_zeros(reward.shape[:2])], []
-    for _ in range(horizon):
-        best = (reward + torch.einsum("msan,mn->msa", transition, values[-1])).max(-1)
-        values.append(best.values)
-        actions.append(best.indices)
-    return torch.stack(values[::-1]), torch.stack(actions[::-1])
-
-
-def draw_cells(columns: int, rows: int, cells: dict[str, int]) -> Image.Image:
+def draw_cells(columns: int, rows: int, cells: dict[str, int], ground: Mapping[int, str] = NONE) -> Image.Image:
     """Draw a board of squares of 20 pixels, with markers in ``cells``, ``{colour: square}``; later markers are smaller, on top.
 
-    Square 0 is at the bottom left, square 1 to its right.
+    Square 0 is at the bottom left, square 1 to its right; ``ground`` are the colours of whole squares.
     """
     side = 20
     image = Image.new("RGB", (columns * side + 1, rows * side + 1), "white")
     draw = ImageDraw.Draw(image)
     for x in range(columns):
         for y in range(rows):
-            draw.rectangle([x * side, y * side, (x + 1) * side, (y + 1) * side], outline="lightgrey")
+            box = [x * side, y * side, (x + 1) * side, (y + 1) * side]
+            draw.rectangle(box, fill=ground.get(x + columns * (rows - 1 - y)), outline="lightgrey")
     for inset, (colour, cell) in enumerate(cells.items()):
         x, y, margin = cell % columns, rows - 1 - cell // columns, 2 + 2 * inset
         box = [x * side + margin, y * side + margin, (x + 1) * side - margin, (y + 1) * side - margin]

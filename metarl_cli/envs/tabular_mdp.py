@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from metarl_cli.envs.tabular import TabularConfig, TabularFamily, draw_cells
 from metarl_cli.envs.tasks import Columns
-from metarl_cli.interfaces import Task
+from metarl_cli.interfaces import Task, device_of, dtype_of
 from metarl_cli.spaces import Discrete, Spec
 
 
@@ -86,6 +86,13 @@ class TabularMDP(TabularFamily):
         after = (below <= chance).sum(-1, keepdim=True)
         after = after.clamp(max=self.num_states - 1)  # rounded probabilities may add up to less than 1
         return after, mean + self.config.noise * noise, torch.zeros_like(action, dtype=torch.bool)
+
+    @override
+    def elsewhere(self, task: Task, rng: torch.Generator) -> Task:
+        """Return processes with the same rewards and new transitions."""
+        unit = torch.rand(task["transition"].shape, generator=rng, dtype=dtype_of(task), device=device_of(task))
+        exponential = -torch.log1p(-unit)
+        return task | {"transition": exponential / exponential.sum(-1, keepdim=True)}
 
     @override
     def model(self, task: Task) -> tuple[Tensor, Tensor]:

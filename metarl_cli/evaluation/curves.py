@@ -25,6 +25,13 @@ class Total(NamedTuple):
         return f"{self.mean:.2f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2f}")
 
 
+class Differences(NamedTuple):
+    """Expected value differences at P points: the return of the best policy that knows the task, less that of the policy."""
+
+    new: list[Interval]  # [P] mean over the tasks, in the environments of the tasks
+    demonstrated: list[Interval]  # [P] where demonstrations took place; as ``new`` before the first
+
+
 class Curve(NamedTuple):
     """Returns along adaptation to M tasks, with E repeats, at P points: adaptation steps, or episodes of a trial."""
 
@@ -36,6 +43,7 @@ class Curve(NamedTuple):
     env_steps: list[int]  # [P] per task
     groups: dict[str, list[Interval]]  # [P] per group of tasks with comparable returns; ``points`` are then their averages
     total: Total | None = None  # of whole trials
+    differences: Differences | None = None  # of an adaptation by demonstrations, whose numbers ``steps`` are
 
     @property
     def over(self) -> str:
@@ -136,6 +144,11 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
         scalars["solved_after"] = last.solved
     if curve.total:
         scalars["trial_return"] = curve.total.mean
+    if curve.differences:
+        for name, each in zip(("", "_demonstrated"), curve.differences, strict=True):
+            known = list(zip(curve.steps, each, strict=True))[bool(name) :]  # nothing is demonstrated before the first
+            found = {f"value_difference{name}_step_{k}": x.value for k, x in known}
+            scalars |= found | {f"value_difference{name}": each[-1].value}
     for group, points in curve.groups.items():
         scalars |= {f"return_before_{group}": points[0].value, f"return_after_{group}": points[-1].value}
     return {f"{prefix}/{name}": value for name, value in scalars.items()}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from metarl_cli.envs.tasks import shares
-from metarl_cli.evaluation.curves import UNKNOWN, Curve, Level, Levels, Report, Total
+from metarl_cli.evaluation.curves import UNKNOWN, Curve, Differences, Level, Levels, Report, Total
 from metarl_cli.evaluation.statistics import (
     Aggregate,
     Interval,
@@ -29,7 +29,7 @@ from metarl_cli.evaluation.statistics import (
     summarise,
 )
 from metarl_cli.experience.rollout import RandomPolicy, run_episodes
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Family, Policy, Task, device_of
+from metarl_cli.interfaces import Adapted, Algorithm, Budget, Demonstrated, Family, Policy, Task, device_of
 from metarl_cli.progress import track
 from metarl_cli.seeding import torch_rng
 
@@ -57,13 +57,19 @@ class Evaluator:
         return torch_rng(self.seed, self.split, name, device=self.device)
 
     def returns(self, task: Task, policy: Policy, rng: torch.Generator) -> Scores:
-        """Return the returns ``[E, M]`` of episodes with the same start for every policy; the policy draws from ``rng``."""
+        """Return the returns ``[E, M]`` of episodes with the same start for every policy; the policy draws from ``rng``.
+
+        Where the family computes the expected return, all are that.
+        """
+        known = self.family.expected_return(task, policy)
+        if known is not None:
+            return np.repeat(known.double().cpu().numpy()[None], self.episodes, 0)
         returns, _ = run_episodes(self.family, task, policy, self.episodes, self.rng("episodes"), rng)
         return returns[0].T.double().cpu().numpy()
 
     def _curve(self, adaptations: Iterator[Adapted], most: int, label: str, greedy: bool = True) -> Curve:
         """Measure each policy of an adaptation, or each episode of the one policy whose state adapts."""
-        steps, returns, gradient_steps, env_steps = [], [], [], []
+        steps, returns, gradient_steps, env_steps, demonstrated = [], [], [], [], list[Demonstrated | None]()
         for adapted in track(adaptations, most + 1, label):
             if adapted.episodes is not None:
                 return self._trial(adapted.policy, adapted.episodes, greedy)
@@ -71,7 +77,22 @@ class Evaluator:
             returns.append(self.returns(self.task, adapted.policy, self.rng("policy")))
             gradient_steps.append(adapted.gradient_steps)
             env_steps.append(adapted.env_steps)
-        return self._points(steps, returns, gradient_steps, env_steps)
+            demonstrated.append(adapted.demonstrated)
+        differences = self._differences(returns, demonstrated)
+        return self._points(steps, returns, gradient_steps, env_steps)._replace(differences=differences)
+
+    def _differences(self, returns: list[Scores], demonstrated: list[Demonstrated | None]) -> Differences | None:
+        """Return how far policies are below the best ones, here and where demonstrations took place; None without them."""
+        places = [(each.demonstrations.task, each.policy) for each in demonstrated if each is not None]
+        here = [self._below_optimum(self.task, x) for x in returns if places]
+        there = [self._below_optimum(task, self.returns(task, policy, self.rng("policy"))) for task, policy in places]
+        found, before = [x for x in here + there if x is not None], len(demonstrated) - len(places)
+        return Differences(found[: len(here)], found[:before] + found[len(here) :]) if found else None
+
+    def _below_optimum(self, task: Task, returns: Scores) -> Interval | None:
+        """Return by how much the mean return is below the optimum; None where that is not known."""
+        best = self.family.optimum(task)
+        return None if best is None else over_tasks(best.double().cpu().numpy() - returns, mean)
 
     def _trial(self, policy: Policy, episodes: int, greedy: bool) -> Curve:
         rngs = self.rng("episodes"), self.rng("trial")

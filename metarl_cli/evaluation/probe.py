@@ -193,6 +193,8 @@ def _given(task: Task, names: list[str], takers: Rows, givers: Rows) -> Task:
 
 def _measurement(evaluator: Evaluator, algorithm: Algorithm, budget: Budget) -> Callable[[Support | None], Scores]:
     """Return a function of a support, or of none, to the mean returns ``[M]`` of episodes in the own tasks."""
+    if algorithm.adapts_by == "demonstrations":
+        raise UserError("probe=support: this algorithm collects no support to change, it is shown episodes; leave probe out")
     first = next(algorithm.adapt(evaluator.task, budget, evaluator.rng("support")))
     if first.episodes is not None:
         if first.episodes < 2:

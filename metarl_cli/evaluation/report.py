@@ -11,7 +11,7 @@ from rich.text import Text
 
 from metarl_cli.evaluation.curves import Curve, Levels, Report
 from metarl_cli.evaluation.held_out import task_hash, task_hashes
-from metarl_cli.evaluation.statistics import Summary
+from metarl_cli.evaluation.statistics import Interval, Summary
 from metarl_cli.interfaces import Task
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ MEANING = {
     OPTIMUM: "the return of the best policy that knows the task, computed",
 }
 SCORE = "normalised score"
+THERE = "where demonstrated"
 
 
 def empty_table(report: Report, title: str) -> Table:
@@ -64,6 +65,10 @@ def notes(report: Report) -> list[str]:
         lines.append(f"{SCORE.capitalize()}: (mean - robust) / (oracle - robust), of means over tasks.")
     elif report.robust and (report.oracle or report.optimum):
         lines.append(f"The oracle's mean is not above the robust policy's: there is no {SCORE}.")
+    if report.curve.differences:
+        lines.append("Env steps are the demonstrator's; in the environments of the table nothing was shown.")
+        lines.append("below optimum: the expected value difference after so many demonstrations, mean over tasks.")
+        lines.append(f"{THERE}: the same in the environments of the demonstrations.")
     lines += sources(report.levels, known=report.optimum is not None)
     return lines + beyond_training(report.curve.steps[-1], report.trained_steps)
 
@@ -99,7 +104,8 @@ def table(report: Report, title: str) -> Table:
         row("from scratch", report.scratch, -1, "dim")
     last = len(report.curve.steps) - 1
     for k, step in enumerate(report.curve.steps):
-        name = label(step, trial=report.total is not None) if last or report.total else "without adaptation"
+        shown = report.curve.differences is not None
+        name = label(step, report.total is not None, shown) if last or report.total else "without adaptation"
         row(name, report.curve, k, "bold" if k in (0, last) else "")
     for group in report.curve.groups:
         rows.add_section()
@@ -116,7 +122,11 @@ def table(report: Report, title: str) -> Table:
             rows.add_row(f"normalised{when}", "", "", str(report.normalised[k]), style="bold")
     if report.total:
         rows.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
-    if report.regret is not None:
+    for name, points in _differences(report):
+        rows.add_section()
+        for step, point in list(zip(report.curve.steps, points, strict=True))[name == THERE :]:
+            rows.add_row(f"{name}, {step}", "", "", str(point), style="bold" if step in report.curve.steps[1::last] else "")
+    if report.regret is not None and report.curve.differences is None:
         rows.add_row("regret per episode (optimum minus return)", "", "", f"{report.regret:.2f}", style="dim")
     if report.sampled and report.sampled.total:
         rows.add_section()
@@ -126,16 +136,24 @@ def table(report: Report, title: str) -> Table:
     return rows
 
 
+def _differences(report: Report) -> list[tuple[str, list[Interval]]]:
+    """Return the expected value differences after each number of demonstrations, here and where these took place."""
+    found = report.curve.differences
+    return [] if found is None else [("below optimum", found.new), (THERE, found.demonstrated)]
+
+
 def references(report: Report) -> list[tuple[str, Curve]]:
     """Return the names and the levels of the references that know nothing of the task, or all of it."""
     known = [(ROBUST, report.robust), (ORACLE, report.oracle), (OPTIMUM, report.optimum)]
     return [(name, curve) for name, curve in known if curve is not None]
 
 
-def label(step: int, trial: bool) -> str:
+def label(step: int, trial: bool, demonstrations: bool = False) -> str:
     """Return the name of a point of a curve."""
     if trial:
         return f"episode {step + 1}"
+    if demonstrations and step:
+        return f"{step} demonstration{'s' if step > 1 else ''}"
     return "before adaptation" if step == 0 else f"after step {step}"
 
 
@@ -153,14 +171,16 @@ def figure(report: Report, title: str) -> Figure:
 
     drawing = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(drawing)
-    left, right = drawing.subplots(1, 2, sharey=True)
+    left, right = drawing.subplots(1, 2, sharey=report.curve.differences is None)
     lines = [("greedy" if report.sampled else "adapted", report.curve, "tab:blue")]
     if report.sampled:
         lines.append(("sampled", report.sampled, "tab:green"))
     if report.scratch:
         lines.append(("from scratch", report.scratch, "tab:orange"))
     first = "previous episodes of the trial" if report.total else "steps of adaptation, per task"
-    for axes, name in ((left, "steps"), (right, "env_steps")):
+    if report.curve.differences:
+        first = "demonstrations, per task"
+    for axes, name in ((left, "steps"), (right, "env_steps"))[: 1 if report.curve.differences else 2]:
         for text, curve, colour in lines:
             x, points = getattr(curve, name), curve.points
             axes.plot(x, [p.value for p in points], marker="o", color=colour, label=text)
@@ -172,6 +192,8 @@ def figure(report: Report, title: str) -> Figure:
             axes.axhline(curve.points[0].value, label=text, **LINES[text])
         axes.set_xlabel(first if name == "steps" else "environment steps of adaptation, per task")
         axes.grid(alpha=0.3)
+    if report.curve.differences:
+        _plot_differences(right, [(curve, colour) for _, curve, colour in lines])
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_ylabel(f"return ({report.curve.aggregate}, 95 % over {report.curve.over})")
     drawing.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
@@ -180,6 +202,16 @@ def figure(report: Report, title: str) -> Figure:
         title += f"\n{SCORE}: {first_score.value:.2f} before, {last_score} after"
     drawing.suptitle(title)
     return drawing
+
+
+def _plot_differences(axes: Any, curves: list[tuple[Curve, str]]) -> None:
+    """Plot the expected value difference over the number of demonstrations; dashed where these took place."""
+    for curve, colour in curves:
+        for points, stroke in zip(curve.differences or (), ("-", "--"), strict=False):
+            axes.plot(curve.steps, [point.value for point in points], stroke, marker="o", color=colour)
+    axes.set_xlabel("demonstrations, per task")
+    axes.set_ylabel("value difference; dashed: where demonstrated")
+    axes.grid(alpha=0.3)
 
 
 def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +225,8 @@ def as_json(report: Report, tasks: Task, extra: dict[str, Any]) -> dict[str, Any
             "mean" if report.total else "iqm": [point._asdict() for point in curve.points],
             "over": curve.over,  # what the intervals are over
             "beside": [summary._asdict() for summary in curve.summaries],
+            "value_differences": curve.differences
+            and {name: [point._asdict() for point in points] for name, points in curve.differences._asdict().items()},
             "groups": {group: [point._asdict() for point in points] for group, points in curve.groups.items()},
             "task_returns": curve.returns.mean(axis=1).tolist(),  # [P, M]
         }

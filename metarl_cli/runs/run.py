@@ -27,6 +27,7 @@ from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Policy, St
 from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, using
+from metarl_cli.runs.demonstrations import read_demonstrations
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
 from metarl_cli.runs.levels import Folders, find_levels
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
@@ -259,11 +260,34 @@ class Run:
             note(f"task.{beyond}")
         return task
 
+    def demonstrated(
+        self, budget: Budget, path: str | Path, parameters: Mapping[str, float | str], steps: int | None
+    ) -> Budget:
+        """Return the budget with the demonstrations of a file: all of them, or the first ``steps``.
+
+        Args:
+            budget: what else may be spent.
+            path: the file.
+            parameters: of the task that is adapted to.
+            steps: how many demonstrations to use; None: all.
+
+        Raises:
+            UserError: if the file cannot be read or has fewer, or the algorithm does not adapt by demonstrations.
+        """
+        if self.algorithm.adapts_by != "demonstrations":
+            raise UserError(f"demonstrations={path}: the run's algorithm does not adapt by demonstrations; algo=mandril does")
+        given = read_demonstrations(Path(path), self.family, parameters, self.task)
+        num = given.experience.reward.shape[2]
+        if steps is not None and steps > num:
+            raise UserError(f"steps={steps}: there are {num} demonstrations in {path}")
+        return budget._replace(steps=steps or num, demonstrations=given)
+
     def adapt(
         self,
         *,
         steps: int | None = None,
         trial: int | None = None,
+        demonstrations: str | Path | None = None,
         seed: int = 0,
         task: Mapping[str, float | str] | None = None,
         **parameters: float | str,
@@ -271,8 +295,9 @@ class Run:
         """Adapt to one task in the family's own environments; returns the policy.
 
         Args:
-            steps: adaptation steps: gradient steps, or supports; None: as at the end of training.
+            steps: gradient steps, supports or demonstrations; None: as at the end of training.
             trial: episodes that a policy with memory lives through; None: as in training.
+            demonstrations: a file of one's own; None: by the family, to an algorithm that adapts by demonstrations.
             seed: of the support, or of the trial.
             task: task parameters whose names are no Python names.
             parameters: task parameters, such as ``gravity=15``; the family's nominal values elsewhere.
@@ -280,9 +305,11 @@ class Run:
         Raises:
             UserError: for a parameter the family does not have, or a budget the algorithm cannot spend.
         """
-        budget = self.budget(steps, trial)
+        budget, wanted = self.budget(steps, trial), {**(task or {}), **parameters}
+        if demonstrations is not None:
+            budget = self.demonstrated(budget, demonstrations, wanted, steps)
         self._warn(steps)
-        return self.adaptation(self.task({**(task or {}), **parameters}), budget, seed).policy
+        return self.adaptation(self.task(wanted), budget, seed).policy
 
     def adapt_on(
         self, env: gymnasium.Env[Any, Any], episodes: int = 8, steps: int | None = None, seed: int = 0

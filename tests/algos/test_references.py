@@ -9,7 +9,8 @@ from conftest import algorithms, compose_train, inherited, load
 
 from metarl_cli.algos.bandit_strategies import gittins_indices
 from metarl_cli.algos.mdp_strategies import greatest_mean, sample_process
-from metarl_cli.envs.tabular import TabularFamily, value_iteration
+from metarl_cli.envs.planning import value_iteration
+from metarl_cli.envs.tabular import TabularFamily
 from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Budget, Context, Step
 from metarl_cli.seeding import numpy_rng, torch_rng

@@ -63,9 +63,8 @@ def test_every_option_is_valid(group, option):
         pytest.skip(str(error))
     algorithm = config.algo.module.Algo
     assert (config.learner is not None) == algorithm.uses_learner
-    assert (
-        (config.eval.steps is not None) == (config.test.steps is not None) == (algorithm.adapts_by in ("gradient", "inference"))
-    )
+    takes_steps = algorithm.adapts_by in ("gradient", "inference", "demonstrations")
+    assert (config.eval.steps is not None) == (config.test.steps is not None) == takes_steps
 
 
 def test_test_and_adapt_are_valid_once_the_run_is_named():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import compose_train, load
 
-from metarl_cli.envs.tabular import value_iteration
+from metarl_cli.envs.planning import value_iteration
 from metarl_cli.errors import UserError
 from metarl_cli.seeding import numpy_rng, torch_rng
 

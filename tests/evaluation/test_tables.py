@@ -35,7 +35,7 @@ def report(env, algo="maml_dqn", tasks=12, steps=2, episodes=2, *overrides):
     )
     parts = build(compose_train(f"env={env}", f"algo={algo}", *small, *overrides))
     task = parts.family.sample_tasks(tasks, "test", numpy_rng(0, "tasks"))
-    budget = Budget(steps if parts.algorithm.adapts_by in ("gradient", "inference") else 0)
+    budget = Budget(steps if parts.algorithm.adapts_by in ("gradient", "inference", "demonstrations") else 0)
     return Evaluator(parts.family, task, episodes, 0, "test").report(parts.algorithm, budget), task
 
 

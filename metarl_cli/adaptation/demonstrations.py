@@ -1,0 +1,232 @@
+"""Adaptation by demonstrations: somebody who knows a task shows a few episodes of it, and no reward is seen.
+
+    L(theta) = - mean_t log pi_theta(a_t | s_t, t)        of a reward's soft-optimal policy, or of a policy that copies
+
+With a reward that is linear in features, r = theta . f, and deterministic moves, the gradient of L is beta times the difference
+of the features that pi_theta is expected to meet and those that were met (Ziebart 2008, aaai.org/Papers/AAAI/2008/AAAI08-227;
+causal entropy for moves by chance: Ziebart 2010). Demonstrations take place in another environment of the same task, where the
+family has others (``Family.elsewhere``): what was learned is then used in an environment that nobody has shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from metarl_cli.config.base import StrictModel
+from metarl_cli.envs.planning import Process, TablePolicy
+from metarl_cli.envs.tabular import TabularFamily
+from metarl_cli.errors import UserError
+from metarl_cli.interfaces import (
+    Adapted,
+    Budget,
+    Demonstrated,
+    Demonstrations,
+    Diagnostics,
+    Family,
+    Params,
+    State,
+    Task,
+    num_tasks,
+)
+from metarl_cli.networks.imitation import Model, Solution
+from metarl_cli.networks.optimizers import Adam
+from metarl_cli.networks.stacked import stack
+from metarl_cli.progress import timed
+from metarl_cli.seeding import torch_rng
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class FittingConfig(StrictModel):
+    """Steps of Adam on the likelihood of demonstrations."""
+
+    steps: int = Field(gt=0, description="steps of Adam on all demonstrations")
+    lr: float = Field(gt=0, description="Adam's learning rate")
+
+
+class Examples(NamedTuple):
+    """Demonstrations as a table of states reads them."""
+
+    process: Process  # of the environments where they took place
+    state: Tensor  # [M, T, N]
+    action: Tensor  # [M, T, N]
+    weight: Tensor  # [M, T, N] 0 after an episode's end
+
+    def first(self, num: int) -> Examples:
+        """Return the first demonstrations of each task."""
+        return Examples(self.process, *(x[:, :, :num] for x in self[1:]))
+
+    def chosen(self, choices: Tensor) -> Tensor:
+        """Return the log-probabilities ``[M, T, N]`` of what was done, for those of all actions ``[M, H, S, A]``."""
+        now = choices[:, : self.state.shape[1]].flatten(2)
+        return now.gather(2, self.state * choices.shape[-1] + self.action) * self.weight
+
+
+def table_of(family: Family) -> TabularFamily:
+    """Return the family.
+
+    Raises:
+        ValueError: if it is no table of states that are observed.
+    """
+    if not isinstance(family, TabularFamily) or family.spec.obs_shape != (family.num_states,):
+        raise ValueError("this algorithm plans: it needs a table of states that it observes (env=sprite_grid)")
+    return family
+
+
+def read(family: TabularFamily, given: Demonstrations) -> Examples:
+    """Return what a family's demonstrations show."""
+    seen = given.experience
+    return Examples(family.process(given.task), family.states(seen.obs), seen.action, seen.weight)
+
+
+def likelihood_loss(model: Model, params: Params, examples: Examples) -> Tensor:
+    """Return ``L [M]``, the mean over steps of minus the log-probability of what was done."""
+    return -examples.chosen(model.choices(params, examples.process)).sum((1, 2)) / examples.weight.sum((1, 2))
+
+
+@timed("inner gradient")
+def likelihood_gradients(model: Model, params: Params, examples: Examples, create_graph: bool = False) -> Params:
+    """Return the gradient of each task's loss in its weights ``[M, ...]``."""
+    with torch.enable_grad():
+        moving = {k: (v.view_as(v) if create_graph else v.detach()).requires_grad_() for k, v in params.items()}
+        losses = likelihood_loss(model, moving, examples)
+        gradients = torch.autograd.grad(losses.sum(), list(moving.values()), create_graph=create_graph)
+    return dict(zip(moving, gradients, strict=True))
+
+
+def fitted(model: Model, params: Params, examples: Examples, config: FittingConfig) -> Params:
+    """Return the weights ``[M, ...]`` after steps of Adam on the loss of each task."""
+    adam, rate = Adam(), dict.fromkeys(params, torch.tensor(config.lr, device=examples.weight.device))
+    for _ in range(config.steps):
+        params = adam.step(params, likelihood_gradients(model, params, examples), rate)
+    return params
+
+
+def numbers(most: int) -> list[int]:
+    """Return the numbers of demonstrations after which an adaptation is looked at: 0, 1, 2, 5, 10, 20, 50 ..., and all."""
+    usual = [digit * 10**power for power in range(len(str(most))) for digit in (1, 2, 5)]
+    return sorted({0, *(n for n in usual if n <= most), most})
+
+
+class InferredPolicy(TablePolicy):
+    """The plan for what is inferred of M tasks, or the policy that copies.
+
+    Args:
+        solution: what to do, and the reward that it is for.
+        family: of the tasks.
+        task: the environments.
+        examples: demonstrations in them, to be drawn; None where there are none.
+    """
+
+    def __init__(self, solution: Solution, family: TabularFamily, task: Task, examples: Examples | None = None):
+        super().__init__(solution.table)
+        self.reward, self.family, self.task, self.examples = solution.reward, family, task, examples
+
+    @override
+    def diagnostics(self) -> Diagnostics:
+        return super().diagnostics() if self.reward is None else Diagnostics({}, {}, {"reward": self._drawing(self.reward)})
+
+    def _drawing(self, reward: Tensor) -> Figure:
+        """Draw the inferred reward of the first task beside the true one, and where the demonstrations went."""
+        from matplotlib.figure import Figure
+
+        drawing, family = Figure(figsize=(8, 3.8), layout="constrained"), self.family
+        true = family.rewards({name: value[:1] for name, value in self.task.items()})
+        panels = zip(drawing.subplots(1, 2), ("inferred reward", "true reward"), (reward, true), strict=True)
+        for axes, title, places in panels:
+            rows = family.arrange(places[0]).cpu().numpy()
+            image = axes.imshow(rows, origin="lower", cmap="RdYlGn", aspect="equal" if family.of_places else "auto")
+            drawing.colorbar(image, ax=axes)
+            axes.set_title(title)
+            axes.set_xlabel("column" if family.of_places else "state")
+            axes.set_ylabel("row" if family.of_places else "action")
+            if self.examples is not None and family.of_places:
+                for path in self.examples.state[0].T.tolist():
+                    axes.plot([x % rows.shape[1] for x in path], [x // rows.shape[1] for x in path], "k-", alpha=0.4)
+        return drawing
+
+    @override
+    def state_dict(self) -> State:
+        return {"table": self.table, "reward": self.reward}
+
+
+def load_inferred(family: TabularFamily, state: State, task: Task) -> InferredPolicy:
+    """Return the policy that was saved.
+
+    Raises:
+        ValueError: if it is of other tasks, or of another family.
+    """
+    expected = num_tasks(task), family.spec.horizon, family.num_states, family.spec.actions.size
+    if state["table"].shape != expected:
+        raise ValueError(f"the saved plan {list(state['table'].shape)} is not one of this family and task, {list(expected)}")
+    return InferredPolicy(Solution(state["table"], state["reward"]), family, task)
+
+
+# what is learned from demonstrations (None: before the first), and solves any environments of the tasks; and gradient steps
+Learned = tuple[Callable[[Task], Solution], int]
+
+
+@torch.no_grad()
+def imitate(
+    learn: Callable[[Examples | None], Learned],
+    family: TabularFamily,
+    where: Family | None,
+    task: Task,
+    budget: Budget,
+    rng: torch.Generator,
+) -> Iterator[Adapted]:
+    """Yield the policies of M tasks before the first demonstration, and after some numbers of them.
+
+    Args:
+        learn: returns what is learned from demonstrations.
+        family: of the tasks.
+        where: the tasks run; None: in the family's own environments.
+        task: the tasks.
+        budget: the number of demonstrations, and perhaps the demonstrations.
+        rng: of the demonstrations.
+
+    Raises:
+        UserError: if nothing is known of the environments.
+    """
+    if where is not None and where is not family:
+        raise UserError("it plans in environments of its own family alone; give demonstrations=FILE to metarl adapt")
+    solve, _ = learn(None)
+    yield Adapted(0, 0, 0, InferredPolicy(solve(task), family, task))
+    if not budget.steps:
+        return
+    given = budget.demonstrations or family.demonstrate(task, budget.steps, rng)
+    examples, new = read(family, given), any(not torch.equal(given.task[name], task[name]) for name in task)
+    for num in numbers(budget.steps)[1:]:
+        seen = examples.first(num)
+        solve, steps = learn(seen)
+        there = InferredPolicy(solve(given.task), family, given.task, seen)
+        policy = InferredPolicy(solve(task), family, task) if new else there
+        spent = round(float(seen.weight.sum()) / len(seen.weight))
+        yield Adapted(num, steps, spent, policy, demonstrated=Demonstrated(given.first(num), there))
+
+
+def imitate_from_scratch(
+    model: Model,
+    config: FittingConfig,
+    family: TabularFamily,
+    where: Family | None,
+    task: Task,
+    budget: Budget,
+    rng: torch.Generator,
+) -> Iterator[Adapted]:
+    """Yield the policies of fresh weights, fitted to the same demonstrations as :func:`imitate` gives; see there."""
+    init = torch_rng(rng.initial_seed(), "fresh", device=rng.device)  # ``rng`` is of the demonstrations alone
+    fresh = stack([model.init(init) for _ in range(num_tasks(task))])
+
+    def learn(examples: Examples | None) -> Learned:
+        params = fresh if examples is None else fitted(model, fresh, examples, config)
+        return (lambda there: model.solve(params, family.process(there))), 0 if examples is None else config.steps
+
+    return imitate(learn, family, where, task, budget, rng)
