@@ -39,6 +39,7 @@ def run(command: Command, words: list[str]) -> int:
     _checked.clear()
     with _errors_raised() as traces:
         args = compose.parse_flags(words)
+        args.overrides = compose.as_ranges(command, args)
         problems = []
         shown = args.help or args.cfg or args.info
         if not (args.shell_completion or args.hydra_help):

@@ -72,7 +72,7 @@ def run(words: list[str]) -> int:
         found = report(paths, **options)
     console = wide_console()
     for table in found.tables:
-        for part in _drawn(table, console.width):
+        for part in drawn(table, console.width):
             console.print(part)
         for note in table.notes:
             console.print(Text(note, "table.caption"))
@@ -122,7 +122,7 @@ def parse(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return paths or ["outputs"], options
 
 
-def _drawn(table: Table, width: int) -> Iterator[Drawn]:
+def drawn(table: Table, width: int) -> Iterator[Drawn]:
     """Yield a table for a terminal, in parts that fit its width; each part has the first column."""
     from metarl_cli.comparison.tables import text
 

@@ -36,7 +36,14 @@ MODULES = {
     "search": ("evolution.searches", "Search"),
 }
 
-PLACES = ("run", "outputs", "out", "robust", "oracle")  # keys of the commands that name a place on the user's own machine
+PLACES = (
+    "run",
+    "outputs",
+    "out",
+    "robust",
+    "oracle",
+    "study",
+)  # keys of the commands that name a place on the user's own machine
 # Texts that a run folder never holds: the name of code, an interpolation, a path that is absolute or climbs with ``..``.
 UNSAFE = re.compile(r"_target_|\$\{|^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
