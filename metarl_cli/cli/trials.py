@@ -142,8 +142,8 @@ class Display(Screen):
     @override
     def began(self, trial: Trial) -> None:
         self.since = time.monotonic()
-        if trial.starts > 1:
-            self.console.print(Text(f"trial {trial.number} was killed: going on with it"))
+        if trial.resumed:
+            self.console.print(Text(f"trial {trial.number} was stopped before its end: going on with it"))
 
     @override
     def ended(self, trial: Ended) -> None:

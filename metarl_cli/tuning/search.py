@@ -113,7 +113,7 @@ def search(study: Study, trials: int, seeds: Sequence[int], compose: Compose, sc
 def run_trial(trial: Trial, seeds: Sequence[int], compose: Compose, screen: Screen) -> None:
     """Run a trial to its end: finished, stopped early or failed."""
     if trial.starts > MOST_STARTS:
-        trial.fail(f"its process was killed {MOST_STARTS} times")
+        trial.fail(f"its process was killed {MOST_STARTS} times before it came to a score")
         return
     if twin := trial.twin():
         assert twin.score is not None
@@ -136,7 +136,8 @@ def run_trial(trial: Trial, seeds: Sequence[int], compose: Compose, screen: Scre
             trial.fail(f"its score is {score}")
     except Pruned as reason:
         trial.prune(str(reason))
-    except DiskFault:
+    except (DiskFault, KeyboardInterrupt):
+        trial.leave()
         raise
     except UserError as error:
         trial.fail(error.problems[0].text if error.problems else str(error))

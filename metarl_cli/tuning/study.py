@@ -12,14 +12,11 @@ A trial that nobody holds and that has not ended was killed: the next process th
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
@@ -28,14 +25,15 @@ from pydantic import BaseModel, ConfigDict
 
 from metarl_cli.config.models import Pruning
 from metarl_cli.errors import UserError
-from metarl_cli.runs.files import open_regular, read_json, refuse_links, write_json
+from metarl_cli.runs.files import read_json, refuse_links, write_json
 from metarl_cli.runs.loop import Stopped
 from metarl_cli.tuning.journal import Journal
+from metarl_cli.tuning.locks import Lock
 from metarl_cli.tuning.ranges import Range
 
 FORMAT = 1
 NAME = "metarl"  # of the study in its journal
-MOST_STARTS = 5  # of a trial whose process is killed again and again
+MOST_STARTS = 5  # of a trial whose process is killed each time before it reports
 LONGEST_REASON = 300  # [characters]
 ENDED = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
 
@@ -76,39 +74,6 @@ class Ended(NamedTuple):
     score: float | None  # of a finished trial
     reason: str  # why it did not finish
     steps: int  # iterations that it reported last
-
-
-class Lock:
-    """A file that one process holds until it lets go or ends.
-
-    Args:
-        path: the file.
-        wait: whether to wait for another process.
-
-    Raises:
-        BlockingIOError: if another process holds it.
-        UserError: if the file system has no locks, or it cannot be written.
-    """
-
-    def __init__(self, path: Path, wait: bool = False):
-        try:
-            self.file: IO[bytes] = os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "rb+")
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BaseException:
-                self.file.close()
-                raise
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            hint = (
-                "" if error.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS) else "; a study needs a file system with locks"
-            )
-            raise UserError(f"cannot lock {path}: {error.strerror}{hint}") from error
-
-    def release(self) -> None:
-        """Let other processes have it."""
-        self.file.close()
 
 
 class Study:
@@ -209,7 +174,7 @@ class Study:
             made = self.study.get_trials(deepcopy=False, states=None)
             for trial in made:
                 if trial.state == TrialState.RUNNING and (lock := self.lock(f"trial-{trial.number:04d}")):
-                    return self._started(trial.number, lock)
+                    return self._started(trial.number, lock, resumed=True)
             if sum(trial.state != TrialState.WAITING for trial in made) >= limit:
                 return None
             if not made:
@@ -237,10 +202,10 @@ class Study:
                 samplers.TPESampler(seed=seed) if self.plan.sampler == "tpe" else samplers.RandomSampler(seed=seed)
             )
 
-    def _started(self, number: int, lock: Lock) -> Trial:
+    def _started(self, number: int, lock: Lock, resumed: bool = False) -> Trial:
         self._seed(number)
         identity = self.storage.get_trial_id_from_study_id_trial_number(self.storage.get_study_id_from_name(NAME), number)
-        return Trial(self, identity, lock)
+        return Trial(self, identity, lock, resumed)
 
     def trials(self) -> list[Ended]:
         """Return the trials that have ended."""
@@ -281,17 +246,18 @@ class Trial:
 
     Args:
         study: it belongs to.
-        identity: of the trial in Optuna's storage; it may have begun before.
+        identity: of the trial in Optuna's storage.
         lock: that keeps it to this process.
+        resumed: whether it has begun before.
     """
 
-    def __init__(self, study: Study, identity: int, lock: Lock):
-        self.study, self.identity, self.lock = study, identity, lock
+    def __init__(self, study: Study, identity: int, lock: Lock, resumed: bool = False):
+        self.study, self.identity, self.lock, self.resumed = study, identity, lock, resumed
         self.trial = trial = optuna.Trial(study.study, identity)
         self.number = trial.number
         self.folder = study.folder / "trials" / f"{self.number:04d}"
         self.starts = trial.user_attrs.get("starts", 0) + 1
-        trial.set_user_attr("starts", self.starts)
+        self._count(self.starts)
         self.reported = set(self._frozen().intermediate_values)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -299,6 +265,15 @@ class Trial:
 
     def _frozen(self) -> FrozenTrial:
         return self.study.storage.get_trial(self.identity)
+
+    def _count(self, starts: int) -> None:
+        if starts != self.trial.user_attrs.get("starts", 0):
+            self.trial.set_user_attr("starts", starts)
+
+    def leave(self) -> None:
+        """Let another process go on with the trial."""
+        self._count(self.starts - 1)
+        self.lock.release()
 
     def twin(self) -> Ended | None:
         """Return an earlier finished trial of the same values; None: there is none."""
@@ -317,6 +292,7 @@ class Trial:
         if step not in self.reported and math.isfinite(score):
             self.reported.add(step)
             self.trial.report(score, step)
+            self._count(0)
             self.check()
 
     def check(self) -> None:
