@@ -307,30 +307,17 @@ class Composer:
         return [[*master.hydra.overrides.hydra, *job] for job in split]
 
 
-def as_ranges(command: Command, args: argparse.Namespace) -> list[str]:
-    """Return the overrides of a command that searches, with values that a sweep would try as entries of its ranges.
-
-    Raises:
-        UsageError: if it is to sweep, too.
-    """
-    if not command.searched:
-        overrides: list[str] = args.overrides
-        return overrides
-    if args.multirun:
-        raise UsageError(f"--multirun: metarl {command.name} tries several values by itself; leave -m out")
-    found, parser = list[str](), OverridesParser.create()
-    for override in args.overrides:
-        try:
-            parsed = parser.parse_override(override)
-        except HydraException:  # told when it is composed
-            found.append(override)
-            continue
-        if parsed.is_sweep_override():
-            key = parsed.key_or_group.removeprefix(f"{command.searched}.")
-            found.append(f"++{command.searched}={{{key}: {quoted(override.partition('=')[2])}}}")
-        else:
-            found.append(override)
-    return found
+def as_range(word: str, group: str) -> str:
+    """Return an override whose value a sweep would try as an entry of the ranges in ``group``, and any other word as it is."""
+    if word.startswith("-") or "=" not in word:
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:  # told when it is composed
+        return word
+    if not override.is_sweep_override():
+        return word
+    return f"++{group}={{{override.key_or_group.removeprefix(f'{group}.')}: {quoted(word.partition('=')[2])}}}"
 
 
 def swept_keys(overrides: Iterable[str]) -> frozenset[str]:
