@@ -75,7 +75,8 @@ def setting_of(config: TuneConfig, job: Job) -> Setting:
         raise UserError(*(f"{key}: is both given and searched" for key in twice))
     texts = {key: text for key, text in config.ranges.items() if key in asked or not within(key, named)}
     if not texts:
-        why = "the command line gives every key a value" if config.ranges else f"tune={job.choices.get('tune')} brings no ranges"
+        brought = f"tune={job.choices.get('tune')} brings no ranges"
+        why = "the command line gives every key a value" if config.ranges else brought
         raise UserError(f"there is nothing to search: {why}; give one: 'KEY=interval(LOW,HIGH)'")
     values = base.model_dump()
     known: dict[str, Any] = {**dict.fromkeys(flatten(values)), **dict(leaves(values))}

@@ -66,7 +66,7 @@ def test_only_the_ranges_of_the_command_line_and_of_groups():
 
 
 REFUSED = {
-    ("algo=gittins", "env=bandit"): "there is nothing to search: tune=gittins brings no ranges; give one: 'KEY=interval(LOW,HIGH)'",
+    ("algo=gittins", "env=bandit"): "nothing to search: tune=gittins brings no ranges; give one: 'KEY=interval(LOW,HIGH)'",
     ("tune=none",): "there is nothing to search: tune=none brings no ranges",
     ("run=outputs/x",): "study=FOLDER names the folder of all",
     ("algo.outer.lr=0.1", LR): "algo.outer.lr: is both given and searched",
