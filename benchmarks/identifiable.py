@@ -1,6 +1,6 @@
 """Which parameters of a task matter: a family's rule on its own support, and on one of a task alike in all but one parameter.
 
-    python benchmarks/identifiable.py                                  the families below, about a minute on one core
+    python benchmarks/identifiable.py                                  the families below, some minutes on one core
     python benchmarks/identifiable.py two_link_arm --split validation  one family
 
 No network is trained. The rule (``Family.rule``) reads a task from a support of 8 x 20 random steps, as the adaptation of
@@ -50,6 +50,11 @@ SUPPORTS = {
     "acrobot_family": Support(steps=40, repeat=4),
     "pendulum_family": Support(),
     "point_target": Support(),
+    "trading": Support(),
+    "queues": Support(),
+    "recommendation": Support(),
+    "following": Support(),
+    "arm": Support(),
 }
 
 

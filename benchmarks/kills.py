@@ -125,17 +125,18 @@ class Process:
     Args:
         command: the words.
         errors: the file of its standard error.
+        output: the file of its standard output, if that is kept.
     """
 
-    def __init__(self, command: list[str], errors: Path):
+    def __init__(self, command: list[str], errors: Path, output: Path = Path(os.devnull)):
         self.mark = uuid.uuid4().hex
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "METARL_KILLS": self.mark}
-        with errors.open("wb") as file:
+        with errors.open("wb") as file, output.open("wb") as printed:
             self.process = subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=printed,
                 stderr=file,
                 start_new_session=True,
                 preexec_fn=_heed_signals,
@@ -152,11 +153,16 @@ class Process:
         deadline = time.monotonic() + LEAVING
         while (left := self.alive()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        self.kill()
         return len(left)
+
+    def kill(self) -> None:
+        """Kill every process of it that lives, and those that they start meanwhile."""
+        while left := self.alive():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def _heed_signals() -> None:
@@ -189,7 +195,7 @@ def contents(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         apart = path.name in (".lock", ".reserve", "run.json", "console.log") or "tfevents" in path.name
-        if path.is_dir() or "sweeps" in path.parts or apart:
+        if path.is_dir() or "sweeps" in path.relative_to(folder).parts or apart:
             continue
         if path.suffix == ".pt":
             found[name] = dict(_tensors(torch.load(path, weights_only=True, map_location="cpu")))

@@ -42,16 +42,18 @@ def train(*overrides: str, progress: Callable[[Progress], None] | None = None) -
         UserError: if the configuration cannot run, with every problem in its text.
     """
     from metarl_cli.cli.compose import compose_train
-    from metarl_cli.runs.loop import Listener
+    from metarl_cli.comparison.board import Current
     from metarl_cli.runs.loop import train as train_run
     from metarl_cli.runs.run import Run
 
-    class Callback(Listener):
+    class Callback(Current):
         def progress(self, progress_: Progress) -> None:
+            super().progress(progress_)
             if progress is not None:
                 progress(progress_)
 
-    folder, _ = train_run(*compose_train(list(overrides)), Callback())
+    config, job = compose_train(list(overrides))
+    folder, _ = train_run(config, job, Callback(config.aggregate))
     return Run(folder.path)
 
 
@@ -86,6 +88,7 @@ def report(
     step: int | None = None,
     baseline: str | None = None,
     columns: str | Sequence[str] = (),
+    intervals: str = "seeds",
 ) -> dict[str, Any]:
     """Compare runs, as ``metarl report`` does; returns plain numbers.
 
@@ -96,6 +99,7 @@ def report(
         step: of adaptation, after which returns are compared; None: the last that a run was tested after.
         baseline: the group that others are compared with; None: the robust policy, else the first group.
         columns: of the tables; none: all that have a value.
+        intervals: ``seeds`` (Student's, over runs) or ``stratified`` (a bootstrap within tasks, as rliable's).
 
     Returns:
         ``tables``, each with its ``title``, its ``rows`` (a dict by column, an interval as ``value``, ``low`` and ``high``) and
@@ -107,4 +111,6 @@ def report(
     from metarl_cli.comparison.report import report as compare
 
     by, columns = ([each] if isinstance(each, str) else each for each in (by, columns))
-    return compare(paths or ["outputs"], by, split=split, step=step, baseline=baseline, columns=columns).values()
+    return compare(
+        paths or ["outputs"], by, split=split, step=step, baseline=baseline, columns=columns, intervals=intervals
+    ).values()

@@ -31,7 +31,7 @@ MODULES = ("interfaces", "spaces", "seeding", "processes", "progress", "errors",
 # Siblings that are one thing's parts: what several modules of a folder of plug-ins share.
 SHARED = {
     "algos": {"conditioned", "reference", "memory_algorithm", "on_policy"},
-    "envs": {"lattice", "native", "rules", "simulator", "tabular", "tasks"},
+    "envs": {"csv_file", "lattice", "links", "native", "positions", "rules", "simulator", "tabular", "tasks"},
     "learners": set(),
     "evolution.genomes": {"genes"},
     "evolution.lifetimes": {"traits"},

@@ -36,7 +36,8 @@ class Job(NamedTuple):
 
 def settings(family: str, method: str) -> list[str]:
     """Return the overrides of every run of a method on a family; an experiment comes first, and names its own family."""
-    return [f"env={family}", *FAMILIES[family]["methods"][method], *MATRIX["common"]]
+    entry = FAMILIES[family]
+    return [f"env={family}", *entry["methods"][method], *entry.get("common", MATRIX["common"])]
 
 
 def jobs(families: list[str], methods: list[str] | None, seeds: range) -> Iterator[Job]:

@@ -20,11 +20,13 @@ HEAD = ["algorithm", "seeds", "before", "after", "normalised score", "IQM", "wor
 HEAD += ["its score", "gradient steps", "support", "env steps", "training"]
 MAIN = ["cartpole_family", "navigation_2d", "two_link_arm", "navigation_2d_sparse", "key_to_door"]  # overview, figure
 MORE = ["mountain_car_family", "acrobot_family", "pendulum_family", "classic_mix", "gridworld", "scrambled_cartpole"]
-OVERVIEWS = {"overview": MAIN, "overview_more": MORE}
+ROBOTS = ["half_cheetah_dir", "half_cheetah_vel_maml", "navigation_2d_continuous", "reacher_goal", "walker_params", "ant_dir"]
+OVERVIEWS = {"overview": MAIN, "overview_more": MORE, "overview_robots": ROBOTS}
 OF_TASKS = "before", "after", "random", "ood"  # what is kept of each task
 SHOWN = -0.25, 1.2  # normalised scores of the figure
-ROBUST, ORACLE = "robust_dqn", "oracle_dqn"
+ROBUSTS, ORACLES = ("robust_dqn", "robust_pg"), ("oracle_dqn", "oracle_pg")  # a family has one of each
 UPPER = "oracle_dqn, not scrambled"
+ENDS = (*ROBUSTS, *ORACLES, UPPER)
 
 
 def results(family: str) -> dict[str, Kept]:
@@ -34,9 +36,10 @@ def results(family: str) -> dict[str, Kept]:
     the oracle of the family that the matrix names stands beside its own.
     """
     entry, kept = FAMILIES[family], read(family)
-    if "upper" in entry and ORACLE in kept and ORACLE in (other := read(entry["upper"])):
-        first = {method: kept[method] for method in (ROBUST, ORACLE) if method in kept}
-        kept = first | {UPPER: other[ORACLE]} | kept
+    upper = one_of(ORACLES, kept)
+    if "upper" in entry and upper and upper in (other := read(entry["upper"])):
+        first = {method: kept[method] for method in ENDS if method in kept}
+        kept = first | {UPPER: other[upper]} | kept
     titles = entry.get("mix", [entry["title"]])
     return {title: every(kept, place, len(titles)) for place, title in enumerate(titles)}
 
@@ -56,6 +59,11 @@ def every(kept: Kept, first: int, step: int) -> Kept:
     return {method: {**kept[method], "runs": runs[method]} for method in kept}
 
 
+def one_of(methods: tuple[str, ...], kept: Kept) -> str | None:
+    """The first of some methods that has runs."""
+    return next((method for method in methods if method in kept), None)
+
+
 def means(runs: dict[str, Any], which: str) -> np.ndarray | None:
     """The mean over tasks of each run ``[S]``; None where the family has no such tasks."""
     found = [run[which] for run in runs.values()]
@@ -67,8 +75,8 @@ def normalised(kept: Kept, method: str, which: str = "after") -> np.ndarray | No
 
     None without one of them, or where the oracle is not above the robust policy.
     """
-    upper = UPPER if UPPER in kept else ORACLE
-    ends = [means(kept[end]["runs"], which) if end in kept else None for end in (ROBUST, upper)]
+    lines = one_of(ROBUSTS, kept), one_of((UPPER, *ORACLES), kept)
+    ends = [means(kept[end]["runs"], which) if end else None for end in lines]
     values = means(kept[method]["runs"], which)
     if values is None or ends[0] is None or ends[1] is None:
         return None
@@ -132,10 +140,10 @@ def overview(families: list[str]) -> str:
     found = {title: kept for family in families if family in kept_families() for title, kept in results(family).items()}
     lines = [f"| {' | '.join(['algorithm', *found])} |", "|" + "---|" * (1 + len(found))]
     named = dict.fromkeys(method for family in families for method in FAMILIES[family]["methods"])
-    for method in dict.fromkeys([ROBUST, ORACLE, UPPER, *named]):
+    for method in dict.fromkeys([*ENDS, *named]):
         scores = [normalised(kept, method) if method in kept else None for kept in found.values()]
         returns = [means(kept[method]["runs"], "after") if method in kept else None for kept in found.values()]
-        if method in (ROBUST, ORACLE, UPPER):
+        if method in ENDS:
             cells, name = returns, f"`{method}`: mean return"
         else:
             cells, name = scores, f"`{method}`"
@@ -156,7 +164,7 @@ def draw(path: Path, families: list[str]) -> None:
     drawing = Figure(figsize=(3.1 * len(families) + 1.2, 4.4), layout="constrained")
     results = {family: read(family) for family in families}
     every = dict.fromkeys(method for kept in results.values() for method in kept)
-    methods = [method for method in every if method not in (ROBUST, ORACLE)]
+    methods = [method for method in every if method not in ENDS]
     for axes, (family, kept) in zip(
         np.atleast_1d(drawing.subplots(1, len(families), sharey=True)), results.items(), strict=True
     ):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from matrix import FAMILIES, RESULTS, Job, jobs
-from scores import ORACLE, ROBUST, interval, number
+from scores import ORACLES, ROBUSTS, interval, number
 
 import metarl_cli as metarl
 from metarl_cli.errors import UserError
@@ -28,7 +28,8 @@ def finished(job: Job, outputs: Path) -> bool:
 def probe(family: str, methods: list[str] | None, seeds: range, outputs: Path) -> None:
     """Probe the runs of a family's methods that adapt, and keep the means over tasks."""
     there = [job for job in jobs([family], None, seeds) if finished(job, outputs)]
-    ends = {end: [str(job.folder(outputs)) for job in there if job.method == end] for end in (ROBUST, ORACLE)}
+    lines = {"robust": ROBUSTS, "oracle": ORACLES}
+    ends = {end: [str(job.folder(outputs)) for job in there if job.method in names] or None for end, names in lines.items()}
     path = PROBES / f"{family}.json"
     kept: Kept = json.loads(path.read_text()) if path.exists() else {}
     for method in FAMILIES[family]["methods"]:
@@ -41,10 +42,10 @@ def probe(family: str, methods: list[str] | None, seeds: range, outputs: Path) -
             print(f"probed: {family}, {method}, {len(results)} seeds", flush=True)
 
 
-def effects(folder: Path, ends: dict[str, list[str]]) -> dict[str, Any] | None:
+def effects(folder: Path, ends: dict[str, list[str] | None]) -> dict[str, Any] | None:
     """Return the effect of each support on a run; None for an algorithm that does not adapt."""
     try:
-        found = metarl.load(folder).probe(robust=ends[ROBUST] or None, oracle=ends[ORACLE] or None)
+        found = metarl.load(folder).probe(**ends)
     except UserError as error:
         print(f"not probed: {folder}: {error}")
         return None

@@ -45,15 +45,26 @@ class Reader:
         shape = tasks, support.rollouts * support.steps
         return Read(torch.zeros(*shape, self.size, device=META), torch.zeros(*shape, 1, device=META))
 
-    def measure(self, support: Transitions) -> Params:
-        """Measure the mean and the deviation of each entry of transitions, ``[I]`` each."""
+    def measure(self, support: Transitions, before: Params | None = None, share: float = 1.0) -> Params:
+        """Measure the mean and the deviation of each entry of transitions, ``[I]`` each.
+
+        Args:
+            support: the transitions.
+            before: what was measured of others; None: there are none.
+            share: of these transitions among all.
+        """
         entries = self._entries(support)[support.weight.flatten(-2) > 0]
-        deviation = entries.std(0)
-        return {"mean": entries.mean(0), "scale": torch.where(deviation > LEAST, deviation, 1.0)}
+        mean, scale = entries.mean(0), entries.std(0)
+        if before is None:
+            return {"mean": mean, "scale": scale}
+        both = torch.lerp(before["mean"], mean, share)
+        old, new = (s.square() + (m - both).square() for m, s in ((before["mean"], before["scale"]), (mean, scale)))
+        return {"mean": both, "scale": torch.lerp(old, new, share).sqrt()}
 
     def read(self, measured: Params, support: Transitions) -> Read:
         """Return transitions ``[..., T, N, ...]`` as a network takes them; nothing of it is learned."""
-        entries = ((self._entries(support) - measured["mean"]) / measured["scale"]).clamp(-LARGEST, LARGEST)
+        scale = torch.where(measured["scale"] > LEAST, measured["scale"], 1.0)
+        entries = ((self._entries(support) - measured["mean"]) / scale).clamp(-LARGEST, LARGEST)
         return Read(entries, support.weight.flatten(-2)[..., None])
 
     def _entries(self, support: Transitions) -> Tensor:

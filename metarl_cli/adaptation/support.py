@@ -43,3 +43,12 @@ def collect_rollouts(
 def merged(parts: list[Transitions]) -> Transitions:
     """Return rollouts ``[M, T, N, ...]`` of the same tasks side by side, along N."""
     return parts[0] if len(parts) == 1 else Transitions(*(torch.cat(field, 2) for field in zip(*parts, strict=True)))
+
+
+def played(rollouts: Transitions) -> Transitions:
+    """Put steps that an episode lasted for in the place of those after its end, ``[M, T, N, ...]``; they repeat in turn."""
+    live = rollouts.weight.flatten(1) > 0
+    order, num = (~live).long().argsort(dim=1, stable=True), live.sum(1, keepdim=True)
+    place = order.gather(1, torch.arange(live.shape[1], device=live.device) % num)
+    rows = torch.arange(len(live), device=live.device)[:, None]
+    return Transitions(*(x.flatten(1, 2)[rows, place].view_as(x) for x in rollouts))

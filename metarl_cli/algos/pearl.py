@@ -7,6 +7,8 @@
 The learner's loss L is that of a soft actor-critic, as in the paper (``pearl``), or of Q-learning (``pearl_dqn``). Its values
 teach the encoder; the information bottleneck (beta) keeps in z what they need. In training each task acts on a sample of its
 posterior, drawn at the start of the iteration, and so does a support with ``support.epsilon`` below 1 (posterior sampling).
+With ``supports`` above 1 the first is collected by the prior, the next by the posterior after it, as in a test. An update reads
+the first few of them, so that posteriors of all widths are trained.
 
 Differs from the paper: the prior is a factor of the posterior; the supports of all tasks are collected anew in each iteration;
 the bottleneck is a mean over the tasks of an update, not a sum. Tests act on the posterior's mean.
@@ -25,7 +27,7 @@ from typing_extensions import override
 from metarl_cli.adaptation.conditioning import ConditionedPolicy
 from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder, divergence, infer
 from metarl_cli.adaptation.reading import Read
-from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
+from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts, merged, played
 from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
 from metarl_cli.config.footprint import peak, size_of, without_content
 from metarl_cli.interfaces import (
@@ -51,7 +53,7 @@ class LatentConfig(EncoderConfig):
     size: int = Field(gt=0, description="entries of the latent variable")
     beta: float = Field(ge=0, description="weight of the divergence from the prior [loss per nat]")
     batch: int | None = Field(
-        gt=0, description="transitions of its support that a task's posterior is of in an update, drawn anew; none: all"
+        gt=0, description="transitions drawn in an update for a task's posterior, which stand for all that it is of; none: all"
     )
 
 
@@ -59,13 +61,14 @@ class Config(TrainingConfig):
     """A learner that is given a latent variable, inferred from the support."""
 
     support: RolloutsConfig
+    supports: int = Field(gt=0, description="supports of an iteration, each by the posterior after those before")
     replay_support: bool = Field(description="whether the replay keeps the supports, too")
     latent: LatentConfig
 
     @model_validator(mode="after")
     def _check_support(self) -> Config:
-        if self.replay_support and self.support.rollouts * self.support.steps > self.capacity:
-            raise ValueError("capacity must hold at least the support.rollouts x support.steps of one iteration")
+        if self.replay_support and self.supports * self.support.rollouts * self.support.steps > self.capacity:
+            raise ValueError("capacity must hold at least the supports x support.rollouts x support.steps of one iteration")
         return self
 
 
@@ -92,33 +95,49 @@ class PEARL(Conditioned):
 
     @override
     def prepare(self) -> Policy:
-        config = self.config
-        prior = self.policy_after(detached(self.params), self.task, None)
-        support = collect_rollouts(prior, self.learner.actions, self.family, self.task, config.support, self.rng["support"])
+        config, params, seen = self.config, detached(self.params), list[Transitions]()
+        policy = self.policy_after(params, self.task, None)
+        for _ in range(config.supports):
+            rng = self.rng["support"]
+            seen.append(collect_rollouts(policy, self.learner.actions, self.family, self.task, config.support, rng))
+            if len(seen) == 1 and (self.iteration == 0 or config.support.epsilon < 1):  # random behaviour stays the same
+                before = self.measured if self.iteration else None
+                self.measured = self.encoder.measure(seen[0], before, 1 / (self.iteration + 1))
+            policy = self.policy_after(params, self.task, merged(seen))
+        support = merged(seen)
         self.env_steps += int(support.weight.sum())
-        if self.iteration == 0:
-            self.measured = self.encoder.measure(support)
         self.supports = self.encoder.read(self.measured, support)
         if config.replay_support:
-            before = self.history.start((config.tasks, config.support.rollouts), self.device)
-            self.replay.add(self.history.along(before, support)[0])
-        return self.policy_after(detached(self.params), self.task, support)
+            start = self.history.start((config.tasks, config.supports * config.support.rollouts), self.device)
+            self.replay.add(played(self.history.along(start, support)[0]))
+        return policy
 
     @override
     def sources(self, rows: Tensor, own: slice) -> Any:
         assert self.supports is not None
-        rng, batch, weight = self.rng["latent"], self.config.latent.batch, self.supports.weight[rows, :, 0]
+        rng, batch, num = self.rng["latent"], self.config.latent.batch, self.config.supports
         noise = torch.randn(len(rows), self.num_given(), generator=rng, device=self.device)
+        entries, weight = self.supports.entries, self.supports.weight[rows]
+        if num > 1:  # the first few supports, which lie side by side: transitions are steps x rollouts
+            few = torch.randint(num, (len(rows), 1, 1, 1), generator=rng, device=self.device)
+            which = torch.arange(num, device=self.device)[:, None] <= few
+            weight = (weight.view(len(rows), -1, num, self.config.support.rollouts) * which).view_as(weight)
         if batch is None:
-            return Read(*(x[rows[own]] for x in self.supports)), noise[own]
-        drawn = torch.multinomial(weight, batch, replacement=True, generator=rng)
-        return Read(*(x[rows[own, None], drawn[own]] for x in self.supports)), noise[own]
+            return Read(entries[rows[own]], weight[own]), noise[own]
+        drawn = torch.multinomial(weight[..., 0], batch, replacement=True, generator=rng)
+        stands_for = (weight.sum(1, keepdim=True) / batch).expand(-1, batch, -1)
+        return Read(entries[rows[own, None], drawn[own]], stands_for[own]), noise[own]
 
     @override
     def blank_sources(self, num: int) -> Any:
-        read, batch = self.encoder.blank(num, self.config.support), self.config.latent.batch
+        read, batch = self._blank(num), self.config.latent.batch
         read = read if batch is None else Read(*(x[:, :1].expand(-1, batch, -1) for x in read))
         return read, torch.zeros(num, self.num_given())
+
+    def _blank(self, tasks: int) -> Read:
+        """Return the transitions of all supports of so many tasks without content."""
+        support = self.config.support
+        return self.encoder.blank(tasks, support.model_copy(update={"rollouts": self.config.supports * support.rollouts}))
 
     @override
     def given(self, params: Params, sources: Any) -> tuple[Tensor, Tensor]:
@@ -128,7 +147,7 @@ class PEARL(Conditioned):
 
     @override
     def cost_of_training(self) -> Footprint:
-        cost, read = super().cost_of_training(), self.encoder.blank(self.config.tasks, self.config.support)
+        cost, read = super().cost_of_training(), self._blank(self.config.tasks)
         return Footprint([*cost.held, Holding("algo.support.rollouts", 4 * size_of(tuple(read)))], cost.passing)
 
     @override

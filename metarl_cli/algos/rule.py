@@ -1,8 +1,9 @@
 """A family's rule by hand: what a few lines that know the physics make of the same support as the other algorithms.
 
 Many families have a rule (``Family.rule``), which reads a task from random steps, by least squares or by a sign, and then acts
-by hand: CartPole, MountainCar, Acrobot and Pendulum, the points that look for a target, and the two-link arm. There is nothing
-to train. A learner that falls behind has not learned what can be known from its support.
+by hand: CartPole, MountainCar, Acrobot and Pendulum, the points that look for a target, the arms, trading, queues,
+recommendation and car following. There is nothing to train. A learner that falls behind has not learned what can be known
+from its support.
 
 The policy before adaptation is the rule on an empty support, which takes the likeliest task for granted, or stays.
 """

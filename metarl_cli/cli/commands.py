@@ -4,6 +4,7 @@ A command is a module whose docstring begins "``metarl NAME``: what it does". It
 
     Config          a pydantic model: the command's values are in conf/NAME.yaml, and it runs through Hydra
     run(config, job)  of such a command; returns its objective, for sweepers, or None
+    folder(config, job)   of such a command, if it makes runs: the folder of the run
     outcome(config, job)  of such a command, if it has one: what the table of a sweep shows of a job, by column
     open_groups     names of groups in conf/NAME.yaml that take any key, as a tuple of texts
     searched        of a command that searches: the group of conf/NAME.yaml that holds the values a sweep would try

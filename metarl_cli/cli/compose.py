@@ -347,12 +347,13 @@ def find_problems(
     Args:
         command: the command.
         args: its flags and overrides; ``multirun`` is set where the configuration is a sweep by itself (``hydra.mode``), which
-            Hydra 1.4 wants to know before it composes.
+            Hydra 1.4 wants to know before it composes, and ``jobs`` to the overrides of each job.
         check: raises UserError for wrong values of a configuration, given with its choices.
     """
     composer = Composer(command.name, args.config_dir, command.open_groups)
     wrong: dict[Problem, None] = {}
-    for number, job in enumerate(composer.jobs(args.overrides, args.multirun)):
+    args.jobs = composer.jobs(args.overrides, args.multirun)
+    for number, job in enumerate(args.jobs):
         config = composer.settle(job)
         if config is None or check is None:
             continue

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import re
+import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.utils import _run_hydra
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from pydantic import BaseModel
 
+FULL = "HYDRA_FULL_ERROR=1 shows the traceback"
 KEPT = 8  # jobs whose checked configuration waits for its turn, with the family that was built to check it
 _checked: dict[str, BaseModel] = {}
 
@@ -67,10 +70,17 @@ def run(command: Command, words: list[str]) -> int:
             if traces:
                 traceback.print_exc()
             raise compose.UsageError(*(problems or [str(error)])) from error
+        except UserError:
+            raise
+        except Exception as error:
+            if not args.multirun or traces:
+                raise
+            lost = f"the launcher or the sweeper has failed: {type(error).__name__}: {str(error).strip()}"
+            raise UserError(f"{lost}; issue the command again: finished jobs are skipped ({FULL})", exit_code=1) from error
         except SystemExit as done:  # Hydra ends --hydra-help this way
             return done.code if isinstance(done.code, int) else int(done.code is not None)
         finally:
-            sweep.print_table()
+            sweep.print_tables(getattr(args, "jobs", []))
         if task.failure:
             if traces:
                 traceback.print_exception(task.failure)
@@ -122,6 +132,15 @@ def _validated(command: Command, values: dict[str, Any], choices: Mapping[str, s
     return validate(command.load().Config, values, choices)
 
 
+def _enter(folder: str) -> None:
+    """Make a folder the current one, as it was where the command was given."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        where = "a sweep over several machines needs a disk that they share"
+        raise UserError(f"cannot enter {folder} on {platform.node()}: {error.strerror}; {where}") from error
+
+
 @dataclass
 class Task:
     """One job of a command, wherever a launcher runs it: validates the configuration, then runs the command.
@@ -132,25 +151,38 @@ class Task:
     command: Command
     swept: frozenset[str] = frozenset()
     failure: UserError | None = None
+    where: str = field(default_factory=os.getcwd)  # the command was given; a launcher's process may be elsewhere
 
     def __call__(self, config: DictConfig) -> Any:
         """Run the job; returns its objective for sweepers."""
         from metarl_cli.config.compatibility import memory_errors
         from metarl_cli.config.models import Job
+        from metarl_cli.runs.folder import RunFolder
 
         hydra = HydraConfig.get()
         several = hydra.mode == RunMode.MULTIRUN
         number = hydra.job.num if several else 0
         job = Job(compose.group_choices(hydra), list(hydra.overrides.task), number, self.swept, compose.source_flags(hydra))
+        entry: dict[str, Any] = {}
+        began = time.monotonic()
         try:
+            if several and not hydra.job.chdir:
+                _enter(self.where)
             module, values = self.command.load(), compose.plain(config)
             checked = _checked.pop(_key(self.command, values, job.choices), None)
             checked = checked or _validated(self.command, values, job.choices)
+            done = "finished"
+            if several and hasattr(module, "folder"):
+                entry["folder"] = str(module.folder(checked, job))
+                done = "finished before" if RunFolder(entry["folder"]).finished else done
+            if several:
+                sweep.keep(hydra, "running", **entry)
             with memory_errors():
                 objective = module.run(checked, job)
             if several:
                 score = {} if objective is None else {"score": str(objective)}
-                sweep.keep(hydra, module.outcome(checked, job) if hasattr(module, "outcome") else score)
+                columns = module.outcome(checked, job) if hasattr(module, "outcome") else score
+                sweep.keep(hydra, done, columns=columns, seconds=time.monotonic() - began, **entry)
             return objective
         except UserError as error:
             if not several:
@@ -161,7 +193,8 @@ class Task:
             if not several:
                 raise
             traceback.print_exc()
+            entry["traceback"] = traceback.format_exc()
             failure = UserError(f"{type(error).__name__}: {error}", exit_code=1)
-        sweep.keep(hydra, {"error": str(failure)})
+        sweep.keep(hydra, "failed", error=str(failure), seconds=time.monotonic() - began, **entry)
         print_error(failure, f"job {hydra.job.num} ({' '.join(job.overrides)}): ")
         raise UserError(exit_code=failure.exit_code)  # printed; Hydra raises it after the last job

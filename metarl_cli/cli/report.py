@@ -33,6 +33,7 @@ folder, or one that holds run folders; without one it is outputs.
   step=3               returns after so many steps of adaptation; the last
   baseline=robust_dqn  the group that "better" compares with; robust, else the first
   columns=after,IQM    columns of the tables: before, after, normalised_score, ...; all that have a value
+  intervals=seeds      over seeds (Student's), or stratified: a bootstrap within tasks, as rliable's
   against=env_steps    the axis of learning curves: env_steps, seconds, iterations
   format=html,tex      files to write: md, csv, json, html, tex (booktabs), png, svg, pdf, tensorboard; none
   out=report           the folder of these files
@@ -47,7 +48,7 @@ examples
 From Python: metarl.report("outputs", by=["algo"])["tables"].
 """
 LISTS = ("by", "columns", "format")
-KEYS = ("by", "split", "step", "baseline", "columns", "against", "format", "out")
+KEYS = ("by", "split", "step", "baseline", "columns", "intervals", "against", "format", "out")
 FORMAT, OUT = "format", "out"
 GAP = 2  # [characters] between columns
 MOST_NAMES = 6  # of files that are listed one by one

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,6 +22,7 @@ from typing_extensions import override
 
 from metarl_cli.cli.process import tune_process
 from metarl_cli.cli.terminal import error_lines, print_error, write_line
+from metarl_cli.comparison.board import Current
 from metarl_cli.config.compatibility import memory_errors
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import ProcessLost, UserError, visible
@@ -61,7 +63,7 @@ def run(config: TrainConfig, job: Job) -> float:
     try:
         with Watch(joined, config.hardware.patience) as processes, memory_errors():
             if processes.rank == 0:
-                with Terminal(wide_console()) as terminal:
+                with Terminal(wide_console(), Current(config.aggregate)) as terminal:
                     return train(config, job, terminal, processes)[1]
             with listening(_silent, _silent):
                 follow(processes)
@@ -72,9 +74,14 @@ def run(config: TrainConfig, job: Job) -> float:
         raise SystemExit(_tell(error, joined.rank)) from error
 
 
+def folder(config: TrainConfig, job: Job) -> Path:
+    """Return where the run of a job lies, or will lie."""
+    return Path(config.run or default_path(config, job))
+
+
 def outcome(config: TrainConfig, job: Job) -> dict[str, str]:
     """Return the return on the test tasks before and after adaptation, for the table of a sweep."""
-    path = RunFolder(config.run or default_path(config, job)).results / "test.json"
+    path = RunFolder(folder(config, job)).results / "test.json"
     if not path.exists():  # this process is one of several, or its result was removed
         return {}
     curve = read_result(path)["adapted"]
@@ -100,10 +107,11 @@ class Terminal(Listener):
 
     Args:
         console: where to.
+        beside: receives the events, too.
     """
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, beside: Listener | None = None):
+        self.console, self.beside = console, beside or Listener()
         self.log: Console | None = None
         self.listening = listening(_silent, self.note)
 
@@ -118,6 +126,7 @@ class Terminal(Listener):
 
     @override
     def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
+        self.beside.started(folder, iteration, iterations)
         self.log = log_console(folder.path / "console.log")
         self.console.push_render_hook(Keep(self.log))
         self.bar = Bar(self.console, iterations, iteration, self.log)
@@ -137,6 +146,7 @@ class Terminal(Listener):
     @override
     def progress(self, progress: Progress) -> None:
         self.bar.update(progress)
+        self.beside.progress(progress)
 
     @override
     def profiled(self, profile: Profile) -> None:
@@ -162,6 +172,7 @@ class Terminal(Listener):
 
     @override
     def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
+        self.beside.finished(folder, reports)
         if reports is None:
             self.console.print(f"{folder} is finished already; test it again with: {folder.command('test')}", soft_wrap=True)
             return

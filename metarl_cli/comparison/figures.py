@@ -19,7 +19,7 @@ import numpy as np
 
 from metarl_cli.comparison.groups import Comparison, Group
 from metarl_cli.comparison.saved import AXES, LEARNING
-from metarl_cli.comparison.tables import after, before, ends, tested
+from metarl_cli.comparison.tables import after, before, by_tasks, ends, tested
 from metarl_cli.evaluation.pictures import plain_text
 from metarl_cli.evaluation.statistics import Scores, mean, over_seeds, profile
 
@@ -167,7 +167,8 @@ def _profile(comparison: Comparison) -> Figure | None:
 def _tasks(comparison: Comparison) -> Figure | None:
     figure, axes = _empty(comparison, "return before adaptation", "return after adaptation")
     for place, group in enumerate(comparison.groups):
-        first, last = before(group).mean(0), after(group).mean(0)
+        alike = [Group(group.name, runs) for runs in by_tasks(group).values()]
+        first, last = (np.concatenate([returns(each).mean(0) for each in alike]) for returns in (before, after))
         if not np.array_equal(first, last):
             marker, colour = MARKERS[place % len(MARKERS)], COLOURS[place % len(COLOURS)]
             axes.scatter(first, last, s=14, alpha=0.7, linewidths=0, marker=marker, color=colour, label=_label(group))

@@ -1,5 +1,7 @@
 """Runs that differ in the seed alone are a group; groups that were tested on the same tasks are compared.
 
+The folds of a cross-validation are runs of one group, though each is tested on tasks of its own.
+
 The name of a group is its algorithm, with its experiment and the values in which groups of that algorithm differ: those that
 were overridden on the command line where they are enough, else all.
 """
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from metarl_cli.comparison.saved import Saved
+from metarl_cli.comparison.saved import FOLD, Saved
 from metarl_cli.config.messages import no_such_key, show
 from metarl_cli.errors import UserError
 from metarl_cli.runs.naming import within
@@ -37,7 +39,7 @@ class Comparison(NamedTuple):
 
     env: str
     where: str  # the values in which it differs from other comparisons of the same environment; empty without any
-    tasks: str  # the hash of the tasks
+    tasks: str  # the hash of the tasks, or the folds of a cross-validation
     groups: list[Group]
     notes: list[str]  # what a reader has to know, one line each
 
@@ -72,7 +74,7 @@ def compare(runs: Sequence[Saved], by: Sequence[str]) -> tuple[list[Comparison],
         wheres = _wheres([place[0] for place in members])
         for where, (first, inside) in zip(wheres, members, strict=True):
             assert first.tested
-            compared.append(Comparison(env, where, first.tested.tasks, *_grouped(inside, by)))
+            compared.append(Comparison(env, where, first.folds or first.tested.tasks, *_grouped(inside, by)))
     return compared, left
 
 
@@ -85,7 +87,8 @@ def _check(runs: Sequence[Saved], by: Sequence[str]) -> None:
 def _place(run: Saved) -> str:
     """Return what runs share that can be compared: the environment, the tasks, and the values of the environment."""
     assert run.tested
-    return repr((run.env, run.tested.tasks, run.tested.adapted.scores.shape[1], sorted(_of_env(run).items())))
+    tasks = (run.folds, run.values.get("tasks_seed")) if run.folds else run.tested.tasks
+    return repr((run.env, tasks, run.tested.adapted.scores.shape[1], sorted(_of_env(run).items())))
 
 
 def _of_env(run: Saved) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def _wheres(runs: Sequence[Saved]) -> list[str]:
         return [""]
     keys = _differing([_of_env(run) for run in runs])
     texts = [", ".join(f"{key}={show(run.values.get(key))}" for key in keys) for run in runs]
-    tasks = [f"tasks {run.tested.tasks[:6]}" if run.tested else "" for run in runs]
+    tasks = [run.folds or (f"tasks {run.tested.tasks[:6]}" if run.tested else "") for run in runs]
     return [
         text if texts.count(text) == 1 else ", ".join(filter(None, (text, task)))
         for text, task in zip(texts, tasks, strict=True)
@@ -133,13 +136,17 @@ def _grouped(runs: list[Saved], by: Sequence[str]) -> tuple[list[Group], list[st
         members = list(_collected(single, lambda run: repr(_chosen(run, by))).values())
         names = [_name(group[0], by) for group in members]
     else:
-        members = list(_collected(single, lambda run: repr(sorted(run.values.items()))).values())
+        members = list(_collected(single, lambda run: repr(sorted(_but_the_fold(run).items()))).values())
         names, hidden = _names(members)
         notes += hidden
     names = [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names, 1)]
     groups = sorted((Group(name, group) for name, group in zip(names, members, strict=True)), key=lambda group: group.name)
     notes += [note for group in groups if by for note in _pooled(group)]
     return groups, [*notes, *_warnings(groups)]
+
+
+def _but_the_fold(run: Saved) -> dict[str, Any]:
+    return {key: value for key, value in run.values.items() if key != FOLD}
 
 
 def _chosen(run: Saved, by: Sequence[str]) -> list[Any]:
@@ -162,7 +169,7 @@ def _names(groups: list[list[Saved]]) -> tuple[list[str], list[str]]:
     for algo, places in by_algo.items():
         first = [groups[place][0] for place in places]
         experiments = [run.choices.get("experiment", "") for run in first]
-        keys = _differing([run.values for run in first])
+        keys = _differing([_but_the_fold(run) for run in first])
         typed = [key for key in keys if any(within(key, set(run.overridden)) for run in first)]
         rows = [
             (experiment, [run.values.get(key) for key in typed]) for experiment, run in zip(experiments, first, strict=True)
@@ -189,10 +196,10 @@ def _some(keys: Sequence[str]) -> str:
 
 
 def _pooled(group: Group) -> list[str]:
-    keys = _differing([run.values for run in group.runs])
+    keys = _differing([_but_the_fold(run) for run in group.runs])
     if not keys:
         return []
-    same = len({run.seed for run in group.runs}) < len(group.runs)
+    same = len({(run.seed, run.values.get(FOLD)) for run in group.runs}) < len(group.runs)
     seeds = "; several have the same seed, so that they are no independent ones" if same else ""
     return [f"{group.name}: runs that differ in {_some(keys)} are taken together{seeds}."]
 

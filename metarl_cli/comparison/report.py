@@ -13,6 +13,7 @@ from metarl_cli.comparison.groups import Comparison, compare
 from metarl_cli.comparison.page import page
 from metarl_cli.comparison.saved import AXES, find
 from metarl_cli.comparison.tables import (
+    INTERVALS,
     Table,
     as_csv,
     as_latex,
@@ -53,6 +54,7 @@ def report(
     step: int | None = None,
     baseline: str | None = None,
     columns: Sequence[str] = (),
+    intervals: str = "seeds",
 ) -> Report:
     """Compare runs.
 
@@ -64,11 +66,13 @@ def report(
         step: of adaptation, after which returns are compared; None: the last that a run was tested after.
         baseline: the group that others are compared with; None: the robust policy, else the first group.
         columns: of the tables; none: all that have a value.
+        intervals: ``seeds`` (Student's, over runs) or ``stratified`` (a bootstrap within tasks, as rliable's).
 
     Raises:
         UserError: if there is no run with a result, or a value is none of those there are.
     """
-    for name, value, choices in (("against", against, list(AXES)), ("split", split, list(SPLITS))):
+    keys = (("against", against, list(AXES)), ("split", split, list(SPLITS)), ("intervals", intervals, list(INTERVALS)))
+    for name, value, choices in keys:
         if value not in choices:
             raise UserError(f"{name}={value}: must be one of {', '.join(choices)}")
     found = find(paths, split)
@@ -88,7 +92,7 @@ def report(
     if baseline is not None and not any(find_baseline(each.groups, baseline) for each in comparisons):
         known = dict.fromkeys(group.name for each in comparisons for group in each.groups)
         raise UserError(f"baseline={baseline}: must be one of {', '.join(known)}")
-    whole = [table(each, baseline) for each in comparisons]
+    whole = [table(each, baseline, intervals) for each in comparisons]
     tables = [each.with_columns(columns) if columns else each.without_empty() for each in whole]
     return Report(comparisons, tables, notes, against)
 

@@ -21,7 +21,9 @@ from metarl_cli.runs.results import Points, Result
 
 AXES = {"env_steps": "step", "seconds": "time/training_seconds", "iterations": "train/iteration"}  # of learning curves
 LEARNING = "eval/return_after_mean"  # the return on validation tasks that a learning curve shows
+LEARNING_IQM = "eval/return_after"  # the same as an IQM over tasks
 LARGEST_LOG = 2**28  # [bytes] of a log: a hundred thousand lines have less
+FOLDS, FOLD = "train.folds", "train.fold"
 FREE = ("chunk", "processes", "log_every", "checkpoint_every")  # last words of keys that change no result
 MOST = 2**63  # no count reaches it
 Count = Annotated[int, Field(ge=0, lt=MOST)]
@@ -108,15 +110,23 @@ class Saved(NamedTuple):
     values: dict[str, Any]  # by dotted key, all that can change a result but the seed
     git: str
     tested: Tested | None  # None: not tested on this split
-    learning: dict[str, Scores]  # LEARNING, and each of AXES that was logged, at the evaluations of training
+    learning: dict[str, Scores]  # LEARNING, its IQM and each of AXES, as far as logged, at the evaluations of training
     env_steps: int
     seconds: float
+    memory: int | None  # [bytes] the largest; None: a run of an older version
+    gpu_memory: int | None
     notes: list[str]  # what a reader of its numbers has to know, said of "it"
 
     @property
     def env(self) -> str:
         """The option of its environment."""
         return self.choices.get("env", "")
+
+    @property
+    def folds(self) -> str:
+        """The cross-validation that it is a part of, in words; empty where it is none."""
+        num = self.values.get(FOLDS)
+        return f"{num} folds of {self.values.get('train.pool')} tasks" if num else ""
 
 
 class Found(NamedTuple):
@@ -185,7 +195,7 @@ def load(path: Path, split: str) -> Saved:
     if manifest.get("iterations"):
         notes.append("was given more iterations when it had finished, which is not as if it had them from the start")
     if log.exists():
-        learning, env_steps, seconds = _read_log(log)
+        learning, env_steps, seconds = read_log(log)
     return Saved(
         path,
         manifest["status"],
@@ -198,6 +208,8 @@ def load(path: Path, split: str) -> Saved:
         learning,
         env_steps,
         seconds,
+        manifest.get("memory"),
+        manifest.get("gpu_memory"),
         notes,
     )
 
@@ -239,7 +251,7 @@ def _numbers(values: Any) -> Scores:
     return np.array(values, dtype=np.float64)
 
 
-def _read_log(path: Path) -> tuple[dict[str, Scores], int, float]:
+def read_log(path: Path) -> tuple[dict[str, Scores], int, float]:
     """Return the evaluations of training, and the environment steps and seconds it took.
 
     An evaluation has the seconds and the iteration of the line before it that names them. No other lines are parsed, and a
@@ -249,7 +261,7 @@ def _read_log(path: Path) -> tuple[dict[str, Scores], int, float]:
     for place, line in enumerate(lines):
         if LEARNING in line and LEARNING in (values := entry(line)):
             rows.append(last_clock(lines, place) | values)
-    known = [key for key in AXES.values() if rows and all(key in row for row in rows)]
+    known = [key for key in (LEARNING_IQM, *AXES.values()) if rows and all(key in row for row in rows)]
     learning = {key: np.array([row[key] for row in rows]) for key in (LEARNING, *known) if rows}
     last = next((int(values["step"]) for line in reversed(lines) if "step" in (values := entry(line))), 0)
     return learning, last, last_clock(lines, len(lines)).get(AXES["seconds"], 0.0)

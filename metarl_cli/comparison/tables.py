@@ -8,6 +8,7 @@
 | better | the probability that a run of the row has a higher return on a task than one of the baseline, mean over tasks |
 | gradient steps, support | of the adaptation, per task |
 | env steps, minutes | of the training |
+| peak MB, GPU MB | the largest memory of a run in training [10^6 bytes]: the largest of its runs |
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from metarl_cli.evaluation.statistics import (
     mean,
     normalised,
     over_seeds,
+    stratified,
     worst_tenth,
 )
 
@@ -43,8 +45,31 @@ Cell = Interval | float | int | str | None
 
 COLUMNS = [
     *("runs", "before", "after", "normalised score", "IQM", "worst tenth", "solved", "better"),
-    *("gradient steps", "support", "env steps", "minutes"),
+    *("gradient steps", "support", "env steps", "minutes", "peak MB", "GPU MB"),
 ]
+
+
+IntervalOf = Callable[[Scores, Aggregate], Interval]  # of an aggregate over the tasks of scores [S, M]
+
+
+class Intervals(NamedTuple):
+    """A way to compute intervals of several runs, and what a reader must know of it."""
+
+    of: IntervalOf
+    note: str
+
+
+INTERVALS = {
+    "seeds": Intervals(
+        lambda scores, aggregate: over_seeds(aggregate(scores)),
+        "Returns and scores are means over runs, with Student's 95 % interval over seeds where there are several.",
+    ),
+    "stratified": Intervals(
+        stratified,
+        "Returns and scores are of all runs' tasks together, with the 95 % interval of the stratified bootstrap, as rliable's: "
+        "too narrow where a run has one network for all its tasks.",
+    ),
+}
 
 
 class Table(NamedTuple):
@@ -140,9 +165,10 @@ def ends(comparison: Comparison) -> Ends | None:
 
     def known(*roles: str) -> tuple[float, str] | None:
         for role in roles:
-            for run in (run for group in comparison.groups for run in group.runs):
-                if role in (references := tested(run).references):
-                    return float(mean(references[role])), f"the {role} policy that the result of {run.path.name} has"
+            runs = [run for group in comparison.groups for run in group.runs if role in tested(run).references]
+            if runs:  # on the same tasks the first counts; folds have one each
+                levels = {tested(run).tasks: float(mean(tested(run).references[role])) for run in reversed(runs)}
+                return float(np.mean(list(levels.values()))), f"the {role} policy that the result of {runs[0].path.name} has"
         return None
 
     robust = of(_best(comparison.groups, False)) or known("robust")
@@ -152,28 +178,29 @@ def ends(comparison: Comparison) -> Ends | None:
     return Ends(robust[0], oracle[0], f"0 is {robust[1]} ({number(robust[0])}), 1 is {oracle[1]} ({number(oracle[0])})")
 
 
-def table(comparison: Comparison, baseline: str | None = None) -> Table:
+def table(comparison: Comparison, baseline: str | None = None, intervals: str = "seeds") -> Table:
     """Return the table of a comparison.
 
     Args:
         comparison: groups on the same tasks.
         baseline: the name or the algorithm of the group that others are compared with, where it is there; None: the robust
             policy, else the first.
+        intervals: a key of :data:`INTERVALS`.
     """
     groups, limits = comparison.groups, ends(comparison)
     base = find_baseline(groups, baseline) if len(groups) > 1 else None
-    rows = [_row(group, limits, base) for group in groups]
+    rows = [_row(group, limits, base, INTERVALS[intervals].of) for group in groups]
     notes = list(comparison.notes)
     if any(len(group.runs) > 1 for group in groups):
-        notes.insert(
-            0, "Returns and scores are means over runs, with Student's 95 % interval over seeds where there are several."
-        )
+        notes.insert(0, INTERVALS[intervals].note)
     if limits:
         notes.append(f"normalised score: {limits.source}; its interval holds them fixed.")
     if base:
         notes.append(f"better: the probability of a higher return on a task than {base.name}.")
     num = after(groups[0]).shape[1]
     title = f"{comparison.title}: {num} held-out task{'s' * (num > 1)} ({comparison.tasks})"
+    if groups[0].runs[0].folds:
+        notes.append("A fold is a run: it is tested on tasks of its own, and trained without them.")
     return Table(title, ["algorithm", *COLUMNS], [[row[name] for name in ("algorithm", *COLUMNS)] for row in rows], notes)
 
 
@@ -185,7 +212,7 @@ def find_baseline(groups: Sequence[Group], name: str | None) -> Group | None:
     return max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
 
 
-def _row(group: Group, limits: Ends | None, base: Group | None) -> dict[str, Cell]:
+def _row(group: Group, limits: Ends | None, base: Group | None, interval: IntervalOf) -> dict[str, Cell]:
     scores, curves = after(group), [tested(run).adapted for run in group.runs]
 
     def average(values: Sequence[float]) -> float | None:
@@ -198,26 +225,46 @@ def _row(group: Group, limits: Ends | None, base: Group | None) -> dict[str, Cel
         "runs": len(group.runs),
         "before": interval(before(group), mean),
         "after": interval(scores, mean),
-        "normalised score": None if limits is None else over_seeds(normalised(mean(scores), limits.robust, limits.oracle)),
+        "normalised score": None if limits is None else interval(normalised(scores, limits.robust, limits.oracle), mean),
         "IQM": interval(scores, iqm),
         "worst tenth": interval(scores, worst_tenth),
         "solved": float(np.mean(known)) if len(known) == len(solved) else None,
-        "better": None if base is None or base is group else improvement(scores, after(base)),
+        "better": None if base is None or base is group else better(group, base),
         "gradient steps": average([curve.gradient_steps[-1] for curve in curves]),
         "support": average([curve.env_steps[-1] for curve in curves]),
         "env steps": average([run.env_steps for run in group.runs]),
         "minutes": average([run.seconds / 60 for run in group.runs]),
+        "peak MB": _most([run.memory for run in group.runs]),
+        "GPU MB": _most([run.gpu_memory for run in group.runs]),
     }
 
 
-def interval(scores: Scores, aggregate: Aggregate) -> Interval:
-    """Return the mean over runs of an aggregate over the tasks of ``scores [S, M]``, with its interval over seeds."""
-    return over_seeds(aggregate(scores))
+def by_tasks(group: Group) -> dict[str, list[Saved]]:
+    """Return the runs of a group that were tested on the same tasks: all of them, or those of each fold."""
+    found = dict[str, list[Saved]]()
+    for run in group.runs:
+        found.setdefault(tested(run).tasks, []).append(run)
+    return found
+
+
+def better(group: Group, base: Group) -> Interval | None:
+    """Return the probability that a run has a higher return on a task than one of the baseline; None without common tasks."""
+    one, two = by_tasks(group), by_tasks(base)
+    found = [improvement(after(Group("", one[tasks])), after(Group("", two[tasks]))) for tasks in one if tasks in two]
+    if len(found) > 1:  # folds
+        return over_seeds([each.value for each in found])
+    return found[0] if found else None
+
+
+def _most(bytes_taken: Sequence[int | None]) -> float | None:
+    """Return the most memory that one of some runs has taken, in megabytes; None where none says it."""
+    known = [taken for taken in bytes_taken if taken]
+    return max(known) / 1e6 if known else None
 
 
 # -- texts
 
-COUNTS = {"env steps", "support", "gradient steps"}
+COUNTS = {"env steps", "support", "gradient steps", "peak MB", "GPU MB"}
 
 
 def number(value: float, digits: int | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from metarl_cli.config.base import Group, Operational, Part, StrictModel
 
@@ -47,6 +47,17 @@ class TrainLoop(StrictModel):
     eval_every: int = Field(gt=0, description="iterations between evaluations on validation tasks")
     log_every: Annotated[int, Operational()] = Field(gt=0, description="iterations between logged metrics")
     checkpoint_every: Annotated[float, Operational()] = Field(gt=0, description="seconds between checkpoints")
+    folds: int | None = Field(ge=3, description="folds of a cross-validation over tasks, one run each; none: tasks are drawn")
+    fold: int = Field(ge=0, description="the fold whose tasks are held out for the test; the next one's are for validation")
+    pool: int = Field(gt=0, description="tasks of all folds together")
+
+    @model_validator(mode="after")
+    def _fold_is_there(self) -> TrainLoop:
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold must be below folds ({self.folds}); folds are numbered from 0")
+        if self.folds is not None and self.pool < self.folds:
+            raise ValueError(f"pool must have a task for each of the {self.folds} folds")
+        return self
 
 
 class Evaluation(StrictModel):
@@ -79,6 +90,9 @@ class TrainConfig(StrictModel):
         description="run folder to continue, or where the new run goes; none: named by the config"
     )
     outputs: Annotated[str, Operational()] = Field(description="where new run folders go")
+    aggregate: Annotated[bool, Operational()] = Field(
+        description="keep the mean over the seeds of a configuration current for TensorBoard, in seeds/ beside the runs"
+    )
     robust: Annotated[Folders, Operational()] = Field(description=ROBUST)
     oracle: Annotated[Folders, Operational()] = Field(description=ORACLE)
     packages: Annotated[Packages, Operational()] = Field(description=PACKAGES)

@@ -34,19 +34,18 @@ from __future__ import annotations
 import math
 
 import torch
-from PIL import Image, ImageDraw
+from PIL.Image import Image
 from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.envs.lattice import best_return, in_parts, places
+from metarl_cli.envs.links import START, angles, draw_arm, hand
 from metarl_cli.envs.native import NativeConfig, NativeFamily, columns
 from metarl_cli.envs.rules import Rule, located
 from metarl_cli.interfaces import Task, Transitions
 from metarl_cli.spaces import Discrete, Spec, constant
 
-LINK = 0.5  # [m] of each link
 STRIDE = 0.1  # [rad] of each joint in a step, at full velocity
-START = (-0.9, 1.8)  # [rad]
 COMMANDS = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1))  # of both joints, by action
 
 
@@ -116,37 +115,9 @@ class TwoLinkArm(NativeFamily):
         goal = start + located(support.next_obs[..., 4:] - start, -support.reward, weight)
         return reach(goal, torch.atan2(across, along))
 
-    def render(self, obs: Tensor, task: Task) -> Image.Image:
+    def render(self, obs: Tensor, task: Task) -> Image:
         """Draw one environment, ``obs [6]``, 200 x 200 pixels: the arm, and the goal green."""
-        cos, sin, _, _, x, y = obs.tolist()
-        size, scale = 200, 90  # [pixels], [pixels/m]
-        image = Image.new("RGB", (size, size), "white")
-        draw = ImageDraw.Draw(image)
-
-        def pixel(x: float, y: float) -> tuple[float, float]:
-            return size / 2 + scale * x, size / 2 - scale * y
-
-        def disc(centre: tuple[float, float], colour: str, radius: int) -> None:
-            draw.ellipse([centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius], fill=colour)
-
-        shoulder, elbow, tip = pixel(0, 0), pixel(LINK * cos, LINK * sin), pixel(x, y)
-        disc(pixel(float(task["goal_x"]), float(task["goal_y"])), "seagreen", 7)
-        draw.line([shoulder, elbow, tip], fill="steelblue", width=6)
-        for centre, colour in ((shoulder, "black"), (elbow, "black"), (tip, "royalblue")):
-            disc(centre, colour, 4)
-        return image
-
-
-def hand(state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hand's position, x and y ``[...]`` each [m], at the joint angles ``state [..., 2]``."""
-    first, second = state.unbind(-1)
-    both = first + second
-    return LINK * (first.cos() + both.cos()), LINK * (first.sin() + both.sin())
-
-
-def angles(obs: Tensor) -> Tensor:
-    """Return the joint angles ``[..., 2]``, within ±π, that ``obs [..., 6]`` show."""
-    return torch.stack([torch.atan2(obs[..., 1], obs[..., 0]), torch.atan2(obs[..., 3], obs[..., 2])], -1)
+        return draw_arm(obs, task["goal_x"], task["goal_y"])
 
 
 def reach(goal: Tensor, twist: Tensor) -> Rule:

@@ -12,6 +12,7 @@ from metarl_cli.config.base import Group
 from metarl_cli.config.footprint import cost_of_evaluating, judge
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
+from metarl_cli.envs.folds import Folds, folded
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm, Context, Family, Footprint
 from metarl_cli.networks.compiling import Compiled, can_compile
@@ -72,6 +73,7 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     family: Family = env.instance if on_cpu else env.module.Family(env.config, device)
     if compiles := config.hardware.compile and can_compile(device):
         family.compile(Compiled)
+    family = _in_folds(family, config)
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
@@ -81,6 +83,22 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     except ValueError as error:
         raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
     return Components(family, algorithm, device)
+
+
+def _in_folds(family: Family, config: TrainConfig) -> Family:
+    """Return the family with the tasks of a cross-validation, where the configuration asks for one."""
+    train = config.train
+    if train.folds is None:
+        return family
+    folds = Folds(train.folds, train.fold, train.pool, config.tasks_seed)
+    for key, num in {"eval.tasks": config.eval.tasks, "test.tasks": config.test.tasks}.items():
+        if num > folds.size:
+            text = f"a fold has {folds.size} tasks, train.pool ({folds.pool}) over train.folds ({folds.num})"
+            raise ConfigError(Problem(key, f"{key}={num}: {text}; lower {key} or raise train.pool"))
+    try:
+        return folded(family, folds)
+    except ValueError as error:
+        raise ConfigError(Problem("train.pool", str(error))) from error
 
 
 def _learner(group: Group, family: Family) -> Any:

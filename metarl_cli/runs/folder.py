@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metarl_cli import progress
 from metarl_cli.config.base import operational_keys
@@ -39,12 +39,13 @@ from metarl_cli.interfaces import Family
 from metarl_cli.runs.build import Components
 from metarl_cli.runs.checkpoint import fitting, load
 from metarl_cli.runs.files import open_regular, read_json, read_yaml, refuse_links, sha256, write_json, write_whole
-from metarl_cli.runs.naming import hparams, leaves, overridden, within
+from metarl_cli.runs.naming import group_hash, hparams, leaves, overridden, within
 from metarl_cli.runs.provenance import command, git_revision, now, versions
 
 FORMAT = 8  # of run folders
 INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
-LOCATION_KEYS = {"run", "outputs", "robust", "oracle", "packages"}  # of the user's machine: a run folder does not hold them
+# of the user's machine, and of one command: a run folder does not hold them
+LOCATION_KEYS = {"run", "outputs", "aggregate", "robust", "oracle", "packages"}
 RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # answers of a file system that has none
 
@@ -75,6 +76,9 @@ class Manifest(BaseModel):
     saved: bool = False  # whether there has been a checkpoint to go on from
     iterations: int | None = None  # ``train.iterations`` since it was raised; config.yaml says with how many the run began
     score: float | None = None
+    group: str | None = Field(None, pattern=r"^[0-9a-f]{8}$")  # the same in runs that differ in the seed alone
+    memory: int | None = Field(None, ge=0, lt=2**63)  # [bytes] the largest so far
+    gpu_memory: int | None = Field(None, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
@@ -106,7 +110,8 @@ def read_config(
     """
     place = {"run": str(run), "outputs": str(run.parent)} if run else {"run": None, "outputs": "outputs"}
     try:
-        return validate(TrainConfig, {**values, **place, "robust": None, "oracle": None, "packages": []}, choices)
+        gone: dict[str, Any] = {"aggregate": False, "robust": None, "oracle": None, "packages": []}
+        return validate(TrainConfig, {**values, **place, **gone}, choices)
     except ConfigError as error:
         raise UserError(f"refused {where}: {'; '.join(problem.text for problem in error.problems)}") from error
 
@@ -160,6 +165,11 @@ class RunFolder:
         """Whether the folder holds a run."""
         return os.path.lexists(self.path / "run.json")
 
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds a run that is finished."""
+        return self.exists and self.manifest()["status"] == "finished"
+
     def create(self, config: TrainConfig, job: Job, components: Components) -> None:
         """Write the configuration, the manifest and the held-out tasks of a new run into the locked folder.
 
@@ -194,6 +204,7 @@ class RunFolder:
             "command": command(job),
             "created": now(),
             "seed": config.seed,
+            "group": group_hash(config),
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             "tasks": hashes,
             "device": str(components.device),

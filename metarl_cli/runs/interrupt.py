@@ -12,6 +12,7 @@ from typing import Any
 from metarl_cli.signals import SIGNALS, send_again
 
 TOGETHER = 0.5  # [s] within which several signals are one: a launcher and a terminal may each send their own
+GRACE = 30.0  # [s] after SIGTERM in which a job scheduler ends the process, or tells it by another signal to queue again
 
 
 class Interrupt:
@@ -26,10 +27,15 @@ class Interrupt:
 
     def __init__(self, noted: Callable[[], None]):
         self.noted = noted
-        self.received: int | None = None  # the first signal
+        self.signals: list[int] = []  # in the order of their arrival, each once
         self.since = 0.0  # its moment
         self.saved = False  # whether everything is, so that the first signal stops at once
         self.before: dict[int, Any] = {}
+
+    @property
+    def received(self) -> int | None:
+        """The first signal, if there was one."""
+        return self.signals[0] if self.signals else None
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
@@ -39,8 +45,11 @@ class Interrupt:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self.since = number, time.monotonic()
+        first = not self.signals
+        if number not in self.signals:
+            self.signals.append(number)
+        if first:
+            self.since = time.monotonic()
             if not self.saved:
                 self.noted()
                 return
@@ -53,6 +62,12 @@ class Interrupt:
             signal.signal(number, handler)
 
     def hand_on(self) -> None:
-        """Send the noted signal again, to its handler of before; call it after the block."""
-        if self.received is not None:
-            send_again(self.received)
+        """Send the noted signals again, to their handlers of before; call it after the block.
+
+        A handler that returns is a job scheduler's. Slurm announces a preemption by SIGTERM, which submitit lets pass, and by
+        SIGUSR2, at which it has the job queued again: where that has a handler, there is ``GRACE`` for it to come.
+        """
+        for number in self.signals:
+            send_again(number)
+        if signal.SIGTERM in self.signals and callable(self.before.get(signal.SIGUSR2)):
+            time.sleep(GRACE)

@@ -33,6 +33,7 @@ from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.interrupt import Interrupt
 from metarl_cli.runs.levels import find_levels
 from metarl_cli.runs.naming import default_path
+from metarl_cli.runs.peak import largest
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
@@ -104,7 +105,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
     if begun:
         config = folder.continued(config, job.overrides) if config.run else folder.prolonged(config)
         longer = config.run is not None and config.train.iterations > folder.config().train.iterations
-        if folder.manifest()["status"] == "finished" and not longer:
+        if folder.finished and not longer:
             processes.broadcast()  # nothing to do
             listener.finished(folder, None)
             return folder, folder.validation_score()
@@ -165,7 +166,8 @@ def _note_failure(folder: RunFolder, error: BaseException) -> None:
         if folder.manifest().get("status") == "running":
             folder.free_reserve()
             status = "interrupted" if isinstance(error, KeyboardInterrupt | Stopped) else "failed"
-            folder.note(status=status, error=f"{type(error).__name__}: {error}"[:LONGEST_ERROR], ended=now())
+            said = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
+            folder.note(status=status, error=said, ended=now(), **largest(folder.manifest()))
 
 
 def _how_to_go_on(folder: RunFolder) -> str:
@@ -285,7 +287,8 @@ class Training:
                     self.save()
                 reports = self.test()
                 self.tracker.close(finished=True)
-                self.folder.note(status="finished", ended=now(), score=reports["test"].score)
+                taken = largest(self.folder.manifest())
+                self.folder.note(status="finished", ended=now(), score=reports["test"].score, **taken)
         except BaseException as error:
             self.tracker.close(finished=False)
             if isinstance(error, KeyboardInterrupt) and interrupt.received is not None:
@@ -326,7 +329,7 @@ class Training:
 
     def _interrupted(self, interrupt: Interrupt) -> None:
         """Say what is saved, and let the signal take its course; returns if a job scheduler's handler does."""
-        self.folder.note(status="interrupted", ended=now())
+        self.folder.note(status="interrupted", ended=now(), **largest(self.folder.manifest()))
         if interrupt.saved:
             self.listener.interrupted(self.folder)
         elif self.folder.last.exists():

@@ -32,6 +32,12 @@ def default_name(config: TrainConfig, job: Job) -> str:
     return file_name("-".join([*names, *changes, f"seed{config.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]))
 
 
+def group_hash(config: TrainConfig) -> str:
+    """Return the hash of every value that can change the result, but the seed."""
+    values = {key: value for key, value in result_values(config).items() if key != "seed"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def default_path(config: TrainConfig, job: Job) -> Path:
     """Return where a run goes that is not told where.
 

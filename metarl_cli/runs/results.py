@@ -200,7 +200,7 @@ def load_weights(folder: RunFolder, algorithm: Algorithm, checkpoint: str) -> in
     path = folder.checkpoint(checkpoint)
     if not path.exists():
         other = folder.checkpoint("last" if checkpoint == "best" else "best")
-        if folder.manifest()["status"] == "finished":
+        if folder.finished:
             why = f"{path.name} is gone"
         else:
             why = f"it has no {checkpoint} checkpoint yet ({path.name}); is it still training?"

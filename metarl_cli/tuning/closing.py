@@ -110,6 +110,10 @@ def _values(axis: Axes, key: str, range_: Range, trials: Sequence[Ended], best: 
     axis.plot([place(best)], [best.score or 0.0], "o", mfc="none", mec="#d55e00", ms=9)
     axis.set_xlabel(key.removeprefix("algo."))
     if isinstance(range_, Numbers):
+        low, high = range_.low, range_.high
+        middle = (low * high) ** 0.5 if range_.log else (low + high) / 2
         axis.set_xscale("log" if range_.log else "linear")
+        axis.set_xticks([], minor=True)
+        axis.set_xticks([low, middle, high], [f"{tick:.2g}" for tick in (low, middle, high)])
     else:
         axis.set_xticks(range(len(range_.texts)), range_.texts, fontsize=7)

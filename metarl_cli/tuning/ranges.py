@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import optuna
 
+MARGIN = 0.05  # of a range, beside its ends
 DIGITS = 4  # of a number that is tried: more say nothing, and make long names
 
 
@@ -59,6 +60,11 @@ class Numbers(NamedTuple):
         """Return the values that are checked before the search."""
         return [self.written(self.low), self.written(self.high)]
 
+    def at_end(self, text: str) -> bool:
+        """Whether a value lies beside one of the bounds, so that a better one may lie beyond it."""
+        low, value, high = (math.log(x) if self.log else x for x in (self.low, float(text), self.high))
+        return not MARGIN < (value - low) / (high - low) < 1 - MARGIN
+
     def __str__(self) -> str:
         bounds = ", ".join(self.written(bound) for bound in (self.low, self.high))
         return f"[{bounds}]{' log' * self.log}{f' step {self.step:g}' if self.step else ''}"
@@ -99,6 +105,10 @@ class Options(NamedTuple):
     def ends(self) -> list[str]:
         """Return the values that are checked before the search."""
         return list(self.texts)
+
+    def at_end(self, text: str) -> bool:
+        """Whether a better value may lie beyond the range; nobody knows."""
+        return False
 
     def __str__(self) -> str:
         return ", ".join(self.texts)

@@ -7,8 +7,9 @@ import torch
 from conftest import compose_train, fitting, load, tiny
 from probes import Dial
 
+from metarl_cli.adaptation.support import played
 from metarl_cli.evaluation.evaluator import Evaluator
-from metarl_cli.interfaces import Budget, Context
+from metarl_cli.interfaces import Budget, Context, Transitions
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -50,19 +51,55 @@ def test_a_support_tells_the_setting_of_the_dial():
 @pytest.mark.parametrize(("algo", "batch"), [("pearl", 5), ("pearl_dqn", "null")])
 def test_an_update_reads_transitions_of_its_tasks_alone(algo, batch):
     """So many, drawn from those that an episode lasted for; or all. A share of the tasks reads what it would of all."""
-    algorithm = built(algo, f"algo.latent.batch={batch}")
+    algorithm = built(algo, f"algo.latent.batch={batch}", "algo.supports=1")
     algorithm.prepare()
     supports, rows = algorithm.supports, torch.tensor([2, 0, 2])
     supports.entries[:] = torch.arange(4.0)[:, None, None]
+    supports.weight[:] = 1
     supports.weight[:, ::2] = 0
     before = algorithm.rng.state_dict()
     read, noise = algorithm.sources(rows, slice(None))
     assert read.entries.shape[:2] == (3, supports.entries.shape[1] if batch == "null" else 5)
     assert torch.equal(read.entries, torch.tensor([2.0, 0.0, 2.0])[:, None, None].expand_as(read.entries))
-    assert bool((read.weight == 1).all()) == (algo == "pearl")
+    whole = supports.weight[rows].sum(1)
+    assert bool((read.weight > 0).all()) == (algo == "pearl")
+    torch.testing.assert_close(read.weight.sum(1), whole)
     algorithm.rng.load_state_dict(before)
     part, same = algorithm.sources(rows, slice(1, 2))
     assert all(torch.equal(a[1:2], b) for a, b in zip((*read, noise), (*part, same), strict=True))
+
+
+def test_posteriors_of_one_support_and_of_several_are_trained():
+    """A test reads the first, then the first two, then all three; so does an update, and the draw stands for all of them."""
+    algorithm = built("pearl", "algo.supports=3", "algo.support.rollouts=2", "algo.support.steps=4", "algo.latent.batch=200")
+    algorithm.prepare()
+    supports = algorithm.supports
+    supports.entries[:] = torch.arange(3.0).repeat_interleave(2).repeat(4)[:, None]  # which support each transition is of
+    supports.weight[:] = 1
+    read, _ = algorithm.sources(torch.zeros(60, dtype=torch.long), slice(None))
+    last = read.entries[..., 0].amax(1)
+    assert set(last.tolist()) == {0, 1, 2}
+    torch.testing.assert_close(read.weight.sum((1, 2)), 8 * (last + 1), msg="as many as the first few supports have")
+    assert bool(((read.entries[..., 0] == 0).any(1)).all()), "the first is always among them"
+
+
+def test_the_normalisation_follows_what_supports_become():
+    algorithm, parts = built("pearl", "algo.supports=2"), []
+    measure = algorithm.encoder.measure
+    algorithm.encoder.measure = lambda support, *others: parts.append(support) or measure(support, *others)
+    for _ in range(3):
+        algorithm.train_step()
+    every = measure(Transitions(*(torch.cat(field) for field in zip(*parts, strict=True))))
+    assert len(parts) == 3, "of each iteration the support by the prior"
+    torch.testing.assert_close(algorithm.measured, every, rtol=0.05, atol=1e-6)
+
+
+def test_the_replay_is_given_no_step_after_the_end_of_an_episode():
+    weight = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]])
+    number = torch.arange(12.0).view(2, 3, 2)
+    filled = played(Transitions(*(number,) * len(Transitions._fields))._replace(weight=weight))
+    assert filled.reward.flatten(1).tolist() == [[0, 1, 2, 0, 1, 2], [6, 7, 8, 9, 10, 11]]
+    assert bool((filled.weight == 1).all())
 
 
 @pytest.mark.parametrize("history", [0, 2])
@@ -75,7 +112,7 @@ def test_the_replay_keeps_the_supports_too(history):
         algorithm.train_step()
     support, steps = kept.config.support, kept.config.envs * kept.config.steps
     assert len(plain.replay) == steps
-    assert len(kept.replay) == steps + support.rollouts * support.steps
+    assert len(kept.replay) == steps + kept.config.supports * support.rollouts * support.steps
 
 
 def test_the_policy_teaches_the_encoder_nothing():

@@ -16,7 +16,7 @@ import metarl_cli as metarl
 from metarl_cli.cli.main import main
 from metarl_cli.comparison.figures import FORMATS
 from metarl_cli.comparison.report import TEXTS, report, write
-from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown
+from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown, text
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.statistics import over_seeds
 from metarl_cli.runs.files import _checksum, sha256, write_json, write_whole
@@ -96,7 +96,7 @@ def test_a_row_is_a_group_of_seeds_with_intervals(outputs):
     scores = over_seeds([(mean + 10) / 9.5 for mean in means])
     assert tuple(found["maml_dqn"]["normalised score"].values()) == pytest.approx(tuple(scores))
     assert found["maml_dqn"]["worst tenth"]["value"] == -4
-    assert found["maml_dqn"]["better"] == 1, "than the robust policy, on every task"
+    assert found["maml_dqn"]["better"]["value"] == 1, "than the robust policy, on every task"
     assert found["robust_dqn"]["better"] is None
     assert found["robust_dqn"]["after"] == {"value": -10, "low": None, "high": None}, "one run has no interval"
     assert found["maml_dqn"]["gradient steps"] == 2
@@ -106,10 +106,10 @@ def test_a_row_is_a_group_of_seeds_with_intervals(outputs):
 def test_another_baseline_and_another_step(outputs):
     found = rows(metarl.report(outputs, baseline="anil_dqn"))
     # on the four tasks: better in 1 of 3 seeds and equal in another; equal; better; better
-    assert found["maml_dqn"]["better"] == pytest.approx(np.mean([1 / 3 + 1 / 6, 1 / 2, 1, 1]))
+    assert found["maml_dqn"]["better"]["value"] == pytest.approx(np.mean([1 / 3 + 1 / 6, 1 / 2, 1, 1]))
     begun = rows(metarl.report(outputs, step=0, baseline="anil_dqn"))
     assert begun["maml_dqn"]["after"] == begun["maml_dqn"]["before"]
-    assert begun["maml_dqn"]["better"] == 0.5, "before adaptation they are the same"
+    assert begun["maml_dqn"]["better"]["value"] == 0.5, "before adaptation they are the same"
     assert "robust_dqn" in rows(metarl.report(outputs, step=1)), "it has one point at every step"
     with pytest.raises(UserError, match="step=9: no run was tested after it"):
         metarl.report(outputs, step=9)
@@ -117,9 +117,33 @@ def test_another_baseline_and_another_step(outputs):
         metarl.report(outputs, baseline="rl2")
 
 
+def test_intervals_as_others_publish_them(outputs):
+    """Three of four tasks have one return in all seeds; draws of -1, -2 and -3 are all the same in 1 of 27 resamples each."""
+    found = metarl.report(outputs, intervals="stratified")["tables"][0]
+    after = rows({"tables": [found]})["maml_dqn"]["after"]
+    assert after == {"value": -2.75, "low": -3, "high": -2.5}
+    assert "stratified bootstrap" in found["notes"][0]
+    with pytest.raises(UserError, match="intervals=rliable: must be one of seeds, stratified"):
+        metarl.report(outputs, intervals="rliable")
+
+
 def test_some_columns_alone(outputs):
     found = rows(metarl.report(outputs, columns=["normalised_score", "after"]))
     assert list(found["maml_dqn"]) == ["algorithm", "normalised score", "after"]
+
+
+def test_the_memory_of_a_group_is_the_most_that_one_of_its_runs_took(trained, tmp_path):
+    assert rows(metarl.report(trained))["maml_dqn"]["peak MB"] > 10, "every run measures it"
+    for seed, memory in enumerate((200_000_000, 312_400_000, None)):
+        copied(trained, tmp_path / f"maml-{seed}", seed, memory=memory)
+    copied(trained, tmp_path / "older", 0, "anil_dqn", 0.1, memory=None)
+    found = report([tmp_path])
+    assert rows(found.values())["maml_dqn"]["peak MB"] == 312.4
+    assert rows(found.values())["anil_dqn"]["peak MB"] is None
+    (table,) = found.tables
+    assert "GPU MB" not in table.columns, "there was none"
+    older, newer = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert [text("peak MB", row["peak MB"]) for row in (older, newer)] == ["-", "312"]
 
 
 def test_groups_of_an_algorithm_are_named_by_what_differs(trained, tmp_path):
@@ -288,6 +312,9 @@ def test_tensorboard_has_the_mean_over_seeds_and_its_bounds(outputs, tmp_path):
     for tag in ("seeds/return_after", "seeds/return_after_low", "seeds/return_after_high"):  # copies of one run: no spread
         found = {event.step: event.value for event in events.Scalars(tag)}
         assert found == pytest.approx(truth), "written anew, not beside the former"
+    iqms = {line["step"]: line["eval/return_after"] for line in log if "eval/return_after" in line}
+    assert {event.step: event.value for event in events.Scalars("seeds/return_after_iqm")} == pytest.approx(iqms)
+    assert {event.value for event in events.Scalars("seeds/runs")} == {3}
 
 
 def test_texts_of_a_table(outputs):

@@ -257,13 +257,16 @@ def test_a_saved_policy_acts_the_same_when_loaded(runs, algo, live, tmp_path):
     assert acted(metarl.load(tmp_path / "again.pt")) == expected
 
 
-CHANCE = {"thompson", "optimistic_thompson", "psrl", "opsrl"}  # strategies that sample from a posterior
+CHANCE = {"thompson", "optimistic_thompson", "linear_thompson", "psrl", "opsrl"}  # strategies that sample from a posterior
+
+
+STRATEGIES = {"bandit_strategies": "bandit", "mdp_strategies": "tabular_mdp", "linear_strategies": "recommendation"}
 
 
 @pytest.mark.parametrize("algo", variants_slow(algorithms()) + algorithms(learns=False))
 def test_every_algorithm_loads_the_policies_that_it_saves(algo, tmp_path):
     kind = module(algo).__name__.rpartition(".")[2]
-    env = {"bandit_strategies": "bandit", "mdp_strategies": "tabular_mdp"}.get(kind) or fitting(algo)
+    env = STRATEGIES.get(kind) or fitting(algo)
     reference = [
         "hardware=cpu",
         "test.tasks=2",

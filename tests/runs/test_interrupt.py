@@ -77,6 +77,37 @@ def test_a_signal_goes_to_its_owner_in_the_end():
         signal.signal(signal.SIGUSR2, before)
 
 
+def test_a_scheduler_has_time_for_its_second_signal(monkeypatch):
+    """Slurm's and submitit's: SIGTERM is let pass, SIGUSR2 has the job queued again, be the run saved by then or not."""
+    monkeypatch.setattr(module, "GRACE", 5.0)
+    queued = []
+
+    def queue(number, frame):
+        queued.append(number)
+        raise SystemExit
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None), signal.signal(signal.SIGUSR2, queue)
+    try:
+        for early in (True, False):
+            with Interrupt(lambda: None) as interrupt:
+                os.kill(SELF, signal.SIGTERM)
+                if early:
+                    os.kill(SELF, signal.SIGUSR2)
+            later = threading.Timer(0.05, os.kill, (SELF, 0 if early else signal.SIGUSR2))  # 0 is no signal
+            later.start()
+            with pytest.raises(SystemExit):
+                interrupt.hand_on()
+            later.join()
+        assert queued == [signal.SIGUSR2] * 2
+        monkeypatch.setattr(module, "GRACE", 0.0)
+        with Interrupt(lambda: None) as interrupt:
+            os.kill(SELF, signal.SIGTERM)
+        assert interrupt.hand_on() is None, "nothing came: the command ends by itself"
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGUSR2, before[1])
+
+
 def test_another_thread_has_no_signals():
     found = []
 

@@ -94,3 +94,9 @@ def test_a_default_is_where_the_range_has_it():
     options = Options(("null", "[64,64]"), (None, [64, 64]))
     assert options.has([64, 64])
     assert options.start([64, 64]) == "[64,64]"
+
+
+def test_a_value_beside_a_bound_is_told():
+    log, even = numbers(1e-2, 1.0, True, 0.1), numbers(0.0, 1.0, False, 0.5)
+    assert [log.at_end(text) for text in ("0.01119", "0.0126", "0.1", "0.78", "0.81")] == [True, False, False, False, True]
+    assert [even.at_end(text) for text in ("0.04", "0.06", "0.94", "0.96")] == [True, False, False, True]

@@ -1,0 +1,104 @@
+"""The mean over seeds while they train: which runs are a group, how far each has got, who writes."""
+
+import fcntl
+import json
+import shlex
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_report import copied, trained  # noqa: F401 a fixture
+
+import metarl_cli as metarl
+from metarl_cli.comparison import board
+from metarl_cli.comparison.board import Current
+from metarl_cli.evaluation.statistics import over_seeds
+from metarl_cli.runs.folder import RunFolder
+from metarl_cli.runs.loop import Progress
+
+GROUP = "0123abcd"
+
+
+def seed(trained, folder, number, returns, group=GROUP, start=100):  # noqa: F811
+    """A run of a group with these returns at its evaluations."""
+    path = copied(trained, folder / f"maml_dqn-env-seed{number}-{number:08x}", number, group=group)
+    rows = [
+        {"step": start * (k + 1), "eval/return_after_mean": value, "eval/return_after": value + 1}
+        for k, value in enumerate(returns)
+    ]
+    (path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return RunFolder(path)
+
+
+def scalars(folder, tag):
+    events = EventAccumulator(str(folder)).Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_each_point_is_the_mean_of_the_seeds_that_have_got_to_it(trained, tmp_path):  # noqa: F811
+    seed(trained, tmp_path, 0, [-3.0, -2.0, -1.0])
+    second = seed(trained, tmp_path, 1, [-5.0, -4.0], start=120)  # it has more steps by then, but is not as far
+    seed(trained, tmp_path, 2, [5.0] * 3, "ffffffff")  # of another configuration
+    again = copied(trained, tmp_path / "z-again", 1, group=GROUP)  # of the same seed
+    (again / "metrics.jsonl").write_text('{"step": 100, "eval/return_after_mean": 50.0, "eval/return_after": 50.0}\n')
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text("{")
+    Current().finished(second, {})
+    (folder,) = (tmp_path / "seeds").iterdir()
+    assert folder.name == f"maml_dqn-env-{GROUP}"
+    means = [over_seeds([-3.0, -5.0]), over_seeds([-2.0, -4.0]), over_seeds([-1.0])]
+    for name, place in (("", 0), ("_low", 1), ("_high", 2)):
+        truth = {step: each[place] for step, each in zip((100, 200, 300), means, strict=True) if place == 0 or step < 300}
+        assert scalars(folder, f"seeds/return_after{name}") == pytest.approx(truth)
+        moved = {step: value + 1 for step, value in truth.items()}
+        assert scalars(folder, f"seeds/return_after_iqm{name}") == pytest.approx(moved)
+    assert scalars(folder, "seeds/runs") == {100: 2, 200: 2, 300: 1}
+
+
+def test_what_is_written_anew_takes_the_place_of_the_former(trained, tmp_path):  # noqa: F811
+    first, second = (seed(trained, tmp_path, number, [-3.0]) for number in range(2))
+    current = Current()
+    current.finished(first, {})
+    (folder,) = (tmp_path / "seeds").iterdir()
+    before = sorted(folder.glob("events*"))
+    with (second.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 200, "eval/return_after_mean": 7.0, "eval/return_after": 7.0}\n')
+    current.finished(second, {})
+    after = sorted(folder.glob("events*"))
+    assert len(before) == len(after) == 1
+    assert before[0].name < after[0].name, "TensorBoard reads in this order"
+    assert scalars(folder, "seeds/return_after") == {100: -3, 200: 7}
+
+
+@pytest.mark.parametrize("why", ["alone", "off", "held", "too soon"])
+def test_nothing_is_written(why, trained, tmp_path, monkeypatch):  # noqa: F811
+    run = seed(trained, tmp_path, 0, [-3.0])
+    if why != "alone":
+        seed(trained, tmp_path, 1, [-4.0])
+    if why != "too soon":
+        monkeypatch.setattr(board, "EVERY", 0.0)
+    place = tmp_path / "seeds" / f"maml_dqn-env-{GROUP}"
+    place.mkdir(parents=True)
+    current = Current(why != "off")
+    with (place / ".lock").open("w") as lock:
+        if why == "held":
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        current.started(run, 0, 4)
+        current.progress(Progress(2, 4, 100, {"eval/return_after_mean": -3.0}))
+        assert not list(place.glob("events*"))
+    if why == "held":
+        current.progress(Progress(3, 4, 100, {"loss/td": 1.0}))
+        assert not list(place.glob("events*")), "it has not validated"
+        current.progress(Progress(4, 4, 100, {"eval/return_after_mean": -3.0}))
+        assert list(place.glob("events*"))
+
+
+def test_runs_of_the_library_are_a_group_too(trained, tmp_path):  # noqa: F811
+    run = RunFolder(trained)
+    assert run.manifest()["group"], "trained by this version"
+    copied(trained, tmp_path / "maml_dqn-env-seed0-00000000")
+    words = [word for word in shlex.split(run.manifest()["command"])[2:] if not word.startswith("run=")]
+    made = metarl.train(*words, "seed=1", f"outputs={tmp_path}", "aggregate=true")
+    assert RunFolder(made.path).manifest()["group"] == run.manifest()["group"]
+    (folder,) = (tmp_path / "seeds").iterdir()
+    assert set(scalars(folder, "seeds/runs").values()) == {2}
+    assert not (made.path / "seeds").exists()
