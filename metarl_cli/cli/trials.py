@@ -193,8 +193,8 @@ def _tell_trials(console: Plain, study: Study, best: Ended) -> None:
     if shares := study.importances():
         text = ", ".join(f"{key.removeprefix('algo.')} {share:.0%}" for key, share in shares.items())
         console.print(Text(f"what the scores of good trials depend on: {text}"), soft_wrap=True)
-    for key, each in study.plan.ranges.items():
-        if each.at_end(best.values[key]):
+    for key, range_ in study.plan.ranges.items():
+        if range_.at_end(best.values[key]):
             console.print(Text(f"{key}={best.values[key]} lies at the end of its range: a wider one may hold a better value"))
     path = study.folder / "study.png"
     write_whole(path, png(picture(trials, study.plan.ranges, best, study.folder.name)))

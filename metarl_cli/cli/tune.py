@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 from metarl_cli.cli.process import tune_process
 from metarl_cli.cli.ranges import check_ends, setting_of
@@ -13,6 +13,7 @@ from metarl_cli.errors import UserError
 Config = TuneConfig
 open_groups = ("ranges",)
 searched = "ranges"
+OLDEST = 5  # version of Optuna
 
 
 def run(config: TuneConfig, job: Job) -> float:
@@ -21,8 +22,9 @@ def run(config: TuneConfig, job: Job) -> float:
     Raises:
         UserError: if there is nothing to search, a range is wrong, the folder holds something else, or no trial finished.
     """
-    if find_spec("optuna") is None:
-        raise UserError('metarl tune needs the package optuna: pip install "metarl-cli[tune]"')
+    if (found := _optuna()) < OLDEST:
+        here = f"; here is {found}" if found else ""
+        raise UserError(f'metarl tune needs Optuna {OLDEST} or newer{here}: pip install "metarl-cli[tune]"')
     tune_process(config.hardware)
     with waiting("checking the ranges ..."):
         setting = setting_of(config, job)
@@ -31,3 +33,11 @@ def run(config: TuneConfig, job: Job) -> float:
 
         study = open_study(config, setting)
     return conduct(config, setting, study)
+
+
+def _optuna() -> int:
+    """Return the first number of the version of Optuna; 0 where there is none."""
+    try:
+        return int(version("optuna").split(".")[0])
+    except PackageNotFoundError:
+        return 0

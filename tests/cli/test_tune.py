@@ -15,7 +15,7 @@ import yaml
 from conftest import CONF, TINY, TINY_MAML, algorithms, compose_values, options, variants_slow
 from omegaconf import open_dict
 
-from metarl_cli.cli import compose, hydra, main
+from metarl_cli.cli import compose, hydra, main, tune
 from metarl_cli.cli.commands import commands
 from metarl_cli.cli.ranges import check_ends, read_ranges, setting_of
 from metarl_cli.config.messages import flatten
@@ -96,12 +96,13 @@ def test_no_sweep_of_searches(capsys):
     assert "leave -m out" in capsys.readouterr().err
 
 
-def test_without_optuna_it_says_how_to_install_it(capsys, monkeypatch):
-    from metarl_cli.cli import tune
-
-    monkeypatch.setattr(tune, "find_spec", lambda name: None)
-    assert main.main(["tune", "algo=maml_dqn", LR]) == 2
-    assert 'pip install "metarl-cli[tune]"' in capsys.readouterr().err
+@pytest.mark.parametrize(("found", "said"), [(0, "needs Optuna 5 or newer: pip"), (2, "or newer; here is 2: pip")])
+def test_without_optuna_it_says_how_to_install_it(found, said, monkeypatch):
+    monkeypatch.setattr(tune, "_optuna", lambda: found)
+    with pytest.raises(UserError) as caught:
+        tune.run(None, None)
+    assert said in str(caught.value)
+    assert 'pip install "metarl-cli[tune]"' in str(caught.value)
 
 
 # -- the ranges that are shipped
