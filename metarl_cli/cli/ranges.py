@@ -50,6 +50,11 @@ class Setting(NamedTuple):
         """Return the overrides that give these values to the keys that are searched."""
         return [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
 
+    def changes_nothing(self, values: Mapping[str, str]) -> bool:
+        """Whether these values are the defaults."""
+        held = all(each.has(self.defaults[key]) for key, each in self.ranges.items())
+        return held and values == self.start()
+
     def start(self) -> dict[str, str]:
         """Return a value of each range: the default where it lies within."""
         return {

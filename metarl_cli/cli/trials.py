@@ -77,7 +77,7 @@ def conduct(config: TuneConfig, setting: Setting, study: Study) -> float:
         best = search(study, config.trials, seeds, setting.compose, display)
         _tell_trials(console, study, best)
         contenders = [Contender(DEFAULT, {}), Contender(f"trial-{best.number:04d}", best.values)]
-        if best.values == setting.start():
+        if setting.changes_nothing(best.values):
             console.print(Text("the best trial is that of the defaults"))
             contenders.pop()
         failures = list(compare(study, contenders, fresh, setting.compose, display))

@@ -95,10 +95,10 @@ class Study:
             if foreign and not {"study.json", ".lock"} & {*foreign}:
                 raise UserError(f"{folder} is not empty and not a study (it holds {foreign[0]}); choose another folder")
             refuse_links(folder)
-            (folder / "locks").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write in {folder}: {error.strerror}") from error
         with self._alone():
+            (folder / "locks").mkdir(exist_ok=True)
             path, ranges = folder / "study.json", {key: str(each) for key, each in plan.ranges.items()}
             if path.exists():
                 self._check(read_json(path, Saved), ranges)
