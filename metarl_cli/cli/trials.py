@@ -73,17 +73,13 @@ def conduct(config: TuneConfig, setting: Setting, study: Study) -> float:
     console.print(Text(f"study: {study.folder}"), soft_wrap=True)
     for key, each in setting.ranges.items():
         console.print(Text(f"  {key}: {each} (default {setting.defaults[key]})"), soft_wrap=True)
-    try:
-        best = search(study, config.trials, seeds, setting.compose, display)
-        _tell_trials(console, study, best)
-        contenders = [Contender(DEFAULT, {}), Contender(f"trial-{best.number:04d}", best.values)]
-        if setting.changes_nothing(best.values):
-            console.print(Text("the best trial is that of the defaults"))
-            contenders.pop()
-        failures = list(compare(study, contenders, fresh, setting.compose, display))
-    except KeyboardInterrupt:
-        console.print(Text("stopped; the same command goes on"))
-        raise
+    best = search(study, config.trials, seeds, setting.compose, display)
+    _tell_trials(console, study, best)
+    contenders = [Contender(DEFAULT, {}), Contender(f"trial-{best.number:04d}", best.values)]
+    if setting.changes_nothing(best.values):
+        console.print(Text("the best trial is that of the defaults"))
+        contenders.pop()
+    failures = list(compare(study, contenders, fresh, setting.compose, display))
     if fresh:
         _tell_report(console, study, [each.name for each in contenders], failures)
     _tell_settings(console, study, setting, best)
@@ -118,6 +114,11 @@ class Quiet(Terminal):
 
         with self.bar, self.shown, listening(report):
             yield
+
+    @override
+    def interrupted(self, folder: RunFolder) -> None:
+        super().interrupted(folder)
+        self.screen.print(Text("saved; the same command goes on"))
 
     @override
     def progress(self, progress: Progress) -> None:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import yaml
-from conftest import CONF, TINY, TINY_MAML, algorithms, compose_values, options, variants_slow
+from conftest import CONF, TINY, TINY_MAML, algorithms, compose_values, inherited, options, variants_slow
 from omegaconf import open_dict
 
 from metarl_cli.cli import compose, hydra, main, tune
@@ -114,8 +114,8 @@ def test_every_algorithm_that_learns_has_ranges_and_nothing_else_has():
 
 @pytest.mark.parametrize("name", variants_slow(algorithms()))
 def test_shipped_ranges_hold_the_defaults(name):
-    values = compose_values("tune", [f"algo={name}"])
-    texts = values.pop("ranges")
+    values = compose_values("train", [f"algo={name}"])
+    texts = {key: text for key, text in inherited("tune", name).items() if key != "defaults"}
     known = {**dict.fromkeys(flatten(values)), **dict(leaves(values))}
     ranges = read_ranges(texts, known, {}, set())
     assert 3 <= len(ranges) <= 8
