@@ -222,7 +222,7 @@ class Bar:
         self.printed = self.began if label else -math.inf  # the first line is printed at once
         self.progress = Lines(
             TextColumn(label or "training"),
-            BarColumn(max(10, min(40, console.width - BESIDE_BAR))),
+            BarColumn(max(10, min(40, console.width - BESIDE_BAR - len(label)))),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),

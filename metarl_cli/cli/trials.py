@@ -181,7 +181,9 @@ def _tell_trials(console: Plain, study: Study, best: Ended) -> None:
     """Print the best trials, how many ended in which way, and which keys mattered."""
     trials = study.trials()
     table = Table(
-        title=f"best of {len(trials)} trials, by the score on validation tasks", title_justify="left", box=box.SIMPLE_HEAD
+        title=f"best of {len(trials)} trial{'s' * (len(trials) > 1)}, by the score on validation tasks",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     for name in ("trial", "score", *(key.removeprefix("algo.") for key in study.plan.ranges)):
         table.add_column(name, justify="right", overflow="fold")
