@@ -188,7 +188,7 @@ def test_status_reads_a_study_and_the_comparison_is_on_file(study, capsys):
 def test_killed_at_random_moments_it_ends_with_the_same_trials(tmp_path):
     """kill -9 of the process, wherever it stands: no trial is lost or run twice, and the scores are the same."""
     pytest.importorskip("optuna")
-    words = [*SMALL, "tune=none", LR, "trials=6", "report_seeds=2"]
+    words = [*SMALL, "tune=none", LR, "trials=4", "report_seeds=0"]
     assert main.main(["tune", *words, f"study={tmp_path / 'whole'}"]) == 0
     command = [sys.executable, "-m", "metarl_cli", "tune", *words, f"study={tmp_path / 'killed'}"]
     for wait in (5.0, 6.5):
@@ -203,8 +203,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_trials(tmp_path):
         found = {}
         for path in sorted((tmp_path / name / "trials").rglob("run.json")):
             manifest = json.loads(path.read_text())
-            found[path.parent.relative_to(tmp_path / name)] = (manifest["status"], manifest["score"])
+            found[path.parent.relative_to(tmp_path / name)] = (manifest["status"], manifest.get("score"))
         return found
 
     assert trials("killed") == trials("whole")
-    assert len(trials("whole")) == 6
+    assert len(trials("whole")) == 4
