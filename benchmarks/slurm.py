@@ -23,7 +23,8 @@ from pathlib import Path
 COMMANDS = ("sbatch", "srun", "sacct", "scontrol", "scancel")
 STATE = "METARL_SLURM"  # environment: the folder of the states of all jobs
 CORES = "METARL_SLURM_CORES"
-PREEMPT = "METARL_SLURM_PREEMPT"  # [s] since a job heeds SIGUSR2, after which it is preempted once
+PREEMPT = "METARL_SLURM_PREEMPT"  # [s] since a job heeds the signals, after which it is preempted once
+HEEDED = (signal.SIGUSR2, signal.SIGHUP)  # by a run in training; before, SIGUSR2 is for submitit, or ends the process
 TERM = "METARL_SLURM_TERM"  # [s] between SIGTERM and SIGUSR2 of a preemption
 
 
@@ -115,7 +116,7 @@ def _run(number: str, task: str, text: str) -> None:
 
 
 def _preempt(job: str, process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Tell a job, once it has heeded SIGUSR2 for so long, to leave its place."""
+    """Tell a job, once it has heeded signals for so long, to leave its place."""
     step, deadline = _jobs() / f"{job}.pid", None
     while process.poll() is None:
         if deadline is None and step.exists() and _heeds(int(step.read_text())):
@@ -132,10 +133,10 @@ def _preempt(job: str, process: subprocess.Popen[bytes], seconds: float) -> None
 
 
 def _heeds(pid: int) -> bool:
-    """Return whether a process has a handler for SIGUSR2, which ends it until then."""
+    """Return whether a process has handlers for all of ``HEEDED``."""
     with contextlib.suppress(OSError):
         found = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())
-        return bool(found and int(found[1], 16) >> (signal.SIGUSR2 - 1) & 1)
+        return found is not None and all(int(found[1], 16) >> (number - 1) & 1 for number in HEEDED)
     return False
 
 

@@ -83,6 +83,11 @@ class Sweep(NamedTuple):
             return []
         return [each.path for each in standings([self.runs]) if each.status == "finished"]
 
+    def done(self) -> float:
+        """Return how much of its iterations is done, in runs."""
+        found = standings([self.runs]) if self.runs.is_dir() else []
+        return sum(each.iteration / (each.iterations or 1) for each in found)
+
     def complete(self, seeds: int) -> list[str]:
         """Run it to its end; returns what is wrong."""
         process, wrong = self.begin(seeds), list[str]()
@@ -107,17 +112,16 @@ def state(runs: list[Path]) -> dict[Path, tuple[bytes, bytes]]:
 def tried(sweep: Sweep, expected: Path, rng: random.Random) -> tuple[list[str], list[str]]:
     """Kill a sweep, issue it again, and add seeds; returns a row of the table, and what is wrong."""
     process, began = sweep.begin(RUNS), time.monotonic()
-    after, delay = rng.randrange(RUNS - 1), rng.uniform(0, 3)
-    while len(sweep.finished()) < after and process.process.poll() is None:
+    share = rng.uniform(0.1, 0.9)
+    while sweep.done() < share * RUNS and process.process.poll() is None:
         time.sleep(0.1)
-    time.sleep(delay)
     wrong = [] if process.process.poll() is None else ["the sweep had ended before it was killed"]
     process.kill()
     seconds, done = time.monotonic() - began, sweep.finished()
     begun = len(list(sweep.runs.glob("*/run.json"))) - len(done)
     before = state(done)
     if "slurm" in sweep.launcher:
-        os.environ[slurm.PREEMPT] = "6"
+        os.environ[slurm.PREEMPT] = "2"
     wrong += sweep.complete(RUNS)
     os.environ.pop(slurm.PREEMPT, None)
     twice = [path.name for path, kept in state(done).items() if kept != before[path]]

@@ -60,8 +60,10 @@ def train(*overrides: str, progress: Callable[[Progress], None] | None = None) -
 def load(path: str | Path, device: str = "auto") -> Run | AdaptedPolicy:
     """Load a run from its folder, or an adapted policy from the file or folder that ``metarl adapt`` wrote.
 
+    A run that comes with metarl is ``zoo:NAME``; it is copied to ``outputs/zoo/NAME``, where what is made of it goes.
+
     Args:
-        path: of the folder, or of the file.
+        path: of the folder, or of the file; or ``zoo:NAME``.
         device: to compute on, ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto takes a GPU where there is one.
 
     Raises:

@@ -147,6 +147,7 @@ class Family(ABC):
     splits: tuple[str, ...] = ("train", "validation", "test")  # which of train, validation, test and ood the family has
     finite: bool = False  # whether the tasks are so few that the splits share them, but for those that are held out
     held_out: tuple[str, ...] = ("ood",)
+    in_time: bool = False  # whether tasks are parts of one history, cut by time: they overlap, and folds would mix them
     first_action: int = 0  # the number that the environment itself gives its first action, where actions are discrete
     simulator_bytes: float = 0  # of one environment, beside its observations
     max_envs: int | None = None  # the most environments of one task that can run at once; None: any number
@@ -184,9 +185,8 @@ class Family(ABC):
             render: whether the first environment of the first task will be drawn.
         """
 
-    def compile(self, compiler: Compiler) -> None:
+    def compile(self, compiler: Compiler) -> None:  # noqa: B027 - by default, nothing is compiled
         """Have ``compiler`` compile what runs often, where the family can."""
-        return
 
     def horizons(self, task: Task) -> Tensor:
         """Return the time limit ``[M]`` of an episode of each task [steps]."""

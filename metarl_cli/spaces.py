@@ -37,6 +37,10 @@ class Distribution(Protocol):
         """The entropy ``[...]`` [nats]."""
         ...
 
+    def numbers(self) -> dict[str, Tensor]:
+        """What determines it, by name."""
+        ...
+
 
 class ActionSpace(ABC):
     """What an action is."""

@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,30 @@ def test_the_configurations_of_the_guide_are_valid(tmp_path):
         (tmp_path / path).write_text(text)
         args = composing.parse_flags([f"env={name}", "--config-dir", str(tmp_path)])
         assert composing.find_problems(commands()["train"], args, check_values) == []
+
+
+SHORT = ["train.iterations=2", "train.eval_every=1", "eval.tasks=2", "eval.episodes=1", "test.tasks=2", "test.episodes=1"]
+SCRIPTS = {
+    "two_kinds_of_tasks": (
+        ["test.steps=1", "algo.tasks=4", "algo.outer.tasks=2", "algo.outer.batch=8"],
+        r"step 1: CartPoles \d",
+    ),
+    "evolve_a_dqn": (["algo.search.population=8", "algo.tasks=4", "algo.fitness.tasks=2"], r"step 1: return \d"),
+    "maml_on_mujoco": (["test.steps=1", "env.horizon=20"], r"backwards: at -?\d"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_runs(name, tmp_path, monkeypatch, capsys):
+    overrides, shown = SCRIPTS[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *SHORT, *overrides])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    assert re.search(shown, capsys.readouterr().out)
+
+
+def test_every_script_is_run_and_documented():
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"serve_policy"}
+    assert scripts == set(SCRIPTS)
+    assert all(f"`examples/{name}.py`" in (ROOT / "docs" / "examples.md").read_text() for name in scripts)

@@ -135,4 +135,6 @@ def test_the_wheel_carries_the_configurations(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in CONF.rglob("*.yaml"):
         assert f"metarl_cli/conf/{path.relative_to(CONF).as_posix()}" in names
+    zoo = PACKAGE / "runs" / "zoo"
+    assert {f"metarl_cli/runs/zoo/{path.relative_to(zoo)}" for path in zoo.rglob("*.*") if path.is_file()} <= names
     assert "metarl_cli/cli/main.py" in names

@@ -19,6 +19,7 @@ from torch.func import vmap
 from typing_extensions import override
 
 from metarl_cli.adaptation.learned_loss import LossConfig, in_learned_loss
+from metarl_cli.adaptation.learning import Learning
 from metarl_cli.adaptation.support import Exploring, RolloutsConfig, collect_rollouts
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import bytes_per_env, experience, peak, size_of, without_content
@@ -26,8 +27,9 @@ from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions, num_tasks
 from metarl_cli.networks.optimizers import Adam
 from metarl_cli.networks.q_network import in_head, in_structure
-from metarl_cli.networks.stacked import broadcast_rows, detached, first
+from metarl_cli.networks.stacked import broadcast_rows, detached, expand, first
 from metarl_cli.progress import note, timed
+from metarl_cli.spaces import Distribution
 
 
 class SupportConfig(RolloutsConfig):
@@ -242,6 +244,36 @@ def clipped(gradients: Params, largest: float) -> Params:
     square = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
     scale = largest * square.clamp(min=largest**2).rsqrt()
     return {name: g * broadcast_rows(scale, g) for name, g in gradients.items()}
+
+
+def learning(learner: Learner, params: Params, rates: Params, inner: InnerConfig) -> Learning | None:
+    """Return the gradient steps from the weights ``params`` of one network as functions; None for Adam, which remembers.
+
+    Args:
+        learner: the learner that defines the loss and the policy.
+        params: weights of one network; those without a rate stay as they are.
+        rates: what :func:`rates_of_step` takes.
+        inner: the inner loop.
+    """
+    if inner.rule == "adam":
+        return None
+    whole, trained, decay = expand(detached(params), 1), max(inner.steps, 1), inner.decay if inner.steps else 1.0
+    of_steps = [rates_of_step(detached(rates), step, inner) for step in range(1, trained + 1)]
+    listed = {name: torch.stack([each[name] for each in of_steps]) for name in rates}
+
+    def step(number: Tensor, moved: Params, support: Transitions) -> Params:
+        place = (number - 1).clamp(max=trained - 1).reshape(1)
+        factor = decay ** (number - trained).clamp(min=0).to(torch.float32)
+        now = {name: value.index_select(0, place)[0] * factor for name, value in listed.items()}
+        after = inner_step(learner, whole | moved, now, support, inner.returns, clip=inner.clip)
+        return {name: after[name] for name in moved}
+
+    start = {name: whole[name].clone() for name in rates}
+
+    def act(moved: Params, obs: Tensor) -> Distribution:
+        return learner.policy(whole | moved, obs)
+
+    return Learning(start, step, act, learner.actions, inner.support, inner.support.fresh)
 
 
 def collect_support(

@@ -20,7 +20,7 @@ Greater powers commit harder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,6 +29,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join, knowledge_of, widened
+from metarl_cli.adaptation.learning import Learning
+from metarl_cli.adaptation.support import RolloutsConfig
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
@@ -68,6 +70,7 @@ from metarl_cli.networks.stacked import detached, load_params
 from metarl_cli.networks.target import follow
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
+from metarl_cli.spaces import Distribution
 
 
 class TrainingConfig(StrictModel):
@@ -183,6 +186,20 @@ class Conditioned(Algorithm):
     def policy(self, params: Params, given: Tensor, spread: Tensor | None = None) -> ConditionedPolicy:
         """Return the policy of the network; see :class:`ConditionedPolicy`."""
         return ConditionedPolicy(self.learner, params, given, self.history, spread)
+
+    def inferring(self, support: RolloutsConfig, read: Callable[[Transitions], Tensor]) -> Learning | None:
+        """Return how what is given of a task follows from a support, which ``read`` reads; None with a history, a memory."""
+        if self.history.steps:
+            return None
+        params, given = self.tested(), torch.zeros(1, self.num_given(), device=self.device)
+
+        def act(now: Params, obs: Tensor) -> Distribution:
+            return self.learner.policy(params, join(now["given"][:, None].expand(*obs.shape[:2], -1), obs))
+
+        def step(number: Tensor, now: Params, seen: Transitions) -> Params:
+            return {"given": read(seen)}
+
+        return Learning({"given": given}, step, act, self.learner.actions, support, True, 1)
 
     def tested(self) -> Params:
         """Return the weights that are tested."""

@@ -42,12 +42,13 @@ from metarl_cli.adaptation.gradient import (
     InnerConfig,
     NetworkPolicy,
     adapt,
-    clipped,
     collect_support,
     cost_of_steps,
+    descended,
     fine_tune,
     initial_rates,
     inner_step,
+    learning,
     load_network_policy,
     loss_each,
     loss_gradients,
@@ -55,6 +56,7 @@ from metarl_cli.adaptation.gradient import (
     rates_of_step,
 )
 from metarl_cli.adaptation.learned_loss import LearnedLoss, named
+from metarl_cli.adaptation.learning import Learning
 from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
@@ -155,8 +157,7 @@ class Config(StrictModel):
         return self
 
 
-# {"init": weights, "rates": learning rates of the adapted weights, "measured": the normalisation of a learned loss}
-Meta = dict[str, Params]
+Meta = dict[str, Params]  # {"init": weights, "rates": of the adapted weights, "measured": normalisation of a learned loss}
 
 
 class MAML(Algorithm):
@@ -392,9 +393,7 @@ class MAML(Algorithm):
         batch = prepare_each(self.learner, path[-1], self._target_params(slow, supports, query), query)
         rates, clip = meta["rates"], self.config.inner.clip
         gradients, losses = loss_gradients(self.learner, path[-1], list(rates), batch)
-        if clip is not None:
-            gradients = clipped(gradients, clip)
-        moved = {k: v - rates[k] * gradients[k] if k in rates else v for k, v in path[-1].items()}
+        moved = descended(path[-1], rates, gradients, clip)
         return losses.mean(), [(v - moved[k]).mean(0) for k, v in meta["init"].items()]
 
     # -- adaptation
@@ -406,6 +405,11 @@ class MAML(Algorithm):
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
         exploring, rates = self.explorer.policy if self.explorer else None, partial(rates_of_step, meta["rates"], config=inner)
         return adapt(self.objective, params, rates, *parts, adam, inner.clip, exploring)
+
+    def learning(self) -> Learning | None:
+        """Return the inner loop as functions of tensors; None where an explorer collects supports."""
+        meta = self.slow if self.config.outer.use_average else self.meta
+        return None if self.explorer else learning(self.objective, start(meta), meta["rates"], self.config.inner)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""

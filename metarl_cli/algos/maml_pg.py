@@ -46,11 +46,13 @@ from metarl_cli.adaptation.gradient import (
     descended,
     fine_tune,
     initial_rates,
+    learning,
     load_network_policy,
     loss_gradients,
     prepare_each,
     rates_of_step,
 )
+from metarl_cli.adaptation.learning import Learning
 from metarl_cli.algos.on_policy import OnPolicy, StepsConfig, returned
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
@@ -262,6 +264,10 @@ class MAMLPG(OnPolicy):
         rates = partial(rates_of_step, detached(self.learned["rates"]), config=inner)
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
         return adapt(self.learner, params, rates, *parts, Adam() if inner.rule == "adam" else None, inner.clip)
+
+    def learning(self) -> Learning | None:
+        """Return the inner loop as functions of tensors."""
+        return learning(self.learner, self.learned["init"], self.learned["rates"], self.config.inner)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""

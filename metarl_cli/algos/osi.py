@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy, knowledge_of
 from metarl_cli.adaptation.inference import EncoderConfig, SupportEncoder, infer
+from metarl_cli.adaptation.learning import Learning
 from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
@@ -148,6 +149,16 @@ class OSI(Conditioned):
         else:
             given = self.encoder.estimate(params, self.encoder.read(self.measured, support))
         return self.policy(self.tested(), self.within(given, self.config.extrapolate))
+
+    def learning(self) -> Learning | None:
+        """Return the estimate as a function of a support."""
+        params = self.slow_estimator if self.config.use_average else detached(self.estimator)
+
+        def read(support: Transitions) -> Tensor:
+            estimate = self.encoder.estimate(params, self.encoder.read(self.measured, support))
+            return self.within(estimate, self.config.extrapolate)
+
+        return self.inferring(self.config.support, read)
 
     @override
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:

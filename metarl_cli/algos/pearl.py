@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy
 from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder, divergence, infer
+from metarl_cli.adaptation.learning import Learning
 from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts, merged, played
 from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
@@ -61,7 +62,7 @@ class Config(TrainingConfig):
     """A learner that is given a latent variable, inferred from the support."""
 
     support: RolloutsConfig
-    supports: int = Field(gt=0, description="supports of an iteration, each by the posterior after those before")
+    supports: int = Field(1, gt=0, description="supports of an iteration, each by the posterior after those before")
     replay_support: bool = Field(description="whether the replay keeps the supports, too")
     latent: LatentConfig
 
@@ -170,6 +171,13 @@ class PEARL(Conditioned):
         parts = (self.learner.actions, family or self.family, task, budget, self.config.support, rng)
         params = self.tested()
         return infer(lambda support: self.policy_after(params, task, support), *parts)
+
+    def learning(self) -> Learning | None:
+        """Return the posterior's mean as a function of a support."""
+        params = self.tested()
+        return self.inferring(
+            self.config.support, lambda support: self.encoder.posterior(params, self.encoder.read(self.measured, support))[0]
+        )
 
     @override
     def weights(self) -> State:

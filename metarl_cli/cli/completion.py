@@ -11,6 +11,9 @@ from glob import escape, glob
 
 from metarl_cli.cli.commands import Command, commands
 from metarl_cli.errors import UserError
+from metarl_cli.runs.shipped import PREFIX, entries
+
+BREAKS, WIDER = "COMP_WORDBREAKS//=}", "COMP_WORDBREAKS//[=:]}"  # bash would complete what follows the colon of run=zoo:NAME
 
 
 def complete(words: list[str]) -> int:
@@ -22,10 +25,14 @@ def complete(words: list[str]) -> int:
     if not any(word.startswith("query=") for word in words):
         from metarl_cli.cli.hydra import run
 
+        shown = io.StringIO()
         try:
-            return run(next(command for command in commands().values() if command.has_config), words)
+            with contextlib.redirect_stdout(shown):
+                code = run(next(command for command in commands().values() if command.has_config), words)
         except ValueError as error:
             raise UserError(str(error)) from error
+        print(shown.getvalue().replace(BREAKS, WIDER), end="")
+        return code
     line = os.environ.get("COMP_LINE", "")
     typed = line.split()[1:]
     if len(typed) == 0 or (len(typed) == 1 and not line.endswith(" ")):
@@ -56,6 +63,8 @@ def _of_configuration(command: Command, words: list[str], line: str, given: list
     elif word.startswith("run="):
         folders = sorted(glob(f"{escape(word[4:])}*/"))
         yield from (f"run={f.rstrip('/') if os.path.exists(f'{f}run.json') else f}" for f in folders)
+        zoo = [f"{PREFIX}{name}" for name in entries()] if word[4:].startswith(PREFIX) else [PREFIX]
+        yield from (f"run={name}" for name in zoo if name.startswith(word[4:]))
     else:
         shown = io.StringIO()
         os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+)\s+\S+", r"\1", line, count=1)

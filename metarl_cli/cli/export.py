@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -15,13 +16,15 @@ from metarl_cli.progress import wide_console
 HELP = """\
 metarl export: an adapted policy as files that others serve without metarl.
 
-usage: metarl export FILE_OR_FOLDER [out=DIR] [format=onnx,pt2]
+usage: metarl export FILE_OR_FOLDER [out=DIR] [format=onnx,pt2] [adaptation=true]
 
-FILE_OR_FOLDER is what metarl adapt wrote, policy.pt or its folder; or a run folder, for its policy on the nominal task before
-any adaptation.
+FILE_OR_FOLDER is what metarl adapt wrote, policy.pt or its folder; or a run folder (or zoo:NAME), for its policy on the nominal
+task before any adaptation.
 
   out=DIR           where to write; the folder exported, beside the policy or in the run
   format=onnx,pt2   files to write; both
+  adaptation=true   of a run: adaptation.* beside policy.*, with which a device adapts alone, and weights.npz to begin with;
+                    of algorithms that adapt by gradient steps, or infer the task
 
 It writes policy.onnx (extra export: pip install 'metarl-cli[export]'), policy.pt2 (of torch.export) and contract.json: names,
 shapes and types of what goes in and comes out, the bounds of actions, what a memory starts from and what is fed back. Every
@@ -31,10 +34,13 @@ examples
   metarl export outputs/RUN/adapted/NAME
   metarl export outputs/RUN/adapted/NAME/policy.pt format=pt2 out=served
   python examples/serve_policy.py served             a server, with numpy and onnxruntime alone
+  metarl export zoo:maml_dqn-cartpole_family adaptation=true out=served
+  python examples/adapt_policy.py served             adapts to a CartPole, with numpy, onnxruntime and gymnasium alone
 
-From Python: metarl.load(PATH, device="cpu").export("served").
+From Python: metarl.load(PATH, device="cpu").export("served"), or metarl.load(RUN, device="cpu").export_adaptation("served").
 """
-KEYS = ("out", "format")
+KEYS = ("out", "format", "adaptation")
+SWITCH = ("true", "false")
 
 
 def run(words: list[str]) -> int:
@@ -55,20 +61,33 @@ def run(words: list[str]) -> int:
 
         check_formats(formats)
         loaded = load(path, device="cpu")
-        policy = loaded.before_adaptation() if isinstance(loaded, Run) else loaded
-        beside = path if path.is_dir() else path.parent
+        beside = loaded.path if isinstance(loaded, Run) else path if path.is_dir() else path.parent
         out = Path(options["out"]) if "out" in options else beside / "exported"
-        contract = export(policy, out, formats)
+        if options.get("adaptation") == "true":
+            if not isinstance(loaded, Run):
+                raise UserError(f"{path} is an adapted policy; adaptation=true is of a run")
+            contract = loaded.export_adaptation(out, formats)
+        else:
+            contract = export(loaded.before_adaptation() if isinstance(loaded, Run) else loaded, out, formats)
     console = wide_console()
     for file, found in contract["files"].items():
-        check = found["check"]
-        equal = f"{100 * check['equal']:.4g} % of {check['observations']:,} actions equal the policy's"
-        line = f"{out / file}: {found['bytes'] / 1000:,.0f} KB; {equal}, largest difference {check['largest_difference']:.2g}"
+        line = f"{out / file}: {found['bytes'] / 1000:,.0f} KB"
+        if check := found.get("check"):
+            equal = f"{100 * check['equal']:.4g} % of {check['observations']:,} actions equal the policy's"
+            line += f"; {equal}{_differences(check)}"
         console.print(Text(line), soft_wrap=True)
     names = [entry["name"] for entry in contract["memory"]]
     memory = f"; memory: {', '.join(names)}" if names else ""
     console.print(Text(f"{out / CONTRACT}: an action is a {contract['action']['kind']}{memory}"), soft_wrap=True)
     return 0
+
+
+def _differences(check: dict[str, Any]) -> str:
+    """Return the largest difference between a file and what it was run beside."""
+    largest = f"largest difference {check['largest_difference']:.2g}"
+    if "steps" not in check:
+        return f", {largest}"
+    return f"; weights after {check['steps']} steps change by up to {check['largest_change']:.2g}, {largest}"
 
 
 def complete(words: list[str]) -> list[str]:
@@ -95,6 +114,8 @@ def parse(words: Sequence[str]) -> tuple[Path, dict[str, str]]:
             problems.append(f"{key}: is given twice")
         elif not value:
             problems.append(f"{key}=: has no value")
+        elif key == "adaptation" and value not in SWITCH:
+            problems.append(f"adaptation={value}: must be true or false")
         else:
             options[key] = value
     if len(paths) != 1:

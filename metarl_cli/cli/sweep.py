@@ -112,7 +112,7 @@ def _records(folder: Path) -> dict[int, Record]:
 
 
 def _ended(record: Record) -> Record:
-    """Return a job that could not say how it ended with what its run says: its process was killed, say."""
+    """Return a job that has not said how it ended with what its run says: it was killed, say, or goes on elsewhere."""
     if record.status != "running":
         return record
     from metarl_cli.comparison.standing import standings
@@ -120,8 +120,8 @@ def _ended(record: Record) -> Record:
     found = []
     with contextlib.suppress(UserError):
         found = standings([record.folder]) if record.folder else []
-    status = found[0].status if found else "silent"
-    return record.model_copy(update={"status": "killed" if status in ("silent", "created") else status})
+    told = found and found[0].status in ("interrupted", "failed", "finished")
+    return record.model_copy(update={"status": found[0].status if told else "unfinished"})
 
 
 def _table(records: Mapping[int, Record]) -> Table:
@@ -134,7 +134,7 @@ def _table(records: Mapping[int, Record]) -> Table:
         differs = " ".join(override for override in record.overrides if override not in shared)
         seconds = "" if record.seconds is None else f"{record.seconds:.1f}"
         cells = (str(number), differs, record.status, *(record.columns.get(name, "") for name in names), seconds)
-        table.add_row(*map(Text, cells), style="red" if record.status in ("failed", "killed") else None)
+        table.add_row(*map(Text, cells), style="red" if record.status in ("failed", "unfinished") else None)
     return table
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from metarl_cli.config.base import result_values
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.statistics import Scores
+from metarl_cli.runs import shipped
 from metarl_cli.runs.files import read, read_json
 from metarl_cli.runs.folder import RunFolder, read_config
 from metarl_cli.runs.naming import leaves
@@ -162,9 +163,9 @@ def folders(paths: Sequence[str | Path]) -> list[Path]:
     """Return the run folders at or below some paths, each once, in the order of their names.
 
     Raises:
-        UserError: if a path is no folder.
+        UserError: if a path is neither a folder nor ``zoo:NAME``.
     """
-    return sorted({each.resolve(): each for path in reversed(paths) for each in _below(Path(path))}.values())
+    return sorted({each.resolve(): each for path in reversed(paths) for each in _below(shipped.find(path))}.values())
 
 
 def _below(path: Path) -> Iterator[Path]:

@@ -86,7 +86,9 @@ class Table(NamedTuple):
         return self._replace(columns=[self.columns[k] for k in full], rows=[[row[k] for k in full] for row in self.rows])
 
     def with_columns(self, names: Sequence[str]) -> Table:
-        """Return the table with some of its columns alone, after the first; names may have ``_`` for a space.
+        """Return the table with some of its columns alone, after the first, and without notes on others.
+
+        Names may have ``_`` for a space.
 
         Raises:
             UserError: for a column that there is not.
@@ -95,7 +97,11 @@ class Table(NamedTuple):
         if wrong := [name for name in wanted if name not in COLUMNS]:
             raise UserError(*(f"columns={name}: no such column{known_options(name, COLUMNS)}" for name in wrong))
         kept = [0, *(self.columns.index(name) for name in wanted if name in self.columns[1:])]
-        return self._replace(columns=[self.columns[k] for k in kept], rows=[[row[k] for k in kept] for row in self.rows])
+        gone = {*COLUMNS} - {*wanted}
+        notes = [note for note in self.notes if note.partition(":")[0] not in gone]
+        return self._replace(
+            columns=[self.columns[k] for k in kept], rows=[[row[k] for k in kept] for row in self.rows], notes=notes
+        )
 
 
 class Ends(NamedTuple):

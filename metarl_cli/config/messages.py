@@ -27,6 +27,7 @@ NAMES = {
 }
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 WORDS = r"(?i)null|true|false|[+-]?(nan|inf)|[+-]?[\d_.]+(e[+-]?[\d_]+)?"  # what Hydra reads as no text
+MOST_LISTED = 60  # names of what is known
 CLOSE = 0.66  # similarity from which a name is worth suggesting: one wrong letter in four or more
 SYNONYMS = {"gpu": "cuda"}  # what people write -> the name here, which no likeness of letters finds
 
@@ -186,7 +187,8 @@ def no_such_key(key: str, known: Iterable[str]) -> str:
 
 
 def known_options(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean a? known: a, b, c``."""
+    """Return ``; did you mean a? known: a, b, c``; of very many the first."""
     known = list(known)
     hint = did_you_mean(name, known)
-    return f"{hint or ';'} known: {', '.join(known)}"
+    more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
+    return f"{hint or ';'} known: {', '.join(known[:MOST_LISTED])}{more}"

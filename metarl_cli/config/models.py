@@ -47,9 +47,10 @@ class TrainLoop(StrictModel):
     eval_every: int = Field(gt=0, description="iterations between evaluations on validation tasks")
     log_every: Annotated[int, Operational()] = Field(gt=0, description="iterations between logged metrics")
     checkpoint_every: Annotated[float, Operational()] = Field(gt=0, description="seconds between checkpoints")
-    folds: int | None = Field(ge=3, description="folds of a cross-validation over tasks, one run each; none: tasks are drawn")
-    fold: int = Field(ge=0, description="the fold whose tasks are held out for the test; the next one's are for validation")
-    pool: int = Field(gt=0, description="tasks of all folds together")
+    # runs from before cross-validation have none of these
+    folds: int | None = Field(None, ge=3, description="folds of a cross-validation, one run each; none: tasks are drawn")
+    fold: int = Field(0, ge=0, description="the fold whose tasks are held out for the test; the next one's are for validation")
+    pool: int = Field(250, gt=0, description="tasks of all folds together")
 
     @model_validator(mode="after")
     def _fold_is_there(self) -> TrainLoop:
@@ -143,7 +144,7 @@ class TuneConfig(TrainConfig):
 class TestConfig(StrictModel):
     """``metarl test``."""
 
-    run: str = Field(description="the run folder to test")
+    run: str = Field(description="the run folder to test, or zoo:NAME")
     split: Literal["validation", "test", "ood"] = Field(description="which held-out tasks")
     tasks: int | None = Field(gt=0, description="tasks evaluated; none: as at the end of training")
     episodes: int | None = Field(gt=0, description="episodes per task and step; none: as at the end of training")
@@ -160,7 +161,7 @@ class TestConfig(StrictModel):
 class AdaptConfig(StrictModel):
     """``metarl adapt``."""
 
-    run: str = Field(description="the run folder to adapt from")
+    run: str = Field(description="the run folder to adapt from, or zoo:NAME")
     task: dict[str, float | str] = Field(description="task parameters, e.g. task.gravity=20; the family's nominal elsewhere")
     steps: int | None = Field(gt=0, description="adaptation steps: gradient steps, or supports; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")

@@ -51,6 +51,8 @@ HEAVIEST = 5.0  # [kg], as the rule reads it
 # of computed torque, chosen on validation tasks
 STIFFNESS, DAMPING = 60.0, 12.4  # [1/s²], [1/s]
 
+Load = tuple[Tensor, Tensor, Tensor]  # of an arm with its payload, ``[...]`` each
+
 
 class Config(NativeConfig):
     """Horizon and the ranges of the goal and the payload."""
@@ -81,17 +83,21 @@ class Arm(NativeFamily):
         return constant((*START, 0.0, 0.0), like.dtype, like.device).repeat(*shape, 1)
 
     @override
+    def constants(self, task: Task) -> Task:
+        a, d, coupling = inertia(task["payload"])
+        return task | {"a": a, "d": d, "coupling": coupling}
+
+    @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        entries = torch.stack(state.unbind(-1))  # [4, M, N]
-        torque = action.clamp(-constant(TORQUES, action.dtype, action.device), constant(TORQUES, action.dtype, action.device))
-        payload, friction = task["payload"], task["friction"]
+        limit = constant(TORQUES, action.dtype, action.device)
+        torque = action.clamp(-limit, limit).movedim(-1, 0)  # [2, M, N]
+        load, friction = (task["a"], task["d"], task["coupling"]), task["friction"]
 
         def change(entries: Tensor) -> Tensor:
-            velocity = entries[2:]
-            free = [torque[..., i] - friction * velocity[i] for i in (0, 1)]
-            return torch.stack([*velocity, *accelerations(entries, free[0], free[1], payload)])
+            return torch.cat([entries[2:], accelerations(entries, torque - friction * entries[2:], load)])
 
-        state = columns(*runge_kutta(change, entries, TAU))
+        entries = state.movedim(-1, 0)  # [4, M, N]
+        state = runge_kutta(change, entries, TAU).movedim(0, -1)
         x, y = hand(state[..., :2])
         distance = torch.hypot(x - task["goal_x"], y - task["goal_y"])
         return state, -distance, torch.zeros_like(distance, dtype=torch.bool)
@@ -113,10 +119,10 @@ class Arm(NativeFamily):
         before, after = support.obs[..., 6:].double(), support.next_obs[..., 6:].double()
         velocity = (before + after) / 2
         middle = torch.cat([angles(support.obs).double() + TAU / 2 * (before + velocity) / 2, velocity], -1).movedim(-1, 0)
-        first, second = ((after - before) / TAU).unbind(-1)
-        bare, loaded = (torch.stack(torques(middle, first, second, middle.new_tensor(kg)), -1) for kg in (0.0, 1.0))
-        missing = support.action.double() - FRICTION * velocity - bare
-        both = (torch.cat((loaded - bare).unbind(-1), 1), torch.cat(missing.unbind(-1), 1))  # [M, 2 T, N]
+        gained = ((after - before) / TAU).movedim(-1, 0)
+        bare, loaded = (torques(middle, gained, inertia(middle.new_tensor(kg))) for kg in (0.0, 1.0))  # [2, M, T, N]
+        missing = (support.action.double() - FRICTION * velocity).movedim(-1, 0) - bare
+        both = (torch.cat(tuple(loaded - bare), 1), torch.cat(tuple(missing), 1))  # [M, 2 T, N]
         payload = regress(both[0][..., None], both[1], support.weight.double().repeat(1, 2, 1))[:, 0]
         return computed_torque(goal, payload.clamp(0, HEAVIEST))
 
@@ -125,44 +131,41 @@ class Arm(NativeFamily):
         return draw_arm(obs, task["goal_x"], task["goal_y"])
 
 
-def inertia(second: Tensor, payload: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what the mass matrix ``[[a + 2 c, d + c], [d + c, d]]`` is made of: a, d and c ``[...]``, and c's slope -h.
+def inertia(payload: Tensor) -> Load:
+    """Return what the mass matrix ``[[a + 2 c, d + c], [d + c, d]]`` is made of: a, d, and c over the elbow's cosine.
 
     Args:
-        second: the elbow's angle ``[...]``.
         payload: ``[...]`` [kg].
     """
-    own, far = MASS * LINK**2 / 3, MASS * LINK**2 + payload * LINK**2  # of a rod about its end; of what is beyond the elbow
-    d = own + payload * LINK**2
-    coupling = (MASS / 2 + payload) * LINK**2
-    return own + far + d, d, coupling * second.cos(), coupling * second.sin()
+    rod = MASS * LINK**2 / 3  # about its end
+    d = rod + payload * LINK**2
+    return rod + (MASS + payload) * LINK**2 + d, d, (MASS / 2 + payload) * LINK**2
 
 
-def torques(entries: Tensor, first: Tensor, second: Tensor, payload: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the torques ``[...]`` of both joints that cause these accelerations, without friction: inverse dynamics.
+def torques(entries: Tensor, gained: Tensor, load: Load) -> Tensor:
+    """Return the torques ``[2, ...]`` that cause the accelerations ``gained [2, ...]``, without friction: inverse dynamics.
 
-    ``M(q) q'' + C(q, q') q'``, with ``C q' = (-h q2' (2 q1' + q2'), h q1'²)``.
+    ``M(q) q'' + C(q, q') q'``, with ``C q' = (-h q2' (2 q1' + q2'), h q1'²)`` and h the coupling times the elbow's sine.
 
     Args:
         entries: angles and velocities ``[4, ...]``.
-        first: the shoulder's acceleration ``[...]`` [rad/s²].
-        second: the elbow's.
-        payload: ``[...]`` [kg].
+        gained: in rad/s².
+        load: what :func:`inertia` returns.
     """
-    _, elbow, fast_1, fast_2 = entries
-    a, d, c, h = inertia(elbow, payload)
-    along = (a + 2 * c) * first + (d + c) * second - h * fast_2 * (2 * fast_1 + fast_2)
-    return along, (d + c) * first + d * second + h * fast_1.square()
+    a, d, coupling = load
+    c, h = coupling * entries[1].cos(), coupling * entries[1].sin()
+    first = (a + 2 * c) * gained[0] + (d + c) * gained[1] - h * entries[3] * (2 * entries[2] + entries[3])
+    return torch.stack([first, (d + c) * gained[0] + d * gained[1] + h * entries[2].square()])
 
 
-def accelerations(entries: Tensor, first: Tensor, second: Tensor, payload: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the accelerations ``[...]`` of both joints under these torques: forward dynamics, the inverse of ``torques``."""
-    _, elbow, fast_1, fast_2 = entries
-    a, d, c, h = inertia(elbow, payload)
-    first = first + h * fast_2 * (2 * fast_1 + fast_2)
-    second = second - h * fast_1.square()
-    determinant = (a + 2 * c) * d - (d + c).square()
-    return (d * first - (d + c) * second) / determinant, ((a + 2 * c) * second - (d + c) * first) / determinant
+def accelerations(entries: Tensor, torque: Tensor, load: Load) -> Tensor:
+    """Return the accelerations ``[2, ...]`` under ``torque [2, ...]``: forward dynamics, the inverse of :func:`torques`."""
+    a, d, coupling = load
+    c, h = coupling * entries[1].cos(), coupling * entries[1].sin()
+    first = torque[0] + h * entries[3] * (2 * entries[2] + entries[3])
+    second = torque[1] - h * entries[2].square()
+    across, along = d + c, a + 2 * c
+    return torch.stack([d * first - across * second, along * second - across * first]) / (along * d - across.square())
 
 
 def runge_kutta(change: Callable[[Tensor], Tensor], entries: Tensor, tau: float) -> Tensor:
@@ -187,15 +190,14 @@ def computed_torque(goal: Tensor, payload: Tensor) -> Rule:
     scaled down together, so that the direction of the push remains.
     """
     wanted = joints(goal.double())[:, None]
-    load = payload.double()[:, None]
+    load = inertia(payload.double()[:, None])
 
     def choose(obs: Tensor) -> Tensor:
-        velocity = obs[..., 6:].double()
-        push = STIFFNESS * (wanted - angles(obs).double()) - DAMPING * velocity
-        entries = torch.cat([angles(obs).double(), velocity], -1).movedim(-1, 0)
-        torque = torch.stack(torques(entries, push[..., 0], push[..., 1], load), -1) + FRICTION * velocity
-        limit = torque.new_tensor(TORQUES)
-        excess = (torque.abs() / limit).amax(-1, keepdim=True).clamp(min=1)
+        here, velocity = angles(obs).double(), obs[..., 6:].double()
+        push = STIFFNESS * (wanted - here) - DAMPING * velocity
+        entries = torch.cat([here, velocity], -1).movedim(-1, 0)
+        torque = torques(entries, push.movedim(-1, 0), load).movedim(0, -1) + FRICTION * velocity
+        excess = (torque.abs() / torque.new_tensor(TORQUES)).amax(-1, keepdim=True).clamp(min=1)
         return (torque / excess).to(obs.dtype)
 
     return Rule(choose)

@@ -102,6 +102,7 @@ class ChangedFamily(Family):
         self.family, self.change = family, change
         self.spec, self.splits, self.finite, self.first_action = family.spec, family.splits, family.finite, family.first_action
         self.simulator_bytes, self.max_envs, self.held_out = family.simulator_bytes, family.max_envs, family.held_out
+        self.in_time = family.in_time
 
     @override
     def sample_tasks(self, num: int, split: str, rng: np.random.Generator) -> Task:

@@ -58,8 +58,10 @@ def folded(family: Family, folds: Folds) -> Family:
     """Return the family with tasks from a pool, in folds.
 
     Raises:
-        ValueError: if the family has not so many tasks.
+        ValueError: if the family has not so many tasks, or they are parts of one history.
     """
+    if family.in_time:
+        raise ValueError("folds would train on what comes after their test tasks, and on parts of them: tasks are cut by time")
     pool = family.sample_tasks(folds.pool, "train", numpy_rng(folds.seed, "tasks", "pool"))
     rows = torch.cat([value.reshape(folds.pool, -1).double() for value in pool.values()], 1)
     if (different := len(torch.unique(rows, dim=0))) < folds.pool:

@@ -115,6 +115,7 @@ class Mix(interfaces.Family):
         self.max_envs = min((family.max_envs for family in self.members if family.max_envs is not None), default=None)
         self.splits = tuple(s for s in ("train", "validation", "test", "ood") if all(s in f.splits for f in self.members))
         self.finite = any(family.finite for family in self.members)
+        self.in_time = any(family.in_time for family in self.members)
         self.held_out = tuple(split for split in self.splits if not any(shares(family, split) for family in self.members))
 
     # -- tasks

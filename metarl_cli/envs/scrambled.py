@@ -71,7 +71,7 @@ class Scrambled(interfaces.Family):
         self.reward_scale = Uniform(low, high)
         self.reversible = isinstance(spec.actions, Continuous)
         self.spec = spec._replace(obs_scale=())
-        self.splits, self.first_action = self.base.splits, self.base.first_action
+        self.splits, self.first_action, self.in_time = self.base.splits, self.base.first_action, self.base.in_time
         self.simulator_bytes, self.max_envs = self.base.simulator_bytes, self.base.max_envs
         if taken := set(OWN) & set(self.base.named_task({})):
             raise ValueError(f"family: it has a parameter {min(taken)} already")

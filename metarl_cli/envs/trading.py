@@ -39,6 +39,7 @@ from metarl_cli.spaces import Spec
 LARGEST = 0.99  # of phi in size: at 1 returns have no finite variance
 POINTS = 241  # of the grid of returns, on both sides of 0
 SPREAD = 6.0  # standard deviations of stationary returns that the grid reaches to
+LEAST_COST = 1e-6  # that the rule reads, so that where nothing is earned it stays as it is
 TOGETHER = 32  # tasks that are planned at a time, so that memory is bounded
 
 
@@ -87,12 +88,12 @@ class Trading(PositionFamily):
     def rule(self, support: Transitions) -> Rule:
         """Read phi from how returns follow each other and cost from what changes cost; act as planned, far from the end.
 
-        Without a support, returns have no trend: stay as it is.
+        Without a support, returns have no trend: do not trade.
         """
         last, before, after, held = support.obs[..., 0], support.obs[..., 1], *support.next_obs.unbind(-1)
         phi = regress(last[..., None], after, support.weight)[:, 0].clamp(-LARGEST, LARGEST)
         changed = (held - before).abs()
-        cost = regress(changed[..., None], held * after - support.reward, support.weight)[:, 0].clamp(min=0)
+        cost = regress(changed[..., None], held * after - support.reward, support.weight)[:, 0].clamp(min=LEAST_COST)
         return act_on(phi, cost, self.spec.horizon)
 
 

@@ -69,6 +69,7 @@ class TradingCsv(PositionFamily):
     """Trade along a window of prices; see the module's docstring."""
 
     parameters = {"start": 0.0, "cost": 0.0}
+    in_time = True
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         prices = made_up() if config.file is None else read_column(config.file, config.column)
@@ -115,9 +116,9 @@ class TradingCsv(PositionFamily):
         return {"returns": torch.as_tensor(window, dtype=task["cost"].dtype, device=self.device), "cost": task["cost"]}
 
     @override
-    def knowledge(self, task: Task) -> None:
-        """Return none: what tells a window is all of its returns."""
-        return
+    def knowledge(self, task: Task) -> Tensor:
+        """Return the returns to come and the cost's place in its range, ``[M, H + 1]``."""
+        return torch.cat([task["returns"], self.distributions["cost"].standard(task["cost"])], -1)
 
     @override
     def untrained(self, values: dict[str, float]) -> list[str]:

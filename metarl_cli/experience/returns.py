@@ -59,12 +59,12 @@ def generalized_advantages(reward: Tensor, value: Tensor, weight: Tensor, gamma:
         gamma: discount per step, which broadcasts against a row.
         lambda_: decay of the sum of temporal differences.
     """
-    advantages = (reward - value) * weight
-    advantages[:-1] += gamma * value[1:] * weight[1:] * weight[:-1]
-    steps, decays = advantages.unbind(), (gamma * lambda_ * weight).unbind()
+    delta = (reward - value) * weight
+    delta = torch.cat([delta[:-1] + gamma * value[1:] * weight[1:] * weight[:-1], delta[-1:]])
+    steps, decays = list(delta.unbind()), (gamma * lambda_ * weight).unbind()
     for t in range(len(steps) - 2, -1, -1):
-        steps[t].addcmul_(decays[t], steps[t + 1])
-    return advantages
+        steps[t] = torch.addcmul(steps[t], decays[t], steps[t + 1])
+    return torch.stack(steps)
 
 
 def trial_returns(reward: Tensor, discount: Tensor, value: Tensor, lambda_: float) -> Tensor:

@@ -117,7 +117,7 @@ class PolicyGradient(Base):
         features = torch.cat([obs, obs.square(), time, time**2, time**3, torch.ones_like(time)], -1)
         rows = (features * weight[..., None]).flatten(-3, -2)
         square = rows.mT @ rows
-        square.diagonal(dim1=-2, dim2=-1).add_(RIDGE)
+        square = square + RIDGE * torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
         fitted = torch.linalg.solve(square, rows.mT @ (returns * weight).double().flatten(-2)[..., None])
         value: Tensor = features.flatten(-3, -2) @ fitted
         return value.view_as(reward).to(reward.dtype)

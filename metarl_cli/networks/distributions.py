@@ -48,6 +48,11 @@ class Greedy(Distribution):
     def entropy(self) -> Tensor:
         return self.values.new_zeros(self.values.shape[: -len(self.actions.value_shape)])
 
+    @override
+    def numbers(self) -> dict[str, Tensor]:
+        """Return the values of the actions."""
+        return {"values": self.values}
+
 
 class Categorical(Distribution):
     """A categorical distribution over A actions.
@@ -83,6 +88,11 @@ class Categorical(Distribution):
         log_p = self.log_p
         return -(log_p.exp() * log_p.clamp(min=-1e9)).sum(-1)  # 0 log 0 = 0
 
+    @override
+    def numbers(self) -> dict[str, Tensor]:
+        """Return the logits of the actions."""
+        return {"logits": self.logits}
+
 
 class Gaussian(Distribution):
     """A diagonal Gaussian over action vectors; its standard deviation does not depend on the observation.
@@ -115,6 +125,12 @@ class Gaussian(Distribution):
     @override
     def entropy(self) -> Tensor:
         return (self.log_std + (1 + math.log(2 * math.pi)) / 2).sum(-1).expand(self.mean.shape[:-1])
+
+    @override
+    def numbers(self) -> dict[str, Tensor]:
+        """Return the mean and the standard deviation of actions ``[..., D]``, in their own units."""
+        low, high = self.actions.bounds(self.mean.device)
+        return {"mean": self.mode(), "deviation": (self.log_std.exp() * (high - low) / 2).expand_as(self.mean)}
 
 
 class SquashedGaussian(Distribution):
@@ -164,6 +180,11 @@ class SquashedGaussian(Distribution):
         nodes, weights = (constant(x, self.mean.dtype, self.mean.device) for x in QUADRATURE)
         u = self.mean[..., None] + self.log_std.exp()[..., None] * nodes
         return (self.log_std + (1 + math.log(2 * math.pi)) / 2 + (_log_slope(u) * weights).sum(-1)).sum(-1)
+
+    @override
+    def numbers(self) -> dict[str, Tensor]:
+        """Return the mean and the standard deviation before squashing ``[..., D]``."""
+        return {"before_tanh.mean": self.mean, "before_tanh.deviation": self.log_std.exp()}
 
 
 def _log_slope(u: Tensor) -> Tensor:

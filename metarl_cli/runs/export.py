@@ -29,9 +29,10 @@ from metarl_cli.runs.files import read_json, write_json, write_whole
 from metarl_cli.runs.folder import read_config
 from metarl_cli.runs.policy import AdaptedPolicy
 from metarl_cli.runs.provenance import now, versions
+from metarl_cli.runs.tensor_adaptation import WEIGHTS, Graph, adaptation_file
 from metarl_cli.runs.tensor_policy import ACTION, BATCH, ENDED, OBS, REWARD, Traced, quiet, trace
 from metarl_cli.seeding import torch_rng
-from metarl_cli.spaces import Continuous, Discrete
+from metarl_cli.spaces import Continuous, Discrete, Spec
 
 CONTRACT, FORMAT = "contract.json", 1
 OBSERVATIONS = 1000  # that a file is checked on
@@ -45,7 +46,7 @@ class Format(NamedTuple):
 
     file: str
     packages: tuple[str, ...]  # beyond torch
-    encode: Callable[[Traced], bytes]
+    encode: Callable[[Traced | Graph], bytes]
     decode: Callable[[bytes], Function]
 
 
@@ -137,7 +138,7 @@ def export(
     for name, kind in chosen.items():
         report(f"writing and checking {kind.file}")
         with quiet():
-            content = contents[kind.file] = _encoded(kind, traced)
+            content = contents[kind.file] = encoded(kind, traced, kind.file)
             found = check(kind.decode(content), traced, played, policy)
         refuse(found, kind.file, isinstance(policy.spec.actions, Continuous))
         sizes = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
@@ -146,7 +147,7 @@ def export(
         "versions": versions() | {package: version(package) for kind in chosen.values() for package in kind.packages}
     }
     try:
-        _cleared(folder)
+        cleared(folder)
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     for file, content in contents.items():
@@ -155,7 +156,7 @@ def export(
     return values
 
 
-def _cleared(folder: Path) -> None:
+def cleared(folder: Path) -> None:
     """Make a folder if need be, and remove an earlier export from it.
 
     Raises:
@@ -164,7 +165,8 @@ def _cleared(folder: Path) -> None:
     if folder.is_symlink():
         raise UserError(f"refused {folder}: it is a link")
     folder.mkdir(parents=True, exist_ok=True)
-    names = [CONTRACT, *(kind.file for kind in FORMATS.values())]
+    files = [kind.file for kind in FORMATS.values()]
+    names = [CONTRACT, WEIGHTS, *files, *map(adaptation_file, files)]
     if found := [name for name in names if os.path.lexists(folder / name)]:
         if CONTRACT not in found:
             raise UserError(f"{folder / found[0]} is there already, and belongs to no export; choose another folder: out=DIR")
@@ -173,12 +175,17 @@ def _cleared(folder: Path) -> None:
             (folder / name).unlink()
 
 
-def _encoded(kind: Format, traced: Traced) -> bytes:
+def encoded(kind: Format, graph: Traced | Graph, file: str) -> bytes:
+    """Return a function in a format.
+
+    Raises:
+        UserError: if the format cannot express it.
+    """
     try:
-        return kind.encode(traced)
+        return kind.encode(graph)
     except Exception as error:  # an exporter passes on whatever its converters raise
         reason = one_line(error.__cause__ or error)[:300]
-        raise UserError(f"{kind.file} cannot express this policy ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{file} cannot express this function ({type(error).__name__}: {reason})") from error
 
 
 def check_formats(names: Sequence[str]) -> dict[str, Format]:
@@ -283,22 +290,15 @@ def refuse(found: Check, file: str, vectors: bool) -> None:
 
 def contract(policy: AdaptedPolicy, traced: Traced, config: TrainConfig, files: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return what a reader of the files has to know."""
-    spec, first = policy.spec, policy.first_action
-    actions, batch = spec.actions, 1 if traced.memory else BATCH
-    kind: dict[str, Any]
-    if isinstance(actions, Discrete):
-        action = {"name": ACTION, "shape": [batch], "type": "int64"}
-        kind = {"kind": "number", "low": first, "high": first + actions.n - 1, "masked": actions.masked}
-    else:
-        action = {"name": ACTION, "shape": [batch, actions.size], "type": "float32"}
-        kind = {"kind": "vector", "low": list(actions.low), "high": list(actions.high), "clipped": True}
+    spec, batch = policy.spec, 1 if traced.memory else BATCH
+    action, kind = action_form(spec, policy.first_action, batch)
     seen = next(value for value in traced.program.example_inputs[0])
-    inputs = [{"name": OBS, "shape": [batch, *spec.obs_shape], "type": _type(seen)}]
+    inputs = [form(OBS, [batch, *spec.obs_shape], seen)]
     memory = []
     if traced.memory:
         inputs += [{"name": REWARD, "shape": [1], "type": "float32"}, {"name": ENDED, "shape": [1], "type": "bool"}]
     for name, value in traced.memory.items():
-        array = {"name": name, "shape": list(value.shape), "type": _type(value)}
+        array = form(name, list(value.shape), value)
         memory.append({**array, "next": f"next.{name}", "start": value.tolist()})
     following = [{"name": each["next"], "shape": each["shape"], "type": each["type"]} for each in memory]
     return {
@@ -332,14 +332,26 @@ MEMORY = (
 )
 
 
-def _type(value: torch.Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
+def form(name: str, shape: Sequence[int | str], value: torch.Tensor) -> dict[str, Any]:
+    """Return the form of an input or an output with the type of a tensor."""
+    return {"name": name, "shape": list(shape), "type": str(value.dtype).removeprefix("torch.")}
+
+
+def action_form(spec: Spec, first: int, batch: int | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the form of ``batch`` actions, of which the environment gives the ``first`` this number, and what they mean."""
+    actions = spec.actions
+    if isinstance(actions, Discrete):
+        kind: dict[str, Any] = {"kind": "number", "low": first, "high": first + actions.n - 1, "masked": actions.masked}
+        return {"name": ACTION, "shape": [batch], "type": "int64"}, kind
+    assert isinstance(actions, Continuous)
+    kind = {"kind": "vector", "low": list(actions.low), "high": list(actions.high), "clipped": True}
+    return {"name": ACTION, "shape": [batch, actions.size], "type": "float32"}, kind
 
 
 # -- the formats
 
 
-def encode_onnx(traced: Traced) -> bytes:
+def encode_onnx(traced: Traced | Graph) -> bytes:
     """Return the graph in ONNX."""
     program = torch.onnx.export(
         traced.program, input_names=traced.inputs, output_names=traced.outputs, dynamo=True, verbose=False
@@ -360,7 +372,7 @@ def decode_onnx(content: bytes) -> Function:
     return lambda arrays: list(session.run(None, dict(zip(names, arrays, strict=True))))
 
 
-def encode_pt2(traced: Traced) -> bytes:
+def encode_pt2(traced: Traced | Graph) -> bytes:
     """Return the graph in the archive of ``torch.export``."""
     buffer = io.BytesIO()
     torch.export.save(traced.program, buffer)

@@ -41,6 +41,7 @@ from metarl_cli.runs.checkpoint import fitting, load
 from metarl_cli.runs.files import open_regular, read_json, read_yaml, refuse_links, sha256, write_json, write_whole
 from metarl_cli.runs.naming import group_hash, hparams, leaves, overridden, within
 from metarl_cli.runs.provenance import command, git_revision, now, versions
+from metarl_cli.runs.shipped import find
 
 FORMAT = 8  # of run folders
 INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
@@ -131,11 +132,14 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        path: the folder; need not exist yet.
+        path: the folder, which need not exist yet, or ``zoo:NAME``.
+
+    Raises:
+        UserError: if no such run comes with metarl, or it cannot be copied.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = find(path)
         self.last, self.best = self.path / "last.pt", self.path / "best.pt"
         self.results, self.reserve = self.path / "results", self.path / ".reserve"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -26,7 +26,7 @@ from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Policy, State, Task
 from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import build, using
+from metarl_cli.runs.build import Components, build, using
 from metarl_cli.runs.folder import LOCATION_KEYS, RunFolder, read_config, reading
 from metarl_cli.runs.levels import Folders, find_levels
 from metarl_cli.runs.policy import AdaptedPolicy, plain, restore
@@ -339,6 +339,22 @@ class Run:
             adapted = next(iter(self.algorithm.adapt(task, Budget(), torch_rng(0, "adapt", "support", device=self.device))))
             state = adapted.policy.start(1, torch_rng(0, "adapt", "trial", device=self.device))
         return self._for_use(adapted.policy, state, task, self.family.first_action)
+
+    def export_adaptation(self, folder: str | Path, formats: Sequence[str] = ()) -> dict[str, Any]:
+        """Write the policy and the step of the adaptation as files with which a device adapts alone; returns their contract.
+
+        Args:
+            folder: where to write.
+            formats: ``onnx`` and ``pt2``; none: both.
+
+        Raises:
+            UserError: if the adaptation is no function of tensors, a package is missing, or nothing can be written.
+        """
+        from metarl_cli.runs.export_adaptation import export_adaptation
+
+        parts = Components(self.family, self.algorithm, self.device)
+        with using(self.config.hardware):
+            return export_adaptation(parts, self.config, Path(folder), formats)
 
     def _for_use(self, policy: Policy, state: State, task: Task, first_action: int) -> AdaptedPolicy:
         saved = {

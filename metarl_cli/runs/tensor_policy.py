@@ -163,8 +163,13 @@ def _graph(function: TensorPolicy, obs: Tensor, memory: list[Tensor]) -> Exporte
             program: ExportedProgram = torch.export.export(function, arguments, dynamic_shapes=shapes).run_decompositions({})
     except Exception as error:  # the tracer passes on whatever a policy raises on tensors without values
         raise UserError(f"this policy cannot be exported: {type(error).__name__}: {one_line(error)[:300]}") from error
+    return without_places(program)
+
+
+def without_places(program: ExportedProgram) -> ExportedProgram:
+    """Return a program without the places in the source that its nodes came from: they name folders of this machine."""
     for node in program.graph.nodes:
-        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):  # they name folders of this machine
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
             node.meta.pop(key, None)
     return program
 

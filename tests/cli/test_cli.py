@@ -434,7 +434,7 @@ BAD = {
     "hydra/launcher=qqq": "hydra/launcher=qqq: no such option; known: ",
     "lr=3": "lr=3: no such key; did you mean algo.inner.lr or algo.outer.lr?",
     "outer.lr=3": "outer.lr=3: no such key; did you mean algo.outer.lr?",
-    "algorithm=dqn": "algorithm=dqn: no such key; known: adaptation, algo, ",
+    "algorithm=dqn": "algorithm=dqn: no such key; known: adaptation, aggregate, algo, ",
     "foo": "foo: write key=value; quote what the shell would split",
     "algo.query.epsilon=[1.0,": "algo.query.epsilon=[1.0,: cannot be read (",
     "seed=0,1": "seed=0,1: several values; add -m to try each",
@@ -665,7 +665,7 @@ def test_a_job_travels_to_another_process():
         ("metarl nope x", []),
         ("metarl train x=[", []),
         ("metarl train --nope al", []),
-        ("metarl test run=", ["run=outputs/"]),
+        ("metarl test run=", ["run=outputs/", "run=zoo:"]),
         ("metarl test run=outputs/", ["run=outputs/one", "run=outputs/sweeps/"]),
     ],
 )

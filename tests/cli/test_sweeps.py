@@ -70,7 +70,7 @@ def test_the_end_says_of_jobs_that_could_not_how_they_ended(monkeypatch, capsys)
     assert cli.main(["train", "-m", "seed=range(4)", "hydra.sweep.dir=sweep"]) == 130
     out = capsys.readouterr().out
     found = rows(out)
-    assert {job: cells[1] for job, cells in found.items()} == {"0": "finished", "1": "failed", "2": "killed", "3": "not begun"}
+    assert [found[job][1] for job in "0123"] == ["finished", "failed", "unfinished", "not begun"]
     assert found["0"][2] == "2.5"
     assert float(found["0"][3]) < 60
     assert "job 1: ZeroDivisionError: oops" in out
@@ -81,7 +81,7 @@ def test_the_end_says_of_jobs_that_could_not_how_they_ended(monkeypatch, capsys)
 
 @pytest.mark.parametrize(
     ("standing", "status"),
-    [("silent", "killed"), ("created", "killed"), ("interrupted", "interrupted"), ("running", "running"), (None, "killed")],
+    [("silent", "unfinished"), ("running", "unfinished"), ("interrupted", "interrupted"), (None, "unfinished")],
 )
 def test_a_job_that_could_not_say_how_it_ended_is_known_by_its_run(standing, status, monkeypatch):
     found = [Standing(Path("run"), standing, 0, None, 0.0, None, None, None)] if standing else []
@@ -134,6 +134,7 @@ def requeue(*_):
     subprocess.run(["scontrol", "requeue", job], check=True)
     sys.exit(1)
 signal.signal(signal.SIGUSR2, requeue)
+signal.signal(signal.SIGHUP, requeue)
 if os.environ["SLURM_RESTART_COUNT"] == "0":
     time.sleep(60)
 """

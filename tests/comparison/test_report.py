@@ -128,8 +128,10 @@ def test_intervals_as_others_publish_them(outputs):
 
 
 def test_some_columns_alone(outputs):
-    found = rows(metarl.report(outputs, columns=["normalised_score", "after"]))
-    assert list(found["maml_dqn"]) == ["algorithm", "normalised score", "after"]
+    found = metarl.report(outputs, columns=["normalised_score", "after"])
+    assert list(rows(found)["maml_dqn"]) == ["algorithm", "normalised score", "after"]
+    whole = metarl.report(outputs)["tables"][0]["notes"]
+    assert [note for note in whole if note not in found["tables"][0]["notes"]] == [n for n in whole if n.startswith("better: ")]
 
 
 def test_the_memory_of_a_group_is_the_most_that_one_of_its_runs_took(trained, tmp_path):

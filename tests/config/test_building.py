@@ -307,6 +307,7 @@ def test_only_what_can_change_a_result_is_in_the_name():
     assert default_name(compose_train(*same), Job({"algo": "a"}, same)) == default_name(config, Job({"algo": "a"}, []))
     assert operational_keys(config) == {
         "run",
+        "aggregate",
         "outputs",
         "robust",
         "oracle",

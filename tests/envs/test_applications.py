@@ -88,11 +88,11 @@ def test_trading_is_worth_every_way_of_two_steps(float64):
 def test_a_trader_reads_the_trend():
     """The rule of a support is worth most of the optimum; without one it has nothing to trade on."""
     ours = family("trading")
-    task = ours.sample_tasks(20, "validation", numpy_rng(0, "tasks"))
+    task = ours.sample_tasks(10, "validation", numpy_rng(0, "tasks"))
     support, best = random_support(ours, task), ours.optimum(task)
     mean, error = returns(ours, task, ours.rule(support), 20)
     assert 0.95 * float(best.mean()) < float(mean.mean()) < float((best + 3 * error).mean())
-    assert abs(float(returns(ours, task, ours.rule(nothing(support)), 20)[0].mean())) < 0.5
+    assert not returns(ours, task, ours.rule(nothing(support)))[0].any()
 
 
 @pytest.mark.parametrize(("name", "value"), [("phi", 1.0), ("cost", -0.1)])
@@ -148,12 +148,12 @@ def queue_values(cost, serve, arrive, capacity, horizon, choose=None):
 def test_queues_are_worth_the_best_choice_in_every_state(float64):
     """Brute force over all states; the cμ-rule is worth as much."""
     cost, serve, arrive = (0.1, 0.13), (0.8, 0.5), 0.2
-    ours = family("queues", "env.classes=2", "env.capacity=8", "env.horizon=5")
+    ours = family("queues", "env.classes=2", "env.capacity=8", "env.horizon=4")
     task = {"cost_0": cost[0], "cost_1": cost[1], "serve_0": serve[0], "serve_1": serve[1], "arrive": arrive}
-    best = queue_values(cost, serve, arrive, 8, 5)
+    best = queue_values(cost, serve, arrive, 8, 4)
     assert float(ours.optimum(ours.named_task(task))) == pytest.approx(best, rel=1e-12)
-    assert queue_values(cost, serve, arrive, 8, 5, lambda queue: 0 if queue[0] else 1) == pytest.approx(best, rel=1e-3)
-    dearest = queue_values(cost, serve, arrive, 8, 5, lambda queue: 1 if queue[1] else 0)
+    assert queue_values(cost, serve, arrive, 8, 4, lambda queue: 0 if queue[0] else 1) == pytest.approx(best, rel=1e-3)
+    dearest = queue_values(cost, serve, arrive, 8, 4, lambda queue: 1 if queue[1] else 0)
     assert dearest < 1.02 * best, "the dearest first is worse"
     assert family("queues", "env.classes=5").optimum(family("queues", "env.classes=5").named_task({})) is None
 
@@ -259,23 +259,24 @@ def kinetic_energy(angles, velocities, payload):
 def test_the_mass_matrix_is_that_of_the_kinetic_energy(float64):
     for elbow, payload in ((0.3, 0.0), (-2.0, 1.7)):
         q = torch.tensor([0.8, elbow])
-        expected = torch.autograd.functional.hessian(lambda v, q=q, kg=payload: kinetic_energy(q, v, kg), torch.zeros(2))
-        a, d, c, _ = arm.inertia(q[1], torch.tensor(payload))
-        found = torch.stack([a + 2 * c, d + c, d + c, d]).view(2, 2)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+        first, second, both = (float(kinetic_energy(q, torch.tensor(v), payload)) for v in ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0]))
+        a, d, coupling = arm.inertia(torch.tensor(payload))
+        c = coupling * math.cos(elbow)
+        assert [float(a + 2 * c), float(d), float(d + c)] == pytest.approx(
+            [2 * first, 2 * second, both - first - second], rel=1e-5
+        )
 
 
 def test_torques_and_accelerations_are_inverse(float64):
-    entries, payload = torch.randn(4, 5, 3, generator=torch_rng(0, "entries")), torch.rand(5, 1)
+    entries, load = torch.randn(4, 5, 3, generator=torch_rng(0, "entries")), arm.inertia(torch.rand(5, 1))
     wanted = torch.randn(2, 5, 3, generator=torch_rng(1, "entries"))
-    found = arm.accelerations(entries, *arm.torques(entries, *wanted, payload), payload)
-    torch.testing.assert_close(torch.stack(found), wanted)
+    torch.testing.assert_close(arm.accelerations(entries, arm.torques(entries, wanted, load), load), wanted)
 
 
 def test_energy_is_conserved_without_torque_and_friction(float64, monkeypatch):
-    """Of an arm in motion, for 2.5 s: nearly with the family's steps, and with steps of a tenth; friction takes it."""
+    """Of an arm in motion, for 2.5 s: nearly with the family's steps, and better with steps of a fifth; friction takes it."""
     drift = {}
-    for tau, friction in ((0.05, 0.0), (0.005, 0.0), (0.05, 0.5)):
+    for tau, friction in ((0.05, 0.0), (0.01, 0.0), (0.05, 0.5)):
         monkeypatch.setattr(arm, "TAU", tau)
         ours = family("arm", f"env.horizon={round(2.5 / tau) + 1}")
         env = ours.make(ours.named_task({"payload": 1.3, "friction": friction}), 1, torch_rng(0, "env"))
@@ -285,24 +286,30 @@ def test_energy_is_conserved_without_torque_and_friction(float64, monkeypatch):
             env.step(torch.zeros(1, 1, 2))
         drift[tau, friction] = abs(float(kinetic_energy(*env.state[0, 0].chunk(2), 1.3) / begin - 1))
     assert drift[0.05, 0.0] < 0.03
-    assert drift[0.005, 0.0] < 1e-5, "what is left is that of the points of mass"
+    assert drift[0.01, 0.0] < 1e-4
     assert drift[0.05, 0.5] > 0.5
 
 
 def test_the_arm_steps_as_its_equation_says(float64):
-    """Many small steps of Euler's method, written out with the mass matrix as a linear system."""
+    """The midpoint method in a hundred steps, written out with the mass matrix as a linear system."""
     q, v, payload, applied = torch.tensor([-0.9, 1.8]), torch.tensor([0.7, -1.1]), 0.6, torch.tensor([6.0, -2.0])
     ours = family("arm")
     task = ours.named_task({"goal_x": 0.3, "goal_y": 0.4, "payload": payload})
     after, reward = stepped(ours, task, torch.cat([q, v]), torch.tensor([9.0, -2.0]))  # beyond the bound of 6
-    for _ in range(2000):
+
+    def gained(q, v):
         coupling = 0.5 * 0.25 + payload * 0.25
         d, c, h = torch.tensor(0.25 / 3 + payload * 0.25), coupling * q[1].cos(), coupling * q[1].sin()
         a = 0.25 / 3 + 0.25 + payload * 0.25 + d
         mass = torch.stack([a + 2 * c, d + c, d + c, d]).view(2, 2)
         turning = torch.stack([-h * v[1] * (2 * v[0] + v[1]), h * v[0] ** 2])
-        q, v = q + v * 0.05 / 2000, v + torch.linalg.solve(mass, applied - 0.5 * v - turning) * 0.05 / 2000
-    torch.testing.assert_close(after, torch.cat([q, v]), rtol=1e-3, atol=1e-3)
+        return torch.linalg.solve(mass, applied - 0.5 * v - turning)
+
+    dt = 0.05 / 100
+    for _ in range(100):
+        middle = v + dt / 2 * gained(q, v)
+        q, v = q + dt * middle, v + dt * gained(q + dt / 2 * v, middle)
+    torch.testing.assert_close(after, torch.cat([q, v]), rtol=1e-4, atol=1e-4)
     x, y = hand(after[:2])
     assert reward == pytest.approx(-math.hypot(float(x) - 0.3, float(y) - 0.4))
 

@@ -5,11 +5,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train, load
+from conftest import compose_train, compose_values, load
 
-from metarl_cli.cli import main as cli
 from metarl_cli.envs.csv_file import LARGEST, read_column
 from metarl_cli.errors import UserError
+from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng, torch_rng
 
 
@@ -87,6 +87,14 @@ def test_what_comes_after_training_changes_nothing_of_it(here):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_windows_are_not_mixed_in_folds():
+    with pytest.raises(UserError, match="tasks are cut by time"):
+        build(compose_train("env=trading_csv", "algo=rl2", "train.folds=3", "train.pool=12", "eval.tasks=4", "test.tasks=4"))
+    inner = compose_values("train", ["env=trading_csv"])["env"]
+    module, config = load("env", {"module": "scrambled", "family": inner, "obs_scale": None, "reward_scale": [1.0, 1.0]})
+    assert module.Family(config).in_time, "nor those of a family that wraps them"
+
+
 def test_a_window_outside_training_is_said():
     ours = family()
     assert not ours.untrained({"start": 10.0})
@@ -136,11 +144,13 @@ def test_a_file_with_a_mark_and_spaces_is_read(tmp_path):
     assert read_column(str(path), "close").tolist() == [2.5, 30]
 
 
-def test_prices_that_do_not_suffice_are_one_line_on_the_command(here, capsys):
+def test_prices_that_do_not_suffice_are_one_line(here):
     path, _ = rising(here)
-    assert cli.main(["train", "env=trading_csv", f"env.file={path.name}", "algo=rl2", "hardware=cpu"]) == 2
-    error = capsys.readouterr().err
-    assert "the validation split has 80 of the 400 returns of the prices, and a window 100: lower env.horizon" in error
+    text = "env: the validation split has 80 of the 400 returns of the prices, and a window 100: lower env.horizon"
+    with pytest.raises(UserError, match=text):
+        family(f"env.file={path.name}")
     path.write_text("close\n" + "7\n" * 2000)
     with pytest.raises(UserError, match="the prices of the training split never change"):
         family(f"env.file={path.name}")
+    with pytest.raises(UserError, match=r"env.file=/etc/hostname: refused; a text may not name .* a place outside"):
+        family("env.file=/etc/hostname")

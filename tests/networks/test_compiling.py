@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import compose_train, fitting, flat, tiny
+from conftest import compose_train, fitting, flat, slow_if, tiny
 
 from metarl_cli.networks import compiling
 from metarl_cli.networks.compiling import compiled
@@ -69,7 +69,7 @@ def fixed(env: str) -> set[float]:
     return set(torch.tensor((1.0, *spec.obs_scale, *bounds)).tolist()) if spec.obs_scale or bounds else set()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", slow_if(VARIANTS, lambda name: name not in ("maml_dqn", "learned_loss_dqn", "dqn", "pearl")))
 def test_the_graph_of_a_derivative_follows_the_weights(name, traced, notes, monkeypatch):
     monkeypatch.setattr("metarl_cli.envs.native.NativeFamily.compile", lambda self, compiler: None)
     plain, fast = train(name)

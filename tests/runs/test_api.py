@@ -263,7 +263,7 @@ CHANCE = {"thompson", "optimistic_thompson", "linear_thompson", "psrl", "opsrl"}
 STRATEGIES = {"bandit_strategies": "bandit", "mdp_strategies": "tabular_mdp", "linear_strategies": "recommendation"}
 
 
-@pytest.mark.parametrize("algo", variants_slow(algorithms()) + algorithms(learns=False))
+@pytest.mark.parametrize("algo", variants_slow(algorithms() + algorithms(learns=False)))
 def test_every_algorithm_loads_the_policies_that_it_saves(algo, tmp_path):
     kind = module(algo).__name__.rpartition(".")[2]
     env = STRATEGIES.get(kind) or fitting(algo)
