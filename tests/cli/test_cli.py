@@ -185,7 +185,7 @@ def installed(tmp_path_factory, monkeypatch):
 
 
 def test_an_installed_command_is_one_like_the_others(installed, monkeypatch, capsys):
-    own = ["train", "tune", "status", "test", "adapt", "export", "report", "envs", "algos", "reproduce"]
+    own = ["train", "tune", "status", "test", "adapt", "export", "report", "envs", "algos", "reproduce", "zoo"]
     assert [name for name in commands() if name not in ("count", "hello")] == own
     assert commands()["train"].module == "metarl_cli.cli.train", "the package's own cannot be replaced"
     assert cli.main([]) == 0
