@@ -14,6 +14,7 @@ PACKAGE = ROOT / "metarl_cli"
 # The rooms from the top down, the modules beside them last; imports point down this list, which the README shows too.
 ROOMS = (
     "cli",
+    "tuning",
     "comparison",
     "runs",
     "evaluation",

@@ -7,6 +7,7 @@ A command is a module whose docstring begins "``metarl NAME``: what it does". It
     folder(config, job)   of such a command, if it makes runs: the folder of the run
     outcome(config, job)  of such a command, if it has one: what the table of a sweep shows of a job, by column
     open_groups     names of groups in conf/NAME.yaml that take any key, as a tuple of texts
+    searched        of a command that searches: the group of conf/NAME.yaml that holds the values a sweep would try
     run(words)      of a command without Config: the words after its name; returns the exit code
     complete(words)   of a command without Config, if it has one: the candidates for another word
 """
@@ -24,7 +25,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-FIRST = ("train", "status", "test", "adapt", "export", "report", "envs", "algos")  # in this order; the others follow by name
+FIRST = (
+    "train",
+    "tune",
+    "status",
+    "test",
+    "adapt",
+    "export",
+    "report",
+    "envs",
+    "algos",
+)  # in this order; the others follow by name
 
 
 class Command(NamedTuple):
@@ -35,6 +46,7 @@ class Command(NamedTuple):
     module: str
     has_config: bool
     open_groups: tuple[str, ...]
+    searched: str = ""
 
     def load(self) -> ModuleType:
         """Import its module."""
@@ -79,8 +91,8 @@ def _read(name: str, module: str, path: Path) -> Command | None:
     if line is None:
         return None
     values = {target: value for node in tree.body for target, value in _assigned(node)}
-    groups = values.get("open_groups")
-    return Command(name, line[1].rstrip("."), module, "Config" in values, tuple(ast.literal_eval(groups)) if groups else ())
+    groups, searched = ((node := values.get(key)) and ast.literal_eval(node) for key in ("open_groups", "searched"))
+    return Command(name, line[1].rstrip("."), module, "Config" in values, tuple(groups or ()), searched or "")
 
 
 def _assigned(node: ast.stmt) -> Iterator[tuple[str, ast.expr | None]]:

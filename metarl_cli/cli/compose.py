@@ -307,6 +307,19 @@ class Composer:
         return [[*master.hydra.overrides.hydra, *job] for job in split]
 
 
+def as_range(word: str, group: str) -> str:
+    """Return an override whose value a sweep would try as an entry of the ranges in ``group``, and any other word as it is."""
+    if word.startswith("-") or "=" not in word:
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:  # told when it is composed
+        return word
+    if not override.is_sweep_override():
+        return word
+    return f"++{group}={{{override.key_or_group.removeprefix(f'{group}.')}: {quoted(word.partition('=')[2])}}}"
+
+
 def swept_keys(overrides: Iterable[str]) -> frozenset[str]:
     """Return the keys to which the command line gives several values, in whatever way its sweeper understands."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))

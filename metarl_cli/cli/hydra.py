@@ -42,6 +42,8 @@ def run(command: Command, words: list[str]) -> int:
     _checked.clear()
     with _errors_raised() as traces:
         args = compose.parse_flags(words)
+        if command.searched and args.multirun:
+            raise compose.UsageError(f"--multirun: metarl {command.name} tries several values by itself; leave -m out")
         problems = []
         shown = args.help or args.cfg or args.info
         if not (args.shell_completion or args.hydra_help):
@@ -87,7 +89,12 @@ def run(command: Command, words: list[str]) -> int:
 
 
 def open_keys(command: Command, words: list[str]) -> list[str]:
-    """Write ``task.NAME=VALUE`` as ``++task.NAME=VALUE`` for each open group: a configuration cannot list its keys."""
+    """Write ``task.NAME=VALUE`` as ``++task.NAME=VALUE`` for each open group: a configuration cannot list its keys.
+
+    Of a command that searches, a value that a sweep would try is a range.
+    """
+    if command.searched:
+        words = [compose.as_range(word, command.searched) for word in words]
     if not command.open_groups:
         return words
     groups = "|".join(map(re.escape, command.open_groups))

@@ -84,7 +84,7 @@ def shown(found: list[Standing]) -> Group:
     for each in found:
         iterations = f"{each.iteration}/{each.iterations}" if each.iterations else str(each.iteration)
         best, score = (("" if value is None else f"{value:.2f}") for value in (each.best, each.score))
-        cells = (each.path.name, each.status, iterations, _time(each.seconds), _time(each.left), best, score)
+        cells = (each.path.name, each.status, iterations, duration(each.seconds), duration(each.left), best, score)
         table.add_row(*map(Text, cells), style=COLOURS.get(each.status))
     errors = [Text(f"{each.path}: {each.error}") for each in found if each.error]
     return Group(table, *errors, Text(summary(found)))
@@ -94,11 +94,11 @@ def summary(found: list[Standing]) -> str:
     """Return how many runs there are of each status, and when those that train will have ended."""
     counts = Counter(each.status for each in found)
     left = [each.left for each in found if each.status == "running" and each.left is not None]
-    end = f"; those that train end in about {_time(max(left))}" if left else ""
+    end = f"; those that train end in about {duration(max(left))}" if left else ""
     return f"{len(found)} run{'s' * (len(found) > 1)}: {', '.join(f'{num} {status}' for status, num in counts.items())}{end}"
 
 
-def _time(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """Return a time as people say it."""
     if seconds is None:
         return ""

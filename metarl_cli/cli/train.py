@@ -206,21 +206,23 @@ class Bar:
         total: iterations.
         done: iterations that were made before.
         log: where plain lines go beside a terminal.
+        label: what is trained, of a run among others: its end is told elsewhere.
     """
 
     NUMBERS = (("eval/return_before", "before"), ("eval/return_after", "after"), ("eval/return_learned", "learned"))
     ALONE = (("eval/return_after", "IQM"),)  # of a policy that does not adapt
     OF_TRIALS = (("eval/return_before", "first"), ("eval/return_after", "last"), ("eval/trial_return", "trial"))
 
-    def __init__(self, console: Console, total: int, done: int, log: Console | None = None):
-        self.total, self.first, self.done = total, done, done
+    def __init__(self, console: Console, total: int, done: int, log: Console | None = None, label: str = ""):
+        self.total, self.first, self.done, self.label = total, done, done, label
         self.plain = log if console.is_terminal else console
         self.numbers: dict[str, float] = {}
         self.text = ""
-        self.began, self.printed = time.monotonic(), -math.inf  # the first line is printed at once
+        self.began = time.monotonic()
+        self.printed = self.began if label else -math.inf  # the first line is printed at once
         self.progress = Lines(
-            TextColumn("training"),
-            BarColumn(max(10, min(40, console.width - BESIDE_BAR))),
+            TextColumn(label or "training"),
+            BarColumn(max(10, min(40, console.width - BESIDE_BAR - len(label)))),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -253,7 +255,7 @@ class Bar:
         self.progress.update(self.task, completed=iteration)
         left = self.total - iteration
         seconds = (time.monotonic() - self.began) / max(iteration - self.first, 1) * left
-        self._plain(f"{self.text}  about {seconds:.0f} s left" if left else self.text, at_once=not left)
+        self._plain(f"{self.text}  about {seconds:.0f} s left" if left else self.text, at_once=not left and not self.label)
 
     def report(self, what: str) -> None:
         """Show how far the current iteration is."""
@@ -264,5 +266,5 @@ class Bar:
     def _plain(self, text: str, at_once: bool = False) -> None:
         moment = time.monotonic()
         if self.plain and (at_once or moment - self.printed >= PLAIN_EVERY):
-            self.plain.print(f"{self.done}/{self.total}  {text}", soft_wrap=True)
+            self.plain.print(f"{self.label}  {self.done}/{self.total}  {text}".lstrip(), soft_wrap=True)
             self.printed = moment

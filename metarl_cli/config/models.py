@@ -108,6 +108,41 @@ class TrainConfig(StrictModel):
     hardware: Annotated[TrainHardware, Operational()]
 
 
+class Pruning(StrictModel):
+    """When a trial of a search ends early: its best score is behind those that others had at the same point."""
+
+    quantile: float = Field(
+        ge=0, le=1, description="the quantile of the others' best scores that it has to reach: 0.5, the median"
+    )
+    trials: int = Field(gt=0, description="trials that have to finish before one can end early")
+    warmup: float = Field(ge=0, le=1, description="the share of a trial in which it does not end early")
+
+
+SEEDS = 1000  # from the first seed of a search to the first of its report: the two share none
+
+
+class TuneConfig(TrainConfig):
+    """``metarl tune``: what ``metarl train`` has, and how its values are searched for."""
+
+    study: Annotated[str | None, Operational()] = Field(
+        description="folder of the study to go on with, or where the new one goes; none: named by the config"
+    )
+    trials: Annotated[int, Operational()] = Field(
+        gt=0, le=10_000, description="trials of the study, those made before included"
+    )
+    seeds: int = Field(
+        gt=0, le=SEEDS, description="runs of a trial, with the seeds seed, seed + 1, ...; its score is their mean"
+    )
+    report_seeds: Annotated[int, Operational()] = Field(
+        ge=0, le=SEEDS, description=f"runs of the best trial and of the defaults at the end, with the seeds seed + {SEEDS}, ..."
+    )
+    sampler: Literal["tpe", "random"] = Field(description="Optuna's tree-structured Parzen estimator, or random search")
+    prune: Pruning | None = Field(description="when a trial ends early; none: never")
+    ranges: dict[str, str] = Field(
+        description="what is searched, in Hydra's words: interval, tag(log, interval), range, choice"
+    )
+
+
 class TestConfig(StrictModel):
     """``metarl test``."""
 

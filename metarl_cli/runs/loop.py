@@ -49,6 +49,10 @@ class Progress(NamedTuple):
     metrics: dict[str, float]  # of this iteration; with ``eval/...`` where it validated
 
 
+class Stopped(Exception):
+    """Raised by a listener to end a run early, which has not failed; the text says why."""
+
+
 class Listener:
     """Receives the events of a run; does nothing with them."""
 
@@ -143,7 +147,9 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: {folder.command('train')}") from error
-        told = isinstance(error, UserError | KeyboardInterrupt) and not isinstance(error, EnvironmentFault | DiskFault)
+        told = isinstance(error, UserError | KeyboardInterrupt | Stopped) and not isinstance(
+            error, EnvironmentFault | DiskFault
+        )
         if folder.last.exists() and not told:
             listener.failed(folder)
         raise
@@ -159,7 +165,7 @@ def _note_failure(folder: RunFolder, error: BaseException) -> None:
     with contextlib.suppress(UserError):  # the disk may be full: the error itself matters more
         if folder.manifest().get("status") == "running":
             folder.free_reserve()
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            status = "interrupted" if isinstance(error, KeyboardInterrupt | Stopped) else "failed"
             said = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
             folder.note(status=status, error=said, ended=now(), **largest(folder.manifest()))
 

@@ -92,9 +92,10 @@ def test_help_of_a_command_teaches(command, capsys, elsewhere):
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"metarl {command}: ")
-    for part in ("usage: metarl ", "GROUP=OPTION", "hardware: auto, cpu, cuda", "examples", "--multirun", "--cfg job"):
+    for part in ("usage: metarl ", "GROUP=OPTION", "hardware: auto, cpu, cuda", "examples", "--cfg job"):
         assert part in shown
-    assert ("algo: " in shown) == (command == "train")  # a saved run has its own algorithm
+    assert ("--multirun" in shown) == (command != "tune")  # which has ranges
+    assert ("algo: " in shown) == (command in ("train", "tune"))  # a saved run has its own algorithm
     assert "hydra.cc" not in shown
     assert not list(elsewhere.iterdir())
 
@@ -184,7 +185,7 @@ def installed(tmp_path_factory, monkeypatch):
 
 
 def test_an_installed_command_is_one_like_the_others(installed, monkeypatch, capsys):
-    own = ["train", "status", "test", "adapt", "export", "report", "envs", "algos", "reproduce"]
+    own = ["train", "tune", "status", "test", "adapt", "export", "report", "envs", "algos", "reproduce", "zoo"]
     assert [name for name in commands() if name not in ("count", "hello")] == own
     assert commands()["train"].module == "metarl_cli.cli.train", "the package's own cannot be replaced"
     assert cli.main([]) == 0

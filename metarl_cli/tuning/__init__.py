@@ -1,0 +1,1 @@
+"""Search for settings: ranges, a study on disk that several processes share, and what came of it."""
