@@ -142,6 +142,7 @@ SCRIPTS = {
         r"step 1: CartPoles \d",
     ),
     "evolve_a_dqn": (["algo.search.population=8", "algo.tasks=4", "algo.fitness.tasks=2"], r"step 1: return \d"),
+    "reward_from_demonstrations": (["test.steps=2", "algo.tasks=2"], r"2 demonstrations: return -?\d"),
     "maml_on_mujoco": (["test.steps=1", "env.horizon=20"], r"backwards: at -?\d"),
 }
 
@@ -157,6 +158,6 @@ def test_a_script_runs(name, tmp_path, monkeypatch, capsys):
 
 
 def test_every_script_is_run_and_documented():
-    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"serve_policy"}
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"serve_policy", "adapt_policy"}
     assert scripts == set(SCRIPTS)
     assert all(f"`examples/{name}.py`" in (ROOT / "docs" / "examples.md").read_text() for name in scripts)
