@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
@@ -53,7 +53,8 @@ class Sweep(Callback):
         Sweep.folder = Path(config.hydra.sweep.dir)
         if _first():
             for path in (Sweep.folder / JOBS).glob("*.json"):  # of an earlier sweep into the same folder
-                path.unlink()
+                with contextlib.suppress(OSError):  # another sweep into it is faster, say
+                    path.unlink()
 
 
 def _first() -> bool:
@@ -106,7 +107,7 @@ def _records(folder: Path) -> dict[int, Record]:
     """Return the jobs by number, as far as their files are whole."""
     found = dict[int, Record]()
     for path in (folder / JOBS).glob("*.json"):
-        with contextlib.suppress(ValueError, ValidationError):
+        with contextlib.suppress(OSError, ValueError):
             found[int(path.stem)] = Record.model_validate_json(path.read_bytes())
     return found
 

@@ -43,7 +43,8 @@ LAYOUT = {
         for key, what in ((LEARNING, "mean"), (LEARNING_IQM, "IQM"))
     }
 }
-EVERY = 30.0  # [s] at least between two times that a run in training writes its group
+EVERY = 30.0  # [s] at least between two times that runs in training write their group
+SHARE = 0.02  # of the time of a run in training, at most, that it spends on its group
 PATIENCE = 10.0  # [s] to wait at the end of a run for another one that writes
 PAUSE = 0.05  # [s] between two looks at a lock
 
@@ -153,14 +154,14 @@ class Current(Listener):
 
     The runs of a group lie in one folder and differ in the seed alone; one run is no group. Whichever of them validates writes
     the group, one at a time: in different processes, and on different machines where their disk has locks. What cannot be read
-    or written is left: no run fails by it.
+    or written is left: no run fails by it, or waits for it long.
 
     Args:
         on: whether it does.
     """
 
     def __init__(self, on: bool = True):
-        self.on, self.written = on, time.monotonic()
+        self.on, self.next = on, time.monotonic() + EVERY
         self.looked_at = dict[Path, tuple[str | None, int]]()  # the groups and the seeds of runs
 
     @override
@@ -169,7 +170,7 @@ class Current(Listener):
 
     @override
     def progress(self, progress: Progress) -> None:
-        if LEARNING in progress.metrics and time.monotonic() - self.written >= EVERY:
+        if LEARNING in progress.metrics and time.monotonic() >= self.next:
             self._update(self.run, 0.0)
 
     @override
@@ -177,18 +178,20 @@ class Current(Listener):
         self._update(folder.path, PATIENCE)
 
     def _update(self, run: Path, patience: float) -> None:
-        with contextlib.suppress(UserError, OSError):
+        began = time.monotonic()
+        with contextlib.suppress(Exception):  # whatever neighbours hold: the run itself matters more
             if self.on and (group := self._look_at(run)[0]):
                 found = [(path, *self._look_at(path)) for path in sorted(run.parent.glob("*/"), reverse=True)]
                 members = {seed: path for path, its, seed in found if its == group}  # of a seed that is there twice, the first
                 if len(members) > 1:
                     _write_group(sorted(members.values()), group, patience)
-        self.written = time.monotonic()
+        ended = time.monotonic()
+        self.next = ended + max(EVERY, (ended - began) / SHARE)
 
     def _look_at(self, path: Path) -> tuple[str | None, int]:
-        if path not in self.looked_at and (path / "run.json").exists():
-            self.looked_at[path] = None, 0
-            with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError, OSError):  # a folder of somebody else's, say
+            if path not in self.looked_at and (path / "run.json").exists():
+                self.looked_at[path] = None, 0
                 manifest = read_json(path / "run.json", Manifest)
                 self.looked_at[path] = manifest.get("group"), manifest["seed"]
         return self.looked_at.get(path, (None, 0))
@@ -201,9 +204,22 @@ def _write_group(members: Sequence[Path], group: str, patience: float) -> None:
     folder = next(iter(sorted(place.glob(f"*-{group}/"))), place / name)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / ".lock", patience) as mine:
-        logs = [log for path in members if mine and (log := path / "metrics.jsonl").exists()]
-        if points := _so_far([read_log(log)[0] for log in logs]):
+        if mine and (patience or not _fresh(folder)) and (points := _so_far(_read(members))):
             _replace(folder, points)
+
+
+def _read(members: Sequence[Path]) -> list[Mapping[str, Scores]]:
+    """Return the curves of run folders; one that cannot be read is left out."""
+    curves = list[Mapping[str, Scores]]()
+    for path in members:
+        with contextlib.suppress(UserError):
+            curves.append(read_log(path / "metrics.jsonl")[0])
+    return curves
+
+
+def _fresh(folder: Path) -> bool:
+    """Whether a group was written so lately that a run in training leaves it."""
+    return any(0 <= time.time() - path.stat().st_mtime < EVERY for path in folder.glob(f"{EVENTS}.*"))
 
 
 @contextlib.contextmanager

@@ -259,9 +259,17 @@ def read_log(path: Path) -> tuple[dict[str, Scores], int, float]:
     line that is torn or no JSON is left out: a run in training may be writing it.
     """
     rows, lines = list[dict[str, float]](), read(path, LARGEST_LOG).decode(errors="replace").splitlines()
-    for place, line in enumerate(lines):
+    clock, since = (
+        dict[str, float](),
+        list[str](),
+    )  # at the last evaluation; lines since, that may have a clock
+    for line in lines:
         if LEARNING in line and LEARNING in (values := entry(line)):
-            rows.append(last_clock(lines, place) | values)
+            clock = last_clock(since, len(since)) or clock
+            since.clear()
+            rows.append(clock | values)
+        if AXES["seconds"] in line:
+            since.append(line)
     known = [key for key in (LEARNING_IQM, *AXES.values()) if rows and all(key in row for row in rows)]
     learning = {key: np.array([row[key] for row in rows]) for key in (LEARNING, *known) if rows}
     last = next((int(values["step"]) for line in reversed(lines) if "step" in (values := entry(line))), 0)

@@ -68,12 +68,14 @@ def find(run: str | Path) -> Path:
         raise UserError(f"{run}: no such run comes with metarl{known_options(name, entries())} (see metarl zoo)")
     folder = Path("outputs", "zoo", name)
     try:
-        if not folder.exists():
+        if not os.path.lexists(folder):
             _copy(name, folder)
             note(f"{run} is copied to {folder}")
+        best = folder / "best.pt"
+        same = os.path.lexists(best) and sha256(best) == sha256(FOLDER / name / "best.pt")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; call it in a folder that can be written") from error
-    if sha256(folder / "best.pt") != sha256(FOLDER / name / "best.pt"):
+    if not same:
         raise UserError(f"{folder} is not the {run} of this version of metarl; move it away")
     return folder
 
@@ -82,13 +84,14 @@ def _copy(name: str, folder: Path) -> None:
     """Copy a run whole or not at all, whoever else does the same."""
     unfinished = folder.with_name(f".{name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for path in KEPT:
-        if (FOLDER / name / path).exists():
-            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(FOLDER / name / path, unfinished / path)  # without the permissions of an installed package
     try:
+        for path in KEPT:
+            if (FOLDER / name / path).exists():
+                (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(FOLDER / name / path, unfinished / path)  # without the permissions of an installed package
         unfinished.rename(folder)
     except OSError:
         if not folder.exists():
             raise
-        shutil.rmtree(unfinished, ignore_errors=True)  # another process was faster
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # a disk was full, or another process was faster

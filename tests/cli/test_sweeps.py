@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import slurm
 from conftest import CONF, tiny
+from omegaconf import OmegaConf
 
-from metarl_cli.cli import hydra, train
+from metarl_cli.cli import hydra, sweep, train
 from metarl_cli.cli import main as cli
 from metarl_cli.cli.hydra import Task
 from metarl_cli.cli.sweep import Record, _ended
@@ -175,3 +176,14 @@ def test_a_sweep_that_was_killed_is_issued_again_under_each_launcher(launcher):
     command = [sys.executable, str(CONF.parent / "benchmarks" / "sweeps.py"), "--launchers", launcher]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_a_record_that_cannot_be_read_or_removed_ends_no_sweep(tmp_path):
+    jobs = tmp_path / sweep.JOBS
+    (jobs / "0.json").mkdir(parents=True)
+    (jobs / "1.json").write_text('{"overrides": ["seed=1"]}')
+    (jobs / "2.json").write_text('{"overrides"')
+    assert list(sweep._records(tmp_path)) == [1]
+    sweep.Sweep().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    sweep.Sweep.folder = None
+    assert [path.name for path in jobs.iterdir()] == ["0.json"]

@@ -1,8 +1,11 @@
-"""The mean over seeds while they train: which runs are a group, how far each has got, who writes."""
+"""The mean over seeds while they train: which runs are a group, how far each has got, who writes, what it may cost."""
 
 import fcntl
 import json
+import os
 import shlex
+import time
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -11,6 +14,7 @@ from test_report import copied, trained  # noqa: F401 a fixture
 import metarl_cli as metarl
 from metarl_cli.comparison import board
 from metarl_cli.comparison.board import Current
+from metarl_cli.comparison.saved import read_log
 from metarl_cli.evaluation.statistics import over_seeds
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Progress
@@ -76,6 +80,7 @@ def test_nothing_is_written(why, trained, tmp_path, monkeypatch):  # noqa: F811
         seed(trained, tmp_path, 1, [-4.0])
     if why != "too soon":
         monkeypatch.setattr(board, "EVERY", 0.0)
+        monkeypatch.setattr(board, "SHARE", 1e9)
     place = tmp_path / "seeds" / f"maml_dqn-env-{GROUP}"
     place.mkdir(parents=True)
     current = Current(why != "off")
@@ -103,3 +108,90 @@ def test_runs_of_the_library_are_a_group_too(trained, tmp_path):  # noqa: F811
     (folder,) = (tmp_path / "seeds").iterdir()
     assert set(scalars(folder, "seeds/runs").values()) == {2}
     assert not (made.path / "seeds").exists()
+
+
+VALIDATED = Progress(2, 4, 100, {"eval/return_after_mean": -3.0})
+
+
+def test_a_neighbour_that_cannot_be_read_is_left_out(trained, tmp_path, monkeypatch):  # noqa: F811
+    first = seed(trained, tmp_path, 0, [-3.0])
+    seed(trained, tmp_path, 1, [-5.0])
+    (hostile := seed(trained, tmp_path, 2, [9.0]).path / "metrics.jsonl").unlink()
+    hostile.symlink_to("/dev/zero")
+    seed(trained, tmp_path, 3, [9.0])
+    closed, exists = tmp_path / f"maml_dqn-env-seed3-{3:08x}" / "run.json", Path.exists
+
+    def refused(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied")
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refused)
+    Current().finished(first, {})
+    (folder,) = (tmp_path / "seeds").iterdir()
+    assert scalars(folder, "seeds/return_after") == {100: -4}
+    assert scalars(folder, "seeds/runs") == {100: 2}
+
+
+@pytest.mark.parametrize("error", [MemoryError, ValueError, OSError])
+def test_no_run_fails_by_it(error, trained, tmp_path, monkeypatch):  # noqa: F811
+    run = seed(trained, tmp_path, 0, [-3.0])
+    seed(trained, tmp_path, 1, [-4.0])
+
+    def fails(path):
+        raise error
+
+    monkeypatch.setattr(board, "read_log", fails)
+    monkeypatch.setattr(board, "EVERY", 0.0)
+    current = Current()
+    current.started(run, 0, 4)
+    current.progress(VALIDATED)
+    current.finished(run, {})
+
+
+def test_runs_in_training_share_the_work(trained, tmp_path):  # noqa: F811
+    first, second = (seed(trained, tmp_path, number, [-3.0]) for number in range(2))
+    Current().finished(first, {})
+    (folder,) = (tmp_path / "seeds").iterdir()
+    (written,) = folder.glob("events*")
+
+    def events_after(age):
+        os.utime(written, times=(time.time() - age,) * 2)
+        current = Current()
+        current.started(second, 0, 4)
+        current.next = 0.0
+        current.progress(VALIDATED)
+        return list(folder.glob("events*"))
+
+    assert events_after(board.EVERY / 2) == [written], "another run has just written it"
+    assert events_after(-2 * board.EVERY) != [written], "the clock of another machine is wrong"
+
+
+def test_a_slow_disk_is_asked_seldom(trained, tmp_path, monkeypatch):  # noqa: F811
+    run, calls = seed(trained, tmp_path, 0, [-3.0]), list[float]()
+    seed(trained, tmp_path, 1, [-4.0])
+    monkeypatch.setattr(board, "EVERY", 0.0)
+
+    def slow(*_):
+        calls.append(time.monotonic())
+        time.sleep(0.1)
+
+    monkeypatch.setattr(board, "_write_group", slow)
+    current = Current()
+    current.started(run, 0, 4)
+    current.progress(VALIDATED)
+    current.progress(VALIDATED)
+    assert len(calls) == 1
+    assert current.next - calls[0] >= 0.1 / board.SHARE
+
+
+def test_a_log_is_read_in_one_pass(tmp_path):
+    """Twenty thousand evaluations with one clock, ahead of them all."""
+    rows = [{"step": 0, "time/training_seconds": 7.0, "train/iteration": 1}]
+    rows += [{"step": k, "eval/return_after_mean": float(k)} for k in range(20_000)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    began = time.process_time()
+    curve, step, seconds = read_log(tmp_path / "metrics.jsonl")
+    assert time.process_time() - began < 5, "it was a minute"
+    assert set(curve["time/training_seconds"]) == {7.0}
+    assert (len(curve["step"]), step, seconds) == (20_000, 19_999, 7.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,34 @@ def test_a_run_is_copied_and_used_like_any_other(capsys):
     (folder / "best.pt").write_bytes(b"of another version")
     with pytest.raises(UserError, match=rf"{folder} is not the zoo:{FIRST} of this version of metarl; move it away"):
         find(f"zoo:{FIRST}")
+
+
+@pytest.mark.parametrize("there", ["something else", "a file", "a link to nowhere"])
+def test_a_folder_of_ones_own_is_left_alone(there):
+    folder = Path("outputs", "zoo", FIRST)
+    folder.parent.mkdir(parents=True)
+    if there == "something else":
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    elif there == "a file":
+        folder.write_text("mine")
+    else:
+        folder.symlink_to("nowhere")
+    with pytest.raises(UserError, match=rf"{folder} is not the zoo:{FIRST} of this version of metarl; move it away"):
+        find(f"zoo:{FIRST}")
+    assert [path.name for path in folder.parent.iterdir()] == [FIRST]
+    assert there != "something else" or [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_a_full_disk_leaves_nothing(monkeypatch):
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match=r"cannot write outputs/zoo/.*: No space left on device"):
+        find(f"zoo:{FIRST}")
+    assert not list(Path("outputs", "zoo").iterdir())
 
 
 def test_an_unknown_name_is_one_line(capsys):
