@@ -43,6 +43,8 @@ def run(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         print(HELP, end="")
         return 0
+    if flags := [word for word in words if word.startswith("-")]:
+        raise UserError(*(f"{flag}: no such flag; metarl zoo takes names of runs" for flag in flags))
     names = [word.removeprefix(PREFIX) for word in words]
     if wrong := [name for name in names if name not in entries()]:
         raise UserError(*(f"{name}: no such run comes with metarl{known_options(name, entries())}" for name in wrong))

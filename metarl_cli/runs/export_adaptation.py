@@ -135,7 +135,7 @@ def _learning(algorithm: Algorithm) -> Learning:
     learning = algorithm.learning() if isinstance(algorithm, LearnsFromSupports) else None
     if learning is None:
         raise UserError(
-            "the adaptation of this run cannot be exported: it keeps more than the weights, or an explorer of its own; "
+            "the adaptation of this algorithm, or with these settings, is not exported as a function yet; "
             "metarl adapt adapts it, and metarl export exports the adapted policy"
         )
     return learning
