@@ -205,7 +205,7 @@ def table(comparison: Comparison, baseline: str | None = None, intervals: str = 
         notes.append(f"better: the probability of a higher return on a task than {base.name}.")
     num = after(groups[0]).shape[1]
     title = f"{comparison.title}: {num} held-out task{'s' * (num > 1)} ({comparison.tasks})"
-    if groups[0].runs[0].folds:
+    if groups[0].runs[0].folds and any(len(by_tasks(group)) > 1 for group in groups):
         notes.append("A fold is a run: it is tested on tasks of its own, and trained without them.")
     return Table(title, ["algorithm", *COLUMNS], [[row[name] for name in ("algorithm", *COLUMNS)] for row in rows], notes)
 

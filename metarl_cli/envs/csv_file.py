@@ -14,7 +14,7 @@ from metarl_cli.config.messages import did_you_mean
 from metarl_cli.errors import visible
 
 LARGEST = 32 * 2**20  # [bytes] of a file
-SHOWN = 40  # characters of a cell in a message
+SHOWN, COLUMNS = 40, 20  # characters of a cell, and names of columns, in a message
 
 
 def read_column(path: str, column: str) -> np.ndarray:
@@ -46,26 +46,33 @@ def _numbers(rows: Any, name: str, column: str) -> np.ndarray:
     try:
         header = [cell.strip() for cell in next(rows, [])]
         if column not in header:
-            known = ", ".join(visible(cell[:SHOWN]) for cell in header) or "none: it is empty"
-            hint = did_you_mean(column, header)
+            some = [cell[:SHOWN] for cell in header[:COLUMNS]]
+            known = ", ".join(map(visible, some)) + ", ..." * (len(header) > COLUMNS) or "none: it is empty"
+            hint = did_you_mean(column, some)
             raise ValueError(f"{name}, line 1: no column {visible(column)}{hint or ';'} its columns: {known}")
         place, found = header.index(column), array("d")
         for row in rows:
             if row:  # an empty line is none
-                found.append(_number(row, place, f"{name}, line {rows.line_num}: {visible(column)}"))
+                found.append(_number(row, place))
+    except _Wrong as wrong:
+        raise ValueError(f"{name}, line {rows.line_num}: {visible(column)} {wrong}") from None
     except csv.Error as error:
         raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
     return np.asarray(found)
 
 
-def _number(row: list[str], place: int, where: str) -> float:
+class _Wrong(Exception):
+    """What is wrong with a cell."""
+
+
+def _number(row: list[str], place: int) -> float:
     """Return the cell of a row as a number."""
     if place >= len(row):
-        raise ValueError(f"{where} is missing")
+        raise _Wrong("is missing")
     try:
         value = float(row[place])
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{where} must be a number above 0, got {visible(row[place][:SHOWN]) or 'nothing'}")
+        raise _Wrong(f"must be a number above 0, got {visible(row[place][:SHOWN]) or 'nothing'}")
     return value

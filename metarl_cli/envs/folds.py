@@ -53,6 +53,10 @@ class _Folded(Family):
         rows = torch.as_tensor(np.concatenate(whole)[:num])
         return {name: value[rows.to(value.device)] for name, value in tasks.items()}
 
+    @override
+    def named_task(self, values: dict[str, float]) -> Task:
+        return self.whole.named_task(values)  # some families name a task by the seed that it is drawn with
+
 
 def folded(family: Family, folds: Folds) -> Family:
     """Return the family with tasks from a pool, in folds.
@@ -69,7 +73,7 @@ def folded(family: Family, folds: Folds) -> Family:
     of = torch.arange(folds.pool) * folds.num // folds.pool
     test, validation = of == folds.held_out, of == (folds.held_out + 1) % folds.num
     which = {"train": ~(test | validation), "validation": validation, "test": test}
-    kind = type(type(family).__name__, (_Folded, type(family)), {})
+    kind = type(type(family).__name__, (_Folded, type(family)), {"__module__": type(family).__module__})  # as messages name it
     found = copy.copy(family)
     found.__class__ = kind
     assert isinstance(found, _Folded)

@@ -16,8 +16,9 @@ Reward: ``p' r' - cost |p' - p|`` [standard deviations of e]. Start: r standard 
 
 Task parameters: phi, the share of a return that goes on in the next, within ±0.99; cost of a change of position by 1 [standard
 deviations of e], 0 or more. Best possible: by backward induction over a grid of returns and the three positions, exact to about
-0.1 %. Robust: not to trade, 0: by symmetry, no policy that sees r and p alone and acts on them the same in all tasks earns from
-an unknown sign.
+0.1 %. Robust: more than 0, which is not to trade. No act on r alone earns from an unknown sign, but p remembers a little: who
+buys or sells after a return beyond ±2 in its direction, and gives up after one below -1 for the position, earns about 2.7 in
+50 steps.
 
 Source: stylised; autocorrelated returns with costs as in Gârleanu and Pedersen 2013 (doi:10.1111/jofi.12080), there with
 quadratic costs and a closed form, here with proportional costs and three positions. Real returns have little autocorrelation,

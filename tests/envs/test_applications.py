@@ -95,6 +95,19 @@ def test_a_trader_reads_the_trend():
     assert not returns(ours, task, ours.rule(nothing(support)))[0].any()
 
 
+def test_the_position_is_a_memory_of_the_trend():
+    """Who follows a large return, and gives up after one against the position, earns without knowing the sign of phi."""
+    ours = family("trading")
+    env = ours.make(ours.sample_tasks(2000, "test", numpy_rng(0, "tasks")), 10, torch_rng(0, "episodes"))
+    total = torch.zeros(2000, 10)
+    for _ in range(ours.spec.horizon):
+        last, held = env.obs.unbind(-1)
+        begun = torch.where(last.abs() > 2, last.sign(), 0.0)
+        kept = torch.where(last * held < -1, 0.0, held)
+        total += env.step((torch.where(held == 0, begun, kept) + 1).long()).reward
+    assert 2.2 < float(total.mean()) < 3.2
+
+
 @pytest.mark.parametrize(("name", "value"), [("phi", 1.0), ("cost", -0.1)])
 def test_a_market_that_makes_no_sense_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):

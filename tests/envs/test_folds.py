@@ -42,6 +42,18 @@ def test_the_pool_depends_on_its_seed_alone():
     assert not one & other
 
 
+@pytest.mark.parametrize("env", ["tabular_mdp", "cartpole_family"])
+def test_named_tasks_stay_those_of_the_family(env):
+    ours = family(env)
+    name = next(iter(ours.parameters))
+    assert rows(ours.named_task({name: 5.0})) == rows(ours.whole.named_task({name: 5.0}))
+
+
+def test_messages_name_the_module_of_the_family():
+    ours = family()
+    assert ours.make(ours.sample_tasks(1, "train", numpy_rng(0)), 1, torch.Generator()).name == "env.module=cartpole"
+
+
 def test_tasks_outside_the_ranges_stay_those_of_the_family():
     whole = build(compose_train("env=cartpole_family", *tiny("learned_loss_dqn"))).family
     drawn = [each.sample_tasks(5, "ood", numpy_rng(0, "tasks")) for each in (whole, family())]
@@ -86,6 +98,7 @@ def outputs(tmp_path_factory):
 def test_a_report_has_one_table_of_all_folds(outputs):
     (table,) = metarl.report(outputs)["tables"]
     assert "4 held-out tasks (3 folds of 12 tasks)" in table["title"]
+    assert any(note.startswith("A fold is a run: ") for note in table["notes"])
     assert [(row["algorithm"], row["runs"]) for row in table["rows"]] == [("maml_dqn", 3), ("robust_dqn", 3)]
     returns = {
         algo: [metarl.load(path).test()["adapted"]["task_returns"][-1] for path in sorted(outputs.glob(f"{algo}*"))]

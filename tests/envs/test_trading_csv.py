@@ -114,6 +114,7 @@ def test_a_window_outside_training_is_said():
         (b"date,close\nx,1\ny\n", r"line 3: close is missing"),
         (b"date,close\nx,\n", r"line 2: close must be a number above 0, got nothing"),
         (b"date,closed\nx,1\n", r"line 1: no column close; did you mean closed\? "),
+        (b"x," * 10**5 + b"y\n", r"line 1: no column close; its columns: (x, ){20}\.\.\.$"),
         (b"", r"line 1: no column close; its columns: none: it is empty"),
         (b"close\n1\n\xff\n", r"is no text in UTF-8"),
         (b'close\n"1\n', r"line 2: unexpected end of data"),
