@@ -211,6 +211,9 @@ def _warnings(groups: list[Group]) -> list[str]:
     for note in dict.fromkeys(note for run in runs for note in run.notes):
         first, *more = (run.path for run in runs if note in run.notes)
         found.append(f"{first}{f', as {len(more)} more,' if more else ''} {note}")
+    of_fold = {(run.values.get(FOLD), run.tested.tasks) for run in runs if run.tested and run.folds}
+    if len(of_fold) > len({fold for fold, _ in of_fold}):
+        found.append("Runs of one fold were tested on different tasks: their environment has changed between them.")
     episodes = {run.tested.episodes for run in runs if run.tested}
     if len(episodes) > 1:
         found.append(f"Tasks were tested with {' and '.join(map(str, sorted(episodes)))} episodes.")

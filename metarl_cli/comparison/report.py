@@ -80,6 +80,8 @@ def report(
     notes = [*found.problems, *left]
     if not comparisons:
         raise UserError(f"no run has a result on {split} tasks", *notes[:5])
+    if intervals == "stratified" and any(run.folds for each in comparisons for group in each.groups for run in group.runs):
+        raise UserError("intervals=stratified resamples the runs of each task, and folds have no tasks in common")
     counts = Counter(each.env for each in comparisons)
     notes += [
         f"{env} has {num} tables: its runs differ in the environment or the tasks" for env, num in counts.items() if num > 1

@@ -218,8 +218,16 @@ def find_baseline(groups: Sequence[Group], name: str | None) -> Group | None:
     return max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
 
 
-def _row(group: Group, limits: Ends | None, base: Group | None, interval: IntervalOf) -> dict[str, Cell]:
+def _row(group: Group, limits: Ends | None, base: Group | None, of: IntervalOf) -> dict[str, Cell]:
     scores, curves = after(group), [tested(run).adapted for run in group.runs]
+
+    places = [run.path for run in group.runs]
+    folds = [[places.index(run.path) for run in runs] for runs in by_tasks(group).values()]
+
+    def interval(scores: Scores, aggregate: Aggregate) -> Interval:
+        if len(folds) == 1:
+            return of(scores, aggregate)
+        return over_seeds([float(aggregate(scores[rows]).mean()) for rows in folds])
 
     def average(values: Sequence[float]) -> float | None:
         return float(np.mean(values)) or None

@@ -1,5 +1,7 @@
 """Cross-validation over tasks: folds share nothing, each task is tested once, and every algorithm learns from its own folds."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from metarl_cli.config.registry import ConfigError
 from metarl_cli.envs.folds import Folds, folded
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.held_out import held_out_tasks
+from metarl_cli.evaluation.statistics import over_seeds
 from metarl_cli.runs.build import build
 from metarl_cli.seeding import numpy_rng
 
@@ -113,4 +116,23 @@ def test_a_report_has_one_table_of_all_folds(outputs):
     )
     assert maml["after"]["value"] == pytest.approx(np.mean(returns["maml_dqn"]), rel=1e-4)
     shares = [np.mean((np.array(a) > b) + (np.array(a) == b) / 2) for a, b in zip(*returns.values(), strict=True)]
+    means = [np.mean(each) for each in returns["maml_dqn"]]
+    assert (maml["after"]["low"], maml["after"]["high"]) == pytest.approx(over_seeds(means)[1:], rel=1e-4), "over folds"
+    with pytest.raises(UserError, match="intervals=stratified resamples"):
+        metarl.report(outputs, intervals="stratified")
     assert maml["better"]["value"] == pytest.approx(np.mean(shares)), "on the tasks of the same fold"
+
+
+@pytest.mark.slow
+def test_seeds_of_a_fold_are_one_value_of_the_interval(outputs, tmp_path):
+    """They share their tasks: as rows of their own they would make the interval too narrow."""
+    shutil.copytree(outputs, tmp_path / "all")
+    for fold in range(3):
+        words = ["algo=robust_dqn", "env=navigation_2d", *tiny("robust_dqn"), *FOLDS, f"train.fold={fold}", "seed=1"]
+        metarl.train(*words, f"outputs={tmp_path / 'all'}")
+    (row,) = [row for row in metarl.report(tmp_path / "all")["tables"][0]["rows"] if row["algorithm"] == "robust_dqn"]
+    found = [run for path in (tmp_path / "all").glob("*/run.json") if "robust" in str(run := metarl.load(path.parent))]
+    returns = [(run.config.train.fold, np.mean(run.test()["adapted"]["task_returns"][-1])) for run in found]
+    folds = [np.mean([value for number, value in returns if number == fold]) for fold in range(3)]
+    assert row["runs"] == 6
+    assert tuple(row["after"].values()) == pytest.approx(tuple(over_seeds(folds)), rel=1e-4)
