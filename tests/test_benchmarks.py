@@ -135,6 +135,7 @@ def test_repetitions_are_as_long_as_asked(tmp_path, monkeypatch):
     assert 2 <= found["runs"][0]["count"] <= 10
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_installed_is_named_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(harness.peers, "REQUIREMENTS", tmp_path / "benchmarks" / "peers")
     monkeypatch.setattr(harness.peers, "ROOT", tmp_path)

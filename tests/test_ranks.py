@@ -165,7 +165,7 @@ def test_torchrun_starts_them(tmp_path):
     assert_same(tmp_path / "one", tmp_path / "two", 1e-5)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_is_killed_ends_the_run(rank, tmp_path):
     """In seconds, with one line; and the run goes on from its checkpoint, in one process if need be."""
     run, small = tmp_path / "run", ["algo=maml_dqn", *(o for o in tiny("maml_dqn") if not o.startswith("train."))]

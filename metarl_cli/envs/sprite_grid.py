@@ -88,8 +88,8 @@ class SpriteGrid(GridFamily):
 
     @override
     def knowledge(self, task: Task) -> Tensor:
-        """Return which kinds are goals and which are traps, ``[M, kinds]``; the grid is no part of the reward."""
-        return self.worth(task)
+        """Return the reward of each cell, ``[M, S]``: an observation has the number of the cell alone."""
+        return self.rewards(task)
 
     @override
     def initial_state(self, shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:

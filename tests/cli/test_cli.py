@@ -505,7 +505,7 @@ def test_bad_flags(words, expected, runs, capsys):
 
 def test_missing_run(runs, capsys):
     assert cli.main(["test"]) == 2
-    assert errors(capsys) == ["run: missing; must be a text (the run folder to test)"]
+    assert errors(capsys) == ["run: missing; must be a text (the run folder to test, or zoo:NAME)"]
     assert cli.main(["adapt", "task.gravity=heavy", "steps=0"]) == 2
     run, steps = errors(capsys)  # what a text means, the run's family knows
     assert run.startswith("run: missing; ")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import compose_train, flat, tiny
+from conftest import compose_train, flat, slow_if, tiny
 from launching import PATIENCE, wait_until
 from pydantic import ValidationError
 
@@ -184,7 +184,7 @@ def test_a_disk_that_is_full_after_a_checkpoint_says_how_to_go_on(tmp_path, monk
     assert folder.manifest()["status"] == "failed"
 
 
-@pytest.mark.parametrize("algo", ["dqn", "maml_dqn", "rl2_dqn", "rl2", "es_dqn"])
+@pytest.mark.parametrize("algo", slow_if(["dqn", "maml_dqn", "rl2_dqn", "rl2", "es_dqn"], lambda algo: algo != "maml_dqn"))
 def test_a_finished_run_drops_its_replay_and_can_be_made_longer(algo, tmp_path, capsys):
     folder = RunFolder(tmp_path / "run")
     run(folder.path, *small(algo))
@@ -329,6 +329,7 @@ def test_a_folder_that_is_not_begun_may_not_hold_a_link_either(tmp_path):
     assert not list((tmp_path / "victim").iterdir())
 
 
+@pytest.mark.slow
 def test_the_last_test_is_repeated_after_an_interruption(tmp_path, monkeypatch):
     """Ctrl-C in the middle of the test leaves what the run needs, and the same score."""
     run(tmp_path / "whole", *small("maml_dqn"))

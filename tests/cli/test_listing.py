@@ -204,7 +204,7 @@ def test_one_that_does_not_compose_leaves_the_others(mine, capsys):
     assert line.startswith("metarl: error: env=broken: ")
 
 
-@pytest.mark.parametrize("width", [60, 200])
+@pytest.mark.parametrize("width", [60, pytest.param(200, marks=pytest.mark.slow)])
 def test_on_a_terminal_nothing_is_wider_than_it(width, monkeypatch, capsys):
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width), "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -150,6 +150,7 @@ def runs(folder):
     return {path.parent: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
 
 
+@pytest.mark.slow  # a search of several runs
 def test_trials_and_the_report_are_run_folders(study):
     folder, _, _ = study
     found = {path: json.loads((path / "run.json").read_text()) for path in runs(folder)}
@@ -160,6 +161,7 @@ def test_trials_and_the_report_are_run_folders(study):
     assert seeds == {("trials", 0), ("report", 1000)}, "no seed of the search is one of the report"
 
 
+@pytest.mark.slow  # a search of several runs
 def test_issued_again_it_tells_the_same(study):
     folder, _, shown = study
     assert "best of 2 trials" in " ".join(shown.split())
@@ -167,6 +169,7 @@ def test_issued_again_it_tells_the_same(study):
     assert f"--config-dir {folder}/conf experiment=tuned" in shown
 
 
+@pytest.mark.slow  # a search of several runs
 def test_the_settings_on_file_are_those_of_the_command_line(study):
     folder, _, shown = study
     line = re.search(r"^  metarl train (algo=maml_dqn .*)$", shown, re.MULTILINE)[1]
@@ -176,6 +179,7 @@ def test_the_settings_on_file_are_those_of_the_command_line(study):
     assert yaml.safe_load((folder / "conf" / "experiment" / "tuned.yaml").read_text())["algo"]["outer"]["lr"] >= 1e-3
 
 
+@pytest.mark.slow  # a search of several runs
 def test_status_reads_a_study_and_the_comparison_is_on_file(study, capsys):
     folder, _, _ = study
     assert main.main(["status", str(folder)]) == 0

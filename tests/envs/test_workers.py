@@ -221,6 +221,7 @@ def test_a_second_signal_stops_what_hangs(number, hang, processes, hanging_run):
     wait_until(lambda: all(map(gone, pids)), "the end of the workers")
 
 
+@pytest.mark.slow
 def test_a_run_whose_simulator_hangs_fails_by_itself(hanging_run):
     process, pids = hanging_run("time.sleep(10**6)", 2, "hardware.patience=0.5")
     _, err = process.communicate(timeout=PATIENCE)
