@@ -264,6 +264,8 @@ WRONG = [
     ({"episodes": [{"states": [0, 5], "actions": [1, 1]}]}, "action 1 never leads from state 0 to state 5"),
     ({"episodes": []}, "episodes: "),
     ({"task": {"hue": 1}, "episodes": EPISODES}, "no such task parameter: hue"),
+    ({"episodes": [{"states": [0] * 10**6, "actions": [0]}] + EPISODES[1:] * 9_999}, "episode 1 has 1000000 states"),
+    ({"episodes": EPISODES[1:] * 10_001}, "there are 10,001 episodes, and there can be 10,000"),
 ]
 
 
@@ -301,3 +303,11 @@ def test_a_file_of_demonstrations_is_read_as_it_was_written(tmp_path):
     short = ours.recorded(task, [([0, 1, 9], [2, 1, 0]), ([63], [4])])
     assert short.experience.weight[0].T.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert not torch.equal(given.task["grid"], task["grid"])
+
+
+def test_demonstrations_in_environments_that_no_file_tells_are_not_written(tmp_path):
+    module, config = load("env", compose_train("env=tabular_mdp").env)
+    processes = module.Family(config)
+    given = processes.demonstrate(processes.named_task({}), 2, torch_rng(0, "demonstrations"))
+    with pytest.raises(UserError, match="more than numbers"):
+        write_demonstrations(tmp_path / "own.json", processes, given)
