@@ -3,7 +3,8 @@
     {"task": {"grid": 12},  # where they took place; what is missing is as in the task that is adapted to
      "episodes": [{"states": [3, 4, 12], "actions": [2, 1, 0]}, ...]}
 
-A state is that in which the action was taken. There are at most 10,000 episodes. No reward is given: what is wanted is to be inferred.
+A state is that in which the action was taken. No reward is given: what is wanted is to be inferred. There are at most 10,000
+episodes.
 """
 
 from __future__ import annotations
