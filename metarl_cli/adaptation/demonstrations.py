@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import META, peak, size_of, without_content
 from metarl_cli.envs.planning import Process, TablePolicy
-from metarl_cli.envs.tabular import TabularFamily
+from metarl_cli.envs.tabular import GridFamily, TabularFamily
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import (
     Adapted,
@@ -36,7 +38,7 @@ from metarl_cli.interfaces import (
 )
 from metarl_cli.networks.imitation import Model, Solution
 from metarl_cli.networks.optimizers import Adam
-from metarl_cli.networks.stacked import stack
+from metarl_cli.networks.stacked import expand, stack
 from metarl_cli.progress import timed
 from metarl_cli.seeding import torch_rng
 
@@ -84,6 +86,31 @@ def read(family: TabularFamily, given: Demonstrations) -> Examples:
     """Return what a family's demonstrations show."""
     seen = given.experience
     return Examples(family.process(given.task), family.states(seen.obs), seen.action, seen.weight)
+
+
+def blank(family: TabularFamily, tasks: int, num: int) -> Examples:
+    """Return ``num`` demonstrations of each of so many tasks without content, by which memory is measured."""
+    one = family.process(family.sample_tasks(1, "train", np.random.default_rng(0)))
+    transition, features = (x.expand(tasks, *x.shape[1:]) for x in without_content((one.transition, one.features)))
+    seen = torch.zeros(tasks, family.spec.horizon, num, dtype=torch.long, device=META)
+    return Examples(
+        one._replace(transition=transition, features=features), seen, seen, torch.zeros_like(seen, dtype=torch.float)
+    )
+
+
+def cost_of_showing(family: TabularFamily, tasks: int, num: int) -> float:
+    """Return the bytes of ``num`` demonstrations of each of so many tasks, and of what is known of their environments."""
+    known = family.process(family.sample_tasks(1, "train", np.random.default_rng(0)))
+    alike = family.of_places and isinstance(family, GridFamily)  # moves are the same in all tasks, and held once
+    places = 3 * tasks * (size_of(known.features) + (0 if alike else size_of(known.transition)))
+    return places + 2 * tasks * num * family.spec.horizon * family.spec.bytes_per_transition
+
+
+def cost_of_fitting(model: Model, family: TabularFamily, tasks: int) -> float:
+    """Return the bytes that a gradient step on the demonstrations of so many tasks takes, with their weights and Adam's."""
+    params = expand(without_content(model.init(torch_rng(0, "blank"))), tasks)
+    gradient = peak(lambda: likelihood_gradients(model, params, blank(family, tasks, 1)))
+    return gradient + 4 * size_of(params)  # weights, their gradients and Adam's two means
 
 
 def likelihood_loss(model: Model, params: Params, examples: Examples) -> Tensor:

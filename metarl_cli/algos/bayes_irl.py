@@ -20,6 +20,8 @@ from metarl_cli.adaptation.demonstrations import (
     Examples,
     InferredPolicy,
     Learned,
+    blank,
+    cost_of_showing,
     imitate,
     load_inferred,
     read,
@@ -27,6 +29,7 @@ from metarl_cli.adaptation.demonstrations import (
 )
 from metarl_cli.algos.reference import Reference
 from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import META, peak, size_of
 from metarl_cli.interfaces import Adapted, Budget, Context, Family, State, Task
 from metarl_cli.networks.imitation import Solution
 from metarl_cli.seeding import numpy_rng
@@ -52,7 +55,7 @@ class BayesIRL(Reference):
     def __init__(self, config: Config, context: Context):
         self.config, self.family = config, table_of(context.family)
         self.task = self.family.sample_tasks(1, "train", numpy_rng(context.seed, "tasks", "train"))
-        self.candidates(self.task)
+        self.number = self.candidates(self.task).shape[1]
 
     def candidates(self, task: Task) -> Tensor:
         """Return the rewards of places ``[M, C, X]`` that are equally likely."""
@@ -60,6 +63,13 @@ class BayesIRL(Reference):
         if found is None:
             raise ValueError("this family has no short list of the rewards a task may have (env=sprite_grid has)")
         return found
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        process = blank(self.family, self.number, 1).process
+        rewards = torch.zeros(self.number, process.features.shape[1], device=META)
+        listed = 3 * tasks * size_of(rewards)  # where they were shown, where they are used, and weighted by the posterior
+        return cost_of_showing(self.family, tasks, 1) + listed + peak(lambda: process.choices(rewards))
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the plans for the mean reward of the prior, and of the posterior after some numbers of demonstrations."""

@@ -36,6 +36,9 @@ from metarl_cli.adaptation.demonstrations import (
     FittingConfig,
     InferredPolicy,
     Learned,
+    blank,
+    cost_of_fitting,
+    cost_of_showing,
     fitted,
     imitate,
     imitate_from_scratch,
@@ -47,8 +50,21 @@ from metarl_cli.adaptation.demonstrations import (
 )
 from metarl_cli.adaptation.gradient import descended, normalised
 from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import COPIES, factor, peak, size_of, without_content
 from metarl_cli.experience.schedules import cosine
-from metarl_cli.interfaces import Adapted, Algorithm, Budget, Context, Family, Params, State, Task, num_tasks
+from metarl_cli.interfaces import (
+    Adapted,
+    Algorithm,
+    Budget,
+    Context,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    State,
+    Task,
+    num_tasks,
+)
 from metarl_cli.networks.imitation import ModelConfig, build_model
 from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, expand, load_params
@@ -131,6 +147,27 @@ class Mandril(Algorithm):
         """Draw the training tasks of this iteration."""
         rng = numpy_rng(self.context.seed, "tasks", "train", str(self.iteration))
         return self.family.sample_tasks(self.config.tasks, "train", rng)
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, family, meta = self.config, self.family, without_content(self.meta)
+        most = max(config.demonstrations) if config.inner else 0
+        support, query = blank(family, config.tasks, max(most, 1)), blank(family, config.tasks, config.query)
+        learned = [value for group in meta.values() for value in group.values() if value.requires_grad]
+
+        def update() -> list[Tensor]:
+            params = self.adapted(meta, support, config.tasks)
+            return backward(likelihood_loss(self.model, params, query).mean(), learned)
+
+        shown = cost_of_showing(family, config.tasks, most + config.query)
+        key = factor(algo__tasks=config.tasks, algo__demonstrations=most, algo__query=config.query)
+        weights = Holding("algo.model.hidden", 3 * size_of(self.meta))
+        return Footprint([weights], [Holding(key, shown + peak(update)), Holding(weights.key, COPIES * weights.bytes)])
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        shown = cost_of_showing(self.family, tasks, max(self.config.demonstrations))
+        return shown + cost_of_fitting(self.model, self.family, tasks)
 
     # -- one meta-iteration
 

@@ -15,6 +15,8 @@ from typing_extensions import override
 from metarl_cli.adaptation.demonstrations import (
     FittingConfig,
     InferredPolicy,
+    cost_of_fitting,
+    cost_of_showing,
     imitate_from_scratch,
     load_inferred,
     table_of,
@@ -50,6 +52,10 @@ class MaxEntIRL(Reference):
         self.config, self.family = config, table_of(context.family)
         self.task = self.family.sample_tasks(1, "train", numpy_rng(context.seed, "tasks", "train"))
         self.model = build_model(config.model, self.family.process(self.task))
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        return cost_of_showing(self.family, tasks, 1) + cost_of_fitting(self.model, self.family, tasks)
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policies of fresh weights, and of weights fitted to some numbers of demonstrations."""

@@ -21,7 +21,7 @@ from metarl_cli.tuning.ranges import Options, Range, numbers
 OWN = {*(TuneConfig.model_fields.keys() - TrainConfig.model_fields.keys()), "tune"}  # keys that metarl train does not have
 NOT_SEARCHED = {
     "seed": "seeds=N has a trial run on several",
-    "tasks_seed": "scores on different tasks cannot be compared",
+    **dict.fromkeys(("tasks_seed", "train.folds", "train.fold", "train.pool"), "scores on different tasks cannot be compared"),
     "eval": "scores measured in different ways cannot be compared",
     "test": "the search sees no test",
 }

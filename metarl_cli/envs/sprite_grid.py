@@ -22,6 +22,7 @@ terrain. Here features are vectors, so that a small network reads them.
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import torch
@@ -31,12 +32,14 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from typing_extensions import override
 
+from metarl_cli.config.footprint import judge
 from metarl_cli.envs.tabular import MOVES, BoardConfig, GridFamily, draw_cells
 from metarl_cli.envs.tasks import Columns
-from metarl_cli.interfaces import Task, device_of, dtype_of, num_tasks
+from metarl_cli.interfaces import Footprint, Holding, Task, device_of, dtype_of, num_tasks
 from metarl_cli.spaces import Discrete, Spec
 
 GRIDS = 2**24  # numbers that a grid can be drawn from: float32 holds each
+OF_REWARD = 150  # [bytes] of a reward function in the list of all
 
 
 class Config(BoardConfig):
@@ -66,6 +69,8 @@ class SpriteGrid(GridFamily):
         self.spec = Spec(obs_shape=(self.num_states,), actions=Discrete(len(MOVES)), horizon=config.horizon)
         kinds = np.random.default_rng(0).normal(size=(config.kinds, config.features))  # the same in every run
         self.of_kind = torch.as_tensor(kinds, dtype=torch.get_default_dtype(), device=device)
+        rewards = math.comb(self.half, 2) ** 2
+        judge(Footprint([Holding("env.kinds", rewards * OF_REWARD)]), self.device, "the list of reward functions")
         pairs = list(itertools.combinations(range(self.half), 2))
         self.goals_and_traps = np.array([(*goals, *(self.half + trap for trap in traps)) for goals in pairs for traps in pairs])
         order = np.random.default_rng(0).permutation(len(self.goals_and_traps))  # the same splits for every seed of a run

@@ -165,11 +165,12 @@ class TabularFamily(NativeFamily):
         Raises:
             ValueError: for an episode that cannot have taken place.
         """
-        longest, device = max(len(states) for states, _ in episodes), device_of(task)
-        state, action, weight = (torch.zeros(1, longest, len(episodes), device=device) for _ in range(3))
         possible = self.model(task)[0][0] > 0
         for n, (states, actions) in enumerate(episodes):
             self._check_episode(f"episode {n + 1}", states, actions, possible)
+        longest, device = max(len(states) for states, _ in episodes), device_of(task)
+        state, action, weight = (torch.zeros(1, longest, len(episodes), device=device) for _ in range(3))
+        for n, (states, actions) in enumerate(episodes):
             state[0, : len(states), n] = torch.tensor(states, dtype=state.dtype)
             action[0, : len(states), n] = torch.tensor(actions, dtype=state.dtype)
             weight[0, : len(states), n] = 1

@@ -3,7 +3,8 @@
     {"task": {"grid": 12},  # where they took place; what is missing is as in the task that is adapted to
      "episodes": [{"states": [3, 4, 12], "actions": [2, 1, 0]}, ...]}
 
-A state is that in which the action was taken. No reward is given: what is wanted is to be inferred.
+A state is that in which the action was taken. No reward is given: what is wanted is to be inferred. There are at most 10,000
+episodes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from metarl_cli.config.footprint import judge
 from metarl_cli.envs.tabular import TabularFamily
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Demonstrations, Family, Task
+from metarl_cli.interfaces import Demonstrations, Family, Footprint, Holding, Task
 from metarl_cli.runs.files import read_json, write_whole
+
+MOST = 10_000  # episodes of a file
+COPIES = 20  # [bytes] of a state of a step: one-hot as whole numbers, and as observations before and after
 
 
 class Episode(BaseModel):
@@ -55,6 +60,12 @@ def read_demonstrations(
     """
     table = _few_states(family, path)
     found = File.model_validate(read_json(path, File, complete=False))
+    if len(found.episodes) > MOST:
+        raise UserError(f"demonstrations={path}: there are {len(found.episodes):,} episodes, and there can be {MOST:,}")
+    longest = max(len(episode.states) for episode in found.episodes)
+    if longest <= table.spec.horizon:
+        size = len(found.episodes) * longest * table.num_states * COPIES
+        judge(Footprint([Holding("demonstrations", size)]), table.device, "the episodes")
     task = named({**parameters, **found.task})
     try:
         return table.recorded(task, [(episode.states, episode.actions) for episode in found.episodes])
@@ -72,13 +83,20 @@ def write_demonstrations(path: Path, family: Family, given: Demonstrations) -> N
     """Write demonstrations of one task in the form that :func:`read_demonstrations` reads.
 
     Raises:
-        UserError: if it cannot be written, or states are not few.
+        UserError: if it cannot be written, states are not few, or numbers do not say where the episodes took place.
     """
+    if not told_by_numbers(given.task):
+        raise UserError(f"{path}: the environments of these demonstrations are more than numbers, and are not written")
     table = _few_states(family, path)
     experience, episodes = given.experience, list[dict[str, Any]]()
     rows = (table.states(experience.obs)[0].T, experience.action[0].T, experience.weight[0].T)
     for states, actions, weight in zip(*(row.tolist() for row in rows), strict=True):
         steps = int(sum(weight))
         episodes.append({"states": states[:steps], "actions": actions[:steps]})
-    task = {name: value.item() for name, value in given.task.items() if value.dim() == 1}
+    task = {name: value.item() for name, value in given.task.items()}
     write_whole(path, (json.dumps({"task": task, "episodes": episodes}) + "\n").encode())
+
+
+def told_by_numbers(task: Task) -> bool:
+    """Whether a file can say which environments those of a task are: each of its parameters is a number."""
+    return all(value.dim() == 1 for value in task.values())

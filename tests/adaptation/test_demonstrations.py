@@ -264,6 +264,8 @@ WRONG = [
     ({"episodes": [{"states": [0, 5], "actions": [1, 1]}]}, "action 1 never leads from state 0 to state 5"),
     ({"episodes": []}, "episodes: "),
     ({"task": {"hue": 1}, "episodes": EPISODES}, "no such task parameter: hue"),
+    ({"episodes": [{"states": [0] * 10**6, "actions": [0]}] + EPISODES[1:] * 9_999}, "episode 1 has 1000000 states"),
+    ({"episodes": EPISODES[1:] * 10_001}, "there are 10,001 episodes, and there can be 10,000"),
 ]
 
 
@@ -301,3 +303,30 @@ def test_a_file_of_demonstrations_is_read_as_it_was_written(tmp_path):
     short = ours.recorded(task, [([0, 1, 9], [2, 1, 0]), ([63], [4])])
     assert short.experience.weight[0].T.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert not torch.equal(given.task["grid"], task["grid"])
+
+
+def test_demonstrations_in_environments_that_no_file_tells_are_not_written(tmp_path):
+    module, config = load("env", compose_train("env=tabular_mdp").env)
+    processes = module.Family(config)
+    given = processes.demonstrate(processes.named_task({}), 2, torch_rng(0, "demonstrations"))
+    with pytest.raises(UserError, match="more than numbers"):
+        write_demonstrations(tmp_path / "own.json", processes, given)
+
+
+@pytest.mark.parametrize("algo", slow_if(["mandril", "maxent_irl", "bayes_irl"], lambda algo: algo != "bayes_irl"))
+def test_memory_is_judged_by_tasks(algo):
+    small = tiny(algo) if algo == "mandril" else []
+    algorithm = build(compose_train(f"algo={algo}", "env=sprite_grid", *small)).algorithm
+    few, many = (algorithm.cost_of_adapting(tasks, 1) for tasks in (10, 1000))
+    assert few + 900 * 20_000 < many < 200 * few, "a task has 20 kB of features and places at least"
+    if algo == "mandril":
+        more = build(compose_train("algo=mandril", "env=sprite_grid", *small, "algo.tasks=1000")).algorithm
+        sizes = [max(each.bytes for each in x.cost_of_training().passing) for x in (algorithm, more)]
+        assert sizes[1] > 20 * sizes[0]
+        assert more.cost_of_training().passing[0].key == "algo.tasks"
+
+
+def test_too_many_kinds_are_one_line():
+    ours = sprites()
+    with pytest.raises(UserError, match=r"lower env\.kinds"):
+        type(ours)(ours.config.model_copy(update={"kinds": 20_000}))

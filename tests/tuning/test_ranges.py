@@ -50,6 +50,7 @@ REFUSED = {
     "learner.network.activation=glob(*)": "name the options",
     "hardware.threads=1,2": "it changes no result",
     "eval.tasks=10,20": "cannot be compared",
+    "train.fold=0,1": "different tasks cannot be compared",
     "seed=range(5)": "seeds=N has a trial run on several",
 }
 
