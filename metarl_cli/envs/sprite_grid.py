@@ -49,7 +49,7 @@ class Config(BoardConfig):
     features: int = Field(gt=0, description="numbers that a cell is seen as")
     noise: float = Field(ge=0, description="standard deviation of the noise of each; those of a kind have deviation 1")
     rationality: float = Field(
-        gt=0, description="of the demonstrator: the larger, the nearer to optimal; near 0 it acts at random"
+        gt=0, description="of the demonstrator: the larger, the nearer to optimal"
     )
     held_out: float = Field(
         gt=0, lt=0.5, description="share of all reward functions in the validation split, and in the test split"
