@@ -48,9 +48,7 @@ class Config(BoardConfig):
     kinds: int = Field(ge=8, description="kinds of cells, an even number: goals are of the first half, traps of the second")
     features: int = Field(gt=0, description="numbers that a cell is seen as")
     noise: float = Field(ge=0, description="standard deviation of the noise of each; those of a kind have deviation 1")
-    rationality: float = Field(
-        gt=0, description="of the demonstrator: the larger, the nearer to optimal"
-    )
+    rationality: float = Field(gt=0, description="of the demonstrator: the larger, the nearer to optimal")
     held_out: float = Field(
         gt=0, lt=0.5, description="share of all reward functions in the validation split, and in the test split"
     )
