@@ -181,6 +181,11 @@ def slow_if(cases: Iterable[Any], slow: Callable[[Any], bool]) -> list[Any]:
     ]
 
 
+def proof_if(cases: Iterable[Any], proof: Callable[[Any], bool]) -> list[Any]:
+    """Parameters of a slow test, those marked as proofs for which ``proof`` holds."""
+    return [pytest.param(case, marks=[pytest.mark.proof] if proof(case) else []) for case in cases]
+
+
 def variants_slow(names: list[str]) -> list[Any]:
     """Algorithms as parameters of a test, variants of another one marked slow."""
     return slow_if(names, lambda name: variant("algo", name))

@@ -357,6 +357,7 @@ def test_a_probe_has_a_row_for_each_method_and_a_column_for_each_support(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_every_entry_of_the_matrix_is_a_valid_command():
     for job in matrix.jobs(list(matrix.FAMILIES), None, range(1)):
         compose_train(*job.overrides)

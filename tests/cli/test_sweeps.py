@@ -170,6 +170,7 @@ PLUGINS = {
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("launcher", PLUGINS)
 def test_a_sweep_that_was_killed_is_issued_again_under_each_launcher(launcher):
     pytest.importorskip(PLUGINS[launcher])

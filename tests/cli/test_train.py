@@ -29,7 +29,6 @@ from conftest import (
     fitting,
     flat,
     module,
-    slow_if,
     tiny,
     variant,
     variants_slow,
@@ -256,10 +255,14 @@ def test_going_on_refuses_another_configuration(finished):
     assert "seed is 0 in the run, 5 here" in again.stderr
 
 
-KILLED = [algo for algo in algorithms() if not variant("algo", algo)] + ["pearl"]  # with another learner than its base
+MORE = ("adrl", "dream_dqn", "osi_dqn", "pearl_dqn", "robust_dqn")  # proofs: what they save is much like that of others
+KILLED = [
+    pytest.param(algo, marks=[] if algo == "maml_dqn" else [pytest.mark.slow, *[pytest.mark.proof] * (algo in MORE)])
+    for algo in [*(algo for algo in algorithms() if not variant("algo", algo)), "pearl"]  # with another learner than its base
+]
 
 
-@pytest.mark.parametrize("algo", slow_if(KILLED, lambda algo: algo != "maml_dqn"))
+@pytest.mark.parametrize("algo", KILLED)
 def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     """kill -9 three times, each time continued: the same weights, optimiser, replay, generators and metrics."""
     every_iteration = "train.checkpoint_every=1e-6"

@@ -124,6 +124,7 @@ def test_shipped_ranges_hold_the_defaults(name):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", algorithms())
 def test_shipped_ranges_can_run_from_end_to_end(name):
     check_ends(searched(f"algo={name}", *(["env=pendulum_family"] if name == "pearl" else [])))

@@ -82,7 +82,7 @@ def test_the_graph_of_a_derivative_follows_the_weights(name, traced, notes, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["maml_dqn", "dqn"])
+@pytest.mark.parametrize("name", [pytest.param("maml_dqn", marks=pytest.mark.proof), "dqn"])
 def test_compiled_code_follows_the_weights(name, notes):
     for a, b in zip(*train(name), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
