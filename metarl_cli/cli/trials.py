@@ -138,7 +138,7 @@ class Display(Screen):
 
     def __init__(self, console: Plain, study: Study, trials: int):
         self.console, self.study, self.trials = console, study, trials
-        self.spent, self.ran, self.told = 0.0, 0, ""
+        self.spent, self.ran, self.last_text = 0.0, 0, ""
 
     @override
     def began(self, trial: Trial) -> None:
@@ -162,9 +162,9 @@ class Display(Screen):
 
     @override
     def waiting(self, text: str) -> None:
-        if text != self.told:
+        if text != self.last_text:
             self.console.print(Text(text))
-            self.told = text
+            self.last_text = text
 
     @contextmanager
     @override

@@ -47,7 +47,7 @@ def test_elimination_solves_equations_of_least_squares():
 )
 def test_the_functions_adapt_as_the_algorithm(name, steps):
     run = shipped(name)
-    learning: Any = run.algorithm.learning()  # type: ignore[attr-defined]
+    learning: Any = run.algorithm.learning()
     path = list(adapted(run.algorithm, learning, run.family, run.task({}), 0))
     assert len(path) == steps
     traced = trace_adaptation(learning, path[0][0], run.family.spec, 0)
@@ -69,7 +69,7 @@ def test_the_functions_adapt_as_the_algorithm(name, steps):
 def test_what_fills_a_support_counts_nothing():
     """Eight episodes in the place of nine, of which one has weight 0."""
     run = shipped("maml_dqn-cartpole_family")
-    learning: Any = run.algorithm.learning()  # type: ignore[attr-defined]
+    learning: Any = run.algorithm.learning()
     ((support, ours), *_) = adapted(run.algorithm, learning, run.family, run.task({}), 0)
     filled = type(support)(*(torch.cat([value, value[:, :, :1]], 2) for value in support))
     filled.weight[:, :, -1] = 0
