@@ -91,7 +91,7 @@ class Quiet(Terminal):
     """A run of the search: what it prints goes into its ``console.log`` alone, and how far it is on the screen.
 
     Args:
-        watch: is told of it.
+        watch: is notified of it.
         screen: the console of the command.
     """
 

@@ -146,6 +146,16 @@ def export(
     values = contract(policy, traced, config, files) | {
         "versions": versions() | {package: version(package) for kind in chosen.values() for package in kind.packages}
     }
+    written(folder, contents, values)
+    return values
+
+
+def written(folder: Path, contents: Mapping[str, bytes], values: dict[str, Any]) -> None:
+    """Write the files of an export and their contract, in the place of an earlier export.
+
+    Raises:
+        UserError: if that cannot be written, or the folder holds other files of these names.
+    """
     try:
         cleared(folder)
     except OSError as error:
@@ -153,7 +163,6 @@ def export(
     for file, content in contents.items():
         write_whole(folder / file, content)
     write_json(folder / CONTRACT, values, Contract)
-    return values
 
 
 def cleared(folder: Path) -> None:

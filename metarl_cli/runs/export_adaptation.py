@@ -24,20 +24,17 @@ from metarl_cli.interfaces import Algorithm, Budget, Family, Params, Task, Trans
 from metarl_cli.progress import report
 from metarl_cli.runs.build import Components
 from metarl_cli.runs.export import (
-    CONTRACT,
     FORMAT,
     LEAST_EQUAL,
     OBSERVATIONS,
     TOLERANCE,
-    Contract,
     Function,
     action_form,
     check_formats,
-    cleared,
     encoded,
     form,
+    written,
 )
-from metarl_cli.runs.files import write_json, write_whole
 from metarl_cli.runs.provenance import now, versions
 from metarl_cli.runs.tensor_adaptation import FIELDS, WEIGHTS, TracedAdaptation, adaptation_file, trace_adaptation
 from metarl_cli.runs.tensor_policy import ACTION, quiet
@@ -112,13 +109,7 @@ def export_adaptation(components: Components, config: TrainConfig, folder: Path,
     files[WEIGHTS] = {"format": "npz", **_size(contents[WEIGHTS])}
     packages = {package: version(package) for kind in chosen.values() for package in kind.packages}
     values = contract(learning, traced, paths[0][0][0], family, config, files) | {"versions": versions() | packages}
-    try:
-        cleared(folder)
-    except OSError as error:
-        raise UserError(f"cannot write in {folder}: {error.strerror}") from error
-    for file, content in contents.items():
-        write_whole(folder / file, content)
-    write_json(folder / CONTRACT, values, Contract)
+    written(folder, contents, values)
     return values
 
 

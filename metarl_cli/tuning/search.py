@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -54,21 +55,24 @@ class Watch:
                 self.trial.report(self.steps + progress.iteration, float(np.mean([*self.earlier, self.best])))
 
 
-class Screen:
-    """What a search shows; nothing."""
+class Screen(ABC):
+    """What a search shows: the listener of its runs, and by default nothing else."""
 
     def began(self, trial: Trial) -> None:
         """A trial starts, or goes on."""
+        return
 
     def ended(self, trial: Ended) -> None:
         """A trial has ended."""
+        return
 
     def waiting(self, text: str) -> None:
         """Other processes are at work, and there is nothing else to do."""
+        return
 
+    @abstractmethod
     def listening(self, watch: Watch) -> AbstractContextManager[Listener]:
-        """Return the listener of a run, which tells ``watch`` of it."""
-        raise NotImplementedError
+        """Return the listener of a run, which notifies ``watch``."""
 
 
 class Contender(NamedTuple):
@@ -86,7 +90,7 @@ def search(study: Study, trials: int, seeds: Sequence[int], compose: Compose, sc
         trials: how many.
         seeds: of the runs of a trial.
         compose: gives the configuration of a run.
-        screen: is told what happens.
+        screen: is notified of what happens.
 
     Raises:
         UserError: if no trial has finished.
