@@ -190,7 +190,8 @@ def test_a_process_that_is_killed_ends_the_run(rank, tmp_path):
     assert RunFolder(run).manifest()["status"] == "interrupted"
 
 
-@pytest.mark.parametrize("hang", ["silent", pytest.param("behind", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hang", ["silent", "behind"])
 def test_a_process_that_does_not_answer_ends_the_run(hang, tmp_path):
     """Be it stopped as a whole, or one that lives and computes for ever."""
     run, small = tmp_path / "run", ["algo=maml_dqn", *(o for o in tiny("maml_dqn") if not o.startswith("train."))]

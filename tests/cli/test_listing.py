@@ -194,6 +194,7 @@ def test_a_simulator_that_is_not_installed(monkeypatch, capsys):
     assert "metarl train env" not in shown
 
 
+@pytest.mark.slow
 def test_one_that_does_not_compose_leaves_the_others(mine, capsys):
     (mine / "env" / "broken.yaml").write_text("# Inherits from nobody.\ndefaults: [nobody]\n")
     lines = {line.split()[0]: line for line in said(capsys, "envs", "--config-dir", str(mine)).splitlines()}

@@ -88,7 +88,7 @@ def finished(tmp_path_factory) -> Path:
 GRADIENT_STEPS = {"maml_dqn": [0, 1, 2], "evo_dqn": [0, 1, 2], "rl2": [0, 0], "adrl": [0, 2, 6]}
 
 
-@pytest.mark.parametrize("algo", variants_slow(algorithms()))
+@pytest.mark.parametrize("algo", slow_if(algorithms(), lambda algo: algo == "adrl" or variant("algo", algo)))
 def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
     score = run_here(tmp_path / "run", *small(algo))
     assert np.isfinite(score)
@@ -283,7 +283,8 @@ def test_killed_at_random_moments_equals_never_killed(algo, tmp_path):
     assert logged(whole) == logged(torn)
 
 
-@pytest.mark.parametrize("moment", ["before the first checkpoint", pytest.param("while testing", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "while testing"])
 def test_killed_outside_the_checkpoints_counts_nothing_twice(moment, tmp_path):
     arguments = [*small("maml_dqn"), "train.iterations=30", "train.checkpoint_every=1000"]
     if moment == "while testing":

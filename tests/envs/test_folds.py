@@ -98,6 +98,7 @@ def outputs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_report_has_one_table_of_all_folds(outputs):
     (table,) = metarl.report(outputs)["tables"]
     assert "4 held-out tasks (3 folds of 12 tasks)" in table["title"]

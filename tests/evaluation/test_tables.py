@@ -149,7 +149,7 @@ def test_regret_after_gradient_steps():
     assert found.regret == pytest.approx(float((found.optimum.returns[0, 0] - found.curve.returns[-1, 0]).mean()))
 
 
-@pytest.mark.parametrize(("env", "shared"), [("gridworld", True), ("bandit", False)])
+@pytest.mark.parametrize(("env", "shared"), [pytest.param("gridworld", True, marks=pytest.mark.slow), ("bandit", False)])
 def test_tables_over_shared_tasks_say_so(env, shared, tmp_path, capsys):
     overrides = [f"run={tmp_path / 'run'}", "algo=rl2", f"env={env}", *[o for o in tiny("rl2") if not o.startswith("env.")]]
     trains.run(compose_train(*overrides), Job({"algo": "rl2", "env": env}, []))

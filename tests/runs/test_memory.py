@@ -105,7 +105,11 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["python", "torch", "cuda"])
+@pytest.mark.parametrize(
+    "error",
+    [ERRORS[0], *(pytest.param(error, marks=pytest.mark.slow) for error in ERRORS[1:])],
+    ids=["python", "torch", "cuda"],
+)
 def test_running_out_of_memory_is_one_line_with_the_checkpoint(error, tmp_path, monkeypatch, capsys):
     where, step = tmp_path / "run", MAML.train_step
 
