@@ -29,9 +29,9 @@ from conftest import (
     fitting,
     flat,
     module,
+    slow_if,
     tiny,
     variant,
-    variants_slow,
 )
 from launching import PATIENCE, metarl, start, wait_until
 
