@@ -164,8 +164,8 @@ class Family(ABC):
         """Return the M tasks in new environments, with the same rewards; None where a task has one environment alone."""
         return None
 
-    def demonstrate(self, task: Task, num: int, rng: torch.Generator) -> Demonstrations | None:
-        """Return ``num`` episodes of each of M tasks by somebody who knows it, ``elsewhere``; None where nobody does."""
+    def expert(self, task: Task) -> Policy | None:
+        """Return the policies of somebody who knows each of M tasks, and demonstrates it; None where nobody does."""
         return None
 
     def expected_return(self, task: Task, policy: Policy) -> Tensor | None:

@@ -194,7 +194,7 @@ def variants_slow(names: list[str]) -> list[Any]:
 def fitting(algo: str, env: str = "cartpole_family") -> str:
     """The family ``env``, or one like it whose actions are vectors, where the learner of ``algo`` draws them; or a table."""
     if module(algo).Algo.adapts_by == "demonstrations":
-        return "sprite_grid"
+        return "navigation_2d_continuous" if module(algo).Algo.uses_learner else "sprite_grid"
     learner = compose_values("train", [f"algo={algo}"]).get("learner")
     return VECTORS[env] if learner is not None and load("learner", learner)[0].Learner.draws else env
 

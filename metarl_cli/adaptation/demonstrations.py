@@ -19,11 +19,13 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.adaptation.drawing import rewards_drawn
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import META, peak, size_of, without_content
 from metarl_cli.envs.planning import Process, TablePolicy
 from metarl_cli.envs.tabular import GridFamily, TabularFamily
 from metarl_cli.errors import UserError
+from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.interfaces import (
     Adapted,
     Budget,
@@ -32,6 +34,7 @@ from metarl_cli.interfaces import (
     Diagnostics,
     Family,
     Params,
+    Policy,
     State,
     Task,
     num_tasks,
@@ -162,22 +165,15 @@ class InferredPolicy(TablePolicy):
 
     def _drawing(self, reward: Tensor) -> Figure:
         """Draw the inferred reward of the first task beside the true one, and where the demonstrations went."""
-        from matplotlib.figure import Figure
-
-        drawing, family = Figure(figsize=(8, 3.8), layout="constrained"), self.family
+        family = self.family
         true = family.rewards({name: value[:1] for name, value in self.task.items()})
-        panels = zip(drawing.subplots(1, 2), ("inferred reward", "true reward"), (reward, true), strict=True)
-        for axes, title, places in panels:
-            rows = family.arrange(places[0]).cpu().numpy()
-            image = axes.imshow(rows, origin="lower", cmap="RdYlGn", aspect="equal" if family.of_places else "auto")
-            drawing.colorbar(image, ax=axes)
-            axes.set_title(title)
-            axes.set_xlabel("column" if family.of_places else "state")
-            axes.set_ylabel("row" if family.of_places else "action")
-            if self.examples is not None and family.of_places:
-                for path in self.examples.state[0].T.tolist():
-                    axes.plot([x % rows.shape[1] for x in path], [x // rows.shape[1] for x in path], "k-", alpha=0.4)
-        return drawing
+        inferred, real = family.arrange(reward[0]), family.arrange(true[0])
+        if not family.of_places:
+            return rewards_drawn(inferred, real, ("state", "action"))
+        paths, columns = list[Tensor](), inferred.shape[1]
+        if self.examples is not None:
+            paths = [torch.stack([path % columns, path // columns], -1) for path in self.examples.state[0].T]
+        return rewards_drawn(inferred, real, ("column", "row"), paths)
 
     @override
     def state_dict(self) -> State:
@@ -196,14 +192,15 @@ def load_inferred(family: TabularFamily, state: State, task: Task) -> InferredPo
     return InferredPolicy(Solution(state["table"], state["reward"]), family, task)
 
 
-# what is learned from demonstrations (None: before the first), and solves any environments of the tasks; and gradient steps
-Learned = tuple[Callable[[Task], Solution], int]
+# what is learned from demonstrations: the policies in environments of the tasks, in which some of them may have taken place
+# (None: none has); and the gradient steps that it took
+Learned = tuple[Callable[[Task, Demonstrations | None], Policy], int]
 
 
 @torch.no_grad()
 def imitate(
-    learn: Callable[[Examples | None], Learned],
-    family: TabularFamily,
+    learn: Callable[[Demonstrations | None], Learned],
+    family: Family,
     where: Family | None,
     task: Task,
     budget: Budget,
@@ -212,7 +209,7 @@ def imitate(
     """Yield the policies of M tasks before the first demonstration, and after some numbers of them.
 
     Args:
-        learn: returns what is learned from demonstrations.
+        learn: returns what is learned from demonstrations; from none at first.
         family: of the tasks.
         where: the tasks run; None: in the family's own environments.
         task: the tasks.
@@ -220,40 +217,67 @@ def imitate(
         rng: of the demonstrations.
 
     Raises:
-        UserError: if nothing is known of the environments.
+        UserError: if the tasks run in environments of others, or nobody demonstrates them.
     """
     if where is not None and where is not family:
-        raise UserError("it plans in environments of its own family alone; give demonstrations=FILE to metarl adapt")
-    solve, _ = learn(None)
-    yield Adapted(0, 0, 0, InferredPolicy(solve(task), family, task))
+        raise UserError("nobody demonstrates an environment of one's own; give demonstrations=FILE to metarl adapt")
+    act, _ = learn(None)
+    yield Adapted(0, 0, 0, act(task, None))
     if not budget.steps:
         return
-    given = budget.demonstrations or family.demonstrate(task, budget.steps, rng)
-    examples, new = read(family, given), any(not torch.equal(given.task[name], task[name]) for name in task)
+    given = budget.demonstrations or shown(family, task, budget.steps, rng)
+    new = any(not torch.equal(given.task[name], task[name]) for name in task)
     for num in numbers(budget.steps)[1:]:
-        seen = examples.first(num)
-        solve, steps = learn(seen)
-        there = InferredPolicy(solve(given.task), family, given.task, seen)
-        policy = InferredPolicy(solve(task), family, task) if new else there
-        spent = round(float(seen.weight.sum()) / len(seen.weight))
-        yield Adapted(num, steps, spent, policy, demonstrated=Demonstrated(given.first(num), there))
+        seen = given.first(num)
+        act, steps = learn(seen)
+        there = act(given.task, seen)
+        weight = seen.experience.weight
+        spent = round(float(weight.sum()) / len(weight))
+        yield Adapted(num, steps, spent, act(task, None) if new else there, demonstrated=Demonstrated(seen, there))
 
 
-def imitate_from_scratch(
-    model: Model,
-    config: FittingConfig,
-    family: TabularFamily,
-    where: Family | None,
-    task: Task,
-    budget: Budget,
-    rng: torch.Generator,
-) -> Iterator[Adapted]:
-    """Yield the policies of fresh weights, fitted to the same demonstrations as :func:`imitate` gives; see there."""
+def shown(family: Family, task: Task, num: int, rng: torch.Generator) -> Demonstrations:
+    """Return ``num`` demonstrations of each of M tasks; see :func:`metarl_cli.experience.demonstrations.demonstrate`.
+
+    Raises:
+        UserError: if the family has no expert.
+    """
+    given = demonstrate(family, task, num, rng)
+    if given is None:
+        raise UserError(
+            f"{type(family).__name__} has no expert who demonstrates it; name a trained one: demonstrations.run=FOLDER"
+        )
+    return given
+
+
+class Planned:
+    """What a family with few states makes of demonstrations: see :data:`Learned`.
+
+    Args:
+        family: the family.
+        learn: returns what solves any environments of the tasks, and the gradient steps that it took.
+    """
+
+    def __init__(self, family: TabularFamily, learn: Callable[[Examples | None], tuple[Callable[[Task], Solution], int]]):
+        self.family, self.learn = family, learn
+
+    def __call__(self, given: Demonstrations | None) -> Learned:
+        """Learn from demonstrations."""
+        solve, steps = self.learn(self.read(given))
+        return (lambda task, seen: InferredPolicy(solve(task), self.family, task, self.read(seen))), steps
+
+    def read(self, given: Demonstrations | None) -> Examples | None:
+        """Return what demonstrations show."""
+        return None if given is None else read(self.family, given)
+
+
+def fit_from_scratch(model: Model, config: FittingConfig, family: TabularFamily, num: int, rng: torch.Generator) -> Planned:
+    """Return how fresh weights of each of ``num`` tasks are fitted to its demonstrations, of which ``rng`` is the generator."""
     init = torch_rng(rng.initial_seed(), "fresh", device=rng.device)  # ``rng`` is of the demonstrations alone
-    fresh = stack([model.init(init) for _ in range(num_tasks(task))])
+    fresh = stack([model.init(init) for _ in range(num)])
 
-    def learn(examples: Examples | None) -> Learned:
+    def learn(examples: Examples | None) -> tuple[Callable[[Task], Solution], int]:
         params = fresh if examples is None else fitted(model, fresh, examples, config)
         return (lambda there: model.solve(params, family.process(there))), 0 if examples is None else config.steps
 
-    return imitate(learn, family, where, task, budget, rng)
+    return Planned(family, learn)

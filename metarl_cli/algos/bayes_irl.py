@@ -10,7 +10,7 @@ It is a bound: on a grid of sprites the kinds of the cells are taken as known, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,12 +19,13 @@ from typing_extensions import override
 from metarl_cli.adaptation.demonstrations import (
     Examples,
     InferredPolicy,
-    Learned,
+    Planned,
     blank,
     cost_of_showing,
     imitate,
     load_inferred,
     read,
+    shown,
     table_of,
 )
 from metarl_cli.algos.reference import Reference
@@ -73,11 +74,11 @@ class BayesIRL(Reference):
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the plans for the mean reward of the prior, and of the posterior after some numbers of demonstrations."""
-        given = budget.demonstrations or (self.family.demonstrate(task, budget.steps, rng) if budget.steps else None)
+        given = budget.demonstrations or (shown(self.family, task, budget.steps, rng) if budget.steps else None)
         likely = None if given is None else log_likelihoods(self.candidates(given.task), read(self.family, given))
         prior = torch.zeros_like(self.candidates(task)[..., 0])  # [M, C] all are equally likely
 
-        def learn(examples: Examples | None) -> Learned:
+        def learn(examples: Examples | None) -> tuple[Callable[[Task], Solution], int]:
             known = prior if examples is None or likely is None else likely[..., : examples.state.shape[2]].sum(-1)
             posterior = known.softmax(-1)
 
@@ -87,7 +88,7 @@ class BayesIRL(Reference):
 
             return solve, 0
 
-        return imitate(learn, self.family, family, task, budget._replace(demonstrations=given), rng)
+        return imitate(Planned(self.family, learn), self.family, family, task, budget._replace(demonstrations=given), rng)
 
     @override
     def load_policy(self, state: State, task: Task) -> InferredPolicy:

@@ -23,7 +23,7 @@ reward is of a cell's looks instead of an image; demonstrations number 1 to 20 i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -35,17 +35,18 @@ from metarl_cli.adaptation.demonstrations import (
     Examples,
     FittingConfig,
     InferredPolicy,
-    Learned,
+    Planned,
     blank,
     cost_of_fitting,
     cost_of_showing,
+    fit_from_scratch,
     fitted,
     imitate,
-    imitate_from_scratch,
     likelihood_gradients,
     likelihood_loss,
     load_inferred,
     read,
+    shown,
     table_of,
 )
 from metarl_cli.adaptation.gradient import descended, normalised
@@ -65,7 +66,7 @@ from metarl_cli.interfaces import (
     Task,
     num_tasks,
 )
-from metarl_cli.networks.imitation import ModelConfig, build_model
+from metarl_cli.networks.imitation import ModelConfig, Solution, build_model
 from metarl_cli.networks.optimizers import backward
 from metarl_cli.networks.stacked import detached, expand, load_params
 from metarl_cli.progress import timed
@@ -191,7 +192,7 @@ class Mandril(Algorithm):
 
     @timed("demonstrations")
     def _demonstrated(self, num: int, stream: str) -> Examples:
-        examples = read(self.family, self.family.demonstrate(self.task, num, self.rng[stream]))
+        examples = read(self.family, shown(self.family, self.task, num, self.rng[stream]))
         self.env_steps += int(examples.weight.sum())
         return examples
 
@@ -219,7 +220,7 @@ class Mandril(Algorithm):
         """Yield the policies after some numbers of demonstrations; see :meth:`Algorithm.adapt`."""
         meta, num = {group: detached(params) for group, params in self.meta.items()}, num_tasks(task)
 
-        def learn(examples: Examples | None) -> Learned:
+        def learn(examples: Examples | None) -> tuple[Callable[[Task], Solution], int]:
             params, steps = self.adapted(meta, examples, num), 0
             if examples is not None:
                 steps = self.config.inner.steps if self.config.inner else 0
@@ -227,12 +228,13 @@ class Mandril(Algorithm):
                     params, steps = fitted(self.model, params, examples, self.config.tune), self.config.tune.steps
             return (lambda where: self.model.solve(params, self.family.process(where))), steps
 
-        return imitate(learn, self.family, family, task, budget, rng)
+        return imitate(Planned(self.family, learn), self.family, family, task, budget, rng)
 
     @override
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same network, with Adam on the same demonstrations."""
-        return imitate_from_scratch(self.model, self.config.scratch, self.family, None, task, budget, rng)
+        fit = fit_from_scratch(self.model, self.config.scratch, self.family, num_tasks(task), rng)
+        return imitate(fit, self.family, None, task, budget, rng)
 
     @override
     def load_policy(self, state: State, task: Task) -> InferredPolicy:

@@ -17,13 +17,14 @@ from metarl_cli.adaptation.demonstrations import (
     InferredPolicy,
     cost_of_fitting,
     cost_of_showing,
-    imitate_from_scratch,
+    fit_from_scratch,
+    imitate,
     load_inferred,
     table_of,
 )
 from metarl_cli.algos.reference import Reference
 from metarl_cli.config.base import StrictModel
-from metarl_cli.interfaces import Adapted, Budget, Context, Family, State, Task
+from metarl_cli.interfaces import Adapted, Budget, Context, Family, State, Task, num_tasks
 from metarl_cli.networks.imitation import ModelConfig, build_model
 from metarl_cli.seeding import numpy_rng
 
@@ -59,7 +60,8 @@ class MaxEntIRL(Reference):
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policies of fresh weights, and of weights fitted to some numbers of demonstrations."""
-        return imitate_from_scratch(self.model, self.config.fit, self.family, family, task, budget, rng)
+        fit = fit_from_scratch(self.model, self.config.fit, self.family, num_tasks(task), rng)
+        return imitate(fit, self.family, family, task, budget, rng)
 
     @override
     def load_policy(self, state: State, task: Task) -> InferredPolicy:

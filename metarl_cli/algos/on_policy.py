@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -71,7 +71,7 @@ class OnPolicy(Algorithm):
         ValueError: if the learner is no policy gradient.
     """
 
-    saved = ("optimizer", "rng")
+    saved: ClassVar[tuple[str, ...]] = ("optimizer", "rng")
     learned: Any  # dicts of what :meth:`loss` is differentiable in
 
     def __init__(self, tasks: int, outer: StepsConfig, trust: bool, context: Context):

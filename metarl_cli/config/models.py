@@ -99,6 +99,9 @@ class TrainConfig(StrictModel):
     robust: Annotated[Folders, Operational()] = Field(description=ROBUST)
     oracle: Annotated[Folders, Operational()] = Field(description=ORACLE)
     packages: Annotated[Packages, Operational()] = Field(description=PACKAGES)
+    demonstrator: str | None = Field(
+        None, min_length=1, description="run folder of a policy that is given the task, and demonstrates it; none: the family"
+    )
     train: TrainLoop
     eval: Evaluation = Field(description="on validation tasks, during training; chooses the best checkpoint")
     test: Evaluation = Field(description="on test and out-of-distribution tasks, at the end")

@@ -31,8 +31,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.envs.lattice import best_return, in_parts, places
-from metarl_cli.envs.native import NativeConfig, NativeFamily
-from metarl_cli.envs.rules import Rule, located
+from metarl_cli.envs.native import NativeConfig
+from metarl_cli.envs.plane import PlaneFamily
+from metarl_cli.envs.rules import Rule, Walk, located
 from metarl_cli.interfaces import Task, Transitions
 from metarl_cli.spaces import Continuous, Discrete, Spec
 
@@ -56,10 +57,11 @@ class Config(NativeConfig):
         return self
 
 
-class Navigation2D(NativeFamily):
+class Navigation2D(PlaneFamily):
     """Reach a hidden goal; see the module's docstring."""
 
     parameters = {"goal_x": 0.25, "goal_y": 0.25}
+    half = 1.0  # [m]
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         super().__init__(config, device)
@@ -126,6 +128,15 @@ class Navigation2D(NativeFamily):
             return left.argmin(-1)
 
         return Rule(choose)
+
+    @override
+    def worth(self, place: Tensor, task: Task) -> Tensor:
+        return self.reward(place, torch.stack([task["goal_x"], task["goal_y"]], -1)[:, None])
+
+    @override
+    def expert(self, task: Task) -> Walk | None:
+        """Return the straight walk to each goal where moves are continuous; None where they are discrete."""
+        return Walk(torch.stack([task["goal_x"], task["goal_y"]], -1), STRIDE) if self.continuous else None
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw one environment, ``obs [2]``, 200 x 200 pixels: the robot blue, the goal green."""

@@ -21,8 +21,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.envs.native import NativeFamily
-from metarl_cli.envs.rules import Rule, regress, sign
+from metarl_cli.envs.plane import PlaneFamily
+from metarl_cli.envs.rules import Rule, Walk, regress, sign
 from metarl_cli.envs.tasks import Range, TasksConfig
 from metarl_cli.interfaces import Task, Transitions
 from metarl_cli.spaces import Continuous, Spec
@@ -53,8 +53,10 @@ class Config(StrictModel):
         return TasksConfig(ranges=dict.fromkeys(names, self.target), ood_ranges=dict.fromkeys(names, self.ood_target))
 
 
-class PointTarget(NativeFamily):
+class PointTarget(PlaneFamily):
     """Reach a hidden target; see the module's docstring."""
+
+    half = LIMIT
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.parameters = {f"target_{i}": 1.0 for i in range(config.dimensions)}
@@ -101,6 +103,15 @@ class PointTarget(NativeFamily):
             missing = -support.reward - beyond.abs().sum(-1)
             target = target + regress(sign(beyond), missing, support.weight)
         return Rule(lambda obs: (target[:, None] - obs).clamp(-STRIDE, STRIDE))
+
+    @override
+    def worth(self, place: Tensor, task: Task) -> Tensor:
+        return -(place - self.target(task)[:, None]).abs().sum(-1)
+
+    @override
+    def expert(self, task: Task) -> Walk:
+        """Return the straight walk to each target."""
+        return Walk(self.target(task), STRIDE)
 
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw the first two coordinates, 200 x 200 pixels: the point blue, the target green; episodes end beyond the edge."""

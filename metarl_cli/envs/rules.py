@@ -22,6 +22,32 @@ class Rule(Policy):
         return self.choose(obs), state
 
 
+class Walk(Policy):
+    """The straight way to a place in each of M tasks: every entry moves to it as far as actions allow, with some noise.
+
+    The noise is normal and not clipped: the environment clips actions. It is what a demonstrator gets wrong, and what makes
+    the likelihood of its actions finite.
+
+    Args:
+        target: the places ``[M, D]``.
+        stride: the largest move of an entry.
+        noise: deviation of the noise, as a share of ``stride``; greedy actions have none.
+    """
+
+    stochastic = True
+
+    def __init__(self, target: Tensor, stride: float, noise: float = 0.2):
+        self.target, self.stride, self.noise = target, stride, noise
+
+    @override
+    def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
+        way = (self.target[:, None] - obs).clamp(-self.stride, self.stride)
+        if state["rng"] is None:
+            return way, state
+        drawn = torch.randn(way.shape, generator=state["rng"], dtype=way.dtype, device=way.device)
+        return way + self.noise * self.stride * drawn, state
+
+
 def regress(features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Return the coefficients ``[M, F]`` of least squares for each task, the smallest ones where several fit equally.
 

@@ -23,7 +23,6 @@ from metarl_cli.config.footprint import judge
 from metarl_cli.envs.native import NativeFamily
 from metarl_cli.envs.planning import Process, TablePolicy, policy_values, soft_value_iteration, value_iteration
 from metarl_cli.envs.tasks import Columns, TasksConfig
-from metarl_cli.experience.rollout import collect
 from metarl_cli.interfaces import Demonstrations, Footprint, Holding, Policy, Task, Transitions, device_of, dtype_of, num_tasks
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # [cells] in x and y: stay, up, right, down, left
@@ -191,15 +190,10 @@ class TabularFamily(NativeFamily):
                 raise ValueError(f"{name}: action {action} never leads from state {before} to state {after}")
 
     @override
-    def demonstrate(self, task: Task, num: int, rng: torch.Generator) -> Demonstrations:
-        """Return ``num`` episodes ``[M, T, num, ...]`` of the soft-optimal policy of each task, in new environments."""
-        new = self.elsewhere(task, rng)
-        there = task if new is None else new
-        transition, reward = self.model(there)
-        _, choices = soft_value_iteration(transition, reward, self.spec.horizon, self.rationality)
-        expert, env = TablePolicy(choices.movedim(0, 1).exp()), self.make(there, num, rng)
-        start = expert.start(num, rng, greedy=False)
-        return Demonstrations(there, collect(env, expert, start, self.spec.horizon, one_episode=True))
+    def expert(self, task: Task) -> TablePolicy:
+        """Return the soft-optimal policy of each task."""
+        _, choices = soft_value_iteration(*self.model(task), self.spec.horizon, self.rationality)
+        return TablePolicy(choices.movedim(0, 1).exp())
 
 
 class GridFamily(TabularFamily):

@@ -12,6 +12,7 @@ from metarl_cli.config.base import Group
 from metarl_cli.config.footprint import cost_of_evaluating, judge
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
+from metarl_cli.envs.experts import known_by
 from metarl_cli.envs.folds import Folds, folded
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm, Context, Family, Footprint
@@ -73,7 +74,7 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     family: Family = env.instance if on_cpu else env.module.Family(env.config, device)
     if compiles := config.hardware.compile and can_compile(device):
         family.compile(Compiled)
-    family = _in_folds(family, config)
+    family = _demonstrated(_in_folds(family, config), config)
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
@@ -83,6 +84,15 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     except ValueError as error:
         raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
     return Components(family, algorithm, device)
+
+
+def _demonstrated(family: Family, config: TrainConfig) -> Family:
+    """Return the family with a trained policy as its expert, where the configuration names one."""
+    if config.demonstrator is None:
+        return family
+    from metarl_cli.runs.demonstrator import trained_expert  # it builds a run in its turn
+
+    return known_by(family, trained_expert(config.demonstrator, family))
 
 
 def _in_folds(family: Family, config: TrainConfig) -> Family:

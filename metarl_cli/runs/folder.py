@@ -8,6 +8,7 @@ console.log     what the command has printed, with the traceback of an error
 last.pt best.pt the state from which training goes on; the weights chosen on validation tasks
 results/        test results and figures
 adapted/        policies adapted with ``metarl adapt``
+demonstrator/   the run of who demonstrates, as far as it is needed, where one was named
 profile.*       the trace of some iterations, with ``hardware.profile=true``
 """
 
@@ -44,9 +45,17 @@ from metarl_cli.runs.provenance import command, git_revision, now, versions
 from metarl_cli.runs.shipped import find
 
 FORMAT = 8  # of run folders
-INCOMPLETE_FILES = {".lock", ".reserve", "results", "tasks.json", "config.yaml"}  # left by a run killed at its beginning
+DEMONSTRATOR = "demonstrator"  # folder within that of a run
+INCOMPLETE_FILES = {
+    ".lock",
+    ".reserve",
+    "results",
+    "tasks.json",
+    "config.yaml",
+    DEMONSTRATOR,
+}  # left by a run killed at its beginning
 # of the user's machine, and of one command: a run folder does not hold them
-LOCATION_KEYS = {"run", "outputs", "aggregate", "robust", "oracle", "packages"}
+LOCATION_KEYS = {"run", "outputs", "aggregate", "robust", "oracle", "packages", "demonstrator"}
 RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # answers of a file system that has none
 
@@ -111,7 +120,8 @@ def read_config(
     """
     place = {"run": str(run), "outputs": str(run.parent)} if run else {"run": None, "outputs": "outputs"}
     try:
-        gone: dict[str, Any] = {"aggregate": False, "robust": None, "oracle": None, "packages": []}
+        own = str(run / DEMONSTRATOR) if run and (run / DEMONSTRATOR).is_dir() else None
+        gone: dict[str, Any] = {"aggregate": False, "robust": None, "oracle": None, "packages": [], "demonstrator": own}
         return validate(TrainConfig, {**values, **place, **gone}, choices)
     except ConfigError as error:
         raise UserError(f"refused {where}: {'; '.join(problem.text for problem in error.problems)}") from error

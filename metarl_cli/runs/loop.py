@@ -28,6 +28,7 @@ from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
 from metarl_cli.runs.build import Components, build, judge_training, using
+from metarl_cli.runs.demonstrator import keep_demonstrator
 from metarl_cli.runs.files import memory, read, write_whole
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.interrupt import Interrupt
@@ -127,6 +128,8 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             _same_device(folder, components)
             _check_saved(folder)
         else:
+            if config.demonstrator:
+                keep_demonstrator(config.demonstrator, folder.path)
             folder.create(config, job, components)
         if processes.watch:
             processes.watch.last_words = functools.partial(_lost, folder)

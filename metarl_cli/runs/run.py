@@ -276,7 +276,7 @@ class Run:
         """
         if self.algorithm.adapts_by != "demonstrations":
             raise UserError(f"demonstrations={path}: the run's algorithm does not adapt by demonstrations; algo=mandril does")
-        given = read_demonstrations(Path(path), self.family, parameters, self.task)
+        given = read_demonstrations(path, self.family, parameters, self.task)
         num = given.experience.reward.shape[2]
         if steps is not None and steps > num:
             raise UserError(f"steps={steps}: there are {num} demonstrations in {path}")

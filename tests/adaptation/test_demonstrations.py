@@ -13,6 +13,7 @@ from metarl_cli.algos.bayes_irl import log_likelihoods
 from metarl_cli.cli import main as cli
 from metarl_cli.envs.planning import Process, soft_value_iteration
 from metarl_cli.errors import UserError
+from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.interfaces import Budget
 from metarl_cli.networks.imitation import RewardModel
 from metarl_cli.runs.build import build
@@ -150,7 +151,7 @@ def test_the_posterior_is_that_by_hand(float64):
     module, config = load("env", compose_train("env=gridworld", "env.size=3", "env.horizon=3").env)
     family = module.Family(config)
     task = family.sample_tasks(2, "test", numpy_rng(0, "tasks"))
-    given = family.demonstrate(task, 3, torch_rng(0, "demonstrations"))
+    given = demonstrate(family, task, 3, torch_rng(0, "demonstrations"))
     candidates, examples = family.candidates(task), read(family, given)
     found = log_likelihoods(candidates, examples).sum(-1).softmax(-1)
     assert candidates.shape == (2, 5, 9)
@@ -294,7 +295,7 @@ def test_more_demonstrations_than_there_are_is_one_line(words, tmp_path, capsys)
 def test_a_file_of_demonstrations_is_read_as_it_was_written(tmp_path):
     ours = sprites()
     task = ours.named_task({"first_goal": 3, "grid": 5})
-    given = ours.demonstrate(task, 4, torch_rng(0, "demonstrations"))
+    given = demonstrate(ours, task, 4, torch_rng(0, "demonstrations"))
     write_demonstrations(tmp_path / "own.json", ours, given)
     found = read_demonstrations(tmp_path / "own.json", ours, {"grid": 9}, lambda values: ours.named_task(dict(values)))
     assert all(torch.equal(found.task[name], value) for name, value in given.task.items())
@@ -308,7 +309,7 @@ def test_a_file_of_demonstrations_is_read_as_it_was_written(tmp_path):
 def test_demonstrations_in_environments_that_no_file_tells_are_not_written(tmp_path):
     module, config = load("env", compose_train("env=tabular_mdp").env)
     processes = module.Family(config)
-    given = processes.demonstrate(processes.named_task({}), 2, torch_rng(0, "demonstrations"))
+    given = demonstrate(processes, processes.named_task({}), 2, torch_rng(0, "demonstrations"))
     with pytest.raises(UserError, match="more than numbers"):
         write_demonstrations(tmp_path / "own.json", processes, given)
 

@@ -7,6 +7,7 @@ from conftest import compose_train, load
 from torch.nn.functional import one_hot
 
 from metarl_cli.envs.planning import TablePolicy, expected, policy_values, soft_value_iteration, value_iteration
+from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.experience.rollout import RandomPolicy, run_episodes
 from metarl_cli.seeding import numpy_rng, torch_rng
 
@@ -78,7 +79,7 @@ def test_the_expected_return_is_the_mean_of_episodes(name):
 def test_demonstrations_are_soft_optimal_in_a_new_environment(name):
     ours = family(name)
     tasks, horizon = sample(ours, 3), ours.spec.horizon
-    given = ours.demonstrate(tasks, 500, torch_rng(0, "demonstrations"))
+    given = demonstrate(ours, tasks, 500, torch_rng(0, "demonstrations"))
     transition, reward = ours.model(given.task)
     _, choices = soft_value_iteration(transition, reward, horizon, ours.rationality)
     expected_returns = (ours.start(given.task) * policy_values(transition, reward, choices.movedim(0, 1).exp())).sum(-1)
@@ -90,7 +91,7 @@ def test_demonstrations_are_soft_optimal_in_a_new_environment(name):
     same = {key: torch.equal(value, tasks[key]) for key, value in given.task.items()}
     new = {"tabular_mdp": {"transition"}, "sprite_grid": {"grid"}}.get(name, set())
     assert {key for key, equal in same.items() if not equal} == new
-    again = ours.demonstrate(tasks, 500, torch_rng(0, "demonstrations"))
+    again = demonstrate(ours, tasks, 500, torch_rng(0, "demonstrations"))
     assert torch.equal(again.experience.action, given.experience.action)
 
 

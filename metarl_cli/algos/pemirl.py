@@ -1,0 +1,289 @@
+"""PEMIRL: infer from demonstrations what a task wants, as a context of one reward and one policy for all tasks.
+
+Meta inverse RL with probabilistic context variables (Yu 2019, arXiv:1909.09314), by an adversarial learner:
+
+    context     z ~ q(z | demonstrations) = N(0, I) prod_n N(mu(x_n), sigma(x_n)²)             x_n: transitions without rewards
+    reward      D = exp f / (exp f + π),  f(s, s' | z) = r(s' | z) + γ V(s' | z) - V(s | z)    tells demonstrations from π
+    policy      max over π of the returns of  log D - log (1 - D) = f(s, s' | z) - log π(a | s, z)
+    encoder     min of D's loss, of which z is an input, + beta KL(q || N(0, I)) - info log q(z | what π(. | z) did)
+
+A new task: z is the mean of q after its demonstrations, the policy π(. | z) acts, and r(. | z) says what is wanted. A policy
+with fresh weights that learns from r alone is the second way to use it: ``from scratch`` in the tables.
+
+Actions count as the environment takes them, clipped: the entropy of what is clipped away would be a reward for nothing.
+
+Differs from the paper: the posterior is a product over transitions in place of a recurrent network's, so that any number of
+demonstrations narrows it; D judges other demonstrations than those that z was inferred from; the information term teaches the
+encoder alone, and is no reward of the policy, which has PPO's steps in place of TRPO's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from metarl_cli.adaptation.conditioning import widened
+from metarl_cli.adaptation.contexts import ContextEncoder, ContextPolicy, Fit, FitConfig, Showing, ShowingConfig, told
+from metarl_cli.adaptation.demonstrations import Learned, imitate, shown
+from metarl_cli.adaptation.gradient import NetworkPolicy, loss_gradients, prepare_each
+from metarl_cli.adaptation.inference import divergence
+from metarl_cli.adaptation.reading import Read
+from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
+from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, returned
+from metarl_cli.config.base import StrictModel
+from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.experience.returns import ReturnsConfig
+from metarl_cli.interfaces import (
+    Adapted,
+    Batch,
+    Budget,
+    Context,
+    Demonstrations,
+    Family,
+    Footprint,
+    Holding,
+    Params,
+    Policy,
+    State,
+    Task,
+    Transitions,
+    num_tasks,
+)
+from metarl_cli.networks.discriminator import Discriminator, RewardConfig
+from metarl_cli.networks.optimizers import Adam, backward
+from metarl_cli.networks.stacked import detached, expand, fresh, load_params
+from metarl_cli.progress import timed
+from metarl_cli.seeding import torch_rng
+
+
+class ScratchConfig(StrictModel):
+    """The policy with fresh weights that learns from an inferred reward alone, each task on its own."""
+
+    iterations: int = Field(gt=0, description="steps of Adam, each on new episodes")
+    lr: float = Field(gt=0, description="Adam's learning rate")
+
+
+class Config(ShowingConfig):
+    """PEMIRL."""
+
+    rollouts: int = Field(gt=0, description="episodes of each task by the policy, which the discriminator tells from the query")
+    reward: RewardConfig
+    info: float = Field(ge=0, description="weight of the likelihood of a context after what its policy did [loss per nat]")
+    fit: FitConfig = Field(description="of the encoder, the reward and its shaping")
+    returns: ReturnsConfig = Field(description="discount and lambda of advantages")
+    outer: OuterConfig = Field(description="of the policy")
+    scratch: ScratchConfig
+
+
+class Evidence(NamedTuple):
+    """What the discriminator of an iteration learns from."""
+
+    support: Read  # what contexts are inferred from
+    noise: Tensor  # [M, Z] of the contexts
+    query: Transitions  # [M, T, N, ...] other demonstrations
+    query_log_prob: Tensor  # [M, T, N] under the policy
+    acted: Transitions  # [M, T, N, ...] what the policy did
+    acted_log_prob: Tensor
+    read: Read  # the same as the encoder reads it
+    context: Tensor  # [M, Z] with which it acted
+
+
+class PEMIRL(OnPolicy):
+    """A reward and a policy for all tasks, which are given the context of each.
+
+    Args:
+        config: see :class:`Config`.
+        context: the family, the learner, the seed, the device and the iterations of the run.
+
+    Raises:
+        ValueError: if the learner is no policy gradient.
+        UserError: if observations are images.
+    """
+
+    adapts_by = "demonstrations"
+    saved = ("optimizer", "rng", "fit")
+
+    def __init__(self, config: Config, context: Context):
+        super().__init__(config.tasks, config.outer, config.outer.rule == "trpo", context)
+        spec, size, init = self.family.spec, config.context.size, self.rng["init"]
+        self.config, self.plain = config, self.learner
+        self.learner = self.plain.rebuilt(widened(spec, (1.0,) * size))
+        self.encoder = ContextEncoder(config.context, spec)
+        self.discriminator = Discriminator(config.reward, spec, size, config.returns.gamma or self.plain.config.gamma)
+        self.learned: Params = self.learner.init(init)
+        self.judge = self.encoder.init(init) | self.discriminator.init(init)
+        self.measured = self.encoder.start(context.device)
+        self.ready(list(self.learned.values()), "the gradient")
+        self.fit = Fit(config.fit, self.judge)
+
+    @override
+    def cost_of_training(self) -> Footprint:
+        config, each = self.config, self.family.spec.bytes_per_transition
+        steps, tasks = config.context.steps, config.tasks
+        most = max(config.demonstrations) + config.query
+        chunk = min(config.outer.chunk or tasks, tasks)
+        query, acted = (experience(self.family.spec, tasks, steps, num) for num in (config.query, config.rollouts))
+        read = [self.encoder.blank(tasks, self._rollouts(num)) for num in (max(config.demonstrations), config.rollouts)]
+        blank = without_content(torch.zeros(tasks, config.context.size))
+        seen = Evidence(read[0], blank, query, query.reward, acted, acted.reward, read[1], blank)
+        judge, params = without_content((self.judge, self.learned))
+        wide = experience(self.learner.spec, chunk, steps, config.rollouts)
+        batch = prepare_each(self.learner, expand(detached(params), chunk), expand(detached(params), chunk), wide)
+        shows = factor(algo__tasks=tasks, algo__query=config.query, algo__demonstrations=max(config.demonstrations))
+        acts = factor(algo__tasks=tasks, algo__rollouts=config.rollouts)
+        weights = 3 * size_of((self.learned, self.judge))
+        return Footprint(
+            [
+                Holding(acts, 3 * tasks * config.rollouts * steps * each),
+                Holding("learner.network", weights),
+            ],
+            [
+                Holding(shows, 2 * tasks * most * self.family.spec.horizon * each),
+                Holding(shows, peak(lambda: backward(self.judged(judge, seen), list(judge.values())))),
+                Holding(acts, peak(lambda: self.largest_part(params, [batch]))),
+            ],
+        )
+
+    @override
+    def cost_of_adapting(self, tasks: int, episodes: int) -> float:
+        each, config = self.family.spec.bytes_per_transition, self.config
+        shows = 2 * tasks * max(config.demonstrations) * self.family.spec.horizon * each
+        weights = expand(without_content(self.plain.init(torch_rng(0, "blank"))), tasks)
+        seen = experience(self.family.spec, tasks, config.context.steps, config.rollouts)
+        batch = prepare_each(self.plain, weights, weights, seen)
+        step = peak(lambda: loss_gradients(self.plain, weights, list(weights), batch))
+        return shows + step + 4 * size_of(weights)
+
+    def _rollouts(self, num: int) -> RolloutsConfig:
+        return RolloutsConfig(rollouts=num, steps=self.config.context.steps, epsilon=0.0, repeat=1)
+
+    # -- one iteration
+
+    @override
+    def collect(self) -> tuple[list[Batch], dict[str, float]]:
+        """Have the tasks demonstrated, act with their contexts, tell both apart; what the policy did is rewarded by that."""
+        config, params, rng = self.config, expand(detached(self.learned), self.num), self.rng["support"]
+        num = config.demonstrations[self.iteration % len(config.demonstrations)]
+        showing = Showing(shown(self.family, self.task, num + config.query, rng), num, config.context.steps)
+        if self.iteration == 0:
+            self.measured = self.encoder.measure(showing.query)
+        support = self.encoder.read(self.measured, showing.support)
+        noise = torch.randn(self.num, config.context.size, generator=rng, device=rng.device)
+        with torch.no_grad():
+            mean, deviation = self.encoder.posterior(self.judge, support)
+            context = mean + deviation * noise
+            policy, rollouts = ContextPolicy(self.learner, params, context), self._rollouts(config.rollouts)
+            acted = collect_rollouts(policy, self.learner.actions, self.family, showing.task, rollouts, self.rng["query"])
+            log_prob = self.log_prob(params, acted, context)
+            query_log_prob = self.log_prob(params, showing.query, context)
+        self.env_steps += showing.env_steps + int(acted.weight.sum())
+        read = self.encoder.read(self.measured, acted)
+        seen = Evidence(support, noise, showing.query, query_log_prob, acted, log_prob, read, context)
+        metrics = self._tell_apart(seen) | {"train/episode_return": returned(Batch(acted, {}))}
+        with torch.no_grad():
+            reward = self.discriminator.advantage(self.judge, acted, context) - log_prob
+            wide, returns = told(acted._replace(reward=reward), context), config.returns
+            return [prepare_each(self.learner, params, params, wide, returns.gamma, returns.lambda_)], metrics
+
+    def log_prob(self, params: Params, seen: Transitions, context: Tensor) -> Tensor:
+        """Return log π ``[M, T, N]`` of actions as the environment takes them."""
+        taken = seen._replace(action=self.learner.actions.clip(seen.action))
+        return self.learner.log_prob(params, told(taken, context))
+
+    @timed("discriminator")
+    def _tell_apart(self, seen: Evidence) -> dict[str, float]:
+        loss, norm = self.fit(lambda: self.judged(self.judge, seen), self.iteration / self.context.iterations)
+        return {"loss/discriminator": loss, "grad/norm_discriminator": norm}
+
+    def judged(self, judge: Params, seen: Evidence) -> Tensor:
+        """Return the loss of the discriminator and of the encoder, a mean over tasks."""
+        mean, deviation = self.encoder.posterior(judge, seen.support)
+        context = mean + deviation * seen.noise
+        told_apart = self.discriminator.loss(judge, context, seen.query, seen.query_log_prob, seen.acted, seen.acted_log_prob)
+        again, spread = self.encoder.posterior(judge, seen.read)
+        unlikely = (((seen.context - again) / spread).square() / 2 + spread.log()).sum(-1)
+        return (told_apart + self.config.context.beta * divergence(mean, deviation) + self.config.info * unlikely).mean()
+
+    @override
+    def acting(self, learned: Params, batches: list[Batch]) -> Params:
+        return expand(learned, len(batches[-1].experience.reward))
+
+    @override
+    def loss(self, learned: Params, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        return self.surrogate(self.acting(learned, batches), batches[-1])
+
+    # -- adaptation
+
+    def reward(self, place: Tensor, context: Tensor) -> Tensor:
+        """Return the inferred rewards ``[M, ...]`` of reaching ``place [M, ..., O]`` in tasks of contexts ``[M, Z]``."""
+        return self.discriminator.reward(self.judge, place, context)
+
+    def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
+        """Yield the policies before the first demonstration, and after some numbers of them."""
+        params = detached(self.learned)
+
+        def learn(given: Demonstrations | None) -> Learned:
+            context = self.encoder.contexts(self.judge, self.measured, task, given)
+
+            def act(where: Task, seen: Demonstrations | None) -> Policy:
+                return ContextPolicy(self.learner, params, context, self.reward, (self.family, where), seen)
+
+            return act, 0
+
+        return imitate(learn, self.family, family, task, budget, rng)
+
+    @override
+    def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
+        """Yield policies with fresh weights that have learned from the inferred reward, in their environments."""
+        start = fresh(self.plain, num_tasks(task), torch_rng(rng.initial_seed(), "fresh", device=rng.device))
+
+        def learn(given: Demonstrations | None) -> Learned:
+            if given is None:
+                return (lambda where, seen: NetworkPolicy(self.plain, start)), 0
+            context = self.encoder.contexts(self.judge, self.measured, task, given)
+
+            def act(where: Task, seen: Demonstrations | None) -> Policy:
+                chance = torch_rng(rng.initial_seed(), "rewarded", device=rng.device)
+                return NetworkPolicy(self.plain, self.rewarded(start, where, context, chance))
+
+            return act, self.config.scratch.iterations
+
+        return imitate(learn, self.family, None, task, budget, rng)
+
+    @torch.no_grad()
+    def rewarded(self, params: Params, task: Task, context: Tensor, rng: torch.Generator) -> Params:
+        """Return the weights ``[M, ...]`` after steps of a policy gradient on the inferred rewards."""
+        config, adam, returns = self.config, Adam(), self.config.returns
+        rates, rollouts = {name: torch.tensor(config.scratch.lr) for name in params}, self._rollouts(config.rollouts)
+        for _ in range(config.scratch.iterations):
+            policy = NetworkPolicy(self.plain, params)
+            seen = collect_rollouts(policy, self.plain.actions, self.family, task, rollouts, rng)
+            seen = seen._replace(reward=self.reward(seen.next_obs, context))
+            batch = prepare_each(self.plain, params, params, seen, returns.gamma, returns.lambda_)
+            params = adam.step(params, loss_gradients(self.plain, params, list(params), batch)[0], rates)
+        return params
+
+    @override
+    def load_policy(self, state: State, task: Task) -> Policy:
+        if state["given"].shape != (num_tasks(task), self.config.context.size):
+            raise ValueError(f"the saved policy is not given the {self.config.context.size} numbers of this network")
+        return ContextPolicy(self.learner, detached(self.learned), state["given"], self.reward, (self.family, task))
+
+    # -- saving
+
+    @override
+    def weights(self) -> State:
+        return {"policy": detached(self.learned), "judge": detached(self.judge), "measured": self.measured}
+
+    @override
+    def load_weights(self, state: State) -> None:
+        for params, name in ((self.learned, "policy"), (self.judge, "judge"), (self.measured, "measured")):
+            load_params(params, state[name])
+
+
+Algo = PEMIRL

@@ -1,0 +1,94 @@
+"""Datasets of Minari as demonstrations: HDF5 files, in the layout that minari.farama.org describes as its dataset standard.
+
+    episode_<i>/observations  [T+1, ...]    actions  [T, ...]    terminations  [T]
+
+``minari:NAME`` is the dataset of this name where Minari keeps its own: in MINARI_DATASETS_PATH, else ~/.minari/datasets. The
+file is a stranger's: its size is judged, and nothing in it is followed to another file; rewards are not read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarl_cli.errors import UserError
+from metarl_cli.experience.recorded import Recorded
+from metarl_cli.runs.files import open_regular
+
+PREFIX = "minari:"
+FILE = Path("data", "main_data.hdf5")  # of a dataset
+LARGEST = 2**30  # [bytes] of a file, and of the numbers that are read
+FILTERS = {1, 2, 3}  # that a dataset may be stored with: deflate, shuffle, checksum; others could be code from elsewhere
+NUMBERS = "fiub"  # kinds of types
+
+
+def dataset_file(name: str) -> Path | None:
+    """Return the file of ``minari:NAME``, of a folder that holds a dataset, or of a path to one; None for other files."""
+    if name.startswith(PREFIX):
+        root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+        return root / name.removeprefix(PREFIX) / FILE
+    path = Path(name)
+    if (path / FILE).exists():
+        return path / FILE
+    return path if path.suffix in (".hdf5", ".h5") else None
+
+
+def read_dataset(path: Path, most: int) -> list[Recorded]:
+    """Read the episodes of a dataset, in order.
+
+    Args:
+        path: the file.
+        most: episodes that it may have.
+
+    Raises:
+        UserError: if h5py is not installed, or the file cannot be read or is not in this layout.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f'{path}: datasets of Minari need h5py; pip install "metarl-cli[minari]"') from error
+    try:
+        with os.fdopen(open_regular(path), "rb") as stream:
+            if os.fstat(stream.fileno()).st_size > LARGEST:
+                raise UserError(f"refused {path}: it has more than {LARGEST / 1e9:.0f} GB")
+            with h5py.File(stream, "r") as file:
+                names = sorted((name for name in file if name.startswith("episode_")), key=_number)
+                if not 0 < len(names) <= most:
+                    raise ValueError(f"there are {len(names):,} episodes, and there can be 1 to {most:,}")
+                left, found = LARGEST, list[Recorded]()
+                for name in names:
+                    group = _own(h5py, file, name, h5py.Group)
+                    parts = [_own(h5py, group, part, h5py.Dataset) for part in ("observations", "actions", "terminations")]
+                    left -= sum(part.size * part.dtype.itemsize for part in parts)
+                    if left < 0:
+                        raise ValueError(f"its numbers have more than {LARGEST / 1e9:.0f} GB")
+                    seen, acted, ended = (np.asarray(part[()]) for part in parts)
+                    found.append(Recorded(seen, acted, bool(ended.any())))
+                return found
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: no dataset of Minari that can be read: {error}") from error
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("episode_"))
+
+
+def _own(h5py: Any, holder: Any, name: str, kind: Any) -> Any:
+    """Return a part of a group, which lies in the file itself.
+
+    Raises:
+        ValueError: if it is missing, lies elsewhere, or is no table of numbers.
+    """
+    if not isinstance(holder.get(name, getlink=True), h5py.HardLink) or not isinstance(found := holder[name], kind):
+        raise ValueError(f"{holder.name}: {name} is missing or no part of the file")
+    if kind is h5py.Dataset:
+        stored = found.id.get_create_plist()
+        filters = {stored.get_filter(i)[0] for i in range(stored.get_nfilters())}
+        if found.is_virtual or found.external or filters - FILTERS or found.dtype.kind not in NUMBERS:
+            raise ValueError(f"{found.name} is no plain table of numbers")
+    return found
