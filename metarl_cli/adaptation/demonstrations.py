@@ -244,9 +244,8 @@ def shown(family: Family, task: Task, num: int, rng: torch.Generator) -> Demonst
     """
     given = demonstrate(family, task, num, rng)
     if given is None:
-        raise UserError(
-            f"{type(family).__name__} has no expert who demonstrates it; name a trained one: demonstrations.run=FOLDER"
-        )
+        name = type(family).__name__
+        raise UserError(f"{name} has no expert who demonstrates it; name a trained one: demonstrator=FOLDER")
     return given
 
 

@@ -96,6 +96,8 @@ def read_demonstrations(
 
 
 def _recorded(episode: Episode, family: Family) -> Recorded:
+    if episode.states is not None and not isinstance(family, TabularFamily):
+        raise UserError("states are of families with few, such as sprite_grid; give observations, one more than actions")
     places = episode.observations if episode.states is None else episode.states
     try:
         return Recorded(np.array(places), np.array(episode.actions), episode.terminated)
