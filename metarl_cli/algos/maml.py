@@ -92,7 +92,7 @@ from metarl_cli.interfaces import (
 )
 from metarl_cli.networks.compiling import compiled
 from metarl_cli.networks.optimizers import Adam, backward
-from metarl_cli.networks.stacked import detached, expand, fresh, load_params
+from metarl_cli.networks.stacked import detached, detached_groups, expand, fresh, load_groups, load_params
 from metarl_cli.networks.target import follow
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
@@ -429,14 +429,13 @@ class MAML(Algorithm):
 
     @override
     def weights(self) -> State:
-        own = {"meta": {group: detached(params) for group, params in self.meta.items()}, "slow": self.slow}
+        own = {"meta": detached_groups(self.meta), "slow": self.slow}
         return own | ({"explorer": self.explorer.weights()} if self.explorer else {})
 
     @override
     def load_weights(self, state: State) -> None:
-        for own, saved in ((self.meta, state["meta"]), (self.slow, state["slow"])):
-            for group, params in own.items():
-                load_params(params, saved[group])
+        load_groups(self.meta, state["meta"])
+        load_groups(self.slow, state["slow"])
         if self.explorer:
             self.explorer.load_weights(state["explorer"])
 

@@ -71,7 +71,7 @@ from metarl_cli.interfaces import (
     num_tasks,
 )
 from metarl_cli.networks.optimizers import Adam
-from metarl_cli.networks.stacked import detached, expand, fresh, load_params
+from metarl_cli.networks.stacked import detached, detached_groups, expand, fresh, load_groups
 
 
 class OuterConfig(StepsConfig):
@@ -282,12 +282,11 @@ class MAMLPG(OnPolicy):
 
     @override
     def weights(self) -> State:
-        return {"meta": {group: detached(params) for group, params in self.learned.items()}}
+        return {"meta": detached_groups(self.learned)}
 
     @override
     def load_weights(self, state: State) -> None:
-        for group, params in self.learned.items():
-            load_params(params, state["meta"][group])
+        load_groups(self.learned, state["meta"])
 
 
 Algo = MAMLPG

@@ -68,7 +68,7 @@ from metarl_cli.interfaces import (
 )
 from metarl_cli.networks.imitation import ModelConfig, Solution, build_model
 from metarl_cli.networks.optimizers import backward
-from metarl_cli.networks.stacked import detached, expand, load_params
+from metarl_cli.networks.stacked import detached, detached_groups, expand, load_groups
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
 
@@ -218,7 +218,7 @@ class Mandril(Algorithm):
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policies after some numbers of demonstrations; see :meth:`Algorithm.adapt`."""
-        meta, num = {group: detached(params) for group, params in self.meta.items()}, num_tasks(task)
+        meta, num = detached_groups(self.meta), num_tasks(task)
 
         def learn(examples: Examples | None) -> tuple[Callable[[Task], Solution], int]:
             params, steps = self.adapted(meta, examples, num), 0
@@ -244,12 +244,11 @@ class Mandril(Algorithm):
 
     @override
     def weights(self) -> State:
-        return {"meta": {group: detached(params) for group, params in self.meta.items()}}
+        return {"meta": detached_groups(self.meta)}
 
     @override
     def load_weights(self, state: State) -> None:
-        for group, params in self.meta.items():
-            load_params(params, state["meta"][group])
+        load_groups(self.meta, state["meta"])
 
 
 Algo = Mandril

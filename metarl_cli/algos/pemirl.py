@@ -56,7 +56,7 @@ from metarl_cli.interfaces import (
 )
 from metarl_cli.networks.discriminator import Discriminator, RewardConfig
 from metarl_cli.networks.optimizers import Adam, backward
-from metarl_cli.networks.stacked import detached, expand, fresh, load_params
+from metarl_cli.networks.stacked import detached, detached_groups, expand, fresh, load_groups
 from metarl_cli.progress import timed
 from metarl_cli.seeding import torch_rng
 
@@ -278,12 +278,14 @@ class PEMIRL(OnPolicy):
 
     @override
     def weights(self) -> State:
-        return {"policy": detached(self.learned), "judge": detached(self.judge), "measured": self.measured}
+        return detached_groups(self._groups())
 
     @override
     def load_weights(self, state: State) -> None:
-        for params, name in ((self.learned, "policy"), (self.judge, "judge"), (self.measured, "measured")):
-            load_params(params, state[name])
+        load_groups(self._groups(), state)
+
+    def _groups(self) -> dict[str, Params]:
+        return {"policy": self.learned, "judge": self.judge, "measured": self.measured}
 
 
 Algo = PEMIRL

@@ -43,7 +43,8 @@ class Curve(NamedTuple):
     env_steps: list[int]  # [P] per task
     groups: dict[str, list[Interval]]  # [P] per group of tasks with comparable returns; ``points`` are then their averages
     total: Total | None = None  # of whole trials
-    differences: Differences | None = None  # of an adaptation by demonstrations, whose numbers ``steps`` are
+    demonstrated: bool = False  # whether ``steps`` are numbers of demonstrations
+    differences: Differences | None = None  # then, where the family knows its optimum
 
     @property
     def over(self) -> str:

@@ -79,7 +79,8 @@ class Evaluator:
             env_steps.append(adapted.env_steps)
             demonstrated.append(adapted.demonstrated)
         differences = self._differences(returns, demonstrated)
-        return self._points(steps, returns, gradient_steps, env_steps)._replace(differences=differences)
+        curve = self._points(steps, returns, gradient_steps, env_steps)
+        return curve._replace(demonstrated=any(demonstrated), differences=differences)
 
     def _differences(self, returns: list[Scores], demonstrated: list[Demonstrated | None]) -> Differences | None:
         """Return how far policies are below the best ones, here and where demonstrations took place; None without them."""

@@ -66,7 +66,9 @@ def notes(report: Report) -> list[str]:
     elif report.robust and (report.oracle or report.optimum):
         lines.append(f"The oracle's mean is not above the robust policy's: there is no {SCORE}.")
     if report.curve.differences:
-        lines.append("Env steps are the demonstrator's; in the environments of the table nothing was shown.")
+        new = report.curve.differences.new != report.curve.differences.demonstrated
+        where = "; in the environments of the table nothing was shown" if new else ""
+        lines.append(f"Env steps are the demonstrator's{where}.")
         lines.append("below optimum: the expected value difference after so many demonstrations, mean over tasks.")
         lines.append(f"{THERE}: the same in the environments of the demonstrations.")
     lines += sources(report.levels, known=report.optimum is not None)
@@ -104,7 +106,7 @@ def table(report: Report, title: str) -> Table:
         row("from scratch", report.scratch, -1, "dim")
     last = len(report.curve.steps) - 1
     for k, step in enumerate(report.curve.steps):
-        shown = report.curve.differences is not None
+        shown = report.curve.demonstrated
         name = label(step, report.total is not None, shown) if last or report.total else "without adaptation"
         row(name, report.curve, k, "bold" if k in (0, last) else "")
     for group in report.curve.groups:
@@ -178,7 +180,7 @@ def figure(report: Report, title: str) -> Figure:
     if report.scratch:
         lines.append(("from scratch", report.scratch, "tab:orange"))
     first = "previous episodes of the trial" if report.total else "steps of adaptation, per task"
-    if report.curve.differences:
+    if report.curve.demonstrated:
         first = "demonstrations, per task"
     for axes, name in ((left, "steps"), (right, "env_steps"))[: 1 if report.curve.differences else 2]:
         for text, curve, colour in lines:

@@ -63,6 +63,11 @@ def detached(params: Params) -> Params:
     return {name: value.detach() for name, value in params.items()}
 
 
+def detached_groups(groups: dict[str, Params]) -> dict[str, Params]:
+    """Return groups of weights, such as an initialisation and its learning rates, detached."""
+    return {group: detached(params) for group, params in groups.items()}
+
+
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor of a nested state."""
     if isinstance(value, dict):
@@ -97,3 +102,9 @@ def load_params(params: Params, saved: Params) -> None:
         raise ValueError(f"the saved weights {given} do not fit this network {expected}")
     for name, value in params.items():
         value.copy_(sound(saved[name], name, value))
+
+
+def load_groups(groups: dict[str, Params], saved: dict[str, Params]) -> None:
+    """Copy ``saved`` groups of weights into ``groups`` in place; see :func:`load_params` for the errors raised."""
+    for group, params in groups.items():
+        load_params(params, saved[group])
