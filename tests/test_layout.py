@@ -31,7 +31,19 @@ MODULES = ("interfaces", "data", "spaces", "seeding", "processes", "progress", "
 # Siblings that are one thing's parts: what several modules of a folder of plug-ins share.
 SHARED = {
     "algos": {"conditioned", "reference", "memory_algorithm", "on_policy"},
-    "envs": {"csv_file", "lattice", "links", "native", "plane", "planning", "positions", "rules", "simulator", "tabular", "tasks"},
+    "envs": {
+        "csv_file",
+        "lattice",
+        "links",
+        "native",
+        "plane",
+        "planning",
+        "positions",
+        "rules",
+        "simulator",
+        "tabular",
+        "tasks",
+    },
     "learners": set(),
     "evolution.genomes": {"genes"},
     "evolution.lifetimes": {"traits"},

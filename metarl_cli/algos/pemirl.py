@@ -65,7 +65,9 @@ class ScratchConfig(StrictModel):
     """The policy with fresh weights that learns from an inferred reward alone, each task on its own."""
 
     iterations: int = Field(gt=0, description="steps of Adam, each on new episodes")
+    rollouts: int = Field(gt=0, description="episodes of a step")
     lr: float = Field(gt=0, description="Adam's learning rate")
+    returns: ReturnsConfig = Field(description="discount and lambda of its advantages")
 
 
 class Config(ShowingConfig):
@@ -154,7 +156,7 @@ class PEMIRL(OnPolicy):
         each, config = self.family.spec.bytes_per_transition, self.config
         shows = 2 * tasks * max(config.demonstrations) * self.family.spec.horizon * each
         weights = expand(without_content(self.plain.init(torch_rng(0, "blank"))), tasks)
-        seen = experience(self.family.spec, tasks, config.context.steps, config.rollouts)
+        seen = experience(self.family.spec, tasks, config.context.steps, config.scratch.rollouts)
         batch = prepare_each(self.plain, weights, weights, seen)
         step = peak(lambda: loss_gradients(self.plain, weights, list(weights), batch))
         return shows + step + 4 * size_of(weights)
@@ -258,9 +260,9 @@ class PEMIRL(OnPolicy):
     @torch.no_grad()
     def rewarded(self, params: Params, task: Task, context: Tensor, rng: torch.Generator) -> Params:
         """Return the weights ``[M, ...]`` after steps of a policy gradient on the inferred rewards."""
-        config, adam, returns = self.config, Adam(), self.config.returns
-        rates, rollouts = {name: torch.tensor(config.scratch.lr) for name in params}, self._rollouts(config.rollouts)
-        for _ in range(config.scratch.iterations):
+        config, adam, returns = self.config.scratch, Adam(), self.config.scratch.returns
+        rates, rollouts = {name: torch.tensor(config.lr) for name in params}, self._rollouts(config.rollouts)
+        for _ in range(config.iterations):
             policy = NetworkPolicy(self.plain, params)
             seen = collect_rollouts(policy, self.plain.actions, self.family, task, rollouts, rng)
             seen = seen._replace(reward=self.reward(seen.next_obs, context))
