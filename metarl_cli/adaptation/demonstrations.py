@@ -81,7 +81,9 @@ def table_of(family: Family) -> TabularFamily:
         ValueError: if it is no table of states that are observed.
     """
     if not isinstance(family, TabularFamily) or family.spec.obs_shape != (family.num_states,):
-        raise ValueError("this algorithm plans: it needs a table of states that it observes (env=sprite_grid)")
+        raise ValueError(
+            "this algorithm plans: it needs a table of states that it observes (env=sprite_grid); algo=pemirl needs none"
+        )
     return family
 
 

@@ -92,7 +92,7 @@ def _demonstrated(family: Family, config: TrainConfig) -> Family:
         return family
     from metarl_cli.runs.demonstrator import trained_expert  # it builds a run in its turn
 
-    return known_by(family, trained_expert(config.demonstrator, family))
+    return known_by(family, trained_expert(config.demonstrator, family, config.hardware))
 
 
 def _in_folds(family: Family, config: TrainConfig) -> Family:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from metarl_cli.config.models import Hardware
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Budget, Family, Policy, Task
 from metarl_cli.runs.build import build
@@ -22,14 +23,19 @@ from metarl_cli.runs.shipped import KEPT
 LARGEST = 2**30  # [bytes] of a checkpoint that is copied
 
 
-def trained_expert(path: str | Path, family: Family) -> Callable[[Task], Policy]:
+def trained_expert(path: str | Path, family: Family, hardware: Hardware) -> Callable[[Task], Policy]:
     """Return what makes the policies of tasks, by a run that was trained in a family like this one.
+
+    Args:
+        path: the folder of the run.
+        family: where it demonstrates.
+        hardware: to compute on.
 
     Raises:
         UserError: if there is no such run, it adapts, or its actions or observations are others.
     """
     folder = RunFolder(path)
-    other, algorithm, _ = build(folder.config())
+    other, algorithm, device = build(folder.config(hardware))
     if algorithm.adapts_by != "nothing":
         raise UserError(f"demonstrator={path}: its algorithm adapts; who demonstrates knows the task, as algo=oracle_pg does")
     if other.spec != family.spec:
@@ -37,7 +43,7 @@ def trained_expert(path: str | Path, family: Family) -> Callable[[Task], Policy]
     load_weights(folder, algorithm, "best")
 
     def expert(task: Task) -> Policy:
-        return next(iter(algorithm.adapt(task, Budget(), torch.Generator()))).policy
+        return next(iter(algorithm.adapt(task, Budget(), torch.Generator(device)))).policy
 
     return expert
 

@@ -146,7 +146,7 @@ def test_points_are_numbers_of_demonstrations_and_one_context_makes_reward_and_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algo", "iterations", "above"), [("pemirl", 100, -20), ("context_bc", 40, -10)])
+@pytest.mark.parametrize(("algo", "iterations", "above"), [("pemirl", 60, -25), ("context_bc", 40, -10)])
 def test_demonstrations_tell_where_to_go(algo, iterations, above):
     parts = build(
         compose_train(f"algo={algo}", "env=navigation_2d_continuous", "hardware=cpu", f"train.iterations={iterations}")
