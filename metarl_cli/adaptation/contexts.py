@@ -8,7 +8,6 @@ The posterior is PEARL's (see :mod:`metarl_cli.adaptation.inference`), of episod
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -16,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join
+from metarl_cli.adaptation.demonstrations import ShowingConfig
 from metarl_cli.adaptation.drawing import rewards_drawn
 from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder
 from metarl_cli.config.base import StrictModel
@@ -47,14 +47,9 @@ class ContextConfig(EncoderConfig):
     steps: int = Field(gt=0, description="longest part of an episode that is used, from its start [steps]")
 
 
-class ShowingConfig(StrictModel):
-    """The tasks of an iteration, and what is demonstrated of them."""
+class ContextualConfig(ShowingConfig):
+    """What is demonstrated, and the context that it tells."""
 
-    tasks: int = Field(gt=0, description="training tasks of an iteration, drawn for each anew")
-    demonstrations: list[Annotated[int, Field(gt=0)]] = Field(
-        min_length=1, description="numbers of demonstrations that a context is inferred from, one for each iteration in turn"
-    )
-    query: int = Field(gt=0, description="other demonstrations of each task, by which what is inferred is judged")
     context: ContextConfig
 
 

@@ -11,7 +11,7 @@ family has others (``Family.elsewhere``): what was learned is then used in an en
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,16 @@ class FittingConfig(StrictModel):
 
     steps: int = Field(gt=0, description="steps of Adam on all demonstrations")
     lr: float = Field(gt=0, description="Adam's learning rate")
+
+
+class ShowingConfig(StrictModel):
+    """The tasks of an iteration, and what is demonstrated of them."""
+
+    tasks: int = Field(gt=0, description="training tasks of an iteration, drawn for each anew")
+    demonstrations: list[Annotated[int, Field(gt=0)]] = Field(
+        min_length=1, description="numbers of demonstrations that a task is learned from, one for each iteration in turn"
+    )
+    query: int = Field(gt=0, description="other demonstrations of each task, by which what is learned is judged")
 
 
 class Examples(NamedTuple):

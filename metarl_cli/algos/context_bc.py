@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import widened
-from metarl_cli.adaptation.contexts import ContextEncoder, ContextPolicy, Fit, FitConfig, Showing, ShowingConfig, told
+from metarl_cli.adaptation.contexts import ContextEncoder, ContextPolicy, ContextualConfig, Fit, FitConfig, Showing, told
 from metarl_cli.adaptation.demonstrations import FittingConfig, Learned, imitate, shown
 from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.adaptation.inference import divergence
@@ -46,7 +46,7 @@ from metarl_cli.networks.stacked import detached, expand, fresh, load_params
 from metarl_cli.seeding import Streams, numpy_rng, torch_rng
 
 
-class Config(ShowingConfig):
+class Config(ContextualConfig):
     """Cloning with a context."""
 
     fit: FitConfig = Field(description="of the encoder and the policy")

@@ -24,7 +24,7 @@ reward is of a cell's looks instead of an image; demonstrations number 1 to 20 i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -36,6 +36,7 @@ from metarl_cli.adaptation.demonstrations import (
     FittingConfig,
     InferredPolicy,
     Planned,
+    ShowingConfig,
     blank,
     cost_of_fitting,
     cost_of_showing,
@@ -91,14 +92,9 @@ class OuterConfig(StrictModel):
     clip: float = Field(gt=0, description="largest norm of the meta-gradient")
 
 
-class Config(StrictModel):
+class Config(ShowingConfig):
     """MandRIL and its variants."""
 
-    tasks: int = Field(gt=0, description="training tasks of an iteration, drawn for each anew")
-    demonstrations: list[Annotated[int, Field(gt=0)]] = Field(
-        min_length=1, description="numbers of demonstrations that a task is learned from, one for each iteration in turn"
-    )
-    query: int = Field(gt=0, description="demonstrations of each task in a new environment, by which the adaptation is judged")
     model: ModelConfig
     inner: InnerConfig | None = Field(description="the inner loop; none: one network for all tasks (pre-training)")
     tune: FittingConfig | None = Field(description="adaptation by Adam at meta-test time; none: there is an inner loop")

@@ -28,7 +28,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import widened
-from metarl_cli.adaptation.contexts import ContextEncoder, ContextPolicy, Fit, FitConfig, Showing, ShowingConfig, told
+from metarl_cli.adaptation.contexts import ContextEncoder, ContextPolicy, ContextualConfig, Fit, FitConfig, Showing, told
 from metarl_cli.adaptation.demonstrations import Learned, imitate, shown
 from metarl_cli.adaptation.gradient import NetworkPolicy, loss_gradients, prepare_each
 from metarl_cli.adaptation.inference import divergence
@@ -70,7 +70,7 @@ class ScratchConfig(StrictModel):
     returns: ReturnsConfig = Field(description="discount and lambda of its advantages")
 
 
-class Config(ShowingConfig):
+class Config(ContextualConfig):
     """PEMIRL."""
 
     rollouts: int = Field(gt=0, description="episodes of each task by the policy, which the discriminator tells from the query")
