@@ -85,7 +85,7 @@ def scores(comparisons: Sequence[Comparison]) -> Figure | None:
     down, across = -(-len(known) // ABREAST), min(len(known), ABREAST)
     figure = _figure((3.1 * across + 1.6, (0.21 * len(rows) + 0.9) * down + 0.3))
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flat
-    for axes, (comparison, limits) in zip(panels, known, strict=False):
+    for (comparison, limits), axes in zip(known, panels, strict=False):  # which leaves the panels that are left over
         groups = [group for group in comparison.groups if group.name not in limits.groups]
         for group in groups:
             found = over_seeds(normalised(mean(after(group)), limits.robust, limits.oracle))
@@ -99,7 +99,7 @@ def scores(comparisons: Sequence[Comparison]) -> Figure | None:
         axes.set_xticks([0, 0.5, 1], ["0\nrobust", "0.5", "1\noracle"])
         axes.set_yticks(range(len(rows)), list(map(_short, rows)), parse_math=False, usetex=False)
         axes.grid(axis="y", alpha=0.3)
-    for axes in panels:  # those left over
+    for axes in panels:
         axes.set_visible(False)
     about = "mean and 95 % interval over seeds (hollow: one seed; a cross: beyond)"
     figure.supxlabel(f"normalised score after adaptation{': ' if across > 1 else chr(10)}{about}", fontsize="medium")

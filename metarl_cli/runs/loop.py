@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -37,6 +38,7 @@ from metarl_cli.runs.peak import largest
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
+from metarl_cli.runs.shipped import entries, is_shipped
 from metarl_cli.runs.tracking import Tracker
 
 
@@ -219,6 +221,11 @@ def _same_device(folder: RunFolder, components: Components) -> None:
 def _check_saved(folder: RunFolder) -> None:
     """Raise UserError where a run would begin again over what it has written."""
     if folder.manifest().get("saved") and not folder.last.exists():
+        if is_shipped(folder.path, name := folder.path.name):
+            own = shlex.join(["metarl", "train", *entries()[name].train])
+            raise UserError(
+                f"zoo:{name} comes with its best weights alone, from which training cannot go on; train your own: {own}"
+            )
         rest = f"; its best weights are left: {folder.command('test')}" if folder.best.exists() else ""
         missing = f"{folder} cannot go on, for {folder.last.name} is gone"
         raise UserError(f"{missing}: put it back, or choose another folder to train from the start{rest}")
