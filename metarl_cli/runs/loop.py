@@ -88,7 +88,9 @@ class Listener:
         """The run is finished; ``reports`` are None where it was before."""
 
 
-def train(config: TrainConfig, job: Job, listener: Listener, processes: Processes = ALONE) -> tuple[RunFolder, float]:
+def train(
+    config: TrainConfig, job: Job, listener: Listener, processes: Processes = ALONE, tested: bool = True
+) -> tuple[RunFolder, float]:
     """Train a new run, or go on with the one in the folder; returns the folder and the best score on the validation tasks.
 
     Args:
@@ -96,6 +98,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         job: how it was composed.
         listener: receives the events.
         processes: those that share the run; this one is of rank 0, and the others :func:`follow`.
+        tested: whether a new run ends with the test on held-out tasks.
 
     Raises:
         UserError: if the folder cannot be used, or training diverged.
@@ -132,7 +135,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             folder.create(config, job, components)
         if processes.watch:
             processes.watch.last_words = functools.partial(_lost, folder)
-        training = Training(config, folder, components, listener)
+        training = Training(config, folder, components, listener, tested)
         if longer:
             folder.note(status="interrupted", iterations=config.train.iterations)
         if processes.size > 1:  # for follow
@@ -239,9 +242,10 @@ class Training:
         folder: where it lies, locked.
         components: the objects of the configuration.
         listener: receives the events.
+        tested: whether it ends with the test.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, components: Components, listener: Listener):
+    def __init__(self, config: TrainConfig, folder: RunFolder, components: Components, listener: Listener, tested: bool = True):
         self.config, self.folder, self.components, self.listener = config, folder, components, listener
         self.algorithm = components.algorithm
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
@@ -258,7 +262,7 @@ class Training:
             done, device = self.iteration, components.device
             self.train_step = Profiler(self.train_step, done, self.iterations, folder.path, device, listener.profiled)
         listener.started(folder, self.iteration, self.iterations)
-        splits: list[str] = [split for split in ("test", "ood") if split in components.family.splits]
+        splits: list[str] = [split for split in ("test", "ood") if tested and split in components.family.splits]
         self.levels = {split: self._levels(split) for split in splits}
         self.tracker = Tracker(folder.path, folder.hparams(config), folder.texts(), resume_step, logged)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
@@ -274,7 +278,7 @@ class Training:
         return find_levels(self.config, evaluator, self.config.robust, self.config.oracle)
 
     def run(self, processes: Processes) -> None:
-        """Train to the end and test; the score on the test tasks is ``score`` in run.json.
+        """Train to the end and test, if it is tested; the score on the test tasks is ``score`` in run.json.
 
         The score is the mean after adaptation, on the training tasks where each is learned on its own, and for trials the mean
         return of an episode over the whole trial.
@@ -295,7 +299,8 @@ class Training:
                 reports = self.test()
                 self.tracker.close(finished=True)
                 taken = largest(self.folder.manifest())
-                self.folder.note(status="finished", ended=now(), score=reports["test"].score, **taken)
+                score = reports["test"].score if reports else None
+                self.folder.note(status="finished", ended=now(), score=score, tested=bool(reports), **taken)
         except BaseException as error:
             self.tracker.close(finished=False)
             if isinstance(error, KeyboardInterrupt) and interrupt.received is not None:
