@@ -26,7 +26,7 @@ metarl report: runs beside each other, with intervals over seeds.
 usage: metarl report [FOLDER ...] [key=value ...]
 
 Runs that differ in the seed alone are a group, with a row of the table for their environment and tasks. FOLDER is a run
-folder, or one that holds run folders; without one it is outputs.
+folder, one that holds run folders, or a file that keeps runs (format=runs); without one it is outputs.
 
   by=algo              what makes a group: options and keys, by=algo,outer.lr; all but the seed
   split=test           the held-out tasks: test, or ood (beyond the ranges of training)
@@ -35,7 +35,8 @@ folder, or one that holds run folders; without one it is outputs.
   columns=after,IQM    columns of the tables: before, after, normalised_score, ...; all that have a value
   intervals=seeds      over seeds (Student's), or stratified: a bootstrap within tasks, as rliable's
   against=env_steps    the axis of learning curves: env_steps, seconds, iterations
-  format=html,tex      files to write: md, csv, json, html, tex (booktabs), png, svg, pdf, tensorboard; none
+  format=html,tex      files to write: md, csv, json, html, tex (booktabs), png, svg, pdf, tensorboard; none.
+                       runs: all that a report needs of the runs, in one file
   out=report           the folder of these files
 
 examples
@@ -106,7 +107,7 @@ def parse(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
             problems.append(f"{word}: no such flag; metarl report takes folders and key=value")
-        elif not equals or os.path.isdir(word):
+        elif not equals or os.path.exists(word):
             paths.append(word)
         elif key not in KEYS:
             problems.append(f"{key}: no such key{did_you_mean(key, KEYS) or '; known: ' + ', '.join(KEYS)}")
