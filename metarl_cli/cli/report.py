@@ -52,6 +52,7 @@ LISTS = ("by", "columns", "format")
 KEYS = ("by", "split", "step", "baseline", "columns", "intervals", "against", "format", "out")
 FORMAT, OUT = "format", "out"
 GAP = 2  # [characters] between columns
+MOST_IN_TITLE = 3  # paths
 MOST_NAMES = 6  # of files that are listed one by one
 
 
@@ -83,7 +84,8 @@ def run(words: list[str]) -> int:
         console.print(Text(note), soft_wrap=True)
     if formats:
         with waiting("drawing ..."):
-            written = write(found, out, formats, f"Report on {', '.join(map(str, paths))}")
+            more = f" and {len(paths) - MOST_IN_TITLE} more" if len(paths) > MOST_IN_TITLE else ""
+            written = write(found, out, formats, f"Report on {', '.join(map(str, paths[:MOST_IN_TITLE]))}{more}")
         for path in written if len(written) <= MOST_NAMES else [out]:
             console.print(Text(f"written: {path}{f', {len(written)} files' if path == out else ''}"), soft_wrap=True)
     runs = sum(len(group.runs) for comparison in found.comparisons for group in comparison.groups)

@@ -83,7 +83,7 @@ def scores(comparisons: Sequence[Comparison]) -> Figure | None:
     if not rows:
         return None
     down, across = -(-len(known) // ABREAST), min(len(known), ABREAST)
-    figure = _figure((3.1 * across + 1.6, (0.21 * len(rows) + 0.9) * down + 0.3))
+    figure = _figure((max(6.4, 3.1 * across + 1.6), (0.21 * len(rows) + 0.9) * down + 0.3))
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flat
     for (comparison, limits), axes in zip(known, panels, strict=False):  # which leaves the panels that are left over
         groups = [group for group in comparison.groups if group.name not in limits.groups]
