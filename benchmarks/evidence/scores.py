@@ -21,7 +21,8 @@ COSTS = ["gradient steps", "support", "env steps", "minutes"]
 MAIN = ["cartpole_family", "navigation_2d", "two_link_arm", "navigation_2d_sparse", "key_to_door"]  # overview, figure
 MORE = ["mountain_car_family", "acrobot_family", "pendulum_family", "classic_mix", "gridworld", "scrambled_cartpole"]
 ROBOTS = ["half_cheetah_dir", "half_cheetah_vel_maml", "navigation_2d_continuous", "reacher_goal", "walker_params", "ant_dir"]
-OVERVIEWS = {"overview": MAIN, "overview_more": MORE, "overview_robots": ROBOTS}
+APPLICATIONS = ["trading", "queues", "recommendation", "following", "arm"]
+OVERVIEWS = {"overview": MAIN, "overview_applications": APPLICATIONS, "overview_more": MORE, "overview_robots": ROBOTS}
 ROBUSTS, ORACLES = ("robust_dqn", "robust_pg"), ("oracle_dqn", "oracle_pg")  # a family has one of each
 UPPER = "oracle_dqn, not scrambled"
 ENDS = (*ROBUSTS, *ORACLES, UPPER)
@@ -84,7 +85,7 @@ def tables(family: str) -> str:
 
 
 def rows(comparison: Comparison, beyond: Comparison | None) -> str:
-    """Return a row for each method, and one for random actions."""
+    """Return a row for each method, one for random actions, and one for the best possible ones where they are known."""
     far = cells(beyond) if beyond else {}
     columns = ["algorithm", *COLUMNS, *BEYOND.values(), *COSTS]
     lines = [
@@ -96,14 +97,23 @@ def rows(comparison: Comparison, beyond: Comparison | None) -> str:
         ]
         for method, row in cells(comparison).items()
     ]
-    drawn = [tested(run).references["random"] for group in comparison.groups if group.name != UPPER for run in group.runs]
-    random = {"algorithm": "random policy", "after": float(mean(np.stack(drawn)).mean())}
-    return markdown_rows(Table(comparison.title, columns, [*lines, [random.get(name) for name in columns]], []))
+    for role, name in {"random": "random policy", "optimum": "optimum"}.items():
+        if (level := reference(comparison, role)) is not None:
+            lines.append([{"algorithm": name, "after": level}.get(column) for column in columns])
+    return markdown_rows(Table(comparison.title, columns, lines, []))
+
+
+def reference(comparison: Comparison, role: str) -> float | None:
+    """Return the mean return of a policy that the results of runs name; None where none does."""
+    runs = [tested(run).references for group in comparison.groups if group.name != UPPER for run in group.runs]
+    known = [returns[role] for returns in runs if role in returns]
+    return float(mean(np.stack(known)).mean()) if known else None
 
 
 def overview(families: list[str]) -> str:
     """Return the normalised scores of all methods, a column for each of some families; and what they lie between."""
-    found = {each.title: cells(each) for family in families for each in comparisons(family)}
+    measured = [each for family in families for each in comparisons(family)]
+    found = {each.title: cells(each) for each in measured}
     methods = dict.fromkeys([*ENDS, *(method for family in families for method in FAMILIES[family]["methods"])])
     lines = list[list[Cell]]()
     for method in methods:
@@ -111,6 +121,9 @@ def overview(families: list[str]) -> str:
         row = [each.get(method, {}).get(column) for each in found.values()]
         if any(cell is not None for cell in row):
             lines.append([name, *row])
+    optima = [reference(each, "optimum") for each in measured]
+    if any(level is not None for level in optima):
+        lines.insert(0, ["optimum: mean return", *optima])
     return markdown_rows(Table("", ["algorithm", *found], lines, []))
 
 
