@@ -95,7 +95,7 @@ def report(
     """Compare runs, as ``metarl report`` does; returns plain numbers.
 
     Args:
-        paths: run folders, or folders that hold them; none: ``outputs``.
+        paths: run folders, folders that hold them, or files that keep runs (``format=runs``); none: ``outputs``.
         by: keys whose values make a group, such as ``algo``; none: all but the seed.
         split: the held-out tasks: ``test`` or ``ood``.
         step: of adaptation, after which returns are compared; None: the last that a run was tested after.

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import harness
 import matrix
+import numpy as np
 import pytest
 import report
 import scores as evidence
@@ -20,8 +22,12 @@ from report import Spread
 from tables import COMPILED, GROWTH, Case, Entry, tables
 from torch.utils.flop_counter import FlopCounterMode
 
+from metarl_cli.comparison import saved
+from metarl_cli.comparison.saved import Curve, Saved
+from metarl_cli.comparison.tables import in_markdown
 from metarl_cli.evaluation.statistics import over_seeds
 from metarl_cli.interfaces import Transitions
+from metarl_cli.runs import shipped
 from metarl_cli.runs.build import build
 
 ROOT = CONF.parent
@@ -256,57 +262,83 @@ def test_the_documentation_has_the_numbers_of_the_results():
 # -- learning
 
 
-def kept(after, before=(0.0, 0.0), ood=None, **more):
-    run = {"revision": "", "tasks": "", "env_steps": 2e6, "minutes": 1.5, "gradient_steps": 1, "support": 160, "solved": None}
-    return run | {"before": list(before), "after": list(after), "random": [0.0, 0.0], "ood": ood} | more
+def run(method, seed, after, before=None, ood=None, knowledge=None):
+    """What is kept of a run, of a policy for all tasks where ``knowledge`` says of which."""
+    values = {} if knowledge is None else {"algo.module": "conditioned", "algo.knowledge": knowledge}
+
+    def tested(returns):
+        first = np.zeros(len(returns)) if before is None else np.array(before)
+        curve = Curve([0, 1], [0, 1], [0, 160], np.stack([first, returns]), [None, None])
+        return saved.Tested("", 5, False, curve, {"random": np.full(len(returns), -1.0)})
+
+    results = {split: tested(np.array(returns)) for split, returns in (("test", after), ("ood", ood)) if returns}
+    test = results["test"]
+    return Saved(
+        Path(method), "finished", {}, [], seed, {}, values, "", results, test, {}, 2000000, 90.0, None, None, False, []
+    )
 
 
 RUNS = {
-    "robust_dqn": {"overrides": [], "runs": {"0": kept([0.0, 2.0]), "1": kept([2.0, 4.0])}},  # 2
-    "oracle_dqn": {"overrides": [], "runs": {"0": kept([10.0, 14.0])}},  # 12
-    "a": {"overrides": [], "runs": {"0": kept([5.0, 9.0]), "1": kept([2.0, 2.0]), "3": kept([12.0, 12.0])}},  # 7, 2, 12
+    "robust_dqn": [run("robust_dqn", seed, after, knowledge=False) for seed, after in enumerate([[0.0, 2.0], [2.0, 4.0]])],  # 2
+    "oracle_dqn": [run("oracle_dqn", 0, [10.0, 14.0], knowledge=True)],  # 12
+    "a": [run("a", seed, after) for seed, after in enumerate([[5.0, 9.0], [2.0, 2.0], [12.0, 12.0]])],  # 7, 2, 12
 }
 
 
-def test_a_normalised_score_is_the_place_of_the_mean_between_robust_and_oracle():
-    assert evidence.normalised(RUNS, "a").tolist() == [0.5, 0.0, 1.0]
-    assert evidence.normalised(RUNS, "robust_dqn").mean() == 0
-    assert evidence.normalised(RUNS, "a", "ood") is None
-    assert evidence.normalised({"a": RUNS["a"]}, "a") is None
-    upside_down = {**RUNS, "robust_dqn": RUNS["oracle_dqn"], "oracle_dqn": RUNS["robust_dqn"]}
-    assert evidence.normalised(upside_down, "a") is None
+@pytest.fixture
+def families(monkeypatch):
+    """Families of the matrix, by name: their entry and what is kept of their runs on the test tasks."""
+    kept = {"plain": ({"title": "plain"}, RUNS)}
+    monkeypatch.setattr(evidence, "read", lambda family, split: kept[family][1] if split == "test" else {})
+    monkeypatch.setattr(evidence, "FAMILIES", {"plain": {"title": "plain"}})
+
+    def add(name, runs, **entry):
+        kept[name] = (entry, runs)
+        evidence.FAMILIES[name] = {"title": name, "methods": {}, **entry}
+        return name
+
+    return add
 
 
-def test_a_mix_has_a_table_for_each_of_its_families(monkeypatch):
+def rows_of(table):
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]}
+
+
+def test_a_mix_has_a_table_for_each_of_its_families(families):
     """Their tasks take turns; their returns are on two scales."""
-    mixed = {method: {"overrides": [], "runs": {"0": kept([0.0, 10.0, 2.0, 30.0], ood=[5.0, 7.0])}} for method in ("a", "b")}
-    monkeypatch.setitem(matrix.FAMILIES, "mixed", {"title": "both", "mix": ["first", "second"], "methods": {}})
-    monkeypatch.setattr(evidence, "read", lambda family: mixed)
-    first, second = evidence.results("mixed").values()
-    assert [evidence.means(part["a"]["runs"], "after").tolist() for part in (first, second)] == [[1.0], [20.0]]
-    assert [part["a"]["runs"]["0"]["ood"] for part in (first, second)] == [[5.0], [7.0]]
-    assert evidence.table("mixed").count("| `b` |") == 2
-    assert "**second**" in evidence.table("mixed")
+    mixed = {method: [run(method, 0, [0.0, 10.0, 2.0, 30.0])] for method in ("a", "b")}
+    name = families("mixed", mixed, mix=["first", "second"])
+    first, second = (evidence.cells(each) for each in evidence.comparisons(name))
+    assert [part["a"]["after"].value for part in (first, second)] == [1.0, 20.0]
+    assert evidence.tables(name).count("| b |") == 2
+    assert "**second**" in evidence.tables(name)
 
 
-def test_the_upper_line_of_a_family_may_be_the_oracle_of_another(monkeypatch):
+def test_the_upper_line_of_a_family_may_be_the_oracle_of_another(families):
     """A plain network does not learn to use the numbers that tell how a task is scrambled."""
-    scrambled = {"robust_dqn": RUNS["robust_dqn"], "oracle_dqn": RUNS["robust_dqn"], "a": RUNS["a"]}
-    monkeypatch.setitem(matrix.FAMILIES, "scrambled", {"title": "scrambled", "upper": "plain", "methods": {}})
-    monkeypatch.setattr(evidence, "read", lambda family: scrambled if family == "scrambled" else RUNS)
-    found = evidence.results("scrambled")["scrambled"]
-    assert evidence.normalised(found, "a").tolist() == [0.5, 0.0, 1.0]
-    assert evidence.normalised(found, "oracle_dqn").mean() == 0
-    assert list(found)[2] == evidence.UPPER
-    assert f"`{evidence.UPPER}`" in evidence.table("scrambled")
+    weak = [run("oracle_dqn", seed, [0.0, 4.0], knowledge=True) for seed in range(2)]
+    name = families("scrambled", RUNS | {"oracle_dqn": weak}, upper="plain")
+    (found,) = evidence.comparisons(name)
+    assert evidence.cells(found)["a"]["normalised score"] == pytest.approx(over_seeds([0.5, 0, 1]))
+    assert evidence.cells(found)["oracle_dqn"]["normalised score"].value == 0
+    assert list(rows_of(evidence.tables(name)))[2] == in_markdown(evidence.UPPER)
 
 
-def test_a_cell_is_the_mean_of_the_runs_with_the_interval_over_them():
-    cells = [cell.strip() for cell in evidence.row(RUNS, "a").split("|")[1:-1]]
-    assert len(cells) == len(evidence.HEAD)
-    after, score, worst = over_seeds([7, 2, 12]), over_seeds([0.5, 0, 1]), over_seeds([5, 2, 12])
-    assert cells[:5] == ["`a`", "3", "0.00 [0.00, 0.00]", str(after), str(score)]
-    assert cells[5:] == ["7.00", str(worst), "-", "-", "-", "1", "160", "2.0 M", "1.5 min"]
+def test_a_cell_is_the_mean_of_the_runs_with_the_interval_over_them(families):
+    found = rows_of(evidence.tables("plain"))
+    cells = found["a"]
+    assert list(cells.values())[:5] == [
+        "a",
+        "3",
+        "0.00 [0.00, 0.00]",
+        str(over_seeds([7, 2, 12])),
+        str(over_seeds([0.5, 0, 1])),
+    ]
+    assert cells["worst tenth"] == str(over_seeds([5, 2, 12]))
+    assert [cells[name] for name in ("solved", "out of distribution", "its score")] == ["-", "-", "-"]
+    assert [cells[name] for name in ("gradient steps", "support", "env steps", "minutes")] == ["1", "160", "2.0 M", "1.50"]
+    assert found["random policy"]["after"] == "-1.00"
 
 
 @pytest.mark.parametrize(("spent", "point"), [([0], 0), ([0, 148], 1), ([0, 148, 148, 148], 3), ([0, 148, 296, 444], 1)])
@@ -315,16 +347,24 @@ def test_all_methods_are_compared_after_one_support(spent, point):
     assert matrix.first_support(spent) == point
 
 
+def test_what_is_kept_of_a_run_ends_after_one_support_and_has_five_digits():
+    folder = Path(shipped.FOLDER, "osi_dqn-two_link_arm")
+    whole, kept = saved.load(folder, "test"), matrix.load(folder)
+    assert (whole.tested.adapted.env_steps, kept.tested.adapted.env_steps) == ([0, 160, 320, 480], [0, 160])
+    np.testing.assert_allclose(kept.tested.adapted.scores, whole.tested.adapted.scores[:2], rtol=6e-5)
+    assert max(len(repr(value)) for value in kept.results["ood"].adapted.scores.ravel().tolist() if abs(value) > 1) <= 8
+
+
 def test_a_method_with_other_settings_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(matrix, "RESULTS", tmp_path)
     family = next(iter(matrix.FAMILIES))
     first, *_ = jobs = list(matrix.jobs([family], None, range(2)))
     assert [job.seed for job in jobs] == sorted(job.seed for job in jobs), "the first seed of everything comes first"
-    for job in jobs[:1] + [job for job in jobs if job.method == first.method]:
-        matrix.write(job, kept([1.0]))
-    assert set(matrix.read(family)[first.method]["runs"]) == {"0", "1"}
-    matrix.write(first._replace(overrides=["other"]), kept([2.0]))
-    assert first.folder(tmp_path) != first._replace(overrides=["other"]).folder(tmp_path)
+
+    for job in [job for job in jobs if job.method == first.method] + jobs[:1]:
+        matrix.write(job, run("", job.seed, [1.0, 2.0])._replace(path=job.folder(tmp_path)))
+    assert [each.seed for each in matrix.read(family)[first.method]] == [0, 1]
+    assert matrix.read(family, "ood")[first.method][0].tested is None
     monkeypatch.setitem(matrix.FAMILIES[family]["methods"], first.method, ["algo=other"])
     assert matrix.read(family) == {}
 

@@ -8,12 +8,12 @@
     python benchmarks/evidence docs                            make the tables and the figure from what is kept
 
 The first seed of every method comes first, then the second. A run is an ordinary ``metarl train`` with the overrides that
-``matrix.yaml`` names, so that it can be repeated alone. What the tables need of it is kept in
-``benchmarks/results/evidence/<family>.json`` as soon as it is finished. A method whose settings in the matrix change begins
-anew. Each run uses one core; the time is that of its own training.
+``matrix.yaml`` names, so that it can be repeated alone. What a report needs of it is kept in
+``benchmarks/results/evidence/<family>.json`` as soon as it is finished: a file of ``metarl report format=runs``. A method whose
+settings in the matrix change begins anew. Each run uses one core; the time is that of its own training.
 
-A cell is the mean over tasks, with Student's 95 % interval over the seeds. The normalised score is (after - robust) /
-(oracle - robust), of these means.
+The tables are those of ``metarl report``. A cell is the mean over tasks, with Student's 95 % interval over the seeds. The
+normalised score is (after - robust) / (oracle - robust), of these means.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 from threading import Lock
 
 import supports
-from matrix import FAMILIES, Job, jobs, read, summary, train, write
-from scores import MAIN, draw, fill, kept_families, table
+from matrix import FAMILIES, Job, jobs, load, read, train, write
+from scores import draw, fill, tables
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "evidence.md", ROOT / "README.md"]
@@ -36,7 +36,7 @@ def documents() -> None:
     """Fill the tables of the documents, and draw the figure."""
     for page in PAGES:
         page.write_text(supports.fill(fill(page.read_text())))
-    draw(ROOT / "docs" / "evidence.png", [family for family in MAIN if family in kept_families()])
+    draw(ROOT / "docs" / "evidence.png")
 
 
 def main() -> None:
@@ -56,7 +56,8 @@ def main() -> None:
         for family in args.families:
             supports.probe(family, args.methods, range(args.seeds), args.outputs)
         return None
-    todo = [job for job in jobs(args.families, args.methods, range(args.seeds)) if not is_kept(job)]
+    kept = {(family, method, run.seed) for family in args.families for method, runs in read(family).items() for run in runs}
+    todo = [job for job in jobs(args.families, args.methods, range(args.seeds)) if job[:3] not in kept]
     end, lock = time.monotonic() + 60 * args.minutes, Lock()
 
     def run(job: Job) -> bool:
@@ -65,7 +66,7 @@ def main() -> None:
         code = train(job, args.outputs, args.extra)
         with lock:
             if code == 0:
-                write(job, summary(job.folder(args.outputs)))
+                write(job, load(job.folder(args.outputs)))
             print(f"{'done' if code == 0 else f'exit code {code}'}: {job.folder(args.outputs)}", flush=True)
         return code == 0
 
@@ -73,12 +74,7 @@ def main() -> None:
         done = sum(pool.map(run, todo))
     print(f"{done} of {len(todo)} runs finished")
     for family in dict.fromkeys(job.family for job in todo):
-        print(f"\n{family}\n\n{table(family)}")
-
-
-def is_kept(job: Job) -> bool:
-    """Whether the run is in the results, with these settings."""
-    return str(job.seed) in read(job.family).get(job.method, {"runs": {}})["runs"]
+        print(f"\n{family}\n\n{tables(family)}")
 
 
 if __name__ == "__main__":

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
+
+from metarl_cli.comparison import kept, saved
+from metarl_cli.comparison.saved import Saved, Tested
+from metarl_cli.evaluation.statistics import Scores
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "evidence"
 MATRIX: dict[str, Any] = yaml.safe_load((HERE / "matrix.yaml").read_text())
 FAMILIES: dict[str, dict[str, Any]] = MATRIX["families"]
-Kept = dict[str, dict[str, Any]]  # method -> {"overrides": [...], "runs": {seed: what is kept of a run}}
+Kept = dict[str, list[Saved]]  # by method
 
 
 class Job(NamedTuple):
@@ -49,24 +54,39 @@ def jobs(families: list[str], methods: list[str] | None, seeds: range) -> Iterat
                     yield Job(family, method, seed, settings(family, method))
 
 
-def read(family: str) -> Kept:
+def results_file(family: str) -> Path:
+    """Return the file that keeps the runs of a family: of the form of ``metarl report format=runs``."""
+    return RESULTS / f"{family}.json"
+
+
+def read(family: str, split: str = "test") -> Kept:
     """Return what is kept of a family's runs, as far as they have today's settings, in the order of the matrix."""
-    path = RESULTS / f"{family}.json"
-    kept: Kept = json.loads(path.read_text()) if path.exists() else {}
-    return {m: kept[m] for m in FAMILIES[family]["methods"] if m in kept and kept[m]["overrides"] == settings(family, m)}
+    path = results_file(family)
+    runs, found = Kept(), all_runs(path, path.stat().st_mtime_ns) if path.exists() else []
+    for job in jobs([family], None, range(1)):
+        stem = job.folder(path).name.removesuffix("0")
+        members = [run for run in found if run.path.name == f"{stem}{run.seed}"]
+        if members:
+            runs[job.method] = sorted(
+                (run._replace(tested=run.results.get(split)) for run in members), key=lambda run: run.seed
+            )
+    return runs
 
 
-def write(job: Job, run: dict[str, Any]) -> None:
-    """Keep what the tables need of one more run."""
-    kept = read(job.family)
-    entry = kept.setdefault(job.method, {"overrides": job.overrides, "runs": {}})
-    entry["runs"][str(job.seed)] = run
-    entry["runs"] = dict(sorted(entry["runs"].items(), key=lambda item: int(item[0])))
-    lines = [f'"{m}": {json.dumps(kept[m])}' for m in FAMILIES[job.family]["methods"] if m in kept]
+@cache
+def all_runs(path: Path, changed: int) -> list[Saved]:
+    """Return the runs in a file that was last changed at that time [ns]."""
+    return kept.read(path, "test")
+
+
+def write(job: Job, run: Saved) -> None:
+    """Keep one more run, beside those that have today's settings."""
+    members = read(job.family)
+    others = [each for each in members.get(job.method, []) if each.seed != job.seed]
+    members[job.method] = sorted([*others, run], key=lambda each: each.seed)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    part = (path := RESULTS / f"{job.family}.json").with_suffix(".part")
-    part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    part.replace(path)
+    methods = [method for method in FAMILIES[job.family]["methods"] if method in members]
+    kept.write(results_file(job.family), [run for method in methods for run in members[method]])
 
 
 def train(job: Job, outputs: Path, extra: list[str]) -> int:
@@ -79,31 +99,23 @@ def train(job: Job, outputs: Path, extra: list[str]) -> int:
         return subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """Return what the tables need of a finished run: the mean returns of its held-out tasks ``[M]``, and what it cost."""
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    manifest = json.loads((folder / "run.json").read_text())
-    test, ood = (folder / "results" / f"{split}.json" for split in ("test", "ood"))
-    tested = json.loads(test.read_text())
-    last = -1 if tested["trial"] else first_support(tested["adapted"]["env_steps"])
+def load(folder: Path) -> Saved:
+    """Return what the tables need of a finished run, in five digits: adaptations up to where all methods have seen as much."""
+    run = saved.load(folder, "test")
+    results = {split: shortened(tested) for split, tested in run.results.items()}
+    return run._replace(results=results, tested=results["test"], learning={})
 
-    def scores(result: dict[str, Any], curve: str, point: int) -> list[float]:
-        return [float(f"{value:.5g}") for value in result[curve]["task_returns"][point]]
 
-    beyond = json.loads(ood.read_text()) if ood.exists() else None
-    return {
-        "revision": manifest["git"],
-        "tasks": tested["tasks"]["hash"],
-        "env_steps": log[-1]["step"] if log else 0,
-        "minutes": round(max((line.get("time/training_seconds", 0.0) for line in log), default=0.0) / 60, 2),
-        "gradient_steps": tested["adapted"]["gradient_steps"][last],
-        "support": tested["adapted"]["env_steps"][last],  # environment steps before the last policy or episode
-        "before": scores(tested, "adapted", 0),
-        "after": scores(tested, "adapted", last),
-        "random": scores(tested, "random", 0),
-        "ood": None if beyond is None else scores(beyond, "adapted", last),
-        "solved": tested["adapted"]["beside"][last]["solved"],
-    }
+def shortened(tested: Tested) -> Tested:
+    """Return a result whose adaptation ends after the first support; a trial, at its end."""
+    curve = tested.adapted if tested.trial else tested.adapted.until_point(first_support(tested.adapted.env_steps))
+    curve = curve._replace(scores=rounded(curve.scores))
+    return tested._replace(adapted=curve, references={role: rounded(each) for role, each in tested.references.items()})
+
+
+def rounded(scores: Scores) -> Scores:
+    """Return numbers of five digits."""
+    return np.array([float(f"{value:.5g}") for value in scores.flat]).reshape(scores.shape)
 
 
 def first_support(env_steps: list[int]) -> int:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from matrix import FAMILIES, RESULTS, Job, jobs
-from scores import ORACLES, ROBUSTS, interval, number
+from scores import ORACLES, ROBUSTS
 
 import metarl_cli as metarl
+from metarl_cli.comparison.tables import number, text
 from metarl_cli.errors import UserError
+from metarl_cli.evaluation.statistics import over_seeds
 
 PROBES = RESULTS.parent / "probes"
 MARKER = re.compile(r"(<!-- probes: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
@@ -68,7 +70,7 @@ def table(family: str) -> str:
     own, *others = dict.fromkeys(support for found in kept.values() for support in found)
     lines = [f"| {' | '.join(['algorithm', 'seeds', own, *others])} |", "|" + "---|" * (3 + len(others))]
     for method, found in kept.items():
-        cells = [f"`{method}`", str(len(found[own]["mean"])), interval(found[own]["mean"])]
+        cells = [f"`{method}`", str(len(found[own]["mean"])), text(own, over_seeds(found[own]["mean"]))]
         lines.append(f"| {' | '.join(cells + [cell(found.get(support)) for support in others])} |")
     return "\n".join(lines)
 

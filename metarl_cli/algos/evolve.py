@@ -28,9 +28,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.adaptation.learning import Learning
 from metarl_cli.config.base import Operational
+from metarl_cli.evolution.lifetimes.gradient import Gradient
 from metarl_cli.evolution.population import Evolution, EvolutionConfig, ValidationConfig
 from metarl_cli.interfaces import Context, Footprint, Holding, Task, num_tasks
+from metarl_cli.networks.q_network import structured
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
 
@@ -83,6 +86,14 @@ class Evolve(Evolution):
             most = max(validation.tasks, -(-config.tasks // validation.folds) if validation.folds else 0)
             passing.append(Holding("algo.validation.tasks", self.cost_of_lives(number, most, validation.episodes)))
         return Footprint((), passing)
+
+    def learning(self) -> Learning | None:
+        """Return the champion's lifetime as functions of tensors; None where it is none, or begins with fresh weights."""
+        traits = self._express(self.champion[:1], 1)
+        params, structure = traits.pop("init", None), traits.pop("structure", {})
+        if params is None or not isinstance(self.lifetime, Gradient):
+            return None
+        return self.lifetime.learning(structured(params, structure) if structure else params, traits)
 
     @override
     def _live(self, genomes: Tensor) -> tuple[Tensor, int]:

@@ -22,6 +22,10 @@ OWN = {*(TuneConfig.model_fields.keys() - TrainConfig.model_fields.keys()), "tun
 NOT_SEARCHED = {
     "seed": "seeds=N has a trial run on several",
     **dict.fromkeys(("tasks_seed", "train.folds", "train.fold", "train.pool"), "scores on different tasks cannot be compared"),
+    **dict.fromkeys(
+        ("train.iterations", "train.eval_every"), "trials that train for longer, or are looked at more often, score more"
+    ),
+    "env": "scores on different tasks cannot be compared",
     "eval": "scores measured in different ways cannot be compared",
     "test": "the search sees no test",
 }
@@ -100,11 +104,20 @@ def check_ends(setting: Setting) -> None:
     for key, each in setting.ranges.items():
         for end in each.ends():
             try:
-                setting.compose({**start, key: end}, 0, Path("outputs"))
+                config, _ = setting.compose({**start, key: end}, 0, Path("outputs"))
+                if changed := sorted(_unlike(config, setting.base)):
+                    raise UserError(f"{key}={end}: gives other values to {', '.join(changed[:3])}, which all trials must share")
             except UserError as error:
                 problems |= dict.fromkeys(f"range of {key}: {problem.text}" for problem in error.problems)
     if problems:
         raise UserError(*problems)
+
+
+def _unlike(config: TrainConfig, base: TrainConfig) -> set[str]:
+    """Return the keys that trials must share and do not, in two configurations."""
+    one, two = (dict(leaves(each.model_dump())) for each in (config, base))
+    shared = {"env", "tasks_seed", "train.iterations", "train.eval_every", "train.folds", "train.fold", "train.pool"}
+    return {key for key in one.keys() | two.keys() if within(key, shared) and one.get(key) != two.get(key)}
 
 
 def read_ranges(

@@ -26,7 +26,7 @@ metarl report: runs beside each other, with intervals over seeds.
 usage: metarl report [FOLDER ...] [key=value ...]
 
 Runs that differ in the seed alone are a group, with a row of the table for their environment and tasks. FOLDER is a run
-folder, or one that holds run folders; without one it is outputs.
+folder, one that holds run folders, or a file that keeps runs (format=runs); without one it is outputs.
 
   by=algo              what makes a group: options and keys, by=algo,outer.lr; all but the seed
   split=test           the held-out tasks: test, or ood (beyond the ranges of training)
@@ -35,7 +35,8 @@ folder, or one that holds run folders; without one it is outputs.
   columns=after,IQM    columns of the tables: before, after, normalised_score, ...; all that have a value
   intervals=seeds      over seeds (Student's), or stratified: a bootstrap within tasks, as rliable's
   against=env_steps    the axis of learning curves: env_steps, seconds, iterations
-  format=html,tex      files to write: md, csv, json, html, tex (booktabs), png, svg, pdf, tensorboard; none
+  format=html,tex      files to write: md, csv, json, html, tex (booktabs), png, svg, pdf, tensorboard; none.
+                       runs: all that a report needs of the runs, in one file
   out=report           the folder of these files
 
 examples
@@ -51,6 +52,7 @@ LISTS = ("by", "columns", "format")
 KEYS = ("by", "split", "step", "baseline", "columns", "intervals", "against", "format", "out")
 FORMAT, OUT = "format", "out"
 GAP = 2  # [characters] between columns
+MOST_IN_TITLE = 3  # paths
 MOST_NAMES = 6  # of files that are listed one by one
 
 
@@ -82,7 +84,8 @@ def run(words: list[str]) -> int:
         console.print(Text(note), soft_wrap=True)
     if formats:
         with waiting("drawing ..."):
-            written = write(found, out, formats, f"Report on {', '.join(map(str, paths))}")
+            more = f" and {len(paths) - MOST_IN_TITLE} more" if len(paths) > MOST_IN_TITLE else ""
+            written = write(found, out, formats, f"Report on {', '.join(map(str, paths[:MOST_IN_TITLE]))}{more}")
         for path in written if len(written) <= MOST_NAMES else [out]:
             console.print(Text(f"written: {path}{f', {len(written)} files' if path == out else ''}"), soft_wrap=True)
     runs = sum(len(group.runs) for comparison in found.comparisons for group in comparison.groups)
@@ -106,7 +109,7 @@ def parse(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
             problems.append(f"{word}: no such flag; metarl report takes folders and key=value")
-        elif not equals or os.path.isdir(word):
+        elif not equals or os.path.exists(word):
             paths.append(word)
         elif key not in KEYS:
             problems.append(f"{key}: no such key{did_you_mean(key, KEYS) or '; known: ' + ', '.join(KEYS)}")

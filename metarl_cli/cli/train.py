@@ -181,7 +181,7 @@ class Terminal(Listener):
             what = "trial" if report.total else "episode"
             each = f"{repeats} {what}{'s' if repeats != 1 else ''} each"
             self.console.print(table(report, f"{tasks} {TITLES[split]}{SHARED if report.shared else ''}, {each}"))
-        if own := reports["test"].own_tasks:
+        if "test" in reports and (own := reports["test"].own_tasks):
             self.console.print(f"return on the training tasks, each learned on its own: {own}")
         self.console.print(f"run folder: {folder}", soft_wrap=True)
         self.console.print(f"look at it: tensorboard --logdir {shlex.quote(str(folder.path.parent))}", soft_wrap=True)

@@ -175,16 +175,16 @@ class Current(Listener):
 
     @override
     def finished(self, folder: RunFolder, reports: dict[str, Report] | None) -> None:
-        self._update(folder.path, PATIENCE)
+        self._update(folder.path, PATIENCE, changed=reports is not None)
 
-    def _update(self, run: Path, patience: float) -> None:
+    def _update(self, run: Path, patience: float, changed: bool = True) -> None:
         began = time.monotonic()
         with contextlib.suppress(Exception):  # whatever neighbours hold: the run itself matters more
             if self.on and (group := self._look_at(run)[0]):
                 found = [(path, *self._look_at(path)) for path in sorted(run.parent.glob("*/"), reverse=True)]
                 members = {seed: path for path, its, seed in found if its == group}  # of a seed that is there twice, the first
                 if len(members) > 1:
-                    _write_group(sorted(members.values()), group, patience)
+                    _write_group(sorted(members.values()), group, patience, changed)
         ended = time.monotonic()
         self.next = ended + max(EVERY, (ended - began) / SHARE)
 
@@ -197,14 +197,18 @@ class Current(Listener):
         return self.looked_at.get(path, (None, 0))
 
 
-def _write_group(members: Sequence[Path], group: str, patience: float) -> None:
-    """Write the group of some run folders, unless another process does for longer than ``patience`` [s]."""
+def _write_group(members: Sequence[Path], group: str, patience: float, changed: bool) -> None:
+    """Write the group of some run folders, unless another process does for longer than ``patience`` [s].
+
+    Where none of them is known to have ``changed``, their logs say it.
+    """
     place = members[0].parent / SEEDS
     name = f"{re.sub(r'-seed[0-9]+-[0-9a-f]{8}$', '', members[0].name)}-{group}"
     folder = next(iter(sorted(place.glob(f"*-{group}/"))), place / name)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / ".lock", patience) as mine:
-        if mine and (patience or not _fresh(folder)) and (points := _so_far(_read(members))):
+        due = patience or not _fresh(folder)
+        if mine and due and (changed or _behind(folder, members)) and (points := _so_far(_read(members))):
             _replace(folder, points)
 
 
@@ -220,6 +224,12 @@ def _read(members: Sequence[Path]) -> list[Mapping[str, Scores]]:
 def _fresh(folder: Path) -> bool:
     """Whether a group was written so lately that a run in training leaves it."""
     return any(0 <= time.time() - path.stat().st_mtime < EVERY for path in folder.glob(f"{EVENTS}.*"))
+
+
+def _behind(folder: Path, members: Sequence[Path]) -> bool:
+    """Whether a log of a group's runs has changed since the group was written."""
+    written = max((path.stat().st_mtime for path in folder.glob(f"{EVENTS}.*")), default=0.0)
+    return any(path.stat().st_ctime >= written for member in members if (path := member / "metrics.jsonl").exists())
 
 
 @contextlib.contextmanager

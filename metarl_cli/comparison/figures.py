@@ -4,6 +4,7 @@
     adaptation   return on the held-out tasks, along the steps of adaptation or the episodes of a trial
     profile      share of the tasks with a return above each level (Agarwal 2021, arXiv:2108.13264)
     tasks        each task's return before and after adaptation, a mean over seeds
+    scores       the normalised score of each group, where its ends are known; of several comparisons in one figure
 
 A line is the mean over seeds and a band Student's 95 % interval over them; a single seed has no band. Groups differ in colour
 (Okabe and Ito's, which colour-blind readers can tell from each other), in stroke and in marker.
@@ -12,7 +13,7 @@ A line is the mean over seeds and a band Student's 95 % interval over them; a si
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,9 @@ import numpy as np
 from metarl_cli.comparison.groups import Comparison, Group
 from metarl_cli.comparison.saved import AXES, LEARNING
 from metarl_cli.comparison.tables import after, before, by_tasks, ends, tested
+from metarl_cli.errors import visible
 from metarl_cli.evaluation.pictures import plain_text
-from metarl_cli.evaluation.statistics import Scores, mean, over_seeds, profile
+from metarl_cli.evaluation.statistics import Scores, mean, normalised, over_seeds, profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +39,9 @@ AXIS_LABELS = {
 }
 POINTS = 200  # of a learning curve and of a profile
 FORMATS = ("png", "svg", "pdf")
+SHOWN = -0.25, 1.2  # normalised scores
+ABREAST = 5  # panels in a row
+LONGEST = 40  # [characters] of a name beside a panel
 
 
 def figures(comparison: Comparison, against: str = "env_steps") -> dict[str, Figure]:
@@ -51,6 +56,7 @@ def figures(comparison: Comparison, against: str = "env_steps") -> dict[str, Fig
         "adaptation": _adaptation(comparison),
         "profile": _profile(comparison),
         "tasks": _tasks(comparison),
+        "scores": scores([comparison]),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -67,12 +73,56 @@ def encode(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _empty(comparison: Comparison, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+def scores(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Draw the normalised scores of groups that are not its ends, a panel for each comparison; None where there is none.
+
+    A dot is the mean over seeds and a line the interval; the dot of a single run is hollow, and a cross at the side is beyond.
+    """
+    known = [(each, limits) for each in comparisons if (limits := ends(each))]
+    rows = list(dict.fromkeys(g.name for each, limits in known for g in each.groups if g.name not in limits.groups))
+    if not rows:
+        return None
+    down, across = -(-len(known) // ABREAST), min(len(known), ABREAST)
+    figure = _figure((max(6.4, 3.1 * across + 1.6), (0.21 * len(rows) + 0.9) * down + 0.3))
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).flat
+    for (comparison, limits), axes in zip(known, panels, strict=False):  # which leaves the panels that are left over
+        groups = [group for group in comparison.groups if group.name not in limits.groups]
+        for group in groups:
+            found = over_seeds(normalised(mean(after(group)), limits.robust, limits.oracle))
+            row, inside = rows.index(group.name), SHOWN[0] <= found.value <= SHOWN[1]
+            face = COLOURS[0] if len(group.runs) > 1 else "white"
+            axes.plot(np.clip(found.value, *SHOWN), row, "o" if inside else "X", color=COLOURS[0], markerfacecolor=face)
+            axes.plot([found.low, found.high], [row, row], color=COLOURS[0], linewidth=2)
+        for score, stroke in ((0, ":"), (1, "--")):
+            axes.axvline(score, color="black", linestyle=stroke, linewidth=1)
+        axes.set(title=comparison.title, xlim=(SHOWN[0] - 0.05, SHOWN[1] + 0.05), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_xticks([0, 0.5, 1], ["0\nrobust", "0.5", "1\noracle"])
+        axes.set_yticks(range(len(rows)), list(map(_short, rows)), parse_math=False, usetex=False)
+        axes.grid(axis="y", alpha=0.3)
+    for axes in panels:
+        axes.set_visible(False)
+    about = "mean and 95 % interval over seeds (hollow: one seed; a cross: beyond)"
+    figure.supxlabel(f"normalised score after adaptation{': ' if across > 1 else chr(10)}{about}", fontsize="medium")
+    return figure
+
+
+def _short(name: str) -> str:
+    """Return a name that has room beside a panel."""
+    name = visible(name)
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\u2026"
+
+
+def _figure(size: tuple[float, float]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _empty(comparison: Comparison, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = _figure((6.4, 3.6))
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=comparison.title)
     axes.grid(alpha=0.3)

@@ -16,6 +16,7 @@ CAPTIONS = {
     "adaptation": "Return on the held-out tasks, along adaptation",
     "profile": "Share of the tasks with a return above each level",
     "tasks": "Each task before and after adaptation, a mean over seeds",
+    "scores": "Normalised score after adaptation: 0 is the robust policy, 1 the oracle",
 }
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1150px; padding: 0 1rem;

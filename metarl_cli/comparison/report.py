@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metarl_cli.comparison.figures import FORMATS, encode, figures
+from metarl_cli.comparison import kept
+from metarl_cli.comparison.figures import FORMATS, encode, figures, scores
 from metarl_cli.comparison.groups import Comparison, compare
 from metarl_cli.comparison.page import page
-from metarl_cli.comparison.saved import AXES, find
+from metarl_cli.comparison.reading import find
+from metarl_cli.comparison.saved import AXES, SPLITS, Saved
 from metarl_cli.comparison.tables import (
     INTERVALS,
     Table,
@@ -29,13 +31,13 @@ from metarl_cli.errors import UserError
 from metarl_cli.runs.files import write_whole
 from metarl_cli.runs.naming import short_names
 
-SPLITS = ("test", "ood")
-TEXTS = ("md", "csv", "json", "html", "tex", "tensorboard")  # formats beside those of figures
+TEXTS = ("md", "csv", "json", "html", "tex", "tensorboard", "runs")  # formats beside those of figures
 
 
 class Report(NamedTuple):
-    """Comparisons, the table of each, and one line on each run that has no place in one."""
+    """Runs, their comparisons, the table of each, and one line on each run that has no place in one."""
 
+    runs: list[Saved]
     comparisons: list[Comparison]
     tables: list[Table]
     notes: list[str]
@@ -59,7 +61,7 @@ def report(
     """Compare runs.
 
     Args:
-        paths: run folders, or folders that hold them.
+        paths: run folders, folders that hold them, or files that keep runs (``format=runs``).
         by: keys whose values make a group, such as ``algo``; none: all but the seed.
         against: the axis of learning curves, one of :data:`AXES`.
         split: the held-out tasks, one of :data:`SPLITS`.
@@ -96,7 +98,7 @@ def report(
         raise UserError(f"baseline={baseline}: must be one of {', '.join(known)}")
     whole = [table(each, baseline, intervals) for each in comparisons]
     tables = [each.with_columns(columns) if columns else each.without_empty() for each in whole]
-    return Report(comparisons, tables, notes, against)
+    return Report(found.runs, comparisons, tables, notes, against)
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -110,7 +112,8 @@ def write(found: Report, folder: Path, formats: Sequence[str], title: str) -> li
     """Write a report into a folder, in some formats; returns what was written.
 
     ``md``, ``csv``, ``json`` and ``html`` hold all tables, ``tex`` has a file for each, and ``png``, ``svg`` and ``pdf`` have
-    one for each figure. ``tensorboard`` is a folder of events.
+    one for each figure, and one with the scores of all. ``tensorboard`` is a folder of events. ``runs`` is the file
+    ``runs.json``, of which reports can be made again.
 
     Raises:
         UserError: for a format that there is not.
@@ -138,6 +141,8 @@ def write(found: Report, folder: Path, formats: Sequence[str], title: str) -> li
     for form in dict.fromkeys(formats):
         if form in whole:
             keep(f"report.{form}", whole[form]())
+        elif form == "runs":
+            keep("runs.json", kept.text(found.runs))
         elif form == "tensorboard":
             from metarl_cli.comparison import board
 
@@ -152,6 +157,8 @@ def write(found: Report, folder: Path, formats: Sequence[str], title: str) -> li
                 else:
                     for name, image in _encoded(comparison, found.against, form).items():
                         keep(f"{stem}-{name}.{form}", image)
+            if form in FORMATS and len(stems) > 1 and (figure := scores(found.comparisons)):
+                keep(f"scores.{form}", encode(figure, form))
     return written
 
 

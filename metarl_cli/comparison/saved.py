@@ -1,4 +1,4 @@
-"""Finished runs as their folders keep them: what they were, what they cost, and what they came to."""
+"""Finished runs: what they were, what they cost, and what they came to, as their folders keep it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ LEARNING = "eval/return_after_mean"  # the return on validation tasks that a lea
 LEARNING_IQM = "eval/return_after"  # the same as an IQM over tasks
 LARGEST_LOG = 2**28  # [bytes] of a log: a hundred thousand lines have less
 FOLDS, FOLD = "train.folds", "train.fold"
+SPLITS = ("test", "ood")  # of held-out tasks that have results
 FREE = ("chunk", "processes", "log_every", "checkpoint_every")  # last words of keys that change no result
 MOST = 2**63  # no count reaches it
 Count = Annotated[int, Field(ge=0, lt=MOST)]
@@ -86,7 +87,11 @@ class Curve(NamedTuple):
 
     def until(self, step: int) -> Curve:
         """Return the curve up to a step, which it has."""
-        end = self.steps.index(step) + 1
+        return self.until_point(self.steps.index(step))
+
+    def until_point(self, point: int) -> Curve:
+        """Return the curve up to a point."""
+        end = point + 1
         return Curve(self.steps[:end], self.gradient_steps[:end], self.env_steps[:end], self.scores[:end], self.solved[:end])
 
 
@@ -97,7 +102,7 @@ class Tested(NamedTuple):
     episodes: int  # of each task and point
     trial: bool  # whether the points are episodes of a trial
     adapted: Curve
-    references: dict[str, Scores]  # robust, oracle, optimum [M], as far as the run knows them
+    references: dict[str, Scores]  # robust, oracle, optimum, random [M], as far as the run knows them
 
 
 class Saved(NamedTuple):
@@ -108,15 +113,24 @@ class Saved(NamedTuple):
     choices: dict[str, str]  # the option of each config group
     overridden: list[str]
     seed: int
+    config: dict[str, Any]  # its config.yaml, without the seed
     values: dict[str, Any]  # by dotted key, all that can change a result but the seed
     git: str
-    tested: Tested | None  # None: not tested on this split
+    results: dict[str, Tested]  # by split
+    tested: Tested | None  # on the split of the report; None: not tested there
     learning: dict[str, Scores]  # LEARNING, its IQM and each of AXES, as far as logged, at the evaluations of training
     env_steps: int
     seconds: float
     memory: int | None  # [bytes] the largest; None: a run of an older version
     gpu_memory: int | None
-    notes: list[str]  # what a reader of its numbers has to know, said of "it"
+    prolonged: bool  # whether it was given more iterations when it had finished
+    unchecked: list[str]  # why its configuration cannot be checked here
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of its numbers has to know, said of "it"."""
+        prolonged = "was given more iterations when it had finished, which is not as if it had them from the start"
+        return [*([prolonged] if self.prolonged else []), *self.unchecked]
 
     @property
     def env(self) -> str:
@@ -128,35 +142,6 @@ class Saved(NamedTuple):
         """The cross-validation that it is a part of, in words; empty where it is none."""
         num = self.values.get(FOLDS)
         return f"{num} folds of {self.values.get('train.pool')} tasks" if num else ""
-
-
-class Found(NamedTuple):
-    """Runs, and one line on each that cannot be read."""
-
-    runs: list[Saved]
-    problems: list[str]
-
-
-def find(paths: Sequence[str | Path], split: str) -> Found:
-    """Read all runs in some folders, and in folders within.
-
-    Args:
-        paths: run folders, or folders that hold them.
-        split: the held-out tasks whose results are read.
-
-    Raises:
-        UserError: if a folder does not exist, or there is no run in any.
-    """
-    runs, problems = list[Saved](), list[str]()
-    for folder in folders(paths):
-        try:
-            runs.append(load(folder, split))
-        except UserError as error:
-            problems += [problem.text for problem in error.problems]
-    if not runs:
-        where = ", ".join(map(str, paths))
-        raise UserError(*(problems or [f"there is no run in {where}; a run folder holds a run.json"]))
-    return Found(runs, problems)
 
 
 def folders(paths: Sequence[str | Path]) -> list[Path]:
@@ -183,45 +168,55 @@ def _cannot_read(error: OSError) -> None:
 
 
 def load(path: Path, split: str) -> Saved:
-    """Read a run; see :func:`find` for the split.
+    """Read a run folder, with its result on a split as what is compared.
 
     Raises:
         UserError: if it cannot be read, is damaged, was changed or is of another format.
     """
     folder = RunFolder(path)
-    manifest, tested = folder.manifest(), path / "results" / f"{split}.json"
-    log, learning = path / "metrics.jsonl", dict[str, Scores]()
-    env_steps, seconds = 0, 0.0
-    values, notes = _values(folder, manifest["choices"])
-    if manifest.get("iterations"):
-        notes.append("was given more iterations when it had finished, which is not as if it had them from the start")
+    manifest, log, learning = folder.manifest(), path / "metrics.jsonl", dict[str, Scores]()
+    choices = {group: option for group, option in manifest["choices"].items() if option is not None}
+    config = {key: value for key, value in folder.values().items() if key != "seed"}
+    values, notes = compared_values(config, choices)
+    env_steps, seconds, results = 0, 0.0, dict[str, Tested]()
     if log.exists():
         learning, env_steps, seconds = read_log(log)
+    if manifest["status"] == "finished":
+        files = {name: path / "results" / f"{name}.json" for name in SPLITS}
+        results = {name: _tested(read_json(file, Readable)) for name, file in files.items() if file.exists()}
     return Saved(
         path,
         manifest["status"],
-        {group: option for group, option in manifest["choices"].items() if option is not None},
+        choices,
         manifest.get("overridden", []),
         manifest["seed"],
+        config,
         values,
         str(manifest.get("git")),
-        _tested(read_json(tested, Readable)) if tested.exists() and manifest["status"] == "finished" else None,
+        results,
+        results.get(split),
         learning,
         env_steps,
         seconds,
         manifest.get("memory"),
         manifest.get("gpu_memory"),
+        bool(manifest.get("iterations")),
         notes,
     )
 
 
-def _values(folder: RunFolder, choices: Mapping[str, str | None]) -> tuple[dict[str, Any], list[str]]:
-    """Return what can change a result but the seed, and a note where the configuration cannot be checked here."""
-    plain, notes = folder.values(), list[str]()
+def compared_values(config: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return what can change a result, by dotted key, and a note where the configuration cannot be checked here.
+
+    Args:
+        config: of a run, all but the seed.
+        choices: the option of each config group.
+    """
+    notes = list[str]()
     try:
-        values = result_values(read_config(plain, folder.path, "it", choices))
+        values = result_values(read_config({**config, "seed": 0}, None, "it", choices))
     except UserError as error:  # a package that is missing here, or of another version
-        values = {key: value for key, value in plain.items() if key != "hardware"}
+        values = {key: value for key, value in config.items() if key != "hardware"}
         notes.append(f"is compared by the values in its file, which cannot be checked here: {error.problems[0].text}")
     return {key: value for key, value in leaves(values) if key != "seed" and key.split(".")[-1] not in FREE}, notes
 
@@ -230,6 +225,7 @@ def _tested(result: Mapping[str, Any]) -> Tested:
     adapted, beside = result["adapted"], result["adapted"].get("beside")
     scores = _numbers(adapted["task_returns"])
     references = {role: _numbers(result[role]["task_returns"]) for role in ("robust", "oracle") if result.get(role)}
+    references["random"] = _numbers(result["random"]["task_returns"][0])
     if result.get("optimum"):
         references["optimum"] = _numbers(result["optimum"])
     return Tested(

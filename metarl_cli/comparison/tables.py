@@ -110,6 +110,7 @@ class Ends(NamedTuple):
     robust: float
     oracle: float
     source: str
+    groups: list[str]  # the names of those that they are of
 
 
 def tested(run: Saved) -> Tested:
@@ -177,11 +178,13 @@ def ends(comparison: Comparison) -> Ends | None:
                 return float(np.mean(list(levels.values()))), f"the {role} policy that the result of {runs[0].path.name} has"
         return None
 
-    robust = of(_best(comparison.groups, False)) or known("robust")
-    oracle = of(_best(comparison.groups, True)) or known("oracle", "optimum")
+    best = [_best(comparison.groups, knowledge) for knowledge in (False, True)]
+    robust = of(best[0]) or known("robust")
+    oracle = of(best[1]) or known("oracle", "optimum")
     if robust is None or oracle is None or not oracle[0] > robust[0]:
         return None
-    return Ends(robust[0], oracle[0], f"0 is {robust[1]} ({number(robust[0])}), 1 is {oracle[1]} ({number(oracle[0])})")
+    source = f"0 is {robust[1]} ({number(robust[0])}), 1 is {oracle[1]} ({number(oracle[0])})"
+    return Ends(robust[0], oracle[0], source, [group.name for group in best if group])
 
 
 def table(comparison: Comparison, baseline: str | None = None, intervals: str = "seeds") -> Table:
@@ -312,11 +315,19 @@ def text(column: str, cell: Cell) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """Return a table in Markdown, with its notes."""
-    head = f"| {' | '.join(table.columns)} |"
-    lines = [f"| {' | '.join(in_markdown(text(*cell)) for cell in _cells(table, row))} |" for row in table.rows]
+    """Return a table in Markdown, with its title and its notes."""
     notes = [f"- {in_markdown(note)}" for note in table.notes]
-    return "\n".join([f"## {in_markdown(table.title)}", "", head, "|" + "---|" * len(table.columns), *lines, "", *notes, ""])
+    return "\n".join([f"## {in_markdown(table.title)}", "", markdown_rows(table), "", *notes, ""])
+
+
+def markdown_rows(table: Table) -> str:
+    """Return the rows of a table in Markdown, under their headings."""
+
+    def shown(column: str, cell: Cell) -> str:
+        return in_markdown(cell) if isinstance(cell, str) else text(column, cell)
+
+    lines = [f"| {' | '.join(shown(*cell) for cell in _cells(table, row))} |" for row in table.rows]
+    return "\n".join([f"| {' | '.join(table.columns)} |", "|" + "---|" * len(table.columns), *lines])
 
 
 def _cells(table: Table, row: list[Cell]) -> list[tuple[str, Cell]]:

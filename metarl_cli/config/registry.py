@@ -166,7 +166,7 @@ def _module(kind: str, name: object, place: str) -> ModuleType:
     """Return a module of this package or of an installed entry point, looked up in a list: a name is never a path."""
     folder, needed = MODULES[kind]
     package = importlib.import_module(f"metarl_cli.{folder}")
-    sources: dict[str, Callable[[], Any]] = {p.name: p.load for p in entry_points(group=f"metarl.{folder.rpartition('.')[2]}")}
+    sources = dict[str, Callable[[], Any]]()
     for info in pkgutil.iter_modules(package.__path__):
         sources[info.name] = partial(importlib.import_module, f"{package.__name__}.{info.name}")
 
@@ -182,6 +182,10 @@ def _module(kind: str, name: object, place: str) -> ModuleType:
         return module if complete else None
 
     if isinstance(name, str) and name in sources and (module := imported(name)):
+        return module
+    installed = {point.name: point.load for point in entry_points(group=f"metarl.{folder.rpartition('.')[2]}")}
+    sources = installed | sources  # which takes a look at every package that is installed
+    if isinstance(name, str) and name in installed and (module := imported(name)):
         return module
     known = sorted(key for key in sources if imported(key))
     wrong = ": missing" if name is None else f"={show(name)}: no such module"

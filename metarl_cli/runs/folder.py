@@ -85,6 +85,7 @@ class Manifest(BaseModel):
     device: str
     saved: bool = False  # whether there has been a checkpoint to go on from
     iterations: int | None = None  # ``train.iterations`` since it was raised; config.yaml says with how many the run began
+    tested: bool = True  # whether a finished run was tested on held-out tasks at its end; trials of a search are not
     score: float | None = None
     group: str | None = Field(None, pattern=r"^[0-9a-f]{8}$")  # the same in runs that differ in the seed alone
     memory: int | None = Field(None, ge=0, lt=2**63)  # [bytes] the largest so far
@@ -92,8 +93,8 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        if self.status == "finished" and self.score is None:
-            raise ValueError("a finished run has a score")
+        if self.status == "finished" and self.tested and self.score is None:
+            raise ValueError("a finished run that was tested has a score")
         if len(self.sha256) != 2 or not {"validation", "test"} <= set(self.tasks):
             raise ValueError("a hash is missing")
         return self

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -38,6 +39,7 @@ from metarl_cli.runs.peak import largest
 from metarl_cli.runs.profile import Profile, Profiler, check_left
 from metarl_cli.runs.provenance import now
 from metarl_cli.runs.results import Measured, load_weights, measure
+from metarl_cli.runs.shipped import entries, is_shipped
 from metarl_cli.runs.tracking import Tracker
 
 
@@ -87,7 +89,9 @@ class Listener:
         """The run is finished; ``reports`` are None where it was before."""
 
 
-def train(config: TrainConfig, job: Job, listener: Listener, processes: Processes = ALONE) -> tuple[RunFolder, float]:
+def train(
+    config: TrainConfig, job: Job, listener: Listener, processes: Processes = ALONE, tested: bool = True
+) -> tuple[RunFolder, float]:
     """Train a new run, or go on with the one in the folder; returns the folder and the best score on the validation tasks.
 
     Args:
@@ -95,6 +99,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
         job: how it was composed.
         listener: receives the events.
         processes: those that share the run; this one is of rank 0, and the others :func:`follow`.
+        tested: whether a new run ends with the test on held-out tasks.
 
     Raises:
         UserError: if the folder cannot be used, or training diverged.
@@ -133,7 +138,7 @@ def train(config: TrainConfig, job: Job, listener: Listener, processes: Processe
             folder.create(config, job, components)
         if processes.watch:
             processes.watch.last_words = functools.partial(_lost, folder)
-        training = Training(config, folder, components, listener)
+        training = Training(config, folder, components, listener, tested)
         if longer:
             folder.note(status="interrupted", iterations=config.train.iterations)
         if processes.size > 1:  # for follow
@@ -222,6 +227,11 @@ def _same_device(folder: RunFolder, components: Components) -> None:
 def _check_saved(folder: RunFolder) -> None:
     """Raise UserError where a run would begin again over what it has written."""
     if folder.manifest().get("saved") and not folder.last.exists():
+        if is_shipped(folder.path, name := folder.path.name):
+            own = shlex.join(["metarl", "train", *entries()[name].train])
+            raise UserError(
+                f"zoo:{name} comes with its best weights alone, from which training cannot go on; train your own: {own}"
+            )
         rest = f"; its best weights are left: {folder.command('test')}" if folder.best.exists() else ""
         missing = f"{folder} cannot go on, for {folder.last.name} is gone"
         raise UserError(f"{missing}: put it back, or choose another folder to train from the start{rest}")
@@ -235,9 +245,10 @@ class Training:
         folder: where it lies, locked.
         components: the objects of the configuration.
         listener: receives the events.
+        tested: whether it ends with the test.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, components: Components, listener: Listener):
+    def __init__(self, config: TrainConfig, folder: RunFolder, components: Components, listener: Listener, tested: bool = True):
         self.config, self.folder, self.components, self.listener = config, folder, components, listener
         self.algorithm = components.algorithm
         self.iteration, self.best, self.seconds = 0, -float("inf"), 0.0
@@ -254,7 +265,7 @@ class Training:
             done, device = self.iteration, components.device
             self.train_step = Profiler(self.train_step, done, self.iterations, folder.path, device, listener.profiled)
         listener.started(folder, self.iteration, self.iterations)
-        splits: list[str] = [split for split in ("test", "ood") if split in components.family.splits]
+        splits: list[str] = [split for split in ("test", "ood") if tested and split in components.family.splits]
         self.levels = {split: self._levels(split) for split in splits}
         self.tracker = Tracker(folder.path, folder.hparams(config), folder.texts(), resume_step, logged)
         self.evaluator = self._evaluator("validation", config.eval.tasks, config.eval.episodes)
@@ -270,7 +281,7 @@ class Training:
         return find_levels(self.config, evaluator, self.config.robust, self.config.oracle)
 
     def run(self, processes: Processes) -> None:
-        """Train to the end and test; the score on the test tasks is ``score`` in run.json.
+        """Train to the end and test, if it is tested; the score on the test tasks is ``score`` in run.json.
 
         The score is the mean after adaptation, on the training tasks where each is learned on its own, and for trials the mean
         return of an episode over the whole trial.
@@ -291,7 +302,8 @@ class Training:
                 reports = self.test()
                 self.tracker.close(finished=True)
                 taken = largest(self.folder.manifest())
-                self.folder.note(status="finished", ended=now(), score=reports["test"].score, **taken)
+                score = reports["test"].score if reports else None
+                self.folder.note(status="finished", ended=now(), score=score, tested=bool(reports), **taken)
         except BaseException as error:
             self.tracker.close(finished=False)
             if isinstance(error, KeyboardInterrupt) and interrupt.received is not None:

@@ -71,13 +71,20 @@ def find(run: str | Path) -> Path:
         if not os.path.lexists(folder):
             _copy(name, folder)
             note(f"{run} is copied to {folder}")
-        best = folder / "best.pt"
-        same = os.path.lexists(best) and sha256(best) == sha256(FOLDER / name / "best.pt")
+        same = is_shipped(folder, name)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; call it in a folder that can be written") from error
     if not same:
         raise UserError(f"{folder} is not the {run} of this version of metarl; move it away")
     return folder
+
+
+def is_shipped(folder: Path, name: str) -> bool:
+    """Whether a folder holds every file of a run as it comes with metarl, and no other in the place of one."""
+    if name not in entries():
+        return False
+    files = [(folder / path, FOLDER / name / path) for path in KEPT if (FOLDER / name / path).exists()]
+    return all(os.path.lexists(own) and sha256(own) == sha256(kept) for own, kept in files)
 
 
 def _copy(name: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from metarl_cli.comparison import report
 from metarl_cli.comparison.groups import Comparison, compare
-from metarl_cli.comparison.saved import find
+from metarl_cli.comparison.reading import find
 from metarl_cli.comparison.tables import table
 from metarl_cli.runs.files import write_whole
 from metarl_cli.runs.folder import with_values
@@ -36,11 +36,12 @@ def compared(folders: Mapping[str, Path], baseline: str) -> report.Report:
         UserError: if no run has a result.
     """
     paths = [folder for folder in folders.values() if folder.is_dir()]
-    comparisons, left = compare(find(paths, "test").runs, ())
+    runs = find(paths, "test").runs
+    comparisons, left = compare(runs, ())
     named = [_named(each, folders) for each in comparisons]
     tables = [table(each, baseline).without_empty() for each in named]
     notes = ["the two were tested on different tasks, and have a table each"] if len(named) > 1 else []
-    return report.Report(named, tables, [*left, *notes], "env_steps")
+    return report.Report(runs, named, tables, [*left, *notes], "env_steps")
 
 
 def _named(comparison: Comparison, folders: Mapping[str, Path]) -> Comparison:

@@ -131,7 +131,7 @@ def run_trial(trial: Trial, seeds: Sequence[int], compose: Compose, screen: Scre
             watch = Watch(label, trial, scores, steps)
             config, job = compose(trial.values, seed, trial.folder)
             with screen.listening(watch) as listener:
-                scores.append(train(config, job._replace(number=trial.number), listener)[1])
+                scores.append(train(config, job._replace(number=trial.number), listener, tested=False)[1])
             steps += config.train.iterations
         score = float(np.mean(scores))
         if math.isfinite(score):

@@ -91,6 +91,13 @@ def test_the_ends_of_ranges_are_checked_before_the_first_trial():
     ]
 
 
+def test_options_must_not_change_what_trials_share():
+    """An experiment names its environment and its iterations, too."""
+    setting = searched("tune=none", "experiment=maml_dqn_navigation,maml_dqn_arm")
+    with pytest.raises(UserError, match=r"range of experiment: .*gives other values to env\..*, which all trials must share"):
+        check_ends(setting)
+
+
 def test_no_sweep_of_searches(capsys):
     assert main.main(["tune", "-m", LR]) == 2
     assert "leave -m out" in capsys.readouterr().err
@@ -160,6 +167,8 @@ def test_trials_and_the_report_are_run_folders(study):
     assert {run["status"] for run in found.values()} == {"finished"}
     seeds = {(path.parent.parent.name, run["seed"]) for path, run in found.items()}
     assert seeds == {("trials", 0), ("report", 1000)}, "no seed of the search is one of the report"
+    tested = {path.parent.parent.name for path in found if (path / "results" / "test.json").exists()}
+    assert tested == {"report"}, "the search sees no test"
 
 
 @pytest.mark.slow  # a search of several runs

@@ -73,6 +73,22 @@ def test_what_is_written_anew_takes_the_place_of_the_former(trained, tmp_path): 
     assert scalars(folder, "seeds/return_after") == {100: -3, 200: 7}
 
 
+def test_a_run_that_was_finished_before_changes_nothing(trained, tmp_path):  # noqa: F811
+    """As in a sweep that is issued again; a group that is not there, or is behind, is written."""
+    first, second = (seed(trained, tmp_path, number, [-3.0]) for number in range(2))
+    time.sleep(0.02)  # times of files are so coarse
+    Current().finished(first, None)
+    (folder,) = (tmp_path / "seeds").iterdir()
+    (before,) = folder.glob("events*")
+    time.sleep(0.02)
+    for run in (first, second):
+        Current().finished(run, None)
+    assert list(folder.glob("events*")) == [before]
+    seed(trained, tmp_path, 2, [-6.0])
+    Current().finished(second, None)
+    assert scalars(folder, "seeds/return_after") == {100: -4}
+
+
 @pytest.mark.parametrize("why", ["alone", "off", "held", "too soon"])
 def test_nothing_is_written(why, trained, tmp_path, monkeypatch):  # noqa: F811
     run = seed(trained, tmp_path, 0, [-3.0])

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metarl_cli as metarl
 from metarl_cli.cli.main import main
-from metarl_cli.comparison.figures import FORMATS
+from metarl_cli.comparison.figures import FORMATS, scores
 from metarl_cli.comparison.report import TEXTS, report, write
 from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown, text
 from metarl_cli.errors import UserError
@@ -220,6 +220,24 @@ def test_a_result_that_is_not_as_it_should_be_is_refused(how, trained, tmp_path)
     assert any(f"refused {path}" in note for note in found["notes"])
 
 
+def test_the_scores_of_several_comparisons_are_one_figure(trained, outputs, tmp_path):
+    """The ends of the score are its 0 and its 1, and no rows."""
+    shutil.copytree(outputs, tmp_path / "outputs")
+    for path in list((tmp_path / "outputs").iterdir()):
+        other = {"horizon: 20": "horizon: 30"}
+        if path.name.startswith("maml"):
+            copied(trained, tmp_path / "outputs" / f"other-{path.name}", int(path.name[-1]), changes=other, after=[-1.0] * 4)
+    found = report([tmp_path / "outputs"])
+    assert len(found.comparisons) == 2
+    figure = scores(found.comparisons)
+    panel = figure.get_axes()[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["anil_dqn", "maml_dqn"]
+    dots = [line.get_xdata()[0] for line in panel.lines[:4:2]]
+    assert dots == pytest.approx(
+        [rows({"tables": [found.values()["tables"][0]]})[n]["normalised score"]["value"] for n in ("anil_dqn", "maml_dqn")]
+    )
+
+
 def test_a_baseline_that_only_some_tables_have(trained, outputs, tmp_path):
     shutil.copytree(outputs, tmp_path / "outputs")
     copied(trained, tmp_path / "outputs" / "alone", changes={"horizon: 20": "horizon: 30"})
@@ -294,8 +312,9 @@ def test_the_command_prints_tables_and_writes_what_it_is_asked_for(outputs, tmp_
     assert "navigation_2d: 4 held-out tasks" in shown
     assert "8 runs in" in shown
     names = {str(path.relative_to(tmp_path / "paper")) for path in (tmp_path / "paper").iterdir()}
-    figures = {f"navigation_2d-{name}.{form}" for name in ("learning", "adaptation", "tasks") for form in FORMATS}
-    assert {"report.html", "report.md", "report.csv", "report.json", "navigation_2d.tex", "tensorboard", *figures} == names
+    figures = {f"navigation_2d-{name}.{form}" for name in ("learning", "adaptation", "tasks", "scores") for form in FORMATS}
+    texts = {"report.html", "report.md", "report.csv", "report.json", "runs.json", "navigation_2d.tex", "tensorboard"}
+    assert texts | figures == names
     first = {path: path.read_bytes() for path in (tmp_path / "paper").iterdir() if path.is_file()}
     again = [form for form in formats if form != "pdf"]  # the slowest
     write(report([outputs]), tmp_path / "paper", again, f"Report on {outputs}")
@@ -369,7 +388,7 @@ def test_the_page_needs_nothing_else(outputs, tmp_path):
     write(report([outputs]), tmp_path, ["html"], "A report")
     page = Parsed()
     page.feed((tmp_path / "report.html").read_text())
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     assert page.tags.count("tr") == 5
 

@@ -43,7 +43,11 @@ def test_elimination_solves_equations_of_least_squares():
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("maml_dqn-cartpole_family", 3), pytest.param("osi_dqn-two_link_arm", 1, marks=pytest.mark.slow)],
+    [
+        ("maml_dqn-cartpole_family", 3),
+        pytest.param("es_dqn-cartpole_family", 3, marks=pytest.mark.slow),
+        pytest.param("osi_dqn-two_link_arm", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_the_functions_adapt_as_the_algorithm(name, steps):
     run = shipped(name)

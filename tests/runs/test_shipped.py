@@ -81,9 +81,21 @@ def test_a_run_is_copied_and_used_like_any_other(capsys):
     assert "cartpole_family" in capsys.readouterr().out
     assert main(["train", f"run=zoo:{FIRST}"]) == 0
     assert f"{folder} is finished already" in capsys.readouterr().out
-    (folder / "best.pt").write_bytes(b"of another version")
+
+
+@pytest.mark.parametrize("path", [path for path in KEPT if (FOLDER / FIRST / path).exists()])
+def test_a_run_of_another_version_is_known_by_any_of_its_files(path):
+    folder = find(f"zoo:{FIRST}")
+    (folder / path).write_bytes((folder / path).read_bytes() + b" ")
     with pytest.raises(UserError, match=rf"{folder} is not the zoo:{FIRST} of this version of metarl; move it away"):
         find(f"zoo:{FIRST}")
+
+
+def test_a_run_cannot_be_trained_on(capsys):
+    assert main(["train", f"run=zoo:{FIRST}", "train.iterations=2000"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert f"zoo:{FIRST} comes with its best weights alone" in line
+    assert line.endswith("train your own: metarl train experiment=maml_dqn_cartpole")
 
 
 @pytest.mark.parametrize("there", ["something else", "a file", "a link to nowhere"])

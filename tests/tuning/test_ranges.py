@@ -50,6 +50,10 @@ REFUSED = {
     "learner.network.activation=glob(*)": "name the options",
     "hardware.threads=1,2": "it changes no result",
     "eval.tasks=10,20": "cannot be compared",
+    "env.horizon=20,40": "different tasks cannot be compared",
+    "env=cartpole_family,gridworld": "different tasks cannot be compared",
+    "train.iterations=interval(10, 100)": "trials that train for longer",
+    "train.eval_every=5,10": "are looked at more often",
     "train.fold=0,1": "different tasks cannot be compared",
     "seed=range(5)": "seeds=N has a trial run on several",
 }

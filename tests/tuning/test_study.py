@@ -65,7 +65,7 @@ class Training:
             values=dict(values), seed=seed, folder=folder, train=SimpleNamespace(iterations=ITERATIONS)
         ), Job({}, [])
 
-    def __call__(self, config, job, listener):
+    def __call__(self, config, job, listener, tested=True):
         self.ran.append((config.folder.name, config.seed))
         if error := self.fails(config.values, config.seed):
             raise error

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, fading, support_gradients
+from metarl_cli.adaptation.learning import Learning
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import experience, peak, size_of
 from metarl_cli.evolution.interfaces import Cost, Traits
@@ -24,6 +25,7 @@ from metarl_cli.interfaces import Family, Learner, Params, Task, Transitions, de
 from metarl_cli.networks.optimizers import SGD, Adam, InnerOptimizer, Learned
 from metarl_cli.networks.stacked import first, repeat_per_task
 from metarl_cli.progress import timed
+from metarl_cli.spaces import Distribution
 
 
 class Config(StrictModel):
@@ -75,6 +77,32 @@ class Gradient:
         if episodes is not None:
             support = support.model_copy(update={"rollouts": episodes})
         return Gradient(self.config.model_copy(update={"support": support}), self.learner, family, self.device)
+
+    def learning(self, params: Params, traits: Traits) -> Learning | None:
+        """Return the steps of one learner as functions of tensors; None for a rule that remembers, as Adam and learned ones do.
+
+        Args:
+            params: its weights ``[1, ...]``.
+            traits: its traits, leading with ``[1]``.
+        """
+        config, learner = self.config, self.learner
+        if config.rule == "adam" or "optimizer" in traits:
+            return None
+        names = adapted_names(params, config.scope)
+
+        def step(number: Tensor, moved: Params, support: Transitions) -> Params:
+            now, progress = params | moved, ((number - 1) / config.steps).clamp(max=1.0)
+            factor = config.decay ** (number - config.steps).clamp(min=0).to(torch.float32)
+            gradients = support_gradients(learner, now, names, support, config.returns)
+            steps = rates(traits["hyper"]["lr"] * factor, traits.get("rates"), gradients, progress)
+            after = SGD().step(now, gradients, steps)
+            return {name: after[name] for name in names}
+
+        def act(moved: Params, obs: Tensor) -> Distribution:
+            return learner.policy(params | moved, obs)
+
+        start = {name: params[name].clone() for name in names}
+        return Learning(start, step, act, learner.actions, config.support, config.support.fresh)
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator) -> Life:
         """Begin R lifetimes on the tasks ``[R]``."""

@@ -9,7 +9,7 @@ from metarl_cli.interfaces import Params
 from metarl_cli.networks.stacked import broadcast_rows
 
 
-def rates(base: Tensor, trait: Params | None, gradients: Params, progress: float) -> Params:
+def rates(base: Tensor, trait: Params | None, gradients: Params, progress: float | Tensor) -> Params:
     """Return a learning rate for each gradient ``[R, ...]``, shaped to broadcast against it.
 
     Args:
