@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Params
+from metarl_cli.networks.dense import affine, dense
 from metarl_cli.spaces import constant
 
 SMALL = 0.1  # gain of the output layers: initial values near 0, so that no action is preferred by chance
@@ -129,6 +130,10 @@ class QNetwork:
         x = x.reshape(len(x), -1, self.features) if stacked else x.reshape(*leading, self.features)
         if self.config.context:
             x = torch.cat([x, params["context"].expand(*x.shape[:-1], -1)], -1)
+        if stacked and not self.config.layer_norm and not self.config.dueling and STRUCTURE[0] not in params:
+            names = [*(f"hidden.{i}" for i in range(len(self.config.hidden))), "head"]
+            layers = [(params[f"{name}.weight"], params[f"{name}.bias"]) for name in names]
+            return dense(self.config.activation, x, layers).reshape(*leading, *self.outputs)
         for i, units in enumerate(self.config.hidden):
             below = x
             x = _linear(x, params[f"hidden.{i}.weight"], params[f"hidden.{i}.bias"])
@@ -155,7 +160,7 @@ class QNetwork:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply weights ``[O, I]`` to ``x [..., I]``; or ``[R, O, I]``, with biases ``[R, 1, O]``, to ``x [R, N, I]``."""
-    return F.linear(x, weight, bias) if weight.dim() == 2 else torch.baddbmm(bias, x, weight.mT)
+    return F.linear(x, weight, bias) if weight.dim() == 2 else affine(x, weight, bias)
 
 
 STRUCTURE, STRUCTURE_WIDTH = ("structure.depth", "structure.activation"), "structure.width."
