@@ -57,7 +57,7 @@ def dense(activation: str, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Te
         x: the inputs.
         layers: the weights ``[R, O, I]`` and the biases ``[R, 1, O]`` of each.
     """
-    if torch.is_grad_enabled() and x.shape[0] * x.shape[1] >= MANY:
+    if torch.is_grad_enabled() and _many(x):
         out: Tensor = Dense.apply(activation, x, *(tensor for layer in layers for tensor in layer))  # type: ignore[no-untyped-call]
         return out
     return plain(activation, x, layers)
@@ -72,9 +72,14 @@ def plain(activation: str, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Te
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return ``x @ weight.mT + bias``, ``[R, N, I], [R, O, I], [R, 1, O] -> [R, N, O]``."""
-    if weight.shape[1] < NARROW and x.shape[0] * x.shape[1] >= MANY and x.shape[1] > 1:
+    if weight.shape[1] < NARROW and _many(x) and x.shape[1] > 1:
         return torch.baddbmm(bias.mT, weight, x.mT).mT.contiguous()
     return torch.baddbmm(bias, x, weight.mT)
+
+
+def _many(x: Tensor) -> bool:
+    """Whether so many rows ``[R, N, I]`` pay for the calls; an exported function takes any number of them in one way."""
+    return not torch.compiler.is_exporting() and x.shape[0] * x.shape[1] >= MANY
 
 
 def _pairs(a: Tensor, b: Tensor) -> Tensor:
