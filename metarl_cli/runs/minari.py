@@ -108,7 +108,8 @@ def _chunk(part: Any) -> int:
     """
     if part.chunks is None:
         return 0
+    whole: int = math.prod(part.chunks) * part.dtype.itemsize
     stored = [0]
     if _filters(part):
         part.id.chunk_iter(lambda chunk: stored.append(chunk.size))
-    return max(math.prod(part.chunks) * int(part.dtype.itemsize), EXPANSION * max(stored))
+    return max(whole, EXPANSION * max(stored))
