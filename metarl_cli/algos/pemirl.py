@@ -116,7 +116,8 @@ class PEMIRL(OnPolicy):
         self.config, self.plain = config, self.learner
         self.learner = self.plain.rebuilt(widened(spec, (1.0,) * size))
         self.encoder = ContextEncoder(config.context, spec)
-        self.discriminator = Discriminator(config.reward, spec, size, config.returns.gamma or self.plain.config.gamma)
+        gamma = self.plain.config.gamma if config.returns.gamma is None else config.returns.gamma
+        self.discriminator = Discriminator(config.reward, spec, size, gamma)
         self.learned: Params = self.learner.init(init)
         self.judge = self.encoder.init(init) | self.discriminator.init(init)
         self.measured = self.encoder.start(context.device)

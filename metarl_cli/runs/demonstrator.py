@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from metarl_cli.config.models import Hardware
@@ -32,14 +33,19 @@ def trained_expert(path: str | Path, family: Family, hardware: Hardware) -> Call
         hardware: to compute on.
 
     Raises:
-        UserError: if there is no such run, it adapts, or its actions or observations are others.
+        UserError: if there is no such run, it adapts, or its actions, observations or task parameters are others.
     """
     folder = RunFolder(path)
-    other, algorithm, device = build(folder.config(hardware))
-    if algorithm.adapts_by != "nothing":
+    config = folder.config(hardware)
+    if config.algo.module.Algo.adapts_by != "nothing":
         raise UserError(f"demonstrator={path}: its algorithm adapts; who demonstrates knows the task, as algo=oracle_pg does")
+    other, algorithm, device = build(config)
     if other.spec != family.spec:
         raise UserError(f"demonstrator={path}: its observations, actions or horizon are not those of this env")
+    one, own = (each.sample_tasks(1, "train", np.random.default_rng(0)) for each in (other, family))
+    if one.keys() != own.keys():
+        told = [", ".join(sorted(task)) for task in (one, own)]
+        raise UserError(f"demonstrator={path}: its tasks are told by {told[0]}, and those of this env by {told[1]}")
     load_weights(folder, algorithm, "best")
 
     def expert(task: Task) -> Policy:

@@ -88,6 +88,7 @@ class Manifest(BaseModel):
     tested: bool = True  # whether a finished run was tested on held-out tasks at its end; trials of a search are not
     score: float | None = None
     group: str | None = Field(None, pattern=r"^[0-9a-f]{8}$")  # the same in runs that differ in the seed alone
+    demonstrator: str | None = Field(None, pattern=r"^[0-9a-f]{12}$")  # the first digits of the hash of its weights
     memory: int | None = Field(None, ge=0, lt=2**63)  # [bytes] the largest so far
     gpu_memory: int | None = Field(None, ge=0, lt=2**63)
 
@@ -111,7 +112,7 @@ def read_config(
     """Return the configuration that was saved as ``values``.
 
     Args:
-        values: all but places.
+        values: all but places; ``demonstrator`` is the hash of its weights.
         run: the folder of the run; None: it has none.
         where: the file it was read from, for the messages.
         choices: the option of each config group.
@@ -121,11 +122,16 @@ def read_config(
     """
     place = {"run": str(run), "outputs": str(run.parent)} if run else {"run": None, "outputs": "outputs"}
     try:
-        own = str(run / DEMONSTRATOR) if run and (run / DEMONSTRATOR).is_dir() else None
+        own = str(run / DEMONSTRATOR) if run and values.get("demonstrator") else None
         gone: dict[str, Any] = {"aggregate": False, "robust": None, "oracle": None, "packages": [], "demonstrator": own}
         return validate(TrainConfig, {**values, **place, **gone}, choices)
     except ConfigError as error:
         raise UserError(f"refused {where}: {'; '.join(problem.text for problem in error.problems)}") from error
+
+
+def weights_hash(run: Path) -> str:
+    """Return what tells a run's best weights from others: the first digits of their hash."""
+    return sha256(run / "best.pt")[:12]
 
 
 def with_values(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,6 +226,7 @@ class RunFolder:
             "created": now(),
             "seed": config.seed,
             "group": group_hash(config),
+            "demonstrator": weights_hash(self.path / DEMONSTRATOR) if config.demonstrator else None,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             "tasks": hashes,
             "device": str(components.device),
@@ -261,6 +268,7 @@ class RunFolder:
         Raises:
             UserError: for an override of a value that can change the result.
         """
+        config = self._with_own_demonstrator(config)
         named = {o.split("=", 1)[0].lstrip("+~").replace("/", ".") for o in overrides}
         free = operational_keys(config)
         saved = self.config()
@@ -300,7 +308,8 @@ class RunFolder:
         values = read_yaml(path)
         if not isinstance(values, dict):
             raise UserError(f"refused {path}: not a configuration")
-        return with_values(values, {"train.iterations": manifest["iterations"]} if manifest.get("iterations") else {})
+        later = {"train.iterations": manifest.get("iterations"), "demonstrator": manifest.get("demonstrator")}
+        return with_values(values, {key: value for key, value in later.items() if value})
 
     def _config(self, changes: Mapping[str, Any]) -> TrainConfig:
         """Read the saved configuration with other values at some dotted keys."""
@@ -308,10 +317,27 @@ class RunFolder:
         return read_config(values, self.path, str(self.path / "config.yaml"), self.manifest()["choices"])
 
     def prolonged(self, config: TrainConfig) -> TrainConfig:
-        """Return a configuration of this run with the iterations that it has since they were raised."""
+        """Return a configuration of this run with its demonstrator, and the iterations that it has since they were raised."""
+        config = self._with_own_demonstrator(config)
         if (iterations := self.manifest().get("iterations")) is None:
             return config
         return config.model_copy(update={"train": config.train.model_copy(update={"iterations": iterations})})
+
+    def _with_own_demonstrator(self, config: TrainConfig) -> TrainConfig:
+        """Return a configuration with the run's copy of the demonstrator in the place of the folder that it names.
+
+        Raises:
+            UserError: if that folder is there, and has other weights.
+        """
+        named, known = config.demonstrator, self.manifest().get("demonstrator")
+        if named is None or known is None:
+            return config
+        if RunFolder(named).best.exists() and weights_hash(RunFolder(named).path) != known:
+            raise UserError(
+                f"{self} goes on as it was made; demonstrator={named} has other weights than {self.path / DEMONSTRATOR}, "
+                "its copy; choose another folder for a new run"
+            )
+        return config.model_copy(update={"demonstrator": str(self.path / DEMONSTRATOR)})
 
     def _check_hash(self, name: str, advice: str) -> None:
         """Raises UserError if a file is not the one that the run was made with."""

@@ -8,6 +8,7 @@ file is a stranger's: its size is judged, and nothing in it is followed to anoth
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ PREFIX = "minari:"
 FILE = Path("data", "main_data.hdf5")  # of a dataset
 LARGEST = 2**30  # [bytes] of a file, and of the numbers that are read
 FILTERS = {1, 2, 3}  # that a dataset may be stored with: deflate, shuffle, checksum; others could be code from elsewhere
+EXPANSION = 1032  # the most bytes that deflate makes of one (zlib.net/zlib_tech.html)
 NUMBERS = "fiub"  # kinds of types
 
 
@@ -54,7 +56,7 @@ def read_dataset(path: Path, most: int) -> list[Recorded]:
         with os.fdopen(open_regular(path), "rb") as stream:
             if os.fstat(stream.fileno()).st_size > LARGEST:
                 raise UserError(f"refused {path}: it has more than {LARGEST / 1e9:.0f} GB")
-            with h5py.File(stream, "r") as file:
+            with h5py.File(stream, "r", rdcc_nbytes=0) as file:  # each part is read once, and no chunk is kept
                 names = sorted((name for name in file if name.startswith("episode_")), key=_number)
                 if not 0 < len(names) <= most:
                     raise ValueError(f"there are {len(names):,} episodes, and there can be 1 to {most:,}")
@@ -63,7 +65,7 @@ def read_dataset(path: Path, most: int) -> list[Recorded]:
                     group = _own(h5py, file, name, h5py.Group)
                     parts = [_own(h5py, group, part, h5py.Dataset) for part in ("observations", "actions", "terminations")]
                     left -= sum(part.size * part.dtype.itemsize for part in parts)
-                    if left < 0:
+                    if left < 0 or max(map(_chunk, parts)) > LARGEST:
                         raise ValueError(f"its numbers have more than {LARGEST / 1e9:.0f} GB")
                     seen, acted, ended = (np.asarray(part[()]) for part in parts)
                     found.append(Recorded(seen, acted, bool(ended.any())))
@@ -87,8 +89,27 @@ def _own(h5py: Any, holder: Any, name: str, kind: Any) -> Any:
     if not isinstance(holder.get(name, getlink=True), h5py.HardLink) or not isinstance(found := holder[name], kind):
         raise ValueError(f"{holder.name}: {name} is missing or no part of the file")
     if kind is h5py.Dataset:
-        stored = found.id.get_create_plist()
-        filters = {stored.get_filter(i)[0] for i in range(stored.get_nfilters())}
-        if found.is_virtual or found.external or filters - FILTERS or found.dtype.kind not in NUMBERS:
+        filters = _filters(found)
+        unknown = set(filters) - FILTERS or len(filters) > len(set(filters))
+        if found.is_virtual or found.external or unknown or found.dtype.kind not in NUMBERS or not found.shape:
             raise ValueError(f"{found.name} is no plain table of numbers")
     return found
+
+
+def _filters(part: Any) -> list[int]:
+    stored = part.id.get_create_plist()
+    return [stored.get_filter(i)[0] for i in range(stored.get_nfilters())]
+
+
+def _chunk(part: Any) -> int:
+    """Return the most bytes that reading a chunk takes: what it stands for, or what is stored of it when it is inflated.
+
+    HDF5 inflates all that is stored, be it more than the chunk stands for.
+    """
+    if part.chunks is None:
+        return 0
+    whole: int = math.prod(part.chunks) * part.dtype.itemsize
+    stored = [0]
+    if _filters(part):
+        part.id.chunk_iter(lambda chunk: stored.append(chunk.size))
+    return max(whole, EXPANSION * max(stored))

@@ -15,6 +15,7 @@ from metarl_cli.experience.rollout import run_episodes
 from metarl_cli.interfaces import Budget, Transitions
 from metarl_cli.networks.discriminator import Discriminator, RewardConfig
 from metarl_cli.runs.build import build
+from metarl_cli.runs.demonstrator import trained_expert
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Discrete, Spec
 
@@ -145,6 +146,12 @@ def test_points_are_numbers_of_demonstrations_and_one_context_makes_reward_and_p
     assert (column / 50 - 1, row / 50 - 1) == pytest.approx((float(goal[0]), float(goal[1])), abs=0.011)
 
 
+def test_a_discount_of_zero_is_that_of_the_shaping_too():
+    for words, gamma in ((["algo.returns.gamma=0"], 0.0), (["learner.gamma=0.7"], 0.7)):
+        parts = build(compose_train("algo=pemirl", "env=navigation_2d_continuous", *tiny("pemirl"), *words))
+        assert parts.algorithm.discriminator.gamma == gamma
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("algo", "iterations", "above"), [("pemirl", 60, -25), ("context_bc", 40, -10)])
 def test_demonstrations_tell_where_to_go(algo, iterations, above):
@@ -170,12 +177,27 @@ def test_a_trained_oracle_demonstrates_and_the_run_keeps_it(tmp_path, capsys):
     words = ["train", "algo=context_bc", *small, *tiny("context_bc")]
     assert cli.main([*words, f"demonstrator={oracle}", f"run={run}"]) == 0
     first = json.loads((run / "results" / "test.json").read_text())
+    assert cli.main([*words, f"demonstrator={oracle}", f"run={run}"]) == 0, "the same command goes on"
     oracle.rename(tmp_path / "elsewhere")
     (run / "results" / "test.json").unlink()
     assert cli.main(["test", f"run={run}"]) == 0
     again = next(path for path in (run / "results").glob("test*.json"))
     assert json.loads(again.read_text())["adapted"] == first["adapted"]
+    assert cli.main([*words, f"demonstrator={oracle}", f"run={run}"]) == 0, "the folder that was named may go"
     capsys.readouterr()
+    other = tmp_path / "other"
+    assert cli.main(["train", "algo=oracle_pg", *small, *tiny("oracle_pg"), "seed=1", f"run={other}"]) == 0
+    assert cli.main([*words, f"demonstrator={other}", f"run={run}"]) == 2
+    assert "has other weights than" in capsys.readouterr().err
+    config = compose_train("algo=oracle_pg", *small, *tiny("oracle_pg"))
+    family = build(config).family
+    family.sample_tasks = lambda *_: {"goal": torch.zeros(1)}
+    with pytest.raises(UserError, match="and those of this env by goal"):
+        trained_expert(other, family, config.hardware)
+    (run / "demonstrator").rename(tmp_path / "lost")
+    assert cli.main(["test", f"run={run}"]) == 2
+    assert "demonstrator is not a run folder" in capsys.readouterr().err
+    (tmp_path / "lost").rename(run / "demonstrator")
     assert cli.main([*words[:1], "algo=context_bc", "env=cartpole_family", f"demonstrator={tmp_path / 'elsewhere'}"]) == 2
     assert "its observations, actions or horizon are not those of this env" in capsys.readouterr().err
     assert cli.main([*words, f"demonstrator={run}"]) == 2

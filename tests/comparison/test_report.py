@@ -83,6 +83,12 @@ def outputs(trained, tmp_path_factory):
     return folder
 
 
+def test_runs_with_other_demonstrators_are_groups_of_their_own(trained, tmp_path):
+    for number, shown in enumerate((None, "0" * 12, "1" * 12)):
+        copied(trained, tmp_path / f"run{number}", demonstrator=shown)
+    assert len(report([tmp_path]).comparisons[0].groups) == 3
+
+
 def rows(found, place=0):
     return {row["algorithm"]: row for row in found["tables"][place]["rows"]}
 

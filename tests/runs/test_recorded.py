@@ -142,6 +142,23 @@ def hostile(h5py, path, what):
         elif what == "large":
             del group["actions"]
             group.create_dataset("actions", (2**40, 2), "f8", chunks=(2**10, 2), compression="gzip")
+        elif what == "large chunk":
+            del group["actions"]
+            group.create_dataset("actions", (2, 2), "f8", maxshape=(None, 2), chunks=(2**27, 2), compression="gzip")
+        elif what == "inflated":  # a chunk of 32 bytes, which HDF5 would inflate to whatever is stored of it
+            del group["actions"]
+            found = group.create_dataset("actions", (2, 2), "f8", chunks=(2, 2), compression="gzip")
+            found.id.write_direct_chunk((0, 0), bytes(2**21))
+        elif what == "twice":
+            del group["actions"]
+            stored = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            stored.set_chunk((2, 2))
+            stored.set_deflate(9)
+            stored.set_deflate(9)
+            h5py.h5d.create(group.id, b"actions", h5py.h5t.IEEE_F64LE, h5py.h5s.create_simple((2, 2)), stored)
+        elif what == "number":
+            del group["actions"]
+            group["actions"] = 1.0
         else:
             del file["episode_3"]["terminations"]
 
@@ -155,6 +172,10 @@ def hostile(h5py, path, what):
         ("external", "no plain table of numbers"),
         ("virtual", "no plain table of numbers"),
         ("large", "more than 1 GB"),
+        ("large chunk", "more than 1 GB"),
+        ("inflated", "more than 1 GB"),
+        ("twice", "no plain table of numbers"),
+        ("number", "no plain table of numbers"),
         ("missing", "terminations is missing"),
     ],
 )
