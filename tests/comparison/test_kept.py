@@ -47,6 +47,12 @@ def test_a_run_is_kept_whatever_its_folder_is_called(name, trained, tmp_path, mo
     assert run.path.name == ("run" if name == "." else "run ?")
 
 
+def test_of_a_run_in_a_file_and_in_a_folder_the_folder_counts(outputs, runs_file, tmp_path):  # noqa: F811
+    (tmp_path / "runs.json").write_text(runs_file.read_text().replace("-10.0", "-9.0"))
+    found = rows(metarl.report(tmp_path / "runs.json", outputs))["robust_dqn"]
+    assert (found["runs"], found["after"]["value"]) == (1, -10.0)
+
+
 def test_a_link_to_a_file_stands_for_it(runs_file, tmp_path):
     (tmp_path / "link.json").symlink_to(runs_file)
     assert rows(metarl.report(tmp_path / "link.json")) == rows(metarl.report(runs_file))
