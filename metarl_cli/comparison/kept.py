@@ -5,7 +5,7 @@ one configuration stand together, each on a line of its own:
 
     {"format": 1, "configurations": [
     {"choices": {"algo": "maml_dqn", ...}, "overridden": [...], "config": {config.yaml without the seed}, "runs": [
-    {"run": "NAME", "seed": 0, "status": "finished", "git": "...", "env_steps": 6400000, "seconds": 132.0, "memory": 3e8, ...,
+    {"run": "NAME", "seed": 0, "status": "finished", "git": "...", "env_steps": 6400000, "seconds": 132.0, ...,
      "learning": {"eval/return_after_mean": [...], "step": [...], ...},
      "results": {"test": {
          "tasks": HASH, "episodes": 5, "trial": false, "references": {"random": [M], "oracle": [M], ...},
@@ -25,16 +25,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from metarl_cli.comparison.saved import AXES, LEARNING, LEARNING_IQM, SPLITS, Curve, Saved, Tested, compared_values
+from metarl_cli.comparison.saved import AXES, LEARNING, LEARNING_IQM, SPLITS, Count, Curve, Saved, Tested, compared_values
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation.statistics import Scores
 from metarl_cli.runs.files import LARGEST_TEXT, read_json, write_whole
 from metarl_cli.runs.results import finite
 
 FORMAT = 1
-Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -99,7 +97,7 @@ class KeptRun(Form):
         unknown = self.learning.keys() - {LEARNING, LEARNING_IQM, *AXES.values()}
         if unknown or len({len(values) for values in self.learning.values()}) > 1:
             raise ValueError("learning: its curves differ in length, or are none that reports know")
-        if self.learning and LEARNING not in self.learning:
+        if self.learning and not self.learning.get(LEARNING):
             raise ValueError(f"learning: it has no {LEARNING}")
         return self
 
@@ -116,8 +114,15 @@ class Configuration(Form):
 class File(Form):
     """The form of the file."""
 
-    format: Literal[1]
+    format: int
     configurations: list[Configuration]
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, found: int) -> int:
+        if found != FORMAT:
+            raise ValueError(f"this version of metarl reads format {FORMAT}, and the file is of format {found}")
+        return found
 
 
 def read(path: Path, split: str) -> list[Saved]:
@@ -126,7 +131,7 @@ def read(path: Path, split: str) -> list[Saved]:
     Raises:
         UserError: if it cannot be read, or does not have the form that :func:`text` gives.
     """
-    file = read_json(path, File, complete=False)
+    file = read_json(path.resolve() if path.is_symlink() else path, File, complete=False)
     try:
         return [run for configuration in file["configurations"] for run in _runs(path, configuration, split)]
     except RecursionError as error:
@@ -217,8 +222,9 @@ def _plain(run: Saved) -> dict[str, Any]:
         "prolonged": run.prolonged,
         "learning": {name: curve.tolist() for name, curve in run.learning.items()},
     }
+    name = run.path.name or run.path.resolve().name  # the path may be "."
     return {
-        "run": run.path.name,
+        "run": name.encode(errors="replace").decode(),  # a folder's name may be no text
         "seed": run.seed,
         "status": run.status,
         "git": run.git,
@@ -230,20 +236,17 @@ def _plain(run: Saved) -> dict[str, Any]:
 
 
 def _result(tested: Tested) -> dict[str, Any]:
-    def plain(scores: Scores) -> Any:
-        return scores.tolist()
-
     curve = tested.adapted
     return {
         "tasks": tested.tasks,
         "episodes": tested.episodes,
         "trial": tested.trial,
-        "references": {role: plain(returns) for role, returns in tested.references.items()},
+        "references": {role: returns.tolist() for role, returns in tested.references.items()},
         "adapted": {
             "steps": curve.steps,
             "gradient_steps": curve.gradient_steps,
             "env_steps": curve.env_steps,
-            "returns": plain(curve.scores),
+            "returns": curve.scores.tolist(),
             "solved": curve.solved,
         },
     }

@@ -20,7 +20,7 @@ class Found(NamedTuple):
 
 
 def find(paths: Sequence[str | Path], split: str) -> Found:
-    """Read all runs in some folders, in folders within, and in files that keep runs.
+    """Read all runs in some folders, in folders within, and in files that keep runs; those in folders come first.
 
     Args:
         paths: run folders, folders that hold them, or files as ``metarl report format=runs`` writes them.
@@ -31,7 +31,7 @@ def find(paths: Sequence[str | Path], split: str) -> Found:
     """
     files = {Path(path).resolve(): Path(path) for path in paths if os.path.isfile(path)}
     runs, problems = list[Saved](), list[str]()
-    for path in (*files.values(), *folders([path for path in paths if not os.path.isfile(path)])):
+    for path in (*folders([path for path in paths if not os.path.isfile(path)]), *files.values()):
         try:
             runs += kept.read(path, split) if path.is_file() else [load(path, split)]
         except UserError as error:

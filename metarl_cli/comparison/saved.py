@@ -258,10 +258,7 @@ def read_log(path: Path) -> tuple[dict[str, Scores], int, float]:
     line that is torn or no JSON is left out: a run in training may be writing it.
     """
     rows, lines = list[dict[str, float]](), read(path, LARGEST_LOG).decode(errors="replace").splitlines()
-    clock, since = (
-        dict[str, float](),
-        list[str](),
-    )  # at the last evaluation; lines since, that may have a clock
+    clock, since = dict[str, float](), list[str]()  # at the last evaluation; lines since, that may have a clock
     for line in lines:
         if LEARNING in line and LEARNING in (values := entry(line)):
             clock = last_clock(since, len(since)) or clock

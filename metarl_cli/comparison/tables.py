@@ -224,8 +224,8 @@ def find_baseline(groups: Sequence[Group], name: str | None) -> Group | None:
 def _row(group: Group, limits: Ends | None, base: Group | None, of: IntervalOf) -> dict[str, Cell]:
     scores, curves = after(group), [tested(run).adapted for run in group.runs]
 
-    places = [run.path for run in group.runs]
-    folds = [[places.index(run.path) for run in runs] for runs in by_tasks(group).values()]
+    tasks = [tested(run).tasks for run in group.runs]
+    folds = [[k for k, each in enumerate(tasks) if each == its] for its in dict.fromkeys(tasks)]
 
     def interval(scores: Scores, aggregate: Aggregate) -> Interval:
         if len(folds) == 1:
@@ -288,7 +288,7 @@ def number(value: float, digits: int | None = None) -> str:
     """Return a number in as many digits as it has a use for."""
     if not math.isfinite(value):
         return "-"
-    return f"{value:.{1 if abs(value) >= 100 else 2}f}" if digits is None else f"{value:.{digits}f}"
+    return f"{value:z.{1 if abs(value) >= 100 else 2}f}" if digits is None else f"{value:z.{digits}f}"
 
 
 def whole(value: float) -> str:

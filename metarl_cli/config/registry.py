@@ -36,16 +36,8 @@ MODULES = {
     "search": ("evolution.searches", "Search"),
 }
 
-PLACES = (
-    "run",
-    "outputs",
-    "out",
-    "robust",
-    "oracle",
-    "demonstrations",
-    "demonstrator",
-    "study",
-)  # keys that name a place of the user
+# keys that name a place of the user
+PLACES = ("run", "outputs", "out", "robust", "oracle", "demonstrations", "demonstrator", "study")
 # Texts that a run folder never holds: the name of code, an interpolation, a path that is absolute or climbs with ``..``.
 UNSAFE = re.compile(r"_target_|\$\{|^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 

@@ -1,6 +1,7 @@
 """Files that keep runs: they have the reports of the folders, and what is none is refused."""
 
 import json
+import os
 import re
 
 import pytest
@@ -37,12 +38,32 @@ def test_a_file_that_keeps_runs_is_compared_with_folders_and_other_files(trained
     assert rows(metarl.report(tmp_path / "runs.json")) == rows(found)
 
 
+@pytest.mark.parametrize("name", [".", os.fsdecode(b"run \xff")])
+def test_a_run_is_kept_whatever_its_folder_is_called(name, trained, tmp_path, monkeypatch):  # noqa: F811
+    copied(trained, tmp_path / name if name != "." else tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run" if name == "." else tmp_path)
+    write(report([name]), tmp_path / "out", ["runs"], "")
+    (run,) = report([tmp_path / "out" / "runs.json"]).runs
+    assert run.path.name == ("run" if name == "." else "run ?")
+
+
+def test_of_a_run_in_a_file_and_in_a_folder_the_folder_counts(outputs, runs_file, tmp_path):  # noqa: F811
+    (tmp_path / "runs.json").write_text(runs_file.read_text().replace("-10.0", "-9.0"))
+    found = rows(metarl.report(tmp_path / "runs.json", outputs))["robust_dqn"]
+    assert (found["runs"], found["after"]["value"]) == (1, -10.0)
+
+
+def test_a_link_to_a_file_stands_for_it(runs_file, tmp_path):
+    (tmp_path / "link.json").symlink_to(runs_file)
+    assert rows(metarl.report(tmp_path / "link.json")) == rows(metarl.report(runs_file))
+
+
 def _result(file):
     return file["configurations"][0]["runs"][0]["results"]["test"]
 
 
 HOSTILE_FILES = {
-    "another format": (lambda file: file.update(format=2), "format: Input should be 1"),
+    "another format": (lambda file: file.update(format=2), "reads format 1, and the file is of format 2"),
     "no configuration": (lambda file: file["configurations"][0].pop("config"), "configurations.0.config: Field required"),
     "a name that leads elsewhere": (lambda file: file["configurations"][0]["runs"][0].update(run="../x"), "runs.0.run"),
     "a huge seed": (lambda file: file["configurations"][0]["runs"][0].update(seed=10**40), "runs.0.seed"),
@@ -53,6 +74,10 @@ HOSTILE_FILES = {
     "more counts": (lambda file: _result(file)["adapted"]["env_steps"].append(1), "its columns differ in length"),
     "more solved than there are": (lambda file: _result(file)["adapted"].update(solved=[2.0] * 3), "solved.0"),
     "a text for a curve": (lambda file: file["configurations"][0]["runs"][0].update(learning={"step": "x"}), "learning"),
+    "curves without points": (
+        lambda file: file["configurations"][0]["runs"][0].update(learning={"eval/return_after_mean": [], "step": []}),
+        "it has no eval/return_after_mean",
+    ),
     "a curve of another length": (
         lambda file: file["configurations"][0]["runs"][0]["learning"]["step"].pop(),
         "learning: its curves differ in length",

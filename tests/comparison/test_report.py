@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import metarl_cli as metarl
 from metarl_cli.cli.main import main
 from metarl_cli.comparison.figures import FORMATS, scores
+from metarl_cli.comparison.groups import Comparison, Group
 from metarl_cli.comparison.report import TEXTS, report, write
-from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown, text
+from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown, number, table, text
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.statistics import over_seeds
 from metarl_cli.runs.files import _checksum, sha256, write_json, write_whole
@@ -242,6 +243,22 @@ def test_the_scores_of_several_comparisons_are_one_figure(trained, outputs, tmp_
     assert dots == pytest.approx(
         [rows({"tables": [found.values()["tables"][0]]})[n]["normalised score"]["value"] for n in ("anil_dqn", "maml_dqn")]
     )
+
+
+def test_folds_count_each_though_their_runs_have_one_name(outputs):
+    """A file keeps the last part of a run's path alone."""
+    run = report([outputs]).runs[0]
+    curve = run.tested.adapted
+    folds = [
+        run._replace(tested=run.tested._replace(tasks=str(k), adapted=curve._replace(scores=np.full_like(curve.scores, k))))
+        for k in (1, 2, 6)
+    ]
+    found = table(Comparison("", "", "", [Group("", folds)], []))
+    assert tuple(found.rows[0][found.columns.index("after")]) == pytest.approx(tuple(over_seeds([1.0, 2.0, 6.0])))
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    assert [number(-0.001), number(-0.001, 1), number(-0.01)] == ["0.00", "0.0", "-0.01"]
 
 
 def test_a_baseline_that_only_some_tables_have(trained, outputs, tmp_path):
