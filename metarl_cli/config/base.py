@@ -30,6 +30,10 @@ class Operational:
     """Marks a field that cannot change a result: where a run lies, how fast it computes, how often it logs."""
 
 
+class Later:
+    """Marks a field that came after runs had names: while it has its default, the values that can change a result lack it."""
+
+
 @dataclass(frozen=True)
 class Group:
     """A parsed group of a configuration: the module it names, and that module's ``Config``.
@@ -61,9 +65,14 @@ def _restore(name: str, module: str, config: Any) -> Group:
 
 
 def result_values(config: BaseModel) -> dict[str, Any]:
-    """Return the values of a configuration that can change a result: all but those marked :class:`Operational`."""
+    """Return the values of a configuration that can change a result: all but those marked :class:`Operational`.
+
+    Names of runs and studies are hashes of them, so those marked :class:`Later` are left out while they have their defaults.
+    """
     fields = type(config).model_fields.items()
     kept = {info.alias or name: getattr(config, name) for name, info in fields if not _operational(info.metadata)}
+    later = {info.alias or name: info.default for name, info in fields if any(isinstance(mark, Later) for mark in info.metadata)}
+    kept = {name: value for name, value in kept.items() if name not in later or value != later[name]}
     return {name: _plain(value) for name, value in kept.items()}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from metarl_cli.config.base import Group, Operational, Part, StrictModel
+from metarl_cli.config.base import Group, Later, Operational, Part, StrictModel
 
 
 class Job(NamedTuple):
@@ -99,7 +99,7 @@ class TrainConfig(StrictModel):
     robust: Annotated[Folders, Operational()] = Field(description=ROBUST)
     oracle: Annotated[Folders, Operational()] = Field(description=ORACLE)
     packages: Annotated[Packages, Operational()] = Field(description=PACKAGES)
-    demonstrator: str | None = Field(
+    demonstrator: Annotated[str | None, Later()] = Field(
         None, min_length=1, description="run folder of a policy that is given the task, and demonstrates it; none: the family"
     )
     train: TrainLoop

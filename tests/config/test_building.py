@@ -23,7 +23,7 @@ from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm
 from metarl_cli.learners import dqn
 from metarl_cli.runs.build import build
-from metarl_cli.runs.naming import default_name, default_path
+from metarl_cli.runs.naming import default_name, default_path, group_hash
 
 TRAIN = compose_values("train", [])
 MINIGRID = compose_values("train", ["env=minigrid_crossing"])["env"]
@@ -298,6 +298,12 @@ def test_each_group_is_parsed_once_and_the_family_is_built_once(algo, more, monk
     groups = Counter(name for name in names if not name.startswith("metarl_cli.envs"))
     assert set(groups.values()) == {1}, groups
     assert groups.keys() >= {"metarl_cli.config.models.TrainConfig", config.algo.module.__name__ + ".Config"}
+
+
+def test_a_later_key_changes_no_name_while_it_has_its_default():
+    assert "demonstrator" not in result_values(compose_train())
+    assert result_values(compose_train("demonstrator=a"))["demonstrator"] == "a"
+    assert group_hash(compose_train("demonstrator=a")) != group_hash(compose_train("demonstrator=b"))
 
 
 def test_only_what_can_change_a_result_is_in_the_name():
