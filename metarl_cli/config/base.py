@@ -69,10 +69,12 @@ def result_values(config: BaseModel) -> dict[str, Any]:
 
     Names of runs and studies are hashes of them, so those marked :class:`Later` are left out while they have their defaults.
     """
-    fields = type(config).model_fields.items()
-    kept = {info.alias or name: getattr(config, name) for name, info in fields if not _operational(info.metadata)}
-    later = {info.alias or name: info.default for name, info in fields if any(isinstance(mark, Later) for mark in info.metadata)}
-    kept = {name: value for name, value in kept.items() if name not in later or value != later[name]}
+    kept = dict[str, Any]()
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        later = any(isinstance(mark, Later) for mark in info.metadata)
+        if not _operational(info.metadata) and not (later and value == info.default):
+            kept[info.alias or name] = value
     return {name: _plain(value) for name, value in kept.items()}
 
 

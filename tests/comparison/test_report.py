@@ -85,8 +85,8 @@ def outputs(trained, tmp_path_factory):
 
 
 def test_runs_with_other_demonstrators_are_groups_of_their_own(trained, tmp_path):
-    for number, shown in enumerate((None, "0" * 12, "1" * 12)):
-        copied(trained, tmp_path / f"run{number}", demonstrator=shown)
+    for place, shown in enumerate((None, "0" * 12, "1" * 12)):
+        copied(trained, tmp_path / f"run{place}", demonstrator=shown)
     assert len(report([tmp_path]).comparisons[0].groups) == 3
 
 
