@@ -156,7 +156,7 @@ def folders(paths: Sequence[str | Path]) -> list[Path]:
 def _below(path: Path) -> Iterator[Path]:
     """Yield the run folders at or below a path; links are not followed."""
     if not os.path.isdir(path):
-        raise UserError(f"{path}: no such folder")
+        raise UserError(f"{path}: no such file or folder")
     for place, inside, names in os.walk(path, onerror=_cannot_read):
         if "run.json" in names:
             inside.clear()

@@ -305,7 +305,7 @@ def test_it_finds_runs_at_any_depth_and_each_once(outputs, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["nowhere"], "nowhere: no such folder"),
+        (["nowhere"], "nowhere: no such file or folder"),
         (["."], "there is no run in"),
         (["by=algo", "by=env"], "by: is given twice"),
         (["bye=algo"], "bye: no such key; did you mean by"),
@@ -316,7 +316,7 @@ def test_it_finds_runs_at_any_depth_and_each_once(outputs, tmp_path, monkeypatch
         (["against=weeks", "OUTPUTS"], "against=weeks: must be one of env_steps, seconds, iterations"),
         (["columns=afterr", "OUTPUTS"], "columns=afterr: no such column; did you mean after"),
         (["split=train", "OUTPUTS"], "split=train: must be one of test, ood"),
-        (["x" * 300], "no such folder"),
+        (["x" * 300], "no such file or folder"),
         (["step=" + "9" * 5000], "must be an integer >= 0"),
     ],
 )

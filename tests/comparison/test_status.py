@@ -82,7 +82,7 @@ def test_the_command_shows_them_and_their_errors(sweep, capsys):
     [
         (["watch=5"], "watch=5: metarl status takes folders and watch=true"),
         (["--watch"], "--watch: metarl status takes folders"),
-        (["nowhere"], "nowhere: no such folder"),
+        (["nowhere"], "nowhere: no such file or folder"),
         (["."], "there is no run in ."),
     ],
 )
