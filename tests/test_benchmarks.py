@@ -218,6 +218,7 @@ def test_the_limit_counts_the_products_of_the_meta_gradient(monkeypatch, steps):
 ENTRIES = [entry for table in tables().values() for case in table.cases for entry in case.entries]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", sorted({" ".join(e.options.get("overrides", [])) for e in ENTRIES if e.name == "metarl"}))
 def test_what_metarl_is_measured_with_composes(overrides):
     compose_train(*overrides.split())

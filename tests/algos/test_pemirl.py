@@ -32,6 +32,7 @@ def ring():
     return reward, after, (reward + GAMMA * value)[after] - value[:, None]
 
 
+@pytest.mark.slow
 def test_the_optimum_of_the_discriminator_is_the_demonstrators_log_probability(float64):
     """And the reward is the true one but for a constant, though the policy that it is told from is another (Fu 2018)."""
     reward, after, log_expert = ring()
@@ -127,6 +128,7 @@ def test_nobody_demonstrates_numbered_moves():
         parts.algorithm.train_step()
 
 
+@pytest.mark.slow
 def test_points_are_numbers_of_demonstrations_and_one_context_makes_reward_and_policy():
     parts = build(compose_train("algo=pemirl", "env=navigation_2d_continuous", *tiny("pemirl")))
     parts.algorithm.train_step()
