@@ -255,7 +255,8 @@ def test_going_on_refuses_another_configuration(finished):
     assert "seed is 0 in the run, 5 here" in again.stderr
 
 
-MORE = ("adrl", "context_bc", "dream_dqn", "mandril", "osi_dqn", "pearl_dqn", "rl2_dqn", "robust_dqn")  # proofs: others save much the same
+# proofs: what they save is much like that of others
+MORE = ("adrl", "context_bc", "dream_dqn", "mandril", "osi_dqn", "pearl_dqn", "rl2_dqn", "robust_dqn")
 KILLED = [
     pytest.param(algo, marks=[] if algo == "maml_dqn" else [pytest.mark.slow, *[pytest.mark.proof] * (algo in MORE)])
     for algo in [*(algo for algo in algorithms() if not variant("algo", algo)), "pearl"]  # with another learner than its base
