@@ -171,7 +171,7 @@ class ContextPolicy(ConditionedPolicy):
         return Diagnostics({}, {}, {"reward": drawn})
 
 
-def told(seen: Transitions, context: Tensor) -> Transitions:
+def with_context(seen: Transitions, context: Tensor) -> Transitions:
     """Return transitions ``[M, T, N, ...]`` as a policy is given them: contexts ``[M, Z]`` before the observations."""
     beside = context[:, None, None].expand(*seen.reward.shape, -1)
     return seen._replace(obs=join(beside, seen.obs), next_obs=join(beside, seen.next_obs))

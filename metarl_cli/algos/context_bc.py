@@ -1,4 +1,4 @@
-"""Behaviour cloning with a context: one policy for all tasks, told by an encoder what was demonstrated.
+"""Behaviour cloning with a context: one policy for all tasks, given what an encoder infers from demonstrations.
 
     min over π, q of   -E log π(a | s, z) + beta KL(q || N(0, I)),     z ~ q(z | demonstrations)
 
@@ -17,7 +17,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import widened
-from metarl_cli.adaptation.contexts import ContextEncoder, ContextPolicy, ContextualConfig, Fit, FitConfig, Showing, told
+from metarl_cli.adaptation.contexts import (
+    ContextEncoder,
+    ContextPolicy,
+    ContextualConfig,
+    Fit,
+    FitConfig,
+    Showing,
+    with_context,
+)
 from metarl_cli.adaptation.demonstrations import FittingConfig, Learned, imitate, shown
 from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.adaptation.inference import divergence
@@ -107,7 +115,7 @@ class ContextBC(Algorithm):
         return 2 * tasks * max(self.config.demonstrations) * spec.horizon * spec.bytes_per_transition
 
     def train_step(self) -> dict[str, float]:
-        """Have the tasks demonstrated, and make the policy that is told some of it more likely to do the rest."""
+        """Have the tasks demonstrated, and make the policy, given the context of some of it, more likely to do the rest."""
         config, rng = self.config, self.rng["support"]
         self.task, num = self.draw(), config.demonstrations[self.iteration % len(config.demonstrations)]
         showing = Showing(shown(self.family, self.task, num + config.query, rng), num, config.context.steps)
@@ -124,7 +132,7 @@ class ContextBC(Algorithm):
     def cloned(self, params: Params, support: Read, noise: Tensor, query: Transitions) -> Tensor:
         """Return the loss, a mean over tasks."""
         mean, deviation = self.encoder.posterior(params, support)
-        log_prob = self.learner.log_prob(expand(params, len(mean)), told(query, mean + deviation * noise))
+        log_prob = self.learner.log_prob(expand(params, len(mean)), with_context(query, mean + deviation * noise))
         return (self.config.context.beta * divergence(mean, deviation) - averaged(log_prob, query.weight)).mean()
 
     # -- adaptation

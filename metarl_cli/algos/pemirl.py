@@ -28,7 +28,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import widened
-from metarl_cli.adaptation.contexts import ContextEncoder, ContextPolicy, ContextualConfig, Fit, FitConfig, Showing, told
+from metarl_cli.adaptation.contexts import (
+    ContextEncoder,
+    ContextPolicy,
+    ContextualConfig,
+    Fit,
+    FitConfig,
+    Showing,
+    with_context,
+)
 from metarl_cli.adaptation.demonstrations import Learned, imitate, shown
 from metarl_cli.adaptation.gradient import NetworkPolicy, loss_gradients, prepare_each
 from metarl_cli.adaptation.inference import divergence
@@ -169,7 +177,7 @@ class PEMIRL(OnPolicy):
 
     @override
     def collect(self) -> tuple[list[Batch], dict[str, float]]:
-        """Have the tasks demonstrated, act with their contexts, tell both apart; what the policy did is rewarded by that."""
+        """Have the tasks demonstrated, act with their contexts, and have D classify both; its output is the reward."""
         config, params, rng = self.config, expand(detached(self.learned), self.num), self.rng["support"]
         num = config.demonstrations[self.iteration % len(config.demonstrations)]
         showing = Showing(shown(self.family, self.task, num + config.query, rng), num, config.context.steps)
@@ -190,13 +198,13 @@ class PEMIRL(OnPolicy):
         metrics = self._tell_apart(seen) | {"train/episode_return": returned(Batch(acted, {}))}
         with torch.no_grad():
             reward = self.discriminator.advantage(self.judge, acted, context) - log_prob
-            wide, returns = told(acted._replace(reward=reward), context), config.returns
+            wide, returns = with_context(acted._replace(reward=reward), context), config.returns
             return [prepare_each(self.learner, params, params, wide, returns.gamma, returns.lambda_)], metrics
 
     def log_prob(self, params: Params, seen: Transitions, context: Tensor) -> Tensor:
         """Return log π ``[M, T, N]`` of actions as the environment takes them."""
         taken = seen._replace(action=self.learner.actions.clip(seen.action))
-        return self.learner.log_prob(params, told(taken, context))
+        return self.learner.log_prob(params, with_context(taken, context))
 
     @timed("discriminator")
     def _tell_apart(self, seen: Evidence) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Many runs in one file: what reports need of them, apart from their folders.
+"""Many runs in one file: what reports need of them, without their folders.
 
 ``metarl report FOLDER ... format=runs`` writes ``runs.json``, and reports read such a file wherever they read folders. Runs of
 one configuration stand together, each on a line of its own:

@@ -58,6 +58,7 @@ def dense(activation: str, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Te
         layers: the weights ``[R, O, I]`` and the biases ``[R, 1, O]`` of each.
     """
     if torch.is_grad_enabled() and _many(x):
+        # torch gives apply no types, here and below
         out: Tensor = Dense.apply(activation, x, *(tensor for layer in layers for tensor in layer))  # type: ignore[no-untyped-call]
         return out
     return plain(activation, x, layers)

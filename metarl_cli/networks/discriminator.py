@@ -31,7 +31,7 @@ class RewardConfig(StrictModel):
 
 
 class Discriminator:
-    """Functions of the weights ``reward.*`` and ``shaping.*``, one network for all tasks, which is told their contexts.
+    """Functions of the weights ``reward.*`` and ``shaping.*``, one network for all tasks, which is given their contexts.
 
     Args:
         config: see :class:`RewardConfig`.

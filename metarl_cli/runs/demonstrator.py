@@ -44,8 +44,8 @@ def trained_expert(path: str | Path, family: Family, hardware: Hardware) -> Call
         raise UserError(f"demonstrator={path}: its observations, actions or horizon are not those of this env")
     one, own = (each.sample_tasks(1, "train", np.random.default_rng(0)) for each in (other, family))
     if one.keys() != own.keys():
-        told = [", ".join(sorted(task)) for task in (one, own)]
-        raise UserError(f"demonstrator={path}: its tasks are told by {told[0]}, and those of this env by {told[1]}")
+        names = [", ".join(sorted(task)) for task in (one, own)]
+        raise UserError(f"demonstrator={path}: its tasks have {names[0]}, and those of this env {names[1]}")
     load_weights(folder, algorithm, "best")
 
     def expert(task: Task) -> Policy:

@@ -34,7 +34,7 @@ def ring():
 
 @pytest.mark.slow
 def test_the_optimum_of_the_discriminator_is_the_demonstrators_log_probability(float64):
-    """And the reward is the true one but for a constant, though the policy that it is told from is another (Fu 2018)."""
+    """And the reward is the true one but for a constant, though it is another policy whose actions D compares (Fu 2018)."""
     reward, after, log_expert = ring()
     states = one_hot(torch.arange(STATES), STATES).to(reward)
     obs, led = states[:, None].expand(-1, 3, -1)[None], states[after][None]  # [1, S, A, S]: time S, environments A

@@ -13,6 +13,7 @@ from test_report import outputs, trained  # noqa: F401  # fixtures
 from metarl_cli.comparison.report import report, write
 
 screenshot = pytest.importorskip("screenshot", reason="no websockets")
+# slow: each test starts a browser, where there is one
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")]
 
 NAMES = "[...document.querySelectorAll('tbody tr')].filter(row => row.offsetParent).map(row => row.cells[0].textContent)"
