@@ -194,7 +194,7 @@ def test_a_trained_oracle_demonstrates_and_the_run_keeps_it(tmp_path, capsys):
     config = compose_train("algo=oracle_pg", *small, *tiny("oracle_pg"))
     family = build(config).family
     family.sample_tasks = lambda *_: {"goal": torch.zeros(1)}
-    with pytest.raises(UserError, match="and those of this env by goal"):
+    with pytest.raises(UserError, match="and those of this env goal"):
         trained_expert(other, family, config.hardware)
     (run / "demonstrator").rename(tmp_path / "lost")
     assert cli.main(["test", f"run={run}"]) == 2
