@@ -41,6 +41,13 @@ class ProcessLost(UserError):
         super().__init__(*problems, exit_code=1)
 
 
+class PeerLost(BaseException):
+    """A process of those that share a run has ended: raised by a signal, between any two steps of whatever runs then.
+
+    As a KeyboardInterrupt it is no Exception, so that no code takes it for an error of its own, of a damaged file say.
+    """
+
+
 class EnvironmentFault(UserError):
     """An environment fails, or returns what nobody can learn from; the text begins with its name."""
 

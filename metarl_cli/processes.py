@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from metarl_cli.errors import ProcessLost, visible
+from metarl_cli.errors import PeerLost, ProcessLost, visible
 from metarl_cli.signals import SIGNALS, send_again
 
 LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
@@ -197,7 +197,7 @@ def _end_with(owner: int) -> None:
 
 
 class Watch:
-    """Raises :class:`ProcessLost` in the main thread, within the block, when another process ends before it should.
+    """Raises :class:`PeerLost` in the main thread, within the block, when another process ends before it should.
 
     Rank 0 listens to every other process, and each of these to rank 0, on connections that the system closes with a process.
     Each sends a sign of life now and then, with the number of exchanges it has begun: a process is lost, too, if it is silent
@@ -219,7 +219,7 @@ class Watch:
         self.leaving = threading.Event()  # the other processes are to be told so
         self.lost: str | None = None  # which process, and how
         self.raised = False
-        self.last_words: Callable[[ProcessLost], ProcessLost] = lambda error: error  # before the process ends by itself
+        self.last_words: Callable[[PeerLost], BaseException] = lambda error: error  # before the process ends by itself
 
     def __enter__(self) -> Processes:
         if self.size > 1:
@@ -256,12 +256,14 @@ class Watch:
         """Raise the reason why an exchange failed, if another process has ended.
 
         Raises:
-            ProcessLost: if it was lost.
+            PeerLost: if it was lost.
             SystemExit: if rank 0 has dismissed this process; it tells the user why.
         """
         if self.over.wait(GRACE) and self.lost is None:
             raise SystemExit(1)
-        self._raise()
+        if self.lost is not None:
+            self.raised = True
+            raise PeerLost(self.lost)
 
     def _tell(self, peer: int) -> None:
         """Send signs of life to a process, and the end of this one's work; ends where the process does not listen."""
@@ -308,7 +310,7 @@ class Watch:
         deadline = time.monotonic() + grace
         while not self.raised:
             if time.monotonic() > deadline:
-                error = self.last_words(ProcessLost(self.lost or ""))
+                error = self.last_words(PeerLost(self.lost))
                 print(f"metarl: error: {visible(str(error))}", file=sys.stderr, flush=True)
                 os._exit(1)
             time.sleep(0.1)
@@ -327,7 +329,7 @@ class Watch:
     def _raise(self, number: int = 0, frame: FrameType | None = None) -> None:
         if self.lost is not None and not self.raised:
             self.raised = True
-            raise ProcessLost(self.lost)
+            raise PeerLost(self.lost)
 
     def _ignore(self, number: int, frame: FrameType | None) -> None:
         pass

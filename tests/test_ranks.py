@@ -23,7 +23,7 @@ from metarl_cli import processes as ranks_module
 from metarl_cli.cli import main as cli
 from metarl_cli.cli import train as train_command
 from metarl_cli.config.models import Hardware, Job
-from metarl_cli.errors import ProcessLost, UserError
+from metarl_cli.errors import PeerLost, ProcessLost, UserError
 from metarl_cli.processes import Processes
 from metarl_cli.progress import note
 from metarl_cli.runs import checkpoint, loop
@@ -271,6 +271,23 @@ def test_a_failed_job_ends_the_sweep_of_all_processes(tmp_path):
     assert len(list((tmp_path / "ranks" / "runs").glob("*/run.json"))) == 1
 
 
+def test_a_loss_is_taken_for_no_damaged_checkpoint(monkeypatch):
+    """It is raised wherever the main thread is; the reader of checkpoints turns every error into one line."""
+    watch = ranks_module.Watch(Processes(2, 0), PATIENCE)
+    watch.lost = "process 1 of the 2 that share the run has ended"
+    content = checkpoint.encode({"iteration": 1})
+    monkeypatch.setattr(checkpoint.torch, "load", lambda *_, **__: signal.raise_signal(signal.SIGUSR1))
+    before = signal.signal(signal.SIGUSR1, watch._raise)
+    try:
+        with pytest.raises(PeerLost, match="process 1 of the 2"):
+            checkpoint.decode(content, "best.pt")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    watch.over.set()
+    with pytest.raises(PeerLost):  # where a finalizer took the first one, the next exchange says it again
+        watch.explain()
+
+
 LOST = ProcessLost("process 0 of the 2 that share the run has ended")
 
 
@@ -280,6 +297,7 @@ LOST = ProcessLost("process 0 of the 2 that share the run has ended")
         (0, UserError("bad"), 2, "metarl: error: bad\n"),
         (1, UserError("bad"), 2, "metarl: error: process 1: bad\n"),
         (1, LOST, 1, f"metarl: error: {LOST}\n"),
+        (1, PeerLost(str(LOST)), 1, f"metarl: error: {LOST}\n"),
         (1, MemoryError("of 9 GB"), 2, "metarl: error: process 1: out of memory: of 9 GB\n"),
         (0, RuntimeError("a bug"), 1, r"Traceback.*RuntimeError: a bug\n"),
         (1, RuntimeError("a bug"), 1, r"Traceback.*RuntimeError: a bug\n"),

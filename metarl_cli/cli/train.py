@@ -25,7 +25,7 @@ from metarl_cli.cli.terminal import error_lines, print_error, write_line
 from metarl_cli.comparison.board import Current
 from metarl_cli.config.compatibility import memory_errors
 from metarl_cli.config.models import Job, TrainConfig
-from metarl_cli.errors import ProcessLost, UserError, visible
+from metarl_cli.errors import PeerLost, ProcessLost, UserError, visible
 from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.report import SHARED, table
 from metarl_cli.evaluation.statistics import Interval
@@ -68,7 +68,7 @@ def run(config: TrainConfig, job: Job) -> float:
             with listening(_silent, _silent):
                 follow(processes)
             return math.nan
-    except Exception as error:  # SystemExit ends a sweep, too: the next job would wait for the others in vain
+    except (Exception, PeerLost) as error:  # SystemExit ends a sweep, too: the next job would wait for the others in vain
         if joined.size == 1:
             raise
         raise SystemExit(_tell(error, joined.rank)) from error
@@ -93,8 +93,10 @@ def _silent(text: str) -> None:
     """Report nothing: the first process does."""
 
 
-def _tell(error: Exception, rank: int) -> int:
+def _tell(error: Exception | PeerLost, rank: int) -> int:
     """Print an error that ends this process of several; returns the exit code."""
+    if isinstance(error, PeerLost):  # before the run began
+        error = ProcessLost(str(error))
     if not isinstance(error, UserError):
         traceback.print_exception(error)
         return 1

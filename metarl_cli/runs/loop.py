@@ -20,7 +20,7 @@ from metarl_cli import progress
 from metarl_cli.config.footprint import first_line, out_of_memory
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import validate
-from metarl_cli.errors import DiskFault, EnvironmentFault, ProcessLost, UserError
+from metarl_cli.errors import DiskFault, EnvironmentFault, PeerLost, ProcessLost, UserError
 from metarl_cli.evaluation.curves import Levels, Report, metrics, reference_metrics
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
@@ -148,7 +148,7 @@ def train(
             training.run(processes)
             return folder, training.best
     except BaseException as error:
-        if isinstance(error, ProcessLost):
+        if isinstance(error, ProcessLost | PeerLost):
             raise _lost(folder, error) from error
         _note_failure(folder, error)
         if out_of_memory(error):
@@ -183,7 +183,7 @@ def _how_to_go_on(folder: RunFolder) -> str:
     return f"{saved}; go on with: {folder.command('train')}"
 
 
-def _lost(folder: RunFolder, error: ProcessLost) -> ProcessLost:
+def _lost(folder: RunFolder, error: ProcessLost | PeerLost) -> ProcessLost:
     """Note in the manifest that a process is lost, and return the error with what there is to go on from."""
     _note_failure(folder, error)
     return ProcessLost(f"{error}; {_how_to_go_on(folder)}")
@@ -209,9 +209,7 @@ def follow(processes: Processes) -> None:
             while processes.broadcast_flag():
                 algorithm.train_step()
         processes.wait()
-    except ProcessLost as error:
-        if processes.watch is None or processes.watch.lost is None:  # a simulator of this process
-            raise
+    except PeerLost as error:
         if processes.rank > 1:
             raise ProcessLost from error
         raise _lost(folder, error) from error
