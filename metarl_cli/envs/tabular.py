@@ -185,7 +185,8 @@ class TabularFamily(NativeFamily):
         for kind, values, size in (("state", states, self.num_states), ("action", actions, self.spec.actions.size)):
             if wrong := [value for value in values if value not in range(size)]:
                 raise ValueError(f"{name}: {kind} {wrong[0]} is none of 0 to {size - 1}")
-        for before, action, after in zip(states, actions, states[1:], strict=False):
+        places = [int(state) for state in states]  # a file may have them as floating-point numbers or booleans
+        for before, action, after in zip(places, map(int, actions), places[1:], strict=False):
             if not possible[before, action, after]:
                 raise ValueError(f"{name}: action {action} never leads from state {before} to state {after}")
 

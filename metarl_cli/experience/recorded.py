@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from metarl_cli.data import Demonstrations, Task, Transitions, device_of
+from metarl_cli.experience.finite import LARGEST
 from metarl_cli.spaces import Continuous, Spec
 
 
@@ -42,13 +43,13 @@ def demonstrations(spec: Spec, task: Task, episodes: Sequence[Recorded]) -> Demo
         )
     )
     step, length = np.arange(longest)[:, None], np.array([len(e.actions) for e in episodes])
-    weight = torch.as_tensor(step < length, dtype=torch.get_default_dtype(), device=device)[None]
+    default = torch.get_default_dtype()
+    weight = torch.as_tensor(step < length, dtype=default, device=device)[None]
     ended = torch.as_tensor(step == length - 1, device=device)[None]
     terminated = ended & torch.tensor([e.terminated for e in episodes], device=device)
-    kind = torch.get_default_dtype() if isinstance(spec.actions, Continuous) else torch.long
-    acted = torch.as_tensor(action, dtype=kind, device=device)
-    places = spec.observation(obs, device), spec.observation(after, device)
-    return Demonstrations(task, Transitions(places[0], acted, 0 * weight, places[1], terminated, ended, weight))
+    acted = torch.as_tensor(action, dtype=default if isinstance(spec.actions, Continuous) else torch.long, device=device)
+    before, reached = (torch.as_tensor(places, dtype=default, device=device) for places in (obs, after))
+    return Demonstrations(task, Transitions(before, acted, 0 * weight, reached, terminated, ended, weight))
 
 
 def _check(name: str, episode: Recorded, spec: Spec) -> None:
@@ -61,7 +62,7 @@ def _check(name: str, episode: Recorded, spec: Spec) -> None:
     shape = (actions.size,) if isinstance(actions, Continuous) else ()
     if acted.shape[1:] != shape:
         raise ValueError(f"{name} has actions {list(acted.shape[1:])}, and those of this family are {list(shape)}")
-    if not (np.isfinite(seen).all() and np.isfinite(acted).all()):
-        raise ValueError(f"{name} has a number that is not finite")
+    if not all(float(np.abs(numbers).max()) <= LARGEST for numbers in (seen, acted)):  # nan, too
+        raise ValueError(f"{name} has a number that is not finite, or larger than {LARGEST:g}")
     if not isinstance(actions, Continuous) and (wrong := acted[(acted < 0) | (acted >= actions.n) | (acted % 1 != 0)]).size:
         raise ValueError(f"{name}: action {wrong[0]} is none of 0 to {actions.n - 1}")

@@ -91,7 +91,7 @@ def read_demonstrations(
         if isinstance(family, TabularFamily) and all(episode.observations.ndim == 1 for episode in recorded):
             return family.recorded(task, [(e.observations.tolist(), e.actions.tolist()) for e in recorded])
         return demonstrations(family.spec, task, recorded)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"demonstrations={name}: {error}") from error
 
 

@@ -68,6 +68,8 @@ def read_dataset(path: Path, most: int) -> list[Recorded]:
                     if left < 0 or max(map(_chunk, parts)) > LARGEST:
                         raise ValueError(f"its numbers have more than {LARGEST / 1e9:.0f} GB")
                     seen, acted, ended = (np.asarray(part[()]) for part in parts)
+                    if ended.shape != acted.shape[:1]:
+                        raise ValueError(f"{group.name} has actions {list(acted.shape)} and terminations {list(ended.shape)}")
                     found.append(Recorded(seen, acted, bool(ended.any())))
                 return found
     except OSError as error:
@@ -91,7 +93,8 @@ def _own(h5py: Any, holder: Any, name: str, kind: Any) -> Any:
     if kind is h5py.Dataset:
         filters = _filters(found)
         unknown = set(filters) - FILTERS or len(filters) > len(set(filters))
-        if found.is_virtual or found.external or unknown or found.dtype.kind not in NUMBERS or not found.shape:
+        numbers = found.dtype.kind in NUMBERS and found.dtype.itemsize <= 8  # no tensor holds longer ones
+        if found.is_virtual or found.external or unknown or not numbers or not found.shape:
             raise ValueError(f"{found.name} is no plain table of numbers")
     return found
 

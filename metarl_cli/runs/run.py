@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.held_out import held_out_tasks
 from metarl_cli.evaluation.probe import Probe
 from metarl_cli.evaluation.report import as_json, beyond_training
+from metarl_cli.experience.finite import LARGEST
 from metarl_cli.experience.rollout import Played, play
 from metarl_cli.interfaces import Adapted, Budget, Family, Footprint, Policy, State, Task
 from metarl_cli.progress import note
@@ -251,8 +251,8 @@ class Run:
         try:
             values = {name: self.family.number(name, value) for name, value in parameters.items()}
             for name, value in values.items():
-                if not math.isfinite(value):
-                    raise ValueError(f"{name} must be a finite number, got {value:g}")
+                if not abs(value) <= LARGEST:  # nan, too
+                    raise ValueError(f"{name} must be a finite number, at most {LARGEST:g}, got {value:g}")
             task = self.family.named_task(values)
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from error

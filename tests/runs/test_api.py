@@ -348,6 +348,7 @@ def test_evolution_adapts_on_the_episodes_it_is_given(tmp_path):
         (lambda run: run.test(tasks=0), "tasks=0"),
         (lambda run: run.adapt(seed=-1), "seed=-1"),
         (lambda run: run.adapt(gravity=float("nan")), "gravity must be a finite number"),
+        (lambda run: run.adapt(gravity=1e300), "gravity must be a finite number, at most 1e"),
         (lambda run: run.adapt(gravity="heavy"), "heavy"),
     ],
 )

@@ -47,6 +47,8 @@ WRONG = [
     ({"episodes": [{**ROWS, "observations": [[0], [1]]}]}, r"observations \[1\], and those of this family are \[2\]"),
     ({"episodes": [{**ROWS, "observations": [[0, 0], [1]]}]}, "not equally long"),
     ({"episodes": [{**ROWS, "observations": [[0, 0], [float("inf"), 0]]}]}, "not finite|Infinity"),
+    ({"episodes": [{**ROWS, "observations": [[0, 0], [1e300, 0]]}]}, "not finite, or larger than 1e"),
+    ({"episodes": [{**ROWS, "actions": [[1e300, 0]]}]}, "not finite, or larger than 1e"),
     ({"episodes": [{"states": [0], "actions": [0]}]}, "states are of families with few"),
     ({"episodes": [{**ROWS, "states": [0]}]}, "give states, of a family with few, or observations"),
 ]
@@ -57,6 +59,17 @@ def test_episodes_of_another_family_are_one_line(content, said, tmp_path):
     (mine := tmp_path / "mine.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=said):
         read(mine, family())
+
+
+def test_actions_too_large_for_the_machine_are_one_line(tmp_path):
+    spec = Spec((1,), Discrete(3), 5)
+    with pytest.raises(ValueError, match="not finite, or larger than 1e"):
+        demonstrations(spec, {"task": torch.zeros(1)}, [Recorded(np.zeros((2, 1)), np.array([10**30]), False)])
+    (mine := tmp_path / "mine.json").write_text(
+        json.dumps({"episodes": [{"observations": [[0] * 4] * 2, "actions": [10**400]}]})
+    )
+    with pytest.raises(UserError, match="too large"):
+        read(mine, family("cartpole_family"))
 
 
 def test_episodes_of_different_lengths_are_padded():
@@ -119,6 +132,29 @@ def test_a_dataset_of_states_is_read_by_a_table(tmp_path):
     assert ours.states(found.experience.obs)[0, :, 0].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.float16, ">f8", ">i4"])
+def test_numbers_of_any_type_are_those_of_the_family(dataset, kind):
+    h5py, path = dataset
+    with h5py.File(path, "w") as file:
+        group = file.create_group("episode_0")
+        group["observations"], group["actions"], group["terminations"] = (
+            np.array([[0, 1], [1, 0], [1, 1]], kind),
+            np.zeros((2, 2), kind),
+            np.array([0, 1], kind),
+        )
+    seen = read(path, family()).experience
+    assert (seen.obs.dtype, seen.next_obs.dtype, seen.action.dtype) == (torch.float32,) * 3
+    assert seen.obs[0, :, 0].tolist() == [[0, 1], [1, 0]]
+    assert seen.terminated[0, :, 0].tolist() == [False, True]
+    grid = family("gridworld")
+    stay = next(a for a in (0, 1) if int(grid.neighbour[0, a]) == 0)
+    with h5py.File(path, "a") as file:
+        for name, values in {"observations": [0, 0, 0], "actions": [stay] * 2, "terminations": [0, 0]}.items():
+            del file["episode_0"][name]
+            file["episode_0"][name] = np.array(values, kind)
+    assert grid.states(read(path, grid).experience.obs).flatten().tolist() == [0, 0]
+
+
 def hostile(h5py, path, what):
     with h5py.File(path, "a") as file:
         group = file["episode_3"]
@@ -156,6 +192,12 @@ def hostile(h5py, path, what):
             stored.set_deflate(9)
             stored.set_deflate(9)
             h5py.h5d.create(group.id, b"actions", h5py.h5t.IEEE_F64LE, h5py.h5s.create_simple((2, 2)), stored)
+        elif what == "long":
+            del group["actions"]
+            group["actions"] = np.zeros((2, 2), np.longdouble)
+        elif what == "other length":
+            del group["terminations"]
+            group["terminations"] = np.zeros(3, bool)
         elif what == "number":
             del group["actions"]
             group["actions"] = 1.0
@@ -175,6 +217,8 @@ def hostile(h5py, path, what):
         ("large chunk", "more than 1 GB"),
         ("inflated", "more than 1 GB"),
         ("twice", "no plain table of numbers"),
+        ("long", "no plain table of numbers"),
+        ("other length", r"actions \[2, 2\] and terminations \[3\]"),
         ("number", "no plain table of numbers"),
         ("missing", "terminations is missing"),
     ],
