@@ -79,8 +79,9 @@ def read_demonstrations(
         if isinstance(family, TabularFamily):  # whose states are those in which actions were taken
             recorded = [each._replace(observations=each.observations[:-1]) for each in recorded]
     else:
-        found = File.model_validate(read_json(Path(name), File, complete=False))
-        task, recorded = named({**parameters, **found.task}), [_recorded(episode, family) for episode in found.episodes]
+        found = read_json(Path(name), File, complete=False)
+        task = named({**parameters, **found.get("task", {})})
+        recorded = [_recorded(episode, family) for episode in found["episodes"]]
     if len(recorded) > MOST:
         raise UserError(f"demonstrations={name}: there are {len(recorded):,} episodes, and there can be {MOST:,}")
     longest = max(len(episode.actions) for episode in recorded)
@@ -95,12 +96,14 @@ def read_demonstrations(
         raise UserError(f"demonstrations={name}: {error}") from error
 
 
-def _recorded(episode: Episode, family: Family) -> Recorded:
-    if episode.states is not None and not isinstance(family, TabularFamily):
+def _recorded(episode: Mapping[str, Any], family: Family) -> Recorded:
+    """Return an episode in the form of :class:`Episode`."""
+    states = episode.get("states")
+    if states is not None and not isinstance(family, TabularFamily):
         raise UserError("states are of families with few, such as sprite_grid; give observations, one more than actions")
-    places = episode.observations if episode.states is None else episode.states
     try:
-        return Recorded(np.array(places), np.array(episode.actions), episode.terminated)
+        places = np.array(episode["observations"] if states is None else states)
+        return Recorded(places, np.array(episode["actions"]), episode.get("terminated", False))
     except ValueError as error:
         raise UserError(f"the rows of observations or of actions are not equally long: {error}") from error
 
