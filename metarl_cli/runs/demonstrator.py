@@ -33,12 +33,16 @@ def trained_expert(path: str | Path, family: Family, hardware: Hardware) -> Call
         hardware: to compute on.
 
     Raises:
-        UserError: if there is no such run, it adapts, or its actions, observations or task parameters are others.
+        UserError: if there is no such run, it adapts, it is not given the task, or its actions, observations or task parameters
+            are others.
     """
     folder = RunFolder(path)
     config = folder.config(hardware)
     if config.algo.module.Algo.adapts_by != "nothing":
         raise UserError(f"demonstrator={path}: its algorithm adapts; who demonstrates knows the task, as algo=oracle_pg does")
+    if getattr(config.algo.config, "knowledge", True) is False:
+        text = "its policy is not given the task, and its demonstrations do not show it; that of algo=oracle_pg is"
+        raise UserError(f"demonstrator={path}: {text}")
     other, algorithm, device = build(config)
     if other.spec != family.spec:
         raise UserError(f"demonstrator={path}: its observations, actions or horizon are not those of this env")

@@ -46,14 +46,8 @@ from metarl_cli.runs.shipped import find
 
 FORMAT = 8  # of run folders
 DEMONSTRATOR = "demonstrator"  # folder within that of a run
-INCOMPLETE_FILES = {
-    ".lock",
-    ".reserve",
-    "results",
-    "tasks.json",
-    "config.yaml",
-    DEMONSTRATOR,
-}  # left by a run killed at its beginning
+LOCK = ".lock"  # the first file of a run
+INCOMPLETE_FILES = {LOCK, ".reserve", "results", "tasks.json", "config.yaml", DEMONSTRATOR}  # of a run killed at its beginning
 # of the user's machine, and of one command: a run folder does not hold them
 LOCATION_KEYS = {"run", "outputs", "aggregate", "robust", "oracle", "packages", "demonstrator"}
 RESERVE = 2**15  # [bytes] that a run in training keeps for its last words on a full disk
@@ -403,10 +397,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             refuse_links(self.path)
             names = {p.name for p in self.path.iterdir() if not p.name.endswith(".tmp")}
-            foreign = sorted(names - INCOMPLETE_FILES)
+            foreign = sorted(names - INCOMPLETE_FILES if LOCK in names else names)
             if foreign and not self.exists:
                 raise UserError(f"{self} is not empty and not a run (it holds {foreign[0]}); choose another folder")
-            self._lock = os.fdopen(open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT), "rb+")
+            self._lock = os.fdopen(open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT), "rb+")
             weakref.finalize(self, self._lock.close)
         except OSError as error:
             raise UserError(f"cannot write in {self}: {error.strerror}") from error

@@ -16,6 +16,7 @@ from metarl_cli.interfaces import Budget, Transitions
 from metarl_cli.networks.discriminator import Discriminator, RewardConfig
 from metarl_cli.runs.build import build
 from metarl_cli.runs.demonstrator import trained_expert
+from metarl_cli.runs.folder import RunFolder
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Discrete, Spec
 
@@ -120,6 +121,13 @@ def test_the_expert_is_optimal_but_for_its_noise(env, float64):
     below = family.optimum(task) - (given.experience.reward * given.experience.weight).sum(1).mean(1)
     assert (below > 0).all()
     assert (below < {"navigation_2d_continuous": 1, "point_target": 8}[env]).all()
+
+
+def test_who_is_not_given_the_task_cannot_show_it(monkeypatch, tmp_path):
+    config = compose_train("algo=robust_pg", "env=pendulum_family", *tiny("robust_pg"))
+    monkeypatch.setattr(RunFolder, "config", lambda *_: config)
+    with pytest.raises(UserError, match="is not given the task"):
+        trained_expert(tmp_path, None, config.hardware)
 
 
 def test_nobody_demonstrates_numbered_moves():

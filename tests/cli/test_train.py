@@ -308,6 +308,7 @@ def test_killed_outside_the_checkpoints_counts_nothing_twice(moment, tmp_path):
 def test_killed_while_the_folder_was_made(tmp_path):
     torn = tmp_path / "torn"
     (torn / "results").mkdir(parents=True)
+    (torn / ".lock").touch()
     (torn / "tasks.json").write_text("{")
     (torn / ".config.yaml.123.tmp").write_text("half")
     (torn / "results" / ".test.png.123.tmp").write_text("half")
@@ -322,6 +323,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="cannot write in"):
         run_here(tmp_path / "thesis.tex" / "run", *small("maml_dqn"))
+    (own := tmp_path / "own" / "demonstrator").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"not a run \(it holds demonstrator\)"):
+        RunFolder(own.parent).lock()
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
