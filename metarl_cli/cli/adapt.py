@@ -15,6 +15,7 @@ from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.evaluator import Evaluator
 from metarl_cli.evaluation.pictures import gif, png
 from metarl_cli.evaluation.report import figure, table
+from metarl_cli.evaluation.statistics import number
 from metarl_cli.experience.rollout import Played
 from metarl_cli.interfaces import Adapted, Task
 from metarl_cli.progress import status, wide_console
@@ -66,7 +67,7 @@ def _keep(report: Report, adaptation: Adaptation, out: Path, title: str, console
     if played and played.places:
         console.print("the path of one greedy trial:" if report.sampled else "the path of one trial:")
         for k in report.curve.steps:
-            console.print(f"episode {k + 1}: {' '.join(played.places[k])}  return {played.returns[k]:.2f}", soft_wrap=True)
+            console.print(f"episode {k + 1}: {' '.join(played.places[k])}  return {number(played.returns[k])}", soft_wrap=True)
     kept = {
         "task": adaptation.policy.task,
         "returns": [point._asdict() for point in report.curve.points],

@@ -76,6 +76,8 @@ def complete(words: list[str]) -> list[str]:
 
 def shown(found: list[Standing]) -> Group:
     """Return a table of runs, with a line on all of them and one on each that failed."""
+    from metarl_cli.evaluation.statistics import number
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.collapse_padding = True
     table.add_column("run", overflow="fold", ratio=1)
@@ -83,7 +85,7 @@ def shown(found: list[Standing]) -> Group:
         table.add_column(name, justify="right" if name != "status" else "left", no_wrap=True)
     for each in found:
         iterations = f"{each.iteration}/{each.iterations}" if each.iterations else str(each.iteration)
-        best, score = (("" if value is None else f"{value:.2f}") for value in (each.best, each.score))
+        best, score = (("" if value is None else number(value)) for value in (each.best, each.score))
         cells = (each.path.name, each.status, iterations, duration(each.seconds), duration(each.left), best, score)
         table.add_row(*map(Text, cells), style=COLOURS.get(each.status))
     errors = [Text(f"{each.path}: {each.error}") for each in found if each.error]

@@ -24,6 +24,7 @@ from metarl_cli.comparison.report import write
 from metarl_cli.config.base import result_values
 from metarl_cli.config.models import SEEDS, TuneConfig
 from metarl_cli.evaluation.pictures import png
+from metarl_cli.evaluation.statistics import number
 from metarl_cli.progress import PLAIN_WIDTH, Plain, listening, wide_console
 from metarl_cli.runs.files import write_whole
 from metarl_cli.runs.folder import RunFolder
@@ -151,9 +152,9 @@ class Display(Screen):
         spent = time.monotonic() - self.since
         self.spent, self.ran = self.spent + spent, self.ran + 1
         best, left = self.study.best(), self.trials - len(self.study.trials())
-        came = trial.state if trial.score is None else f"score {trial.score:.2f}"
+        came = trial.state if trial.score is None else f"score {number(trial.score)}"
         parts = [f"trial {trial.number} of {self.trials}: {came}, {duration(spent)}"]
-        parts += [f"best {best.score:.2f} (trial {best.number})"] if best else []
+        parts += [f"best {number(best.score or 0.0)} (trial {best.number})"] if best else []
         parts += [f"about {duration(self.spent / self.ran * left / max(self.study.running(), 1))} left"] if left > 0 else []
         self.console.print(Text("; ".join(parts)), soft_wrap=True)
         self.console.print(Text(f"  {_values(trial.values)}"), soft_wrap=True)
@@ -187,9 +188,9 @@ def _tell_trials(console: Plain, study: Study, best: Ended) -> None:
     )
     for name in ("trial", "score", *(key.removeprefix("algo.") for key in study.plan.ranges)):
         table.add_column(name, justify="right", overflow="fold")
-    scored = sorted((each for each in trials if each.score is not None), key=lambda each: (-(each.score or 0.0), each.number))
-    for each in scored[:SHOWN]:
-        table.add_row(*map(Text, (str(each.number), f"{each.score:.2f}", *(each.values[key] for key in study.plan.ranges))))
+    scored = sorted((-each.score, each.number, each) for each in trials if each.score is not None)
+    for loss, place, each in scored[:SHOWN]:
+        table.add_row(*map(Text, (str(place), number(-loss), *(each.values[key] for key in study.plan.ranges))))
     console.print(table)
     counts = {state: sum(each.state == state for each in trials) for state in ("finished", "stopped early", "failed")}
     console.print(Text(", ".join(f"{num} {state}" for state, num in counts.items() if num)))

@@ -2,8 +2,8 @@
 
 The folds of a cross-validation are runs of one group, though each is tested on tasks of its own.
 
-The name of a group is its algorithm, with its experiment and the values in which groups of that algorithm differ: those that
-were overridden on the command line where they are enough, else all.
+The name of a group is its algorithm, with its experiment and values in which groups of that algorithm differ: those that were
+overridden on the command line, and others as far as they are needed to tell the groups apart.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ def compare(runs: Sequence[Saved], by: Sequence[str]) -> tuple[list[Comparison],
         by: the groups of the configuration and keys whose values make a group; none: all but the seed.
 
     Returns:
-        A comparison for each environment and set of tasks, and one line on each run that has no place in one.
+        A comparison for each environment and set of tasks, and lines on the runs that have no place in one.
 
     Raises:
         UserError: if no run has one of the keys ``by``.
     """
     _check(runs, by)
-    left = [
-        f"{run.path} is {run.status}: {'it was not tested here' if run.status == 'finished' else 'it is left out'}"
+    left = _together(
+        (run, f"is {run.status}: {'it was not tested here' if run.status == 'finished' else 'it is left out'}")
         for run in runs
         if not run.tested
-    ]
+    )
     places = _collected([run for run in runs if run.tested], _place)
     compared = []
     for env, members in _collected_places(places).items():
@@ -126,12 +126,8 @@ def _collected(items: Iterable[Saved], key: Callable[[Saved], Key]) -> dict[Key,
 def _grouped(runs: list[Saved], by: Sequence[str]) -> tuple[list[Group], list[str]]:
     """Return the groups of comparable runs, by name, and what there is to say of them."""
     alike = _collected(runs, lambda run: repr((sorted(run.values.items()), run.seed)))
-    single = [members[0] for members in alike.values()]
-    notes = [
-        f"seed {m[0].seed} of {m[0].choices.get('algo')} is there {len(m)} times: {m[0].path} counts"
-        for m in alike.values()
-        if m[1:]
-    ]
+    single = sorted((members[0] for members in alike.values()), key=lambda run: run.order)
+    notes = _together((m[0], "is there several times: it counts once") for m in alike.values() if m[1:])
     if by:
         members = list(_collected(single, lambda run: repr(_chosen(run, by))).values())
         names = [_name(group[0], by) for group in members]
@@ -170,14 +166,13 @@ def _names(groups: list[list[Saved]]) -> tuple[list[str], list[str]]:
         first = [groups[place][0] for place in places]
         experiments = [run.choices.get("experiment", "") for run in first]
         keys = _differing([_but_the_fold(run) for run in first])
-        typed = [key for key in keys if any(within(key, set(run.overridden)) for run in first)]
-        rows = [
-            (experiment, [run.values.get(key) for key in typed]) for experiment, run in zip(experiments, first, strict=True)
-        ]
-        if len({repr(row) for row in rows}) == len(first):
-            if rest := [key for key in keys if key not in typed]:
-                notes.append(f"{algo}: its groups differ in {_some(rest)}, too.")
-            keys = typed
+        needed = {key for key in keys if any(within(key, set(run.overridden)) for run in first)}
+        for key in keys:
+            if _told_apart(first, {*needed, key}) > _told_apart(first, needed):
+                needed.add(key)
+        if rest := [key for key in keys if key not in needed]:
+            notes.append(f"{algo}: its groups differ in {_some(rest)}, too.")
+        keys = [key for key in keys if key in needed]
         for place, run, experiment in zip(places, first, experiments, strict=True):
             parts = [f"{key.removeprefix('algo.')}={show(run.values.get(key))}" for key in keys if key in run.values]
             more = experiment if len(set(experiments)) > 1 and experiment != algo else ""
@@ -185,10 +180,23 @@ def _names(groups: list[list[Saved]]) -> tuple[list[str], list[str]]:
     return names, notes
 
 
+def _told_apart(runs: Sequence[Saved], keys: Iterable[str]) -> int:
+    """Return how many of some runs their experiments and the values of some keys tell apart."""
+    return len({repr((run.choices.get("experiment"), [run.values.get(key, ...) for key in keys])) for run in runs})
+
+
 def _differing(values: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys whose values are not the same in all configurations."""
     keys = dict.fromkeys(key for each in values for key in each)
     return [key for key in keys if len({repr(each.get(key, ...)) for each in values}) > 1]
+
+
+def _together(said: Iterable[tuple[Saved, str]]) -> list[str]:
+    """Return a line for each thing that is said of runs: the first of them, and how many more there are."""
+    paths = defaultdict[str, list[str]](list)
+    for run, words in said:
+        paths[words].append(str(run.path))
+    return [f"{first}{f', as {len(more)} more,' if more else ''} {words}" for words, (first, *more) in paths.items()]
 
 
 def _some(keys: Sequence[str]) -> str:
@@ -207,10 +215,7 @@ def _pooled(group: Group) -> list[str]:
 def _warnings(groups: list[Group]) -> list[str]:
     """Say where a comparison is not like with like."""
     runs = [run for group in groups for run in group.runs]
-    found = list[str]()
-    for note in dict.fromkeys(note for run in runs for note in run.notes):
-        first, *more = (run.path for run in runs if note in run.notes)
-        found.append(f"{first}{f', as {len(more)} more,' if more else ''} {note}")
+    found = _together((run, note) for run in runs for note in run.notes)
     of_fold = {(run.values.get(FOLD), run.tested.tasks) for run in runs if run.tested and run.folds}
     if len(of_fold) > len({fold for fold, _ in of_fold}):
         found.append("Runs of one fold were tested on different tasks: their environment has changed between them.")
@@ -221,8 +226,6 @@ def _warnings(groups: list[Group]) -> list[str]:
         found.append(f"The runs are of {len(versions)} revisions of the code.")
     if (counts := {len(group.runs) for group in groups}) and max(counts) > 1 and min(counts) < max(counts):
         found.append(f"Groups have from {min(counts)} to {max(counts)} runs.")
-    for run in runs:
-        missing = 0 if run.tested is None else int(np.isnan(run.tested.adapted.scores).any(0).sum())
-        if missing:
-            found.append(f"{run.path} has no return on {missing} tasks: its means are not known.")
+    missing = [(run, int(np.isnan(run.tested.adapted.scores).any(0).sum())) for run in runs if run.tested]
+    found += _together((run, f"has no return on {num} tasks: its means are not known.") for run, num in missing if num)
     return found

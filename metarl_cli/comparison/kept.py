@@ -184,14 +184,16 @@ def _tested(result: Mapping[str, Any]) -> Tested:
 def text(runs: Iterable[Saved]) -> str:
     """Return the file of some runs; :func:`read` gives the same runs.
 
+    Configurations stand in the order of their texts, which begin with the algorithm; their runs by seed, and by name.
+
     Raises:
         UserError: if it would be larger than what can be read again.
     """
     configurations = dict[str, list[str]]()
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.order):
         head = json.dumps({"choices": run.choices, "overridden": run.overridden, "config": run.config})
         configurations.setdefault(head, []).append(json.dumps(finite(_plain(run)), allow_nan=False))
-    parts = [f'{head[:-1]}, "runs": {_listed(lines)}}}' for head, lines in configurations.items()]
+    parts = [f'{head[:-1]}, "runs": {_listed(lines)}}}' for head, lines in sorted(configurations.items())]
     found = f'{{"format": {FORMAT}, "configurations": {_listed(parts)}}}\n'
     if len(found) > LARGEST_TEXT:
         size, most = len(found) / 1e6, LARGEST_TEXT / 1e6

@@ -133,6 +133,11 @@ class Saved(NamedTuple):
         return [*([prolonged] if self.prolonged else []), *self.unchecked]
 
     @property
+    def order(self) -> tuple[int, str]:
+        """What runs of a group are ordered by: the seed, and the name."""
+        return self.seed, self.path.name
+
+    @property
     def env(self) -> str:
         """The option of its environment."""
         return self.choices.get("env", "")

@@ -26,6 +26,7 @@ from metarl_cli.comparison.groups import Comparison, Group
 from metarl_cli.comparison.saved import Saved, Tested
 from metarl_cli.config.messages import known_options
 from metarl_cli.errors import UserError, visible
+from metarl_cli.evaluation import statistics
 from metarl_cli.evaluation.statistics import (
     Aggregate,
     Interval,
@@ -288,12 +289,12 @@ def number(value: float, digits: int | None = None) -> str:
     """Return a number in as many digits as it has a use for."""
     if not math.isfinite(value):
         return "-"
-    return f"{value:z.{1 if abs(value) >= 100 else 2}f}" if digits is None else f"{value:z.{digits}f}"
+    return statistics.number(value, (1 if abs(value) >= 100 else 2) if digits is None else digits)
 
 
 def whole(value: float) -> str:
     """Return a whole number, from a million on in millions."""
-    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{round(value):,}"
+    return f"{statistics.number(value / 1e6, 1)} M" if value >= 1e6 else f"{round(value):,}"
 
 
 def text(column: str, cell: Cell) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metarl_cli.evaluation.statistics import Interval, Scores, Summary
+from metarl_cli.evaluation.statistics import Interval, Scores, Summary, number
 
 
 class Total(NamedTuple):
@@ -22,7 +22,7 @@ class Total(NamedTuple):
     each: list[float]  # [episodes] mean return of every episode
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.standard_error is None else f" ± {self.standard_error:.2f}")
+        return number(self.mean) + ("" if self.standard_error is None else f" ± {number(self.standard_error)}")
 
 
 class Differences(NamedTuple):

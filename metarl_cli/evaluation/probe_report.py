@@ -11,7 +11,7 @@ from rich.text import Text
 
 from metarl_cli.evaluation.probe import BEFORE, OWN, Effect, Probe
 from metarl_cli.evaluation.report import LINES, OPTIMUM, ORACLE, ROBUST, levels_as_json, named, sources
-from metarl_cli.evaluation.statistics import Interval
+from metarl_cli.evaluation.statistics import Interval, number
 from metarl_cli.interfaces import Task
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def table(probe: Probe, title: str) -> Table:
     for effect in probe.effects:
         difference = "" if effect.support == OWN else cost(effect)
         style = "bold" if effect.support == OWN else "dim" if effect.support == BEFORE else ""
-        shown.add_row(effect.support, str(effect.mean), f"{effect.worst_tenth:.2f}", difference, style=style)
+        shown.add_row(effect.support, str(effect.mean), number(effect.worst_tenth), difference, style=style)
     return shown
 
 
@@ -46,7 +46,7 @@ def notes(probe: Probe) -> list[str]:
     """Return what a reader of the table has to know, one line each."""
     lines = ["The difference is paired over tasks. A change without a difference is in what the adaptation does not use."]
     if probe.span is not None:
-        lines.append(f"The range from the robust policy to the oracle is {probe.span.mean():.2f}.")
+        lines.append(f"The range from the robust policy to the oracle is {number(probe.span.mean())}.")
     return lines + sources(probe.levels, known=probe.levels.oracle is None and probe.span is not None)
 
 

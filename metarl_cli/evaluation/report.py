@@ -11,7 +11,7 @@ from rich.text import Text
 
 from metarl_cli.evaluation.curves import Curve, Levels, Report
 from metarl_cli.evaluation.held_out import task_hash, task_hashes
-from metarl_cli.evaluation.statistics import Interval, Summary
+from metarl_cli.evaluation.statistics import Interval, Summary, number
 from metarl_cli.interfaces import Task
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def beside(report: Report) -> dict[str, Callable[[Summary], str]]:
     columns: dict[str, Callable[[Summary], str]] = {}
     if report.curve.over == "tasks":
         if report.curve.aggregate != "mean":
-            columns["mean"] = lambda summary: f"{summary.mean:.2f}"
-        columns["worst tenth"] = lambda summary: f"{summary.worst_tenth:.2f}"
+            columns["mean"] = lambda summary: number(summary.mean)
+        columns["worst tenth"] = lambda summary: number(summary.worst_tenth)
     if report.curve.summaries[0].solved is not None:
         columns["solved"] = lambda summary: "" if summary.solved is None else f"{summary.solved:.0%}"
     return columns
@@ -129,7 +129,7 @@ def table(report: Report, title: str) -> Table:
         for step, point in list(zip(report.curve.steps, points, strict=True))[name == THERE :]:
             rows.add_row(f"{name}, {step}", "", "", str(point), style="bold" if step in report.curve.steps[1::last] else "")
     if report.regret is not None and report.curve.differences is None:
-        rows.add_row("regret per episode (optimum minus return)", "", "", f"{report.regret:.2f}", style="dim")
+        rows.add_row("regret per episode (optimum minus return)", "", "", number(report.regret), style="dim")
     if report.sampled and report.sampled.total:
         rows.add_section()
         for k in sorted({0, last}):
@@ -201,7 +201,7 @@ def figure(report: Report, title: str) -> Figure:
     drawing.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
     if report.normalised:
         first_score, last_score = report.normalised[0], report.normalised[-1]
-        title += f"\n{SCORE}: {first_score.value:.2f} before, {last_score} after"
+        title += f"\n{SCORE}: {number(first_score.value)} before, {last_score} after"
     drawing.suptitle(title)
     return drawing
 

@@ -32,6 +32,11 @@ Scores = NDArray[np.float64]
 Aggregate = Callable[..., Scores]  # (scores, axis) -> scores without this axis
 
 
+def number(value: float, digits: int = 2) -> str:
+    """Return a number for a table: with some digits after the point, from ten millions on with a power of ten."""
+    return f"{value:z.{digits}f}" if abs(value) < 1e7 else f"{value:.{digits}e}"
+
+
 class Interval(NamedTuple):
     """An estimate with its 95 % confidence interval; without one (not a number) where a single value gives none."""
 
@@ -40,7 +45,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f}" + ("" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]")
+        bounds = "" if math.isnan(self.low) else f" [{number(self.low)}, {number(self.high)}]"
+        return number(self.value) + bounds
 
 
 class Summary(NamedTuple):
@@ -172,7 +178,8 @@ def improvement(scores: ArrayLike, other: ArrayLike) -> Interval:
 
     Equal scores count half: the statistic of Mann and Whitney for each task (Agarwal 2021, arXiv:2108.13264). The interval is
     over the seeds of both methods, from the share of the others that each run is above (DeLong 1988, doi:10.2307/2531595), with
-    Welch's degrees of freedom. There is none with a single run of a method, and no value where a score is none.
+    Welch's degrees of freedom. There is none with a single run of a method, or where these shares do not differ, which does not
+    say how much those of new runs will, and no value where a score is none.
 
     Args:
         scores: of one method's runs ``[S, M]``.
@@ -187,7 +194,9 @@ def improvement(scores: ArrayLike, other: ArrayLike) -> Interval:
         return Interval(value, math.nan, math.nan)
     parts = [(shares.var(ddof=1) / len(shares), len(shares) - 1) for shares in (above.mean(1), above.mean(0))]
     squared = sum(part for part, _ in parts)
-    freedom = squared**2 / sum(part**2 / free for part, free in parts) if squared > 0 else 1.0
+    if not squared > 0:
+        return Interval(value, math.nan, math.nan)
+    freedom = squared**2 / sum(part**2 / free for part, free in parts)
     half = student_quantile(max(1, int(freedom))) * math.sqrt(squared)
     return Interval(value, max(0.0, value - half), min(1.0, value + half))
 

@@ -38,6 +38,16 @@ def test_a_file_that_keeps_runs_is_compared_with_folders_and_other_files(trained
     assert rows(metarl.report(tmp_path / "runs.json")) == rows(found)
 
 
+def test_the_order_in_a_file_is_of_what_it_holds(trained):  # noqa: F811
+    (run,) = report([trained]).runs
+    other = run._replace(choices={**run.choices, "algo": "anil_dqn"})
+    runs = [each._replace(seed=seed) for each in (run, other) for seed in (10, 2)]
+    assert kept.text(runs) == kept.text(runs[::-1])
+    file = json.loads(kept.text(runs))["configurations"]
+    assert [each["choices"]["algo"] for each in file] == ["anil_dqn", "maml_dqn"]
+    assert [each["seed"] for each in file[0]["runs"]] == [2, 10]
+
+
 @pytest.mark.parametrize("name", [".", os.fsdecode(b"run \xff")])
 def test_a_run_is_kept_whatever_its_folder_is_called(name, trained, tmp_path, monkeypatch):  # noqa: F811
     copied(trained, tmp_path / name if name != "." else tmp_path / "run")

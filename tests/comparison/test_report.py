@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import metarl_cli as metarl
 from metarl_cli.cli.main import main
 from metarl_cli.comparison.figures import FORMATS, scores
-from metarl_cli.comparison.groups import Comparison, Group
+from metarl_cli.comparison.groups import Comparison, Group, compare
 from metarl_cli.comparison.report import TEXTS, report, write
 from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown, number, table, text
 from metarl_cli.errors import UserError
-from metarl_cli.evaluation.statistics import over_seeds
+from metarl_cli.evaluation.statistics import Interval, over_seeds
 from metarl_cli.runs.files import _checksum, sha256, write_json, write_whole
 from metarl_cli.runs.folder import Manifest
 from metarl_cli.runs.results import Result
@@ -178,6 +179,27 @@ def test_names_do_not_hide_what_differs(trained, tmp_path):
     assert list(rows(metarl.report(tmp_path, by="experiment"))) == ["no experiment"]
 
 
+def test_names_have_no_more_than_they_need(trained):
+    """Two learners differ in every key of theirs: a name has the first, and a note says that there are more."""
+    (run,) = report([trained]).runs
+    runs = [
+        run._replace(values={**run.values, "learner.module": name, **{f"learner.{name}.{k}": k for k in range(20)}})
+        for name in ("dqn", "policy")
+    ]
+    ((compared,), _) = compare(runs, [])
+    assert [group.name for group in compared.groups] == ["maml_dqn learner.module=dqn", "maml_dqn learner.module=policy"]
+    assert sum("its groups differ in" in note and "and more, too" in note for note in compared.notes) == 1
+
+
+def test_what_is_said_of_many_runs_is_a_line_with_their_number(trained):
+    (run,) = report([trained]).runs
+    copies = [run._replace(path=Path(f"{place}"), seed=seed) for seed in range(3) for place in "ab"]
+    lost = [run._replace(path=Path(f"lost{k}"), status="interrupted", tested=None) for k in range(4)]
+    ((compared,), left) = compare([*copies, *lost], [])
+    assert left == ["lost0, as 3 more, is interrupted: it is left out"]
+    assert "a, as 2 more, is there several times: it counts once" in compared.notes
+
+
 def test_a_missing_return_is_no_number(trained, tmp_path):
     copied(trained, tmp_path / "a", after=[-1.0, None, -2.0, -3.0])
     copied(trained, tmp_path / "b", polyak=0.5, after=[-1.0, -1.0, -2.0, -3.0])
@@ -259,6 +281,9 @@ def test_folds_count_each_though_their_runs_have_one_name(outputs):
 
 def test_what_rounds_to_zero_has_no_sign():
     assert [number(-0.001), number(-0.001, 1), number(-0.01)] == ["0.00", "0.0", "-0.01"]
+    wide = [text(name, 1e30) for name in ("after", "env steps")] + [text("after", Interval(-1e30, -1e300, 2.0))]
+    assert wide == ["1.0e+30", "1.0e+24 M", "-1.0e+30 [-1.0e+300, 2.0]"]
+    assert str(Interval(-1e30, -9999999, 2.0)) == "-1.00e+30 [-9999999.00, 2.00]"
 
 
 def test_a_baseline_that_only_some_tables_have(trained, outputs, tmp_path):
@@ -288,7 +313,7 @@ def test_what_cannot_be_compared_is_apart_and_said(trained, tmp_path):
     assert f"{tmp_path / 'training'} is interrupted: it is left out" in notes
     assert "it is not as the run was made with" in notes
     assert "navigation_2d has 3 tables: its runs differ in the environment or the tasks" in notes
-    assert f"seed 0 of maml_dqn is there 2 times: {tmp_path / 'one'} counts" in found["tables"][1]["notes"]
+    assert f"{tmp_path / 'one'} is there several times: it counts once" in found["tables"][1]["notes"]
     assert rows(metarl.report(tmp_path, by=["algo"]), 1)["maml_dqn"]["runs"] == 1, "a copy counts once however runs are grouped"
     write(report([tmp_path]), tmp_path / "out", ["tex"], "")
     assert len(list((tmp_path / "out").iterdir())) == 3, "no table in the place of another"

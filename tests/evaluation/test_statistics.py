@@ -256,7 +256,8 @@ def test_the_interval_of_the_probability_of_improvement_covers_it():
 
 def test_the_probability_of_improvement_has_an_interval_with_two_runs_of_each_alone():
     assert math.isnan(improvement(ONE[:1], OTHER).low)
-    assert improvement([[2.0], [2.0]], [[1.0], [1.0]]) == (1.0, 1.0, 1.0)
+    always = improvement([[2.0], [2.0]], [[1.0], [1.0]])
+    assert (always.value, str(always)) == (1.0, "1.00"), "two runs of each do not make it certain"
     assert math.isnan(improvement([[math.nan]], OTHER[:1]).value)
 
 
