@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -20,8 +19,9 @@ from metarl_cli.experience.rollout import Played
 from metarl_cli.interfaces import Adapted, Task
 from metarl_cli.progress import status, wide_console
 from metarl_cli.runs.demonstrations import told_by_numbers, write_demonstrations
-from metarl_cli.runs.files import write_whole
+from metarl_cli.runs.files import write_json, write_whole
 from metarl_cli.runs.naming import file_name
+from metarl_cli.runs.results import AdaptedResult, finite
 from metarl_cli.runs.run import FRAMES, Adaptation, Run
 
 Config = AdaptConfig
@@ -76,7 +76,7 @@ def _keep(report: Report, adaptation: Adaptation, out: Path, title: str, console
         "sampled": report.sampled and [point._asdict() for point in report.sampled.points],
         "played": played and {"returns": played.returns, "places": played.places},
     }
-    write_whole(out / "adaptation.json", (json.dumps(kept, indent=1) + "\n").encode())
+    write_json(out / "adaptation.json", finite(kept), AdaptedResult)
     write_whole(out / "adaptation.png", png(figure(report, title)))
     console.print(f"returns: {out / 'adaptation.json'} and .png", soft_wrap=True)
 

@@ -89,6 +89,19 @@ class Result(BaseModel):
         return self
 
 
+class AdaptedResult(BaseModel):
+    """The form of ``adapted/*/adaptation.json``: returns along the adaptation to one task, at P points."""
+
+    model_config = ConfigDict(strict=True)
+
+    task: dict[str, Any]
+    returns: list[Estimate]
+    gradient_steps: list[int]
+    env_steps: list[int]
+    sampled: list[Estimate] | None
+    played: dict[str, Any] | None
+
+
 class Effect(BaseModel):
     """The form of what a support leads to."""
 

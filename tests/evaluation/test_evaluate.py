@@ -21,8 +21,10 @@ from metarl_cli.progress import wide_console
 from metarl_cli.runs import checkpoint, loop
 from metarl_cli.runs import run as saved_runs
 from metarl_cli.runs.build import Components, build
+from metarl_cli.runs.files import read_json
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.policy import plain
+from metarl_cli.runs.results import AdaptedResult
 from metarl_cli.seeding import numpy_rng, torch_rng
 from metarl_cli.spaces import Discrete, Spec
 
@@ -263,7 +265,7 @@ def test_adapt_keeps_one_trial_its_path_and_its_memory(tmp_path, monkeypatch, ca
     assert torch.equal(policy["state"]["counts"]["steps"], torch.tensor([[30.0]])), "after both episodes, of one trial"
     assert set(policy["state"]) == {"greedy", "counts"}, "without the generator"
     assert policy["task"] == {"goal_x": 3, "goal_y": 0}
-    kept = json.loads((out / "adaptation.json").read_text())
+    kept = read_json(out / "adaptation.json", AdaptedResult)
     assert kept["task"] == {"goal_x": 3, "goal_y": 0}
     assert [point["value"] for point in kept["returns"]] == pytest.approx([there, there])
     assert kept["played"]["places"] == [path.split(), path.split()]

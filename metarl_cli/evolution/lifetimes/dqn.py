@@ -108,14 +108,11 @@ class DQNLife:
         """Return the same lifetime in the environments of another family.
 
         Raises:
-            UserError: if the family cannot run as many environments at a time, or a number of support episodes is given.
+            UserError: if a number of support episodes is given, which is so for an environment of one's own alone.
         """
-        if family.max_envs is not None and family.max_envs < self.config.envs:
-            raise UserError(
-                f"this algorithm learns in {self.config.envs} environments at a time (algo.lifetime.envs), and there is one"
-            )
         if episodes is not None:
-            raise UserError(f"episodes={episodes}: this algorithm learns from its own exploration, not from support episodes")
+            text = f"this algorithm explores {self.config.envs} environments at a time, and not for a number of episodes"
+            raise UserError(f"{text}; algo=es_dqn and algo=maml_dqn adapt to one environment, this one to tasks of its env")
         return DQNLife(self.config, self.learner, family, self.device)
 
     def begin(self, params: Params, traits: Traits, task: Task, rng: torch.Generator, copies: int = 1) -> Life:
