@@ -237,7 +237,7 @@ def imitate(
     yield Adapted(0, 0, 0, act(task, None))
     if not budget.steps:
         return
-    given = budget.demonstrations or shown(family, task, budget.steps, rng)
+    given = budget.demonstrations or demonstrate(family, task, budget.steps, rng)
     new = any(not torch.equal(given.task[name], task[name]) for name in task)
     for num in numbers(budget.steps)[1:]:
         seen = given.first(num)
@@ -246,19 +246,6 @@ def imitate(
         weight = seen.experience.weight
         spent = round(float(weight.sum()) / len(weight))
         yield Adapted(num, steps, spent, act(task, None) if new else there, demonstrated=Demonstrated(seen, there))
-
-
-def shown(family: Family, task: Task, num: int, rng: torch.Generator) -> Demonstrations:
-    """Return ``num`` demonstrations of each of M tasks; see :func:`metarl_cli.experience.demonstrations.demonstrate`.
-
-    Raises:
-        UserError: if the family has no expert.
-    """
-    given = demonstrate(family, task, num, rng)
-    if given is None:
-        name = type(family).__name__
-        raise UserError(f"{name} has no expert who demonstrates it; name a trained one: demonstrator=FOLDER")
-    return given
 
 
 class Planned:

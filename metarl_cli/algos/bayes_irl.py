@@ -25,12 +25,12 @@ from metarl_cli.adaptation.demonstrations import (
     imitate,
     load_inferred,
     read,
-    shown,
     table_of,
 )
 from metarl_cli.algos.reference import Reference
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import META, peak, size_of
+from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.interfaces import Adapted, Budget, Context, Family, State, Task
 from metarl_cli.networks.imitation import Solution
 from metarl_cli.seeding import numpy_rng
@@ -74,7 +74,7 @@ class BayesIRL(Reference):
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the plans for the mean reward of the prior, and of the posterior after some numbers of demonstrations."""
-        given = budget.demonstrations or (shown(self.family, task, budget.steps, rng) if budget.steps else None)
+        given = budget.demonstrations or (demonstrate(self.family, task, budget.steps, rng) if budget.steps else None)
         likely = None if given is None else log_likelihoods(self.candidates(given.task), read(self.family, given))
         prior = torch.zeros_like(self.candidates(task)[..., 0])  # [M, C] all are equally likely
 

@@ -26,12 +26,13 @@ from metarl_cli.adaptation.contexts import (
     Showing,
     with_context,
 )
-from metarl_cli.adaptation.demonstrations import FittingConfig, Learned, imitate, shown
+from metarl_cli.adaptation.demonstrations import FittingConfig, Learned, imitate
 from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.adaptation.inference import divergence
 from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig
 from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.interfaces import (
     Adapted,
     Algorithm,
@@ -118,7 +119,7 @@ class ContextBC(Algorithm):
         """Have the tasks demonstrated, and make the policy, given the context of some of it, more likely to do the rest."""
         config, rng = self.config, self.rng["support"]
         self.task, num = self.draw(), config.demonstrations[self.iteration % len(config.demonstrations)]
-        showing = Showing(shown(self.family, self.task, num + config.query, rng), num, config.context.steps)
+        showing = Showing(demonstrate(self.family, self.task, num + config.query, rng), num, config.context.steps)
         self.env_steps += showing.env_steps
         if self.iteration == 0:
             self.measured = self.encoder.measure(showing.query)

@@ -47,12 +47,12 @@ from metarl_cli.adaptation.demonstrations import (
     likelihood_loss,
     load_inferred,
     read,
-    shown,
     table_of,
 )
 from metarl_cli.adaptation.gradient import descended, normalised
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import COPIES, factor, peak, size_of, without_content
+from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.experience.schedules import cosine
 from metarl_cli.interfaces import (
     Adapted,
@@ -188,7 +188,7 @@ class Mandril(Algorithm):
 
     @timed("demonstrations")
     def _demonstrated(self, num: int, stream: str) -> Examples:
-        examples = read(self.family, shown(self.family, self.task, num, self.rng[stream]))
+        examples = read(self.family, demonstrate(self.family, self.task, num, self.rng[stream]))
         self.env_steps += int(examples.weight.sum())
         return examples
 

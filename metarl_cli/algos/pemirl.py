@@ -37,7 +37,7 @@ from metarl_cli.adaptation.contexts import (
     Showing,
     with_context,
 )
-from metarl_cli.adaptation.demonstrations import Learned, imitate, shown
+from metarl_cli.adaptation.demonstrations import Learned, imitate
 from metarl_cli.adaptation.gradient import NetworkPolicy, loss_gradients, prepare_each
 from metarl_cli.adaptation.inference import divergence
 from metarl_cli.adaptation.reading import Read
@@ -45,6 +45,7 @@ from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, returned
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import (
     Adapted,
@@ -180,7 +181,7 @@ class PEMIRL(OnPolicy):
         """Have the tasks demonstrated, act with their contexts, and have D classify both; its output is the reward."""
         config, params, rng = self.config, expand(detached(self.learned), self.num), self.rng["support"]
         num = config.demonstrations[self.iteration % len(config.demonstrations)]
-        showing = Showing(shown(self.family, self.task, num + config.query, rng), num, config.context.steps)
+        showing = Showing(demonstrate(self.family, self.task, num + config.query, rng), num, config.context.steps)
         if self.iteration == 0:
             self.measured = self.encoder.measure(showing.query)
         support = self.encoder.read(self.measured, showing.support)

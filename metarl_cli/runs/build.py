@@ -15,6 +15,7 @@ from metarl_cli.config.registry import ConfigError
 from metarl_cli.envs.experts import known_by
 from metarl_cli.envs.folds import Folds, folded
 from metarl_cli.errors import Problem, UserError
+from metarl_cli.experience.demonstrations import NOBODY, is_demonstrated
 from metarl_cli.interfaces import Algorithm, Context, Family, Footprint
 from metarl_cli.networks.compiling import Compiled, can_compile
 from metarl_cli.processes import ALONE, Processes, waiting
@@ -83,6 +84,8 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
             algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
         raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
+    if algorithm.adapts_by == "demonstrations" and not is_demonstrated(family):
+        raise ConfigError(Problem("env", f"env.module={env.name}: it {NOBODY}"))
     return Components(family, algorithm, device)
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import one_hot
 
 from metarl_cli.adaptation.contexts import ContextConfig, ContextEncoder
 from metarl_cli.cli import main as cli
+from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import UserError
 from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.experience.rollout import run_episodes
@@ -130,10 +131,12 @@ def test_who_is_not_given_the_task_cannot_show_it(monkeypatch, tmp_path):
         trained_expert(tmp_path, None, config.hardware)
 
 
-def test_nobody_demonstrates_numbered_moves():
-    parts = build(compose_train("algo=context_bc", "env=navigation_2d", *tiny("context_bc")))
-    with pytest.raises(UserError, match="has no expert who demonstrates it; name a trained one: demonstrator=FOLDER"):
-        parts.algorithm.train_step()
+def test_a_family_without_an_expert_is_refused_before_the_run():
+    config = compose_train("algo=context_bc", "env=navigation_2d", *tiny("context_bc"))
+    with pytest.raises(ConfigError, match=r"env\.module=navigation_2d: it has no expert .*: demonstrator=FOLDER"):
+        build(config)
+    with pytest.raises(UserError, match="has no expert"):
+        demonstrate(config.env.instance, config.env.instance.named_task({}), 1, torch_rng(0, "demonstrations"))
 
 
 @pytest.mark.slow
