@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ MODULES = {
 # keys that name a place of the user
 PLACES = ("run", "outputs", "out", "robust", "oracle", "demonstrations", "demonstrator", "study")
 # Texts that a run folder never holds: the name of code, an interpolation, a path that is absolute or climbs with ``..``.
+LARGEST = 3.4e38  # of a number: tensors of 32 bits hold no larger one
 UNSAFE = re.compile(r"_target_|\$\{|^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -218,14 +218,14 @@ def _replaced(values: Any, path: Sequence[Any], value: Any) -> Any:
 
 
 def _unsafe(values: Any, prefix: str = "") -> Iterator[Problem]:
-    """Yield what no value may be: a number that is not finite, or a text that no run folder holds; modules are looked up."""
+    """Yield what no value may be: a number that 32 bits do not hold, a text that no run folder holds; modules are looked up."""
     pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in pairs:
         place = f"{prefix}{key}"
         if key == "_target_":
             yield Problem(place, f"{place}={show(value)}: refused; code is named by module, never by path")
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield Problem(place, f"{place}={show(value)}: must be a finite number")
+        elif isinstance(value, int | float) and not abs(value) <= LARGEST:  # nan, too
+            yield Problem(place, f"{place}={show(value)}: must be a finite number, at most {LARGEST:g}")
         elif key != "module" and any(isinstance(text, str) and UNSAFE.search(text) for text in (key, value)):
             why = "a text may not name code, nor a place outside the current folder (give ./NAME for a file in it)"
             yield Problem(place, f"{place}={show(value)}: refused; {why}")

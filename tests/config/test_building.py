@@ -110,6 +110,7 @@ def test_test_and_adapt_are_valid_once_the_run_is_named():
         ({"env__module": "native"}, "env.module=native: no such module; "),  # a helper, not a family
         ({"algo__module": 3}, "algo.module=3: no such module; "),
         ({"algo__outer__lr": float("inf")}, "algo.outer.lr=inf: must be a finite number"),
+        ({"algo__outer__lr": 1e300}, "algo.outer.lr=1e+300: must be a finite number, at most 3.4e+38"),
         ({"learner__gamma": float("nan")}, "learner.gamma=nan: must be a"),
     ],
 )
