@@ -88,7 +88,7 @@ class Config(ContextualConfig):
     fit: FitConfig = Field(description="of the encoder, the reward and its shaping")
     returns: ReturnsConfig = Field(description="discount and lambda of advantages")
     outer: OuterConfig = Field(description="of the policy")
-    scratch: ScratchConfig
+    scratch: ScratchConfig | None = Field(description="null: none is trained, which takes long where simulators are slow")
 
 
 class Evidence(NamedTuple):
@@ -165,6 +165,8 @@ class PEMIRL(OnPolicy):
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
         each, config = self.family.spec.bytes_per_transition, self.config
         shows = 2 * tasks * max(config.demonstrations) * self.family.spec.horizon * each
+        if config.scratch is None:
+            return shows
         weights = expand(without_content(self.plain.init(torch_rng(0, "blank"))), tasks)
         seen = experience(self.family.spec, tasks, config.context.steps, config.scratch.rollouts)
         batch = prepare_each(self.plain, weights, weights, seen)
@@ -250,8 +252,11 @@ class PEMIRL(OnPolicy):
         return imitate(learn, self.family, family, task, budget, rng)
 
     @override
-    def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
+    def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted] | None:
         """Yield policies with fresh weights that have learned from the inferred reward, in their environments."""
+        config = self.config.scratch
+        if config is None:
+            return None
         start = fresh(self.plain, num_tasks(task), torch_rng(rng.initial_seed(), "fresh", device=rng.device))
 
         def learn(given: Demonstrations | None) -> Learned:
@@ -261,16 +266,16 @@ class PEMIRL(OnPolicy):
 
             def act(where: Task, seen: Demonstrations | None) -> Policy:
                 chance = torch_rng(rng.initial_seed(), "rewarded", device=rng.device)
-                return NetworkPolicy(self.plain, self.rewarded(start, where, context, chance))
+                return NetworkPolicy(self.plain, self.rewarded(config, start, where, context, chance))
 
-            return act, self.config.scratch.iterations
+            return act, config.iterations
 
         return imitate(learn, self.family, None, task, budget, rng)
 
     @torch.no_grad()
-    def rewarded(self, params: Params, task: Task, context: Tensor, rng: torch.Generator) -> Params:
+    def rewarded(self, config: ScratchConfig, params: Params, task: Task, context: Tensor, rng: torch.Generator) -> Params:
         """Return the weights ``[M, ...]`` after steps of a policy gradient on the inferred rewards."""
-        config, adam, returns = self.config.scratch, Adam(), self.config.scratch.returns
+        adam, returns = Adam(), config.returns
         rates, rollouts = {name: torch.tensor(config.lr) for name in params}, self._rollouts(config.rollouts)
         for _ in range(config.iterations):
             policy = NetworkPolicy(self.plain, params)

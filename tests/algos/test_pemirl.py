@@ -139,6 +139,17 @@ def test_a_family_without_an_expert_is_refused_before_the_run():
         demonstrate(config.env.instance, config.env.instance.named_task({}), 1, torch_rng(0, "demonstrations"))
 
 
+def test_no_policy_is_trained_from_scratch_where_none_is_wanted():
+    small = [override for override in tiny("pemirl") if not override.startswith("algo.scratch")]
+    parts = build(compose_train("algo=pemirl", "env=navigation_2d_continuous", *small, "algo.scratch=null"))
+    task = parts.family.sample_tasks(3, "test", numpy_rng(0, "tasks"))
+    assert parts.algorithm.adapt_from_scratch(task, Budget(1), torch_rng(0, "support")) is None
+    least = parts.algorithm.cost_of_adapting(3, 1)
+    assert (
+        0 < least < build(compose_train("algo=pemirl", "env=navigation_2d_continuous", *small)).algorithm.cost_of_adapting(3, 1)
+    )
+
+
 @pytest.mark.slow
 def test_points_are_numbers_of_demonstrations_and_one_context_makes_reward_and_policy():
     parts = build(compose_train("algo=pemirl", "env=navigation_2d_continuous", *tiny("pemirl")))
