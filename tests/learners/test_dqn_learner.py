@@ -28,6 +28,9 @@ class Table:
             return vmap(self)(params, obs)
         return params["q"][obs[..., 0].long()]
 
+    def acting(self, params):
+        return params
+
 
 def transitions(rows) -> Transitions:
     """(state, action, reward, next state, terminated, ended) -> [1, N]."""
