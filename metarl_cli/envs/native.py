@@ -87,7 +87,8 @@ class NativeFamily(ParametricFamily):
         if not self.stochastic:
 
             def pure(state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-                return self.dynamics(state, action, task, unused)
+                state, reward, terminated = self.dynamics(state, action, task, unused)
+                return state, reward.clone(), terminated  # compiled code is slow where it returns a part of what it is given
 
             self.code = compiler(pure, f"the dynamics of {type(self).__name__}")
 
