@@ -218,6 +218,10 @@ class Learner(ABC):
     def init(self, rng: torch.Generator) -> Params:
         """Return fresh weights of one network."""
 
+    def acting(self, params: Params) -> Params:
+        """Return weights ``[M, ...]`` in the form in which :meth:`policy` is fastest, for many calls without gradients."""
+        return params
+
     @abstractmethod
     def policy(self, params: Params, obs: Tensor) -> Distribution:
         """Return the policy in ``obs [..., O]`` of one network, or in ``obs [M, N, O]`` of M networks ``[M, ...]``."""

@@ -84,14 +84,15 @@ class NetworkPolicy(Policy):
     """
 
     def __init__(self, learner: Learner, params: Params):
-        self.learner, self.params, self.stochastic = learner, detached(params), learner.stochastic
+        self.learner, self.params, self.stochastic = learner, learner.acting(detached(params)), learner.stochastic
+        self.num = len(first(self.params))
 
     @override
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
-        num = len(first(self.params))
-        policy = self.learner.policy(self.params, obs.reshape(num, -1, *obs.shape[2:]))
+        rows = obs.shape[:2]
+        policy = self.learner.policy(self.params, obs if rows[0] == self.num else obs.view(self.num, -1, *obs.shape[2:]))
         action = policy.mode() if state["rng"] is None else policy.sample(state["rng"])
-        return action.reshape(*obs.shape[:2], *action.shape[2:]), state
+        return action if rows[0] == self.num else action.view(*rows, *action.shape[2:]), state
 
     @override
     def state_dict(self) -> State:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from metarl_cli.data import untracked
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig, in_words
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Code, Compiler, Env, State, Step, Task, device_of, dtype_of, num_tasks
@@ -86,7 +87,8 @@ class NativeFamily(ParametricFamily):
         if not self.stochastic:
 
             def pure(state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-                return self.dynamics(state, action, task, unused)
+                state, reward, terminated = self.dynamics(state, action, task, unused)
+                return state, reward.clone(), terminated  # compiled code is slow where it returns a part of what it is given
 
             self.code = compiler(pure, f"the dynamics of {type(self).__name__}")
 
@@ -121,6 +123,7 @@ class NativeEnv(Env):
         self.acted: tuple[torch.dtype, tuple[int, ...]] | None = None
         self.starts: Tensor | None = None  # [M, N, S] where all episodes begin; none: where they are drawn
         self.like = torch.empty(0, dtype=dtype_of(task), device=device_of(task))
+        self.on_gpu = self.like.is_cuda
         self.task = {name: value[:, None] for name, value in task.items()}  # [M, 1, ...]
         shape = num_tasks(task), num_envs
         self._continue(
@@ -129,9 +132,10 @@ class NativeEnv(Env):
 
     def _continue(self, state: Tensor, clock: Tensor) -> None:
         """Go on from the states ``[M, N, S]`` after ``clock [M, N]`` steps of each episode, with the tasks ``self.task``."""
-        self.shape = clock.shape
+        self.shape, self.together = clock.shape, self.on_gpu or clock.numel() <= FEW
         self.constants = self.family.constants(self.task)
         self.state = _by_column(state)
+        self.strides = self.state.stride()
         self.obs = self.family.observe(self.state)
         self.time = 0  # [steps] since then
         self.deadline = self.family.spec.horizon - clock  # the time at which each episode is cut off
@@ -140,29 +144,39 @@ class NativeEnv(Env):
 
     @override
     def step(self, action: Tensor) -> Step:
-        fresh = self.starts
-        if fresh is None and (CommonRandomNumbers.within or self.like.is_cuda):  # without asking what ended
-            fresh = self.family.initial_state(self.shape, self.like, self.rng)
-        if not CommonRandomNumbers.within or self.family.stochastic:
-            return self._step(action, fresh)
-        drew = f"the dynamics of {type(self.family).__name__} draw random numbers: set stochastic = True in the class"
-        with without_draws(self.rng, drew):
-            return self._step(action, fresh)
+        with untracked():
+            if not CommonRandomNumbers.within:
+                return self._step(action, self.starts)
+            fresh = self._drawn() if self.starts is None else self.starts  # without asking what ended
+            if self.family.stochastic:
+                return self._step(action, fresh)
+            drew = f"the dynamics of {type(self.family).__name__} draw random numbers: set stochastic = True in the class"
+            with without_draws(self.rng, drew):
+                return self._step(action, fresh)
+
+    def _drawn(self) -> Tensor:
+        """Draw a start of each environment, ``[M, N, S]``."""
+        return self.family.initial_state(self.shape, self.like, self.rng)
 
     def _step(self, action: Tensor, fresh: Tensor | None) -> Step:
         """Act; episodes begin in the states ``fresh [M, N, S]``, or in states drawn where one ended."""
         state, reward, terminated = self._simulate(action)
-        state = _by_column(state)
+        if state.stride() != self.strides:
+            state = _by_column(state)
         self.time += 1
+        ended, truncated = terminated, self.never
         due = self.time == self.earliest
-        truncated = self.deadline == self.time if due else self.never
-        ended = terminated | truncated if due else terminated
-        next_obs = self.family.observe(state)
-        self.state = self._restarted(state, ended, fresh)
-        self.obs = next_obs if self.state is state else self.family.observe(self.state)
+        if due:
+            truncated = self.deadline == self.time
+            ended = torch.bitwise_or(terminated, truncated)
+        next_obs = obs = self.family.observe(state)
+        if self.on_gpu or (num := int(ended.count_nonzero())):  # a GPU is not waited for
+            state = self._restarted(state, ended, fresh) if self.together else self._restarted_alone(state, ended, num, fresh)
+            obs = self.family.observe(state)
+        self.state, self.obs = state, obs
         if due:
             self.earliest = int(self.deadline.min())
-        return Step(next_obs, reward, terminated, truncated, self.obs)
+        return Step(next_obs, reward, terminated, truncated, obs)
 
     def _simulate(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the family's dynamics, compiled or not, make of the states and actions."""
@@ -174,18 +188,17 @@ class NativeEnv(Env):
         return after
 
     def _restarted(self, state: Tensor, ended: Tensor, fresh: Tensor | None) -> Tensor:
-        """Return the states ``[M, N, S]`` to act in, and set the deadlines of the episodes that begin."""
-        num = None if self.like.is_cuda else int(ended.count_nonzero())  # a GPU is not waited for
-        if num == 0:
-            return state
-        deadline = self.time + self.family.spec.horizon
-        if num is None or ended.numel() <= FEW:
-            if fresh is None:
-                fresh = self.family.initial_state(self.shape, self.like, self.rng)
-            self.deadline.masked_fill_(ended, deadline)
-            return torch.where(ended.unsqueeze(-1), fresh, state, out=torch.empty_like(state))
+        """Return the states ``[M, N, S]`` to act in, and set the deadlines of new episodes, unless the first alone counts."""
+        if self.starts is None:
+            self.deadline.masked_fill_(ended, self.time + self.family.spec.horizon)
+        fresh = self._drawn() if fresh is None else fresh
+        return torch.where(ended.unsqueeze(-1), fresh, state, out=torch.empty_like(state))
+
+    def _restarted_alone(self, state: Tensor, ended: Tensor, num: int, fresh: Tensor | None) -> Tensor:
+        """Do what :meth:`_restarted` does to the ``num`` environments that ended, and to them alone."""
         index = ended.flatten().nonzero()[:, 0]
-        self.deadline.view(-1).index_fill_(0, index, deadline)
+        if self.starts is None:
+            self.deadline.view(-1).index_fill_(0, index, self.time + self.family.spec.horizon)
         if fresh is None:
             begun = self.family.initial_state((num,), self.like, self.rng).movedim(-1, 0)
         else:

@@ -23,7 +23,7 @@ class StepCheck:
     def __init__(self, env: Env):
         self.env, self.steps = env, list[Step]()
         self.seen = 0  # steps before those that wait
-        self.together = MOST if env.obs.is_cuda else min(max(BLOCK // max(env.obs.numel(), 1), 1), MOST)
+        self.together = 1  # steps of this look
 
     def see(self, step: Step) -> None:
         """Take in a step.
@@ -31,8 +31,11 @@ class StepCheck:
         Raises:
             EnvironmentFault: if one of the latest steps is not finite, or of another shape.
         """
-        if not self.seen and not self.steps:
-            self._check_shapes(step)
+        if not self.steps:
+            if not self.seen:
+                self._check_shapes(step)
+            size = step.next_obs.numel()  # it gets smaller where environments are dropped
+            self.together = MOST if step.next_obs.is_cuda else min(max(BLOCK // max(size, 1), 1), MOST)
         self.steps.append(step)
         if len(self.steps) == self.together:
             self.finish()

@@ -63,6 +63,10 @@ class DQN(Base):
         return self.network.init(rng)
 
     @override
+    def acting(self, params: Params) -> Params:
+        return self.network.acting(params)
+
+    @override
     def policy(self, params: Params, obs: Tensor) -> Greedy:
         """Return the greedy policy; the caller adds exploration."""
         return Greedy(self._allowed(self.network(params, obs), obs), self.actions)

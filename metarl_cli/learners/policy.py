@@ -66,6 +66,10 @@ class PolicyGradient(Base):
         return self.network.init(rng) | self.head.init(rng.device)
 
     @override
+    def acting(self, params: Params) -> Params:
+        return self.network.acting(params)
+
+    @override
     def policy(self, params: Params, obs: Tensor) -> Distribution:
         if "log_std" in params:
             params = params | {"log_std": params["log_std"].clamp(min=math.log(self.config.least_std))}

@@ -49,33 +49,52 @@ ACTIVATIONS = {
 }
 
 
-def dense(activation: str, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+class Layer(NamedTuple):
+    """A layer of R networks."""
+
+    weight: Tensor  # [R, O, I]
+    bias: Tensor  # [R, 1, O]
+    turned: Tensor  # [R, I, O], the weights as a product with inputs on their left takes them
+
+
+def layer(weight: Tensor, bias: Tensor) -> Layer:
+    """Return the layer of these weights ``[R, O, I]`` and biases ``[R, 1, O]``."""
+    return Layer(weight, bias, weight.mT)
+
+
+def dense(activation: str, x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """Return the outputs ``[R, N, O]`` of R networks for their inputs ``[R, N, I]``.
 
     Args:
         activation: its name, of all layers but the last.
         x: the inputs.
-        layers: the weights ``[R, O, I]`` and the biases ``[R, 1, O]`` of each.
+        layers: of the networks.
     """
     if torch.is_grad_enabled() and _many(x):
         # torch gives apply no types, here and below
-        out: Tensor = Dense.apply(activation, x, *(tensor for layer in layers for tensor in layer))  # type: ignore[no-untyped-call]
+        out: Tensor = Dense.apply(activation, x, *(tensor for layer in layers for tensor in layer[:2]))  # type: ignore[no-untyped-call]
         return out
     return plain(activation, x, layers)
 
 
-def plain(activation: str, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+def plain(activation: str, x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """Return what :func:`dense` does, with derivatives by autograd."""
-    for layer in layers[:-1]:
-        x = ACTIVATIONS[activation].value(affine(x, *layer))
-    return affine(x, *layers[-1])
+    many, value = _many(x), ACTIVATIONS[activation].value
+    for each in layers[:-1]:
+        x = value(_affine(x, each, many))
+    return _affine(x, layers[-1], many)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return ``x @ weight.mT + bias``, ``[R, N, I], [R, O, I], [R, 1, O] -> [R, N, O]``."""
-    if weight.shape[1] < NARROW and _many(x) and x.shape[1] > 1:
-        return torch.baddbmm(bias.mT, weight, x.mT).mT.contiguous()
-    return torch.baddbmm(bias, x, weight.mT)
+    return _affine(x, layer(weight, bias), _many(x))
+
+
+def _affine(x: Tensor, layer: Layer, many: bool) -> Tensor:
+    """Return what :func:`affine` does, for ``many`` rows or few."""
+    if many and layer.weight.shape[1] < NARROW and x.shape[1] > 1:
+        return torch.baddbmm(layer.bias.mT, layer.weight, x.mT).mT.contiguous()
+    return torch.baddbmm(layer.bias, x, layer.turned)
 
 
 def _many(x: Tensor) -> bool:
@@ -179,7 +198,7 @@ class DenseGradient(torch.autograd.Function):
 def _by_autograd(activation: str, of_x: bool, before: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradient of the gradient so that it can be differentiated further; the inputs are dy, x and the weights."""
     dy, x, *weights = views = [tensor.view_as(tensor) for tensor in inputs]  # dy may itself depend on the others
-    y = plain(activation, x, list(zip(weights[::2], weights[1::2], strict=True)))
+    y = plain(activation, x, list(map(layer, weights[::2], weights[1::2])))
     first = torch.autograd.grad(y, [x, *weights] if of_x else weights, dy, create_graph=True)
     moving = [view for view in views if view.requires_grad]
     found = iter(torch.autograd.grad(first, moving, before if of_x else before[1:], create_graph=True, allow_unused=True))

@@ -7,7 +7,7 @@ Context parameters, inputs that the inner loop adapts: CAVIA (Zintgraf 2019, arX
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -17,8 +17,9 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from metarl_cli.config.base import StrictModel
+from metarl_cli.data import untracked
 from metarl_cli.interfaces import Params
-from metarl_cli.networks.dense import affine, dense
+from metarl_cli.networks.dense import Layer, affine, dense, layer
 from metarl_cli.spaces import constant
 
 SMALL = 0.1  # gain of the output layers: initial values near 0, so that no action is preferred by chance
@@ -82,25 +83,25 @@ class QNetwork:
         if self.config.context:
             params["context"] = torch.zeros(self.config.context, device=rng.device)
 
-        def layer(name: str, shape: tuple[int, ...], gain: float) -> None:
+        def draw(name: str, shape: tuple[int, ...], gain: float) -> None:
             bound = gain * math.sqrt(3 / math.prod(shape[1:]))
             weight = torch.rand(*shape, generator=rng, device=rng.device) * 2 * bound - bound
             params[f"{name}.weight"], params[f"{name}.bias"] = weight, torch.zeros(shape[0], device=rng.device)
 
         channels = self.obs_shape[0] if self.config.convolutions else 0
         for i, c in enumerate(self.config.convolutions):
-            layer(f"convolution.{i}", (c.channels, channels, c.kernel, c.kernel), math.sqrt(2))
+            draw(f"convolution.{i}", (c.channels, channels, c.kernel, c.kernel), math.sqrt(2))
             channels = c.channels
 
         for i, units in enumerate(self.config.hidden):
-            layer(f"hidden.{i}", (units, fan_in), math.sqrt(2))
+            draw(f"hidden.{i}", (units, fan_in), math.sqrt(2))
             if self.config.layer_norm:
                 params[f"hidden.{i}.scale"] = torch.ones(units, device=rng.device)
                 params[f"hidden.{i}.shift"] = torch.zeros(units, device=rng.device)
             fan_in = units
-        layer("head", (math.prod(self.outputs), fan_in), SMALL)
+        draw("head", (math.prod(self.outputs), fan_in), SMALL)
         if self.config.dueling:
-            layer("value", (1, fan_in), SMALL)
+            draw("value", (1, fan_in), SMALL)
         return params
 
     def __call__(self, params: Params, obs: Tensor) -> Tensor:
@@ -109,14 +110,29 @@ class QNetwork:
         For R stacked networks ``[R, ...]``, each with its own observations ``[R, ..., *obs_shape]``, a layer is one batched
         product: several times as fast as vmap for small networks.
         """
+        if isinstance(params, Acting):
+            with untracked():
+                return self._forward(params.stacked, obs)
         if params["head.weight"].dim() == 2:
             return self._forward(params, obs)
         if self.config.convolutions:
             return vmap(self._forward)(params, obs)
-        return self._forward({k: v if v.dim() == 3 else v.unsqueeze(1) for k, v in params.items()}, obs)
+        return self._forward(self._stacked(params), obs)
+
+    def acting(self, params: Params) -> Params:
+        """Return the weights ``[R, ...]`` as networks that act many times take them: laid out once, and not differentiated."""
+        return params if self.config.convolutions else Acting(params, self._stacked(params))
+
+    def _stacked(self, params: Params) -> Stacked:
+        """Return the weights of R networks as :meth:`_forward` takes them."""
+        rows = Stacked((k, v if v.dim() == 3 else v.unsqueeze(1)) for k, v in params.items())
+        if not self.config.layer_norm and not self.config.dueling and STRUCTURE[0] not in params:
+            names = [*(f"hidden.{i}" for i in range(len(self.config.hidden))), "head"]
+            rows.layers = [layer(rows[f"{name}.weight"], rows[f"{name}.bias"]) for name in names]
+        return rows
 
     def _forward(self, params: Params, obs: Tensor) -> Tensor:
-        """Return the values of one network, or of R networks whose biases have the leading axes ``[R, 1]``."""
+        """Return the values of one network, or of R stacked networks."""
         x = obs / 255 if obs.dtype == torch.uint8 else obs
         if self.obs_scale:
             x = x / constant(self.obs_scale, x.dtype, x.device)
@@ -126,14 +142,15 @@ class QNetwork:
             for i, c in enumerate(self.config.convolutions):
                 weight, bias = params[f"convolution.{i}.weight"], params[f"convolution.{i}.bias"]
                 x = self.activation(F.conv2d(x, weight, bias, stride=c.stride))
-        stacked = params["head.weight"].dim() == 3
-        x = x.reshape(len(x), -1, self.features) if stacked else x.reshape(*leading, self.features)
+        stacked = isinstance(params, Stacked)
+        flat = stacked and len(leading) == 2 and len(self.obs_shape) == len(self.outputs) == 1  # [R, N, I] to [R, N, O]
+        if not flat:
+            x = x.reshape(len(x), -1, self.features) if stacked else x.reshape(*leading, self.features)
         if self.config.context:
             x = torch.cat([x, params["context"].expand(*x.shape[:-1], -1)], -1)
-        if stacked and not self.config.layer_norm and not self.config.dueling and STRUCTURE[0] not in params:
-            names = [*(f"hidden.{i}" for i in range(len(self.config.hidden))), "head"]
-            layers = [(params[f"{name}.weight"], params[f"{name}.bias"]) for name in names]
-            return dense(self.config.activation, x, layers).reshape(*leading, *self.outputs)
+        if isinstance(params, Stacked) and params.layers:
+            q = dense(self.config.activation, x, params.layers)
+            return q if flat else q.reshape(*leading, *self.outputs)
         for i, units in enumerate(self.config.hidden):
             below = x
             x = _linear(x, params[f"hidden.{i}.weight"], params[f"hidden.{i}.bias"])
@@ -156,6 +173,25 @@ class QNetwork:
         x = sum(share * f(x) for share, f in zip(torch.split(activation, 1, -1), ACTIVATIONS.values(), strict=True))  # type: ignore[assignment]
         x = x * params[f"{STRUCTURE_WIDTH}{layer}"]
         return x if layer == 0 else torch.where(depth[..., layer, None] > 0, x, below)
+
+
+class Stacked(dict[str, Tensor]):
+    """The weights of R networks, whose biases have the leading axes ``[R, 1]``."""
+
+    layers: Sequence[Layer] = ()  # none where a network has more than these
+
+
+class Acting(dict[str, Tensor]):
+    """The weights of R networks, with what :class:`QNetwork` makes of them.
+
+    Args:
+        params: the weights ``[R, ...]``.
+        stacked: the same.
+    """
+
+    def __init__(self, params: Params, stacked: Stacked):
+        super().__init__(params)
+        self.stacked = stacked
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

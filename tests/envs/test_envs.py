@@ -160,6 +160,18 @@ def test_a_state_saved_by_steps_since_the_start_is_continued():
     assert env.state_dict()["clock"].tolist() == env.clock.tolist()
 
 
+@pytest.mark.parametrize("name", ["cartpole_v1", "pendulum_v1", "gridworld"])
+def test_gradients_can_be_taken_of_what_a_step_returns(name):
+    """A step itself is not differentiated, but what it returns can be learned from without a copy."""
+    ours = family(name)
+    env = ours.make(ours.sample_tasks(2, "train", numpy_rng(0, "tasks")), 3, torch_rng(0, "env"))
+    env.step(ours.spec.actions.random(env.obs, torch_rng(0, "act")))
+    weight = torch.ones(env.obs.shape[-1], requires_grad=True)
+    (env.obs * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, env.obs.sum((0, 1)))
+    assert (weight * 2).requires_grad, "nothing stays switched off"
+
+
 @pytest.mark.parametrize("num_envs", [2, FEW])
 def test_one_episode_draws_no_other(num_envs):
     """The first episode of each environment is the same; after it, nothing is drawn."""

@@ -28,6 +28,9 @@ class Table:
             return vmap(self)(params, obs)
         return params["q"][obs[..., 0].long()]
 
+    def acting(self, params):
+        return params
+
 
 def transitions(rows) -> Transitions:
     """(state, action, reward, next state, terminated, ended) -> [1, N]."""
@@ -113,6 +116,10 @@ def test_network_forms(dueling, layer_norm, context):
     stack = {k: torch.randn(4, *v.shape, generator=torch.Generator().manual_seed(2)) for k, v in params.items()}
     each = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(dqn.network(stack, each), vmap(dqn.network)(stack, each))
+    acting = dqn.acting(stack)
+    torch.testing.assert_close(dqn.network(acting, each), dqn.network(stack, each), rtol=0, atol=0)
+    stack["head.bias"] += 1  # in place, as an optimiser does: who acts acts by it
+    torch.testing.assert_close(dqn.network(acting, each), dqn.network(stack, each), rtol=0, atol=0)
     if dueling:  # advantages are centred: the mean over actions is the value alone
         moved = {**params, "head.bias": params["head.bias"] + 7}
         torch.testing.assert_close(dqn.network(moved, obs), q)

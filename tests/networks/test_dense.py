@@ -9,21 +9,19 @@ import torch
 from torch import Tensor
 
 from metarl_cli.networks import dense as module
-from metarl_cli.networks.dense import ACTIVATIONS, affine, dense, plain
-
-Layers = list[tuple[Tensor, Tensor]]
+from metarl_cli.networks.dense import ACTIVATIONS, Layer, affine, dense, layer, plain
 
 
-def networks(rows: int, dtype: torch.dtype, of_x: bool = True, num: int = 2) -> tuple[Tensor, Layers, list[Tensor]]:
+def networks(rows: int, dtype: torch.dtype, of_x: bool = True, num: int = 2) -> tuple[Tensor, list[Layer], list[Tensor]]:
     """Inputs, layers, and all tensors to differentiate in."""
     rng = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=dtype)
 
-    x, layers = draw(num, rows, 4), [(draw(num, o, i) / i**0.5, draw(num, 1, o)) for i, o in pairwise((4, 24, 20, 2))]
-    tensors = [x] * of_x + [tensor for layer in layers for tensor in layer]
-    return x, layers, [tensor.requires_grad_() for tensor in tensors]
+    x, pairs = draw(num, rows, 4), [(draw(num, o, i) / i**0.5, draw(num, 1, o)) for i, o in pairwise((4, 24, 20, 2))]
+    tensors = [tensor.requires_grad_() for tensor in [x] * of_x + [tensor for pair in pairs for tensor in pair]]
+    return x, [layer(*pair) for pair in pairs], tensors
 
 
 def derivatives(y: Tensor, tensors: list[Tensor], order: int) -> list[Tensor]:
