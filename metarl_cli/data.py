@@ -19,8 +19,8 @@ State = dict[str, Any]  # tensors, numbers, strings, lists and dicts of them: wh
 def untracked() -> AbstractContextManager[object]:
     """Return a context for what nobody differentiates: operations on small tensors take a fifth less time.
 
-    As in ``torch.inference_mode``, autograd sees nothing of an operation. The tensors that are made are ordinary ones, from
-    which gradients can be taken later.
+    As in ``torch.inference_mode``, autograd sees nothing of torch's own operations, so that derivatives within the block are
+    errors, or zeros. The tensors that are made are ordinary ones, from which gradients can be taken later.
     """
     return torch._C._AutoDispatchBelowADInplaceOrView()
 

@@ -87,6 +87,10 @@ class LearnedLoss(Learner):
         return named(self.reader.measure(support))
 
     @override
+    def acting(self, params: Params) -> Params:
+        return self.learner.acting(params)
+
+    @override
     def policy(self, params: Params, obs: Tensor) -> Distribution:
         return self.learner.policy(params, obs)
 

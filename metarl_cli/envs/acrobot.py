@@ -57,6 +57,7 @@ class Config(NativeConfig):
 class Acrobot(NativeFamily):
     """Swing two links up with a motor between them; see the module's docstring."""
 
+    differentiates = False
     parameters = {
         "link_length_1": 1.0,
         "link_mass_1": 1.0,

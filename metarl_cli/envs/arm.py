@@ -61,6 +61,7 @@ class Config(NativeConfig):
 class Arm(NativeFamily):
     """Reach a hidden goal with a hidden payload; see the module's docstring."""
 
+    differentiates = False
     parameters = {"goal_x": 0.55, "goal_y": 0.25, "payload": 1.0, "friction": FRICTION}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):

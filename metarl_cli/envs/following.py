@@ -64,6 +64,7 @@ class Config(NativeConfig):
 class Following(NativeFamily):
     """Keep the gap that is wanted; see the module's docstring."""
 
+    differentiates = False
     parameters = {"headway": USUAL}
     positive = frozenset({"headway"})
     stochastic = True

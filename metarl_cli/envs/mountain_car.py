@@ -53,6 +53,7 @@ class Config(NativeConfig):
 class MountainCar(NativeFamily):
     """Swing a weak car up to the flag; see the module's docstring."""
 
+    differentiates = False
     parameters = {"force": 0.001, "gravity": 0.0025, "goal_position": 0.5}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):

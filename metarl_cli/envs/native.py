@@ -5,6 +5,7 @@ A family gives its physics as pure functions: ``initial_state``, ``dynamics``, `
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ class NativeFamily(ParametricFamily):
     """A distribution of tasks over native physics."""
 
     stochastic = False  # whether ``dynamics`` draws random numbers
+    differentiates = True  # whether the functions below may take derivatives by autograd; small batches are faster where not
     code: Code | None = None  # of ``dynamics``
 
     # -- the physics, given by the family
@@ -87,8 +89,7 @@ class NativeFamily(ParametricFamily):
         if not self.stochastic:
 
             def pure(state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-                state, reward, terminated = self.dynamics(state, action, task, unused)
-                return state, reward.clone(), terminated  # compiled code is slow where it returns a part of what it is given
+                return self.dynamics(state, action, task, unused)
 
             self.code = compiler(pure, f"the dynamics of {type(self).__name__}")
 
@@ -144,7 +145,7 @@ class NativeEnv(Env):
 
     @override
     def step(self, action: Tensor) -> Step:
-        with untracked():
+        with contextlib.nullcontext() if self.family.differentiates else untracked():
             if not CommonRandomNumbers.within:
                 return self._step(action, self.starts)
             fresh = self._drawn() if self.starts is None else self.starts  # without asking what ended
@@ -188,17 +189,15 @@ class NativeEnv(Env):
         return after
 
     def _restarted(self, state: Tensor, ended: Tensor, fresh: Tensor | None) -> Tensor:
-        """Return the states ``[M, N, S]`` to act in, and set the deadlines of new episodes, unless the first alone counts."""
-        if self.starts is None:
-            self.deadline.masked_fill_(ended, self.time + self.family.spec.horizon)
+        """Return the states ``[M, N, S]`` to act in, and set the deadlines of the episodes that begin."""
+        self.deadline.masked_fill_(ended, self.time + self.family.spec.horizon)
         fresh = self._drawn() if fresh is None else fresh
         return torch.where(ended.unsqueeze(-1), fresh, state, out=torch.empty_like(state))
 
     def _restarted_alone(self, state: Tensor, ended: Tensor, num: int, fresh: Tensor | None) -> Tensor:
         """Do what :meth:`_restarted` does to the ``num`` environments that ended, and to them alone."""
         index = ended.flatten().nonzero()[:, 0]
-        if self.starts is None:
-            self.deadline.view(-1).index_fill_(0, index, self.time + self.family.spec.horizon)
+        self.deadline.view(-1).index_fill_(0, index, self.time + self.family.spec.horizon)
         if fresh is None:
             begun = self.family.initial_state((num,), self.like, self.rng).movedim(-1, 0)
         else:

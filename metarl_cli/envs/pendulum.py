@@ -55,6 +55,7 @@ class Config(NativeConfig):
 class Pendulum(NativeFamily):
     """Swing a rod up and keep it there; see the module's docstring."""
 
+    differentiates = False
     parameters = {"g": 10.0, "m": 1.0, "l": 1.0, "gain": 1.0}
 
     positive = frozenset({"m", "l"})

@@ -16,6 +16,7 @@ ROWS = 101  # of a map
 class PlaneFamily(NativeFamily):
     """A family of places around the origin."""
 
+    differentiates = False
     half: float  # of the sides of the square that a map shows
 
     @abstractmethod

@@ -20,6 +20,8 @@ ACTIONS = Discrete(len(POSITIONS))
 class PositionFamily(NativeFamily):
     """A family of one asset; the first entry of an observation is the last return, the last entry the position."""
 
+    differentiates = False
+
     def render(self, obs: Tensor, task: Task) -> Image.Image:
         """Draw the last return as a bar and the position as a line, 200 x 200 pixels: green where both have one sign."""
         size, unit = 200, 30  # [pixels], [pixels per unit]

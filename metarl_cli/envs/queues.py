@@ -71,6 +71,7 @@ class Config(StrictModel):
 class Queues(NativeFamily):
     """Serve one class of jobs at a time; see the module's docstring."""
 
+    differentiates = False
     stochastic = True
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):

@@ -52,6 +52,7 @@ class Config(StrictModel):
 class Recommendation(NativeFamily):
     """Show what a user clicks; see the module's docstring."""
 
+    differentiates = False
     stochastic = True
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):

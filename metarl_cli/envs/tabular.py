@@ -72,6 +72,7 @@ class TabularFamily(NativeFamily):
         device: where the tasks live.
     """
 
+    differentiates = False
     size_key = "env.states"  # of the configuration, which decides over S
     of_places = False  # whether a reward is for the state that a step leads to; else for the state and the action
     rationality = 5.0  # β of whoever demonstrates: see :mod:`metarl_cli.envs.planning`

@@ -56,6 +56,7 @@ class Config(NativeConfig):
 class TwoLinkArm(NativeFamily):
     """Reach a hidden goal with miswired motors; see the module's docstring."""
 
+    differentiates = False
     parameters = {"goal_x": 0.55, "goal_y": 0.25, "twist": 0.0}
 
     def __init__(self, config: Config, device: torch.device | str = "cpu"):

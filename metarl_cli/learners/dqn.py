@@ -64,7 +64,9 @@ class DQN(Base):
 
     @override
     def acting(self, params: Params) -> Params:
-        return self.network.acting(params)
+        # the policy or the network of a subclass takes the weights as they are
+        own = type(self).policy is not DQN.policy or not isinstance(self.network, QNetwork)
+        return params if own else self.network.acting(params)
 
     @override
     def policy(self, params: Params, obs: Tensor) -> Greedy:

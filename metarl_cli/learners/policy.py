@@ -67,13 +67,16 @@ class PolicyGradient(Base):
 
     @override
     def acting(self, params: Params) -> Params:
-        return self.network.acting(params)
+        # the policy or the network of a subclass takes the weights as they are
+        own = type(self).policy is not PolicyGradient.policy or not isinstance(self.network, QNetwork)
+        return params if own else self.network.acting(params)
 
     @override
     def policy(self, params: Params, obs: Tensor) -> Distribution:
+        out, head = self.network(params, obs), params
         if "log_std" in params:
-            params = params | {"log_std": params["log_std"].clamp(min=math.log(self.config.least_std))}
-        return self.head(params, self.network(params, obs), self.spec.actions.legal(obs))
+            head = params | {"log_std": params["log_std"].clamp(min=math.log(self.config.least_std))}
+        return self.head(head, out, self.spec.actions.legal(obs))
 
     def log_prob(self, params: Params, batch: Transitions) -> Tensor:
         """Return the log-probability of the actions ``[..., T, N]``."""

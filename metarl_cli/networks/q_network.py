@@ -182,11 +182,11 @@ class Stacked(dict[str, Tensor]):
 
 
 class Acting(dict[str, Tensor]):
-    """The weights of R networks, with what :class:`QNetwork` makes of them.
+    """The weights ``[R, ...]`` of R networks, which :class:`QNetwork` has laid out as views: it sees writes in place alone.
 
     Args:
-        params: the weights ``[R, ...]``.
-        stacked: the same.
+        params: the weights.
+        stacked: the views.
     """
 
     def __init__(self, params: Params, stacked: Stacked):

@@ -14,6 +14,7 @@ import io
 import pickletools
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ FORMAT = 4
 MARK, DIGITS = b"metarl sha256 ", 64  # the comment of the archive: the mark, and the hexadecimal digits
 BUILT = re.compile(r"torch._utils _rebuild_tensor_v2|torch \w+Storage|collections OrderedDict")  # by reading a pickle
 PLAIN = (bool, int, float, str, type(None))
+CONTAINERS = (dict, OrderedDict, list, tuple)
 
 
 def encode(state: State) -> bytes:
@@ -165,7 +167,7 @@ def _leaves(value: Any) -> Iterator[Any]:
     left, seen = [value], set[int]()
     while left:
         item = left.pop()
-        if not isinstance(item, dict | list | tuple):
+        if type(item) not in CONTAINERS:
             yield item
         elif id(item) not in seen:
             seen.add(id(item))

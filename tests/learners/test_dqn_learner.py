@@ -9,7 +9,9 @@ from metarl_cli.adaptation.gradient import NetworkPolicy, loss_each, prepare_eac
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.interfaces import Batch, Transitions
 from metarl_cli.learners.dqn import DQN
+from metarl_cli.networks.distributions import Greedy
 from metarl_cli.networks.q_network import NetworkConfig, QNetwork
+from metarl_cli.networks.stacked import fresh
 from metarl_cli.spaces import Discrete, Spec
 
 SPEC = Spec(obs_shape=(2,), actions=Discrete(2), horizon=10)
@@ -27,9 +29,6 @@ class Table:
         if params["q"].dim() == 3:
             return vmap(self)(params, obs)
         return params["q"][obs[..., 0].long()]
-
-    def acting(self, params):
-        return params
 
 
 def transitions(rows) -> Transitions:
@@ -123,6 +122,22 @@ def test_network_forms(dueling, layer_norm, context):
     if dueling:  # advantages are centred: the mean over actions is the value alone
         moved = {**params, "head.bias": params["head.bias"] + 7}
         torch.testing.assert_close(dqn.network(moved, obs), q)
+
+
+def test_a_policy_of_ones_own_takes_plain_weights():
+    """What acts lays weights out once; the policy of a subclass, and whoever keeps the weights, do not see it."""
+
+    class Own(DQN):
+        def policy(self, params, obs):
+            return Greedy(vmap(self.network)(params, obs), self.actions)
+
+    dqn = learner()
+    own, params = Own(dqn.config, SPEC), fresh(dqn, 3, torch.Generator().manual_seed(0))
+    obs = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(1))
+    theirs, ours = NetworkPolicy(dqn, params), NetworkPolicy(own, params)
+    state = ours.start(4, torch.Generator(), greedy=True)
+    torch.testing.assert_close(ours.act(state, obs)[0], theirs.act(state, obs)[0])
+    assert type(theirs.params) is dict
 
 
 def test_stacked_networks_see_images():

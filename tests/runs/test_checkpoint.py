@@ -16,6 +16,10 @@ from metarl_cli.runs import checkpoint
 STATE = {"weights": {"w": torch.arange(1000.0)}, "iteration": 3, "names": ["a", None], "rate": 0.5, "pair": (1, 2**70)}
 
 
+class Mine(dict):
+    """A dict that is read by importing this module."""
+
+
 class Harmful:
     def __reduce__(self):
         return os.system, ("echo this must never run > harmful.txt",)
@@ -86,7 +90,7 @@ def test_refuses_every_damaged_file():
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("value", [Harmful(), Large(), np.ones(3), {1, 2}, b"x", torch.nn.Parameter(torch.ones(2))])
+@pytest.mark.parametrize("value", [Harmful(), Large(), np.ones(3), {1, 2}, b"x", torch.nn.Parameter(torch.ones(2)), Mine(x=1)])
 def test_refuses_what_is_no_plain_value(value, protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="neither a tensor nor a plain value"):

@@ -96,6 +96,8 @@ class MujocoFamily(NativeFamily):
         ValueError: if MuJoCo is not installed, or the body has no such parameter.
     """
 
+    differentiates = False
+
     def __init__(self, config: Config, device: torch.device | str = "cpu"):
         self.body, self.models = BODIES[config.body], Models(BODIES[config.body].file)
         self.config = config = config.model_copy(update={name: self._spelled_out(getattr(config, name)) for name in VARIED})
