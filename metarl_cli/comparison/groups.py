@@ -3,7 +3,7 @@
 The folds of a cross-validation are runs of one group, though each is tested on tasks of its own.
 
 The name of a group is its algorithm, with its experiment and values in which groups of that algorithm differ: those that were
-overridden on the command line, and others as far as they are needed to tell the groups apart.
+overridden on the command line, and others as far as they are needed for distinct names.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _names(groups: list[list[Saved]]) -> tuple[list[str], list[str]]:
         keys = _differing([_but_the_fold(run) for run in first])
         needed = {key for key in keys if any(within(key, set(run.overridden)) for run in first)}
         for key in keys:
-            if _told_apart(first, {*needed, key}) > _told_apart(first, needed):
+            if _distinct(first, {*needed, key}) > _distinct(first, needed):
                 needed.add(key)
         if rest := [key for key in keys if key not in needed]:
             notes.append(f"{algo}: its groups differ in {_some(rest)}, too.")
@@ -180,8 +180,8 @@ def _names(groups: list[list[Saved]]) -> tuple[list[str], list[str]]:
     return names, notes
 
 
-def _told_apart(runs: Sequence[Saved], keys: Iterable[str]) -> int:
-    """Return how many of some runs their experiments and the values of some keys tell apart."""
+def _distinct(runs: Sequence[Saved], keys: Iterable[str]) -> int:
+    """Return the number of distinct combinations of experiment and values of some keys among some runs."""
     return len({repr((run.choices.get("experiment"), [run.values.get(key, ...) for key in keys])) for run in runs})
 
 

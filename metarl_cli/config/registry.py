@@ -37,8 +37,8 @@ MODULES = {
 
 # keys that name a place of the user
 PLACES = ("run", "outputs", "out", "robust", "oracle", "demonstrations", "demonstrator", "study")
-# Texts that a run folder never holds: the name of code, an interpolation, a path that is absolute or climbs with ``..``.
 LARGEST = 3.4e38  # of a number: tensors of 32 bits hold no larger one
+# Texts that a run folder never holds: the name of code, an interpolation, a path that is absolute or climbs with ``..``.
 UNSAFE = re.compile(r"_target_|\$\{|^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 Model = TypeVar("Model", bound=BaseModel)
