@@ -153,7 +153,7 @@ class Family(ABC):
         return None
 
     def knowledge(self, task: Task) -> Tensor | None:
-        """Return what an oracle is given of each task, numbers ``[M, F]`` of about 1; None where no numbers tell the task."""
+        """Return what an oracle is given of each task, numbers ``[M, F]`` of about 1; None where none describe the task."""
         return None
 
     def rule(self, support: Transitions) -> Policy | None:

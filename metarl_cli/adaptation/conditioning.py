@@ -54,7 +54,7 @@ def knowledge_of(family: Family, task: Task, reader: str = "an oracle") -> Tenso
     """
     known = family.knowledge(task)
     if known is None:
-        raise UserError(f"{type(family).__name__} has no numbers that tell a task, which {reader} could be given")
+        raise UserError(f"{type(family).__name__} has no numbers that describe a task, which {reader} could be given")
     return known
 
 

@@ -1,6 +1,6 @@
 """A learned exploration: policies that collect supports for what they reveal of a task (DREAM: Liu 2021, arXiv:2008.02790).
 
-    belief        N(mean, deviation²) of the numbers mu that tell the task: precision-weighted, over transitions x_1 .. x_n
+    belief        N(mean, deviation²) of the numbers mu that describe the task: precision-weighted, over transitions x_1 .. x_n
     estimator     min  |mu - mean_n|²                       over all n, on supports of fresh tasks that the explorers collect
     reward        |mu - mean_{n-1}|² - |mu - mean_n|²       of transition n: how much nearer the estimate comes by it
     explorers     Q-learning with this reward: Q_i(s, a | step, belief before the support)   for rollout i
@@ -9,7 +9,7 @@ The explorers and the policy that adapts are trained beside each other, and neit
 support run at the same time, each by a network of its own. A reward is for what no rollout has revealed before, so that they
 divide the task among themselves. Transitions count in the order of time, those of one step in the order of the rollouts.
 
-Differs from the paper: the numbers that tell the task take the place of a learned encoding with a bottleneck; the errors of
+Differs from the paper: the numbers that describe the task take the place of a learned encoding with a bottleneck; the errors of
 the mean that of a log-likelihood; a support has many rollouts instead of one episode.
 """
 
@@ -67,7 +67,7 @@ class ExplorerConfig(StrictModel):
     repeat: int = Field(gt=0, description="steps for which a random action is repeated")
     reward: float = Field(
         gt=0,
-        description="reward for a fall of the mean squared error by 1, whatever the learner's reward_scale",
+        description="reward for a decrease of the mean squared error by 1, whatever the learner's reward_scale",
     )
     gamma: float = Field(ge=0, lt=1, description="discount per step")
     updates: int = Field(gt=0, description="updates of the explorer per iteration")
@@ -117,7 +117,7 @@ def situation(belief: Tensor, step: int, steps: int) -> Tensor:
 
 
 class Sums(NamedTuple):
-    """The product of normal distributions, one per transition, of the numbers that tell each of M tasks."""
+    """The product of normal distributions, one per transition, of the numbers that describe each of M tasks."""
 
     weighted: Tensor  # [M, n, F] sums of means times precisions, after each of n transitions
     precision: Tensor  # [M, n, F] sums of precisions
@@ -149,7 +149,7 @@ class Explorer:
         context: of the algorithm that it is a part of.
 
     Raises:
-        UserError: if observations are images, or the family has no numbers that tell a task.
+        UserError: if observations are images, or the family has no numbers that describe a task.
     """
 
     env_steps = 0  # of the latest iteration

@@ -4,7 +4,7 @@
 |---|---|---|
 | robust_dqn | nothing | the best policy that cannot know the task (domain randomisation: Tobin 2017, arXiv:1703.06907) |
 | stacked_dqn | the last k steps of the episode | the same with a short memory |
-| oracle_dqn | the numbers that tell the task | the universal policy of Yu 2017, arXiv:1702.02453 |
+| oracle_dqn | the numbers that describe the task | the universal policy of Yu 2017, arXiv:1702.02453 |
 
     loss    mean over tasks i, their transitions:  (r + gamma Q^-(s', argmax_a Q(s', a | c_i) | c_i) - Q(s, a | c_i))²
 
@@ -106,9 +106,9 @@ class TrainingConfig(StrictModel):
 class Config(TrainingConfig):
     """One network for all tasks, which does not adapt."""
 
-    knowledge: bool = Field(description="whether the network is given the numbers that tell the task (an oracle)")
+    knowledge: bool = Field(description="whether the network is given the numbers that describe the task (an oracle)")
     extrapolate: bool = Field(
-        description="whether tasks beyond the range of the training tasks are told as they are, or as the nearest within it"
+        description="give the network a task beyond the range of the training tasks as it is; false: as the nearest within it"
     )
 
 

@@ -41,7 +41,7 @@ class Config(StrictModel):
     """One policy for all tasks, which does not adapt."""
 
     tasks: int = Field(gt=0, description="training tasks of an iteration, drawn for each anew")
-    knowledge: bool = Field(description="whether the policy is given the numbers that tell the task (an oracle)")
+    knowledge: bool = Field(description="whether the policy is given the numbers that describe the task (an oracle)")
     rollouts: int = Field(gt=0, description="episodes of each task in an iteration")
     steps: int = Field(gt=0, description="longest part of an episode that is used, from its start [steps]")
     returns: ReturnsConfig = Field(description="discount and lambda of advantages")

@@ -1,6 +1,6 @@
 """DREAM by Q-learning: what explores and what acts are learned beside each other (Liu 2021, arXiv:2008.02790).
 
-    oracle       Q(s, a | mu), of the numbers mu that tell the task                        as in oracle_dqn
+    oracle       Q(s, a | mu), of the numbers mu that describe the task                    as in oracle_dqn
     explorer     collects a support for what it reveals of mu, and an estimator reads it   see ``adaptation/explorer.py``
     new task     act greedily on Q(s, a | estimate after the support)
 

@@ -1,6 +1,6 @@
 """Universal policy with online system identification (Yu 2017, arXiv:1702.02453), by Q-learning.
 
-    oracle       Q(s, a | mu), of the numbers mu that tell the task                    as in oracle_dqn
+    oracle       Q(s, a | mu), of the numbers mu that describe the task                as in oracle_dqn
     estimator    min over psi of  mean |mu - f_psi(support)|²             each support is of a fresh task
     new task     act greedily on Q(s, a | f_psi(support))
 

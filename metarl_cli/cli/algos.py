@@ -1,4 +1,4 @@
-"""``metarl algos``: the algorithms, or one in full."""
+"""``metarl algos``: list the algorithms, or describe one."""
 
 from __future__ import annotations
 

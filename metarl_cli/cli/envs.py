@@ -1,4 +1,4 @@
-"""``metarl envs``: the families of environments, or one in full."""
+"""``metarl envs``: list the families of environments, or describe one."""
 
 from __future__ import annotations
 

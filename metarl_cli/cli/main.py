@@ -31,13 +31,13 @@ examples
   metarl test run=outputs/RUN split=ood                    test a run again, on tasks beyond the training ranges
   metarl adapt run=outputs/RUN task.gravity=20             adapt to one task
   metarl export outputs/RUN/adapted/NAME                   its policy as ONNX and torch.export, for others to serve
-  metarl report outputs format=html                        all runs beside each other, with intervals over seeds
+  metarl report outputs format=html                        a comparison of all runs, with intervals over seeds
   tensorboard --logdir outputs                             curves of all runs
 
 where to look next
-  metarl envs NAME             a family in full; without NAME, one line for each (metarl algos does the same)
+  metarl envs NAME             describe a family; without NAME, one line for each (metarl algos does the same)
   metarl COMMAND --help        all options of a command: what to choose from, every value, examples
-  metarl COMMAND --cfg job     the configuration as it would run, with your overrides
+  metarl COMMAND --cfg job     print the configuration with your overrides, and stop
   metarl COMMAND --hydra-help  Hydra's own flags and groups
   eval "$(metarl --shell-completion install=bash)"         completion of commands, options and values (also fish, zsh)
   metarl --version

@@ -1,4 +1,4 @@
-"""``metarl report``: runs beside each other: tables with intervals over seeds, figures, LaTeX, a web page."""
+"""``metarl report``: compare runs: tables with intervals over seeds, figures, LaTeX, a web page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from metarl_cli.comparison.tables import Table
 
 HELP = """\
-metarl report: runs beside each other, with intervals over seeds.
+metarl report: compare runs, with intervals over seeds.
 
 usage: metarl report [FOLDER ...] [key=value ...]
 

@@ -1,4 +1,4 @@
-"""``metarl reproduce``: a run made again from its folder, and whether its numbers come out the same."""
+"""``metarl reproduce``: repeat a run from its folder, and compare every number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metarl_cli.comparison.reproduction import Fact
 
 HELP = """\
-metarl reproduce: a run made again from its folder, and whether its numbers come out the same.
+metarl reproduce: repeat a run from its folder, and compare every number.
 
 usage: metarl reproduce FOLDER [out=FOLDER] [train=false]
 

@@ -1,4 +1,4 @@
-"""``metarl status``: how the runs of a sweep stand: done, running, failed, how long they will take."""
+"""``metarl status``: show which runs of a sweep are done, running or failed, and the remaining time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from metarl_cli.comparison.standing import Standing
 
 HELP = """\
-metarl status: how the runs of a sweep stand.
+metarl status: show which runs of a sweep are done, running or failed, and the remaining time.
 
 usage: metarl status [FOLDER ...] [watch=true]
 

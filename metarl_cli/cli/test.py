@@ -1,4 +1,4 @@
-"""``metarl test``: adaptation curves of a saved run on held-out tasks, with references; or what its adaptation uses."""
+"""``metarl test``: test a saved run on held-out tasks: adaptation curves with references, or what its adaptation uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``metarl zoo``: small trained runs that come with metarl, to adapt at once, or one in full."""
+"""``metarl zoo``: list the small trained runs that come with metarl, or describe one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metarl_cli.progress import wide_console
 from metarl_cli.runs.shipped import PREFIX, entries, shipped_json, size
 
 HELP = """\
-metarl zoo: small trained runs that come with metarl, to adapt at once.
+metarl zoo: list the small trained runs that come with metarl, or describe one.
 
 usage: metarl zoo [NAME ...]
 

@@ -60,11 +60,11 @@ def test_tasks_count_by_the_length_of_their_episodes():
 
 
 def test_what_a_reference_cannot_be_given_is_told():
-    with pytest.raises(UserError, match="no numbers that tell a task"):
+    with pytest.raises(UserError, match="no numbers that describe a task"):
         build(compose_train("algo=oracle_dqn", "env=cartpole_v1", *(o for o in tiny("oracle_dqn") if "env." not in o)))
     algorithm, family = parts("oracle_dqn", Buttons(), *TRAINED, iterations=0), Buttons(horizon=2)
     family.knowledge = lambda task: None
-    with pytest.raises(UserError, match="no numbers that tell a task"):
+    with pytest.raises(UserError, match="no numbers that describe a task"):
         next(algorithm.adapt(family.sample_tasks(2, "test", numpy_rng(0)), Budget(), torch_rng(0), family))
 
 
