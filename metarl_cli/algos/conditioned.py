@@ -1,10 +1,10 @@
 """One network for all tasks, Q(s, a | c): the references that do not adapt, by what c it is given of the task.
 
-| algorithm | c | what it is |
+| algorithm: c | value | what it is |
 |---|---|---|
-| robust_dqn | nothing | the best policy that cannot know the task (domain randomisation: Tobin 2017, arXiv:1703.06907) |
-| stacked_dqn | the last k steps of the episode | the same with a short memory |
-| oracle_dqn | the numbers that describe the task | the universal policy of Yu 2017, arXiv:1702.02453 |
+| robust_dqn: nothing | | the best policy that cannot know the task (domain randomisation: Tobin 2017, arXiv:1703.06907) |
+| stacked_dqn: the last k steps of the episode | history=k | the same with a short memory |
+| oracle_dqn: the numbers that describe the task | knowledge=true | universal policy: Yu 2017, arXiv:1702.02453 |
 
     loss    mean over tasks i, their transitions:  (r + gamma Q^-(s', argmax_a Q(s', a | c_i) | c_i) - Q(s, a | c_i))²
 

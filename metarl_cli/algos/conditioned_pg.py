@@ -1,7 +1,11 @@
 """References of policy gradients: one policy for all tasks, by PPO, which is given nothing of a task, or its numbers.
 
-The robust line (domain randomisation, Tobin 2017, arXiv:1703.06907) and the upper line (a universal policy, Yu 2017,
-arXiv:1702.02453) of ``maml_pg`` and ``rl2``, as ``conditioned`` is for Q-learners: the normalised score lies between them.
+| algorithm | value | what it is |
+|---|---|---|
+| robust_pg | | the best policy that cannot know the task (domain randomisation: Tobin 2017, arXiv:1703.06907) |
+| oracle_pg | knowledge=true | universal policy: Yu 2017, arXiv:1702.02453 |
+
+They are the 0 and the 1 of the normalised score of ``maml_pg`` and ``rl2``, as those of ``conditioned`` are for Q-learners.
 """
 
 from __future__ import annotations
