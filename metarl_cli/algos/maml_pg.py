@@ -12,9 +12,9 @@ Variants are values of the configuration, not code:
 
 | variant | value | paper |
 |---|---|---|
-| ProMP | outer.inner_kl above 0, inner.rates=fixed | Rothfuss 2019, arXiv:1810.06784 |
+| ProMP | outer.inner_kl=0.0005, inner.rates=fixed | Rothfuss 2019, arXiv:1810.06784 |
+| E-MAML, with learner.estimator=log | outer.credit=true, inner.rates=fixed | Stadie 2018, arXiv:1803.01118 |
 | MAML with TRPO | outer.rule=trpo, inner.rates=fixed | Finn 2017 |
-| E-MAML | outer.credit=true, learner.estimator=log | Stadie 2018, arXiv:1803.01118 |
 | FOMAML | inner.order=1 | Finn 2017 |
 | Reptile | outer.rule=reptile, inner.rates=fixed | Nichol 2018, arXiv:1803.02999 |
 | Meta-SGD | inner.rates=parameter | Li 2017, arXiv:1707.09835 |

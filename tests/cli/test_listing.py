@@ -65,6 +65,8 @@ def test_papers_follow_the_variant(capsys):
     assert lines["maml_dqn"].endswith("Finn 2017, arXiv:1703.03400")
     assert lines["anil_dqn"].endswith("Raghu 2020, arXiv:1909.09157")
     assert lines["learned_loss_dqn"].endswith("Bechtle 2019, arXiv:1906.05374")
+    assert lines["promp"].endswith("Rothfuss 2019, arXiv:1810.06784")
+    assert lines["emaml_pg"].endswith("Stadie 2018, arXiv:1803.01118")
     assert lines["dqn"].endswith("Mnih 2015, doi:10.1038/nature14236")
     assert all(lines[name].endswith("universal policy: Yu 2017, arXiv:1702.02453") for name in ("oracle_dqn", "oracle_pg"))
     assert lines["pretrain_dqn"].endswith(first_line("algo", "pretrain_dqn")), "no paper"
