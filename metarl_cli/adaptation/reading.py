@@ -54,7 +54,8 @@ class Reader:
             share: of these transitions among all.
         """
         entries = self._entries(support)[support.weight.flatten(-2) > 0]
-        mean, scale = entries.mean(0), entries.std(0)
+        mean = entries.mean(0)
+        scale = entries.std(0) if len(entries) > 1 else torch.zeros_like(mean)  # as of what is constant
         if before is None:
             return {"mean": mean, "scale": scale}
         both = torch.lerp(before["mean"], mean, share)
