@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def parse(words: Sequence[str]) -> tuple[Path, dict[str, str]]:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
             problems.append(f"{word}: no such flag; metarl export takes a path and key=value")
-        elif not equals or "/" in key or Path(word).exists():  # a folder of metarl adapt is named for its task: gravity=20
+        elif not equals or "/" in key or os.path.exists(word):  # a folder of metarl adapt is named for its task: gravity=20
             paths.append(Path(word))
         elif key not in KEYS:
             problems.append(f"{key}: no such key{did_you_mean(key, KEYS) or '; known: ' + ', '.join(KEYS)}")

@@ -33,7 +33,7 @@ def dataset_file(name: str) -> Path | None:
         root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
         return root / name.removeprefix(PREFIX) / FILE
     path = Path(name)
-    if (path / FILE).exists():
+    if os.path.exists(path / FILE):
         return path / FILE
     return path if path.suffix in (".hdf5", ".h5") else None
 
