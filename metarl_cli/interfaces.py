@@ -218,8 +218,8 @@ class Learner(ABC):
     def init(self, rng: torch.Generator) -> Params:
         """Return fresh weights of one network."""
 
-    def acting(self, params: Params) -> Params:
-        """Return weights ``[M, ...]`` in the form in which :meth:`policy` is fastest, for many calls without gradients."""
+    def pack(self, params: Params) -> Params:
+        """Return weights ``[M, ...]`` packed for many calls of :meth:`policy` without gradients; by default, as they are."""
         return params
 
     @abstractmethod

@@ -85,12 +85,12 @@ class NetworkPolicy(Policy):
 
     def __init__(self, learner: Learner, params: Params):
         self.learner, self.params, self.stochastic = learner, detached(params), learner.stochastic
-        self.num, self.laid_out = len(first(self.params)), learner.acting(self.params)
+        self.num, self.packed = len(first(self.params)), learner.pack(self.params)
 
     @override
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         rows = obs.shape[:2]
-        policy = self.learner.policy(self.laid_out, obs if rows[0] == self.num else obs.reshape(self.num, -1, *obs.shape[2:]))
+        policy = self.learner.policy(self.packed, obs if rows[0] == self.num else obs.reshape(self.num, -1, *obs.shape[2:]))
         action = policy.mode() if state["rng"] is None else policy.sample(state["rng"])
         return action if rows[0] == self.num else action.reshape(*rows, *action.shape[2:]), state
 

@@ -87,8 +87,8 @@ class LearnedLoss(Learner):
         return named(self.reader.measure(support))
 
     @override
-    def acting(self, params: Params) -> Params:
-        return self.learner.acting(params)
+    def pack(self, params: Params) -> Params:
+        return self.learner.pack(params)
 
     @override
     def policy(self, params: Params, obs: Tensor) -> Distribution:

@@ -111,12 +111,12 @@ class ConditionedPG(OnPolicy):
         return prepare_each(self.learner, params, params, found, returns.gamma, returns.lambda_)
 
     @override
-    def acting(self, learned: Params, batches: list[Batch]) -> Params:
+    def query_policies(self, learned: Params, batches: list[Batch]) -> Params:
         return expand(learned, len(batches[-1].experience.reward))
 
     @override
     def loss(self, learned: Params, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        return self.surrogate(self.acting(learned, batches), batches[-1])
+        return self.surrogate(self.query_policies(learned, batches), batches[-1])
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policy, which does not adapt."""

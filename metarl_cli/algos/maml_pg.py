@@ -226,7 +226,7 @@ class MAMLPG(OnPolicy):
             yield params
 
     @override
-    def acting(self, learned: Meta, batches: list[Batch]) -> Params:
+    def query_policies(self, learned: Meta, batches: list[Batch]) -> Params:
         *_, params = self.path(learned, batches)
         return params
 
@@ -251,7 +251,7 @@ class MAMLPG(OnPolicy):
     @torch.no_grad()
     def _reptile(self, meta: Meta, batches: list[Batch]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Compute Reptile's gradient, theta - mean theta_i, where the query provides the last inner step of theta_i."""
-        before = self.acting(meta, batches)
+        before = self.query_policies(meta, batches)
         params = self._step(self.config.inner.steps, before, meta, batches[-1])
         loss, divergence = self.surrogate(before, batches[-1])
         return loss, divergence, [(value - params[name]).mean(0) for name, value in meta["init"].items()]

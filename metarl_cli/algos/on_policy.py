@@ -58,8 +58,8 @@ class OuterConfig(StepsConfig):
 class OnPolicy(Algorithm):
     """Learns from what its own policies have just done.
 
-    A subclass sets ``learned``, then calls :meth:`ready`; it gives :meth:`collect`, :meth:`acting` and
-    :meth:`loss`.
+    A subclass sets ``learned``, then calls :meth:`ready`; it gives :meth:`collect`, :meth:`query_policies`
+    and :meth:`loss`.
 
     Args:
         tasks: of an iteration.
@@ -104,8 +104,8 @@ class OnPolicy(Algorithm):
         """Act in the tasks of this iteration; returns all that the loss needs, and metrics."""
 
     @abstractmethod
-    def acting(self, learned: Any, batches: list[Batch]) -> Params:
-        """Return the policies ``[M, ...]`` that act in the last of the batches, differentiable in ``learned``."""
+    def query_policies(self, learned: Any, batches: list[Batch]) -> Params:
+        """Return the policies ``[M, ...]`` that collect the last of the batches, the query; differentiable in ``learned``."""
 
     @abstractmethod
     def loss(self, learned: Any, batches: list[Batch]) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ class OnPolicy(Algorithm):
     @torch.enable_grad()
     def _product(self, learned: Any, batches: list[Batch], vector: Tensor) -> Tensor:
         """Return the product of the curvature of the divergence with a vector ``[n]``, through the adaptation."""
-        tensors, params = _tensors(learned), self.acting(learned, batches)
+        tensors, params = _tensors(learned), self.query_policies(learned, batches)
         divergence = self.learner.divergence(params, detached(params), batches[-1].experience).mean()
         first = torch.autograd.grad(divergence, tensors, create_graph=True)
         return flat(backward(flat(first) @ vector, tensors))

@@ -224,12 +224,12 @@ class PEMIRL(OnPolicy):
         return (told_apart + self.config.context.beta * divergence(mean, deviation) + self.config.info * unlikely).mean()
 
     @override
-    def acting(self, learned: Params, batches: list[Batch]) -> Params:
+    def query_policies(self, learned: Params, batches: list[Batch]) -> Params:
         return expand(learned, len(batches[-1].experience.reward))
 
     @override
     def loss(self, learned: Params, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        return self.surrogate(self.acting(learned, batches), batches[-1])
+        return self.surrogate(self.query_policies(learned, batches), batches[-1])
 
     # -- adaptation
 

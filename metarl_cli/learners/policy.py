@@ -66,10 +66,10 @@ class PolicyGradient(Base):
         return self.network.init(rng) | self.head.init(rng.device)
 
     @override
-    def acting(self, params: Params) -> Params:
+    def pack(self, params: Params) -> Params:
         # the policy or the network of a subclass takes the weights as they are
         own = type(self).policy is not PolicyGradient.policy or not isinstance(self.network, QNetwork)
-        return params if own else self.network.acting(params)
+        return params if own else self.network.pack(params)
 
     @override
     def policy(self, params: Params, obs: Tensor) -> Distribution:
