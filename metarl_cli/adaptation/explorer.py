@@ -28,7 +28,7 @@ from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder
 from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import bytes_per_env, experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import blank_transitions, bytes_per_env, factor, peak, size_of, without_content
 from metarl_cli.errors import UserError
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.rollout import collect
@@ -262,7 +262,7 @@ class Explorer:
         some = self.encoder.blank(config.estimate_tasks, support)
         known = some.weight.new_zeros(config.estimate_tasks, self.encoder.outputs)
         fitting = config.supports * peak(lambda: self._estimate(learned["estimator"], some, known))
-        batch = experience(spec, support.rollouts, support.steps, config.rollouts)
+        batch = blank_transitions(spec, support.rollouts, support.steps, config.rollouts)
         exploring = peak(lambda: self._explore(learned["explorer"], slow["explorer"], batch))
         each = 4 * self.encoder.size + 3 * spec.bytes_per_transition  # of a transition: as it is read, and for the explorer
         collected = config.supports * support.steps * support.rollouts * config.tasks * each

@@ -20,8 +20,8 @@ from metarl_cli.adaptation.demonstrations import (
     Examples,
     InferredPolicy,
     Planned,
-    blank,
-    cost_of_showing,
+    blank_examples,
+    cost_of_demonstrations,
     imitate,
     load_inferred,
     read,
@@ -67,10 +67,10 @@ class BayesIRL(Reference):
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        process = blank(self.family, self.number, 1).process
+        process = blank_examples(self.family, self.number, 1).process
         rewards = torch.zeros(self.number, process.features.shape[1], device=META)
         listed = 3 * tasks * size_of(rewards)  # where they were shown, where they are used, and weighted by the posterior
-        return cost_of_showing(self.family, tasks, 1) + listed + peak(lambda: process.choices(rewards))
+        return cost_of_demonstrations(self.family, tasks, 1) + listed + peak(lambda: process.choices(rewards))
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the plans for the mean reward of the prior, and of the posterior after some numbers of demonstrations."""

@@ -36,9 +36,9 @@ from metarl_cli.config.footprint import (
     COPIES,
     META,
     blank_network,
+    blank_transitions,
     bytes_per_env,
     bytes_per_task,
-    experience,
     factor,
     peak,
     size_of,
@@ -226,7 +226,7 @@ class Conditioned(Algorithm):
         replay, drawn = config.tasks * config.capacity * each, config.update_tasks * config.batch * each
         noise = torch.zeros(own, 1, config.batch, self.learner.draws, self.learner.actions.size, device=META)
         params, slow, sources = without_content((self.params, self.slow, self.blank_sources(own)))
-        update = peak(lambda: self._gradient(params, slow, experience(self.kept, own, 1, config.batch), sources, noise))
+        update = peak(lambda: self._gradient(params, slow, blank_transitions(self.kept, own, 1, config.batch), sources, noise))
         capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
         window = factor(algo__steps=config.steps, algo__envs=config.envs, algo__tasks=config.tasks)
         return Footprint(
@@ -244,7 +244,7 @@ class Conditioned(Algorithm):
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        obs = experience(self.learner.spec, tasks, 1, episodes).obs[:, 0]
+        obs = blank_transitions(self.learner.spec, tasks, 1, episodes).obs[:, 0]
         params = without_content(self.slow)
         acting = peak(lambda: self.learner.policy(params, obs).mode())
         return acting + 2 * size_of(obs) + tasks * episodes * bytes_per_env(self.family)

@@ -16,9 +16,9 @@ from typing_extensions import override
 from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join, knowledge_of, widened
 from metarl_cli.adaptation.gradient import prepare_each
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
-from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, returned
+from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, mean_return
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import (
     Adapted,
@@ -80,7 +80,7 @@ class ConditionedPG(OnPolicy):
     def cost_of_training(self) -> Footprint:
         config, own = self.config, -(-self.num // self.processes.size)
         chunk = min(config.outer.chunk or own, own)
-        params, of = without_content(self.learned), experience(self.spec, chunk, config.steps, config.rollouts)
+        params, of = without_content(self.learned), blank_transitions(self.spec, chunk, config.steps, config.rollouts)
 
         def update() -> object:
             return self.largest_part(params, [self.prepared(expand(detached(params), chunk), of)])
@@ -98,17 +98,17 @@ class ConditionedPG(OnPolicy):
         config, params, given = self.config, expand(detached(self.learned), self.num), self.known(self.task)
         rollouts = RolloutsConfig(rollouts=config.rollouts, steps=config.steps, epsilon=0.0, repeat=1)
         policy = ConditionedPolicy(self.learner, params, given, self.history)
-        found = collect_rollouts(policy, self.learner.actions, self.family, self.task, rollouts, self.rng["query"])
-        self.env_steps += int(found.weight.sum())
-        beside = given[:, None, None].expand(*found.reward.shape, -1)
-        found = found._replace(obs=join(beside, found.obs), next_obs=join(beside, found.next_obs))
-        batch = self.prepared(params, found)
-        return [batch], {"train/episode_return": returned(batch)}
+        collected = collect_rollouts(policy, self.learner.actions, self.family, self.task, rollouts, self.rng["query"])
+        self.env_steps += int(collected.weight.sum())
+        beside = given[:, None, None].expand(*collected.reward.shape, -1)
+        collected = collected._replace(obs=join(beside, collected.obs), next_obs=join(beside, collected.next_obs))
+        batch = self.prepared(params, collected)
+        return [batch], {"train/episode_return": mean_return(batch)}
 
-    def prepared(self, params: Params, found: Transitions) -> Batch:
+    def prepared(self, params: Params, collected: Transitions) -> Batch:
         """Return experience with its advantages."""
         returns = self.config.returns
-        return prepare_each(self.learner, params, params, found, returns.gamma, returns.lambda_)
+        return prepare_each(self.learner, params, params, collected, returns.gamma, returns.lambda_)
 
     @override
     def query_policies(self, learned: Params, batches: list[Batch]) -> Params:

@@ -26,9 +26,9 @@ from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
     blank_network,
+    blank_transitions,
     bytes_per_env,
     bytes_per_task,
-    experience,
     factor,
     peak,
     size_of,
@@ -139,7 +139,7 @@ class IndependentDQN(Algorithm):
         replay = config.tasks * config.capacity * spec.bytes_per_transition
         params, target = without_content((self.own_params, self.own_target_params))
         own = len(first(params))
-        update = peak(lambda: self._gradient(params, target, experience(spec, own, 1, config.batch)))
+        update = peak(lambda: self._gradient(params, target, blank_transitions(spec, own, 1, config.batch)))
         update += own * config.batch * spec.bytes_per_transition
         capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
         window = 2 * config.tasks * config.envs * config.steps * spec.bytes_per_transition

@@ -120,7 +120,7 @@ class QNetwork:
         return self._forward(self._stacked(params), obs)
 
     def pack(self, params: Params) -> Params:
-        """Return the weights ``[R, ...]`` laid out for many calls without gradients; where there are convolutions, as they are."""
+        """Return the weights ``[R, ...]`` laid out for many calls without gradients; with convolutions, as they are."""
         return params if self.config.convolutions else Packed(params, self._stacked(params))
 
     def _stacked(self, params: Params) -> Stacked:

@@ -28,7 +28,7 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Components, build, judge_training, using
+from metarl_cli.runs.build import Components, build, check_training_memory, using
 from metarl_cli.runs.demonstrator import keep_demonstrator
 from metarl_cli.runs.files import memory, read, write_whole
 from metarl_cli.runs.folder import RunFolder
@@ -123,7 +123,7 @@ def train(
             f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
             f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
-    judge_training(config, components)
+    check_training_memory(config, components)
     if config.hardware.profile and not begun:
         check_left(config.train.iterations)
     folder.lock()
