@@ -16,6 +16,7 @@ from metarl_cli.errors import UserError, visible
 from metarl_cli.runs.interrupt import TOGETHER
 from metarl_cli.signals import SIGNALS
 
+MOST_COLUMNS = 120  # of a page on a terminal: longer lines are hard to read
 LAST_GRACE = 2.0  # [s] from a second signal to the end of the process, whatever it is doing
 
 
