@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join, knowledge_of, widened
+from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, check_given, join, knowledge_of, widened
 from metarl_cli.adaptation.gradient import prepare_each
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, mean_return
@@ -124,6 +124,7 @@ class ConditionedPG(OnPolicy):
 
     @override
     def load_policy(self, state: State, task: Task) -> ConditionedPolicy:
+        check_given(state["given"], task, self.known(self.task).shape[1])
         return ConditionedPolicy(self.learner, detached(self.learned), state["given"], self.history)
 
     @override

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import widened
+from metarl_cli.adaptation.conditioning import check_given, widened
 from metarl_cli.adaptation.contexts import (
     ContextEncoder,
     ContextPolicy,
@@ -173,8 +173,7 @@ class ContextBC(Algorithm):
 
     @override
     def load_policy(self, state: State, task: Task) -> ContextPolicy:
-        if state["given"].shape != (num_tasks(task), self.config.context.size):
-            raise ValueError(f"the saved policy is not given the {self.config.context.size} numbers of this network")
+        check_given(state["given"], task, self.config.context.size)
         return ContextPolicy(self.learner, detached(self.params), state["given"])
 
     # -- saving

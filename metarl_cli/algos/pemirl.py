@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import widened
+from metarl_cli.adaptation.conditioning import check_given, widened
 from metarl_cli.adaptation.contexts import (
     ContextEncoder,
     ContextPolicy,
@@ -290,8 +290,7 @@ class PEMIRL(OnPolicy):
 
     @override
     def load_policy(self, state: State, task: Task) -> Policy:
-        if state["given"].shape != (num_tasks(task), self.config.context.size):
-            raise ValueError(f"the saved policy is not given the {self.config.context.size} numbers of this network")
+        check_given(state["given"], task, self.config.context.size)
         return ContextPolicy(self.learner, detached(self.learned), state["given"], self.reward, (self.family, task))
 
     # -- saving
