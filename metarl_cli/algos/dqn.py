@@ -140,15 +140,13 @@ class IndependentDQN(Algorithm):
         params, target = without_content((self.own_params, self.own_target_params))
         own = len(first(params))
         update = peak(lambda: self._gradient(params, target, blank_transitions(spec, own, 1, config.batch)))
-        update += own * config.batch * spec.bytes_per_transition
+        drawn = own * config.batch * spec.bytes_per_transition
         capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
         window = 2 * config.tasks * config.envs * config.steps * spec.bytes_per_transition
         return Footprint(
             [Holding(capacity, replay), Holding("algo.tasks", 2 * size_of(self.flat))],
             [
-                Holding(
-                    factor(algo__batch=config.batch, algo__tasks=own), update + own * config.batch * spec.bytes_per_transition
-                ),
+                Holding(factor(algo__batch=config.batch, algo__tasks=own), update + 2 * drawn),
                 Holding(capacity, COPIES * replay),
                 Holding(factor(algo__steps=config.steps, algo__envs=config.envs, algo__tasks=config.tasks), window),
             ],
