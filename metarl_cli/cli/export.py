@@ -71,9 +71,9 @@ def run(words: list[str]) -> int:
         else:
             contract = export(loaded.before_adaptation() if isinstance(loaded, Run) else loaded, out, formats)
     console = wide_console()
-    for file, found in contract["files"].items():
-        line = f"{out / file}: {found['bytes'] / 1000:,.0f} KB"
-        if check := found.get("check"):
+    for file, about in contract["files"].items():
+        line = f"{out / file}: {about['bytes'] / 1000:,.0f} KB"
+        if check := about.get("check"):
             equal = f"{100 * check['equal']:.4g} % of {check['observations']:,} actions equal the policy's"
             line += f"; {equal}{_differences(check)}"
         console.print(Text(line), soft_wrap=True)
@@ -120,8 +120,8 @@ def parse(words: Sequence[str]) -> tuple[Path, dict[str, str]]:
         else:
             options[key] = value
     if len(paths) != 1:
-        found = f", got {', '.join(map(str, paths))}" if paths else ""
-        problems.append(f"metarl export takes one path: of a policy that metarl adapt wrote, or of a run folder{found}")
+        got = f", got {', '.join(map(str, paths))}" if paths else ""
+        problems.append(f"metarl export takes one path: of a policy that metarl adapt wrote, or of a run folder{got}")
     if problems:
         raise UserError(*problems)
     return paths[0], options

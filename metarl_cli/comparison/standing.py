@@ -49,8 +49,7 @@ def standings(paths: Sequence[str | Path]) -> list[Standing]:
     Raises:
         UserError: if a folder does not exist.
     """
-    found = [_standing(folder) for folder in folders(paths)]
-    return sorted(found, key=lambda each: (ORDER.index(each.status), each.path))
+    return sorted(map(_standing, folders(paths)), key=lambda each: (ORDER.index(each.status), each.path))
 
 
 def _standing(path: Path) -> Standing:

@@ -31,8 +31,10 @@ def check_run(
     if isinstance(algo, Group):
         problems += _check_steps(values, algo, name)
         problems += _check_training(values, algo, name)
-        if (shown := values.get("demonstrator")) is not None and algo.module.Algo.adapts_by != "demonstrations":
-            problems.append(Problem("demonstrator", f"demonstrator={show(shown)}: {name} does not learn from demonstrations"))
+        if (demonstrator := values.get("demonstrator")) is not None and algo.module.Algo.adapts_by != "demonstrations":
+            problems.append(
+                Problem("demonstrator", f"demonstrator={show(demonstrator)}: {name} does not learn from demonstrations")
+            )
         if not algo.module.Algo.uses_learner:
             if learner is not None:
                 problems = [p for p in problems if p.key.split(".")[0] != "learner"]

@@ -79,9 +79,9 @@ def read_demonstrations(
         if isinstance(family, TabularFamily):  # whose states are those in which actions were taken
             recorded = [each._replace(observations=each.observations[:-1]) for each in recorded]
     else:
-        found = read_json(Path(name), File, complete=False)
-        task = named({**parameters, **found.get("task", {})})
-        recorded = [_recorded(episode, family) for episode in found["episodes"]]
+        content = read_json(Path(name), File, complete=False)
+        task = named({**parameters, **content.get("task", {})})
+        recorded = [_recorded(episode, family) for episode in content["episodes"]]
     if len(recorded) > MOST:
         raise UserError(f"demonstrations={name}: there are {len(recorded):,} episodes, and there can be {MOST:,}")
     longest = max(len(episode.actions) for episode in recorded)

@@ -155,10 +155,10 @@ def train(
             raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: {folder.command('train')}") from error
-        told = isinstance(error, UserError | KeyboardInterrupt | Stopped) and not isinstance(
+        reported = isinstance(error, UserError | KeyboardInterrupt | Stopped) and not isinstance(
             error, EnvironmentFault | DiskFault
         )
-        if folder.last.exists() and not told:
+        if folder.last.exists() and not reported:
             listener.failed(folder)
         raise
     finally:

@@ -236,9 +236,9 @@ class Run:
         Raises:
             UserError: as :meth:`test` does, and for an algorithm that does not adapt.
         """
-        name, found = self.measure_probe(split, tasks, episodes, steps, trial, robust, oracle)
-        held_out = held_out_tasks(self.family, split, len(found.effects[0].rows), self.config.tasks_seed)
-        return probe_report.as_json(found, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
+        name, measured = self.measure_probe(split, tasks, episodes, steps, trial, robust, oracle)
+        held_out = held_out_tasks(self.family, split, len(measured.effects[0].rows), self.config.tasks_seed)
+        return probe_report.as_json(measured, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
 
     # -- adaptation
 

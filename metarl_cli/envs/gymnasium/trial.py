@@ -129,8 +129,8 @@ def _check_seed(simulated: Simulator) -> None:
 def _play(simulated: Simulator, steps: int, seed: int = 1) -> Iterator[Answer]:
     """Yield the start and every step of episodes with random actions; both depend on the seed and the step alone."""
     rng, space = np.random.default_rng(seed), simulated.env.action_space
-    shown = getattr(simulated.env, "env", None)
-    begun, masked = False, shown.actions if isinstance(shown, MaskedActions) else 0
+    inner = getattr(simulated.env, "env", None)  # within the time limit
+    begun, masked = False, inner.actions if isinstance(inner, MaskedActions) else 0
     for t in range(steps):
         if not begun:
             answer = Answer(simulated.reset(seed + t), 0.0, False, False)
