@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-State = dict[str, Any]
+from metarl_cli.data import State
 
 
 def _sequence(seed: int, *names: str) -> np.random.SeedSequence:

@@ -29,8 +29,8 @@ from metarl_cli.adaptation.contexts import (
 from metarl_cli.adaptation.demonstrations import FittingConfig, Learned, imitate
 from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.adaptation.inference import divergence
-from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig
+from metarl_cli.adaptation.vectors import Vectors
 from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
 from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.interfaces import (
@@ -103,11 +103,12 @@ class ContextBC(Algorithm):
         config, spec = self.config, self.family.spec
         most = max(config.demonstrations)
         support = RolloutsConfig(rollouts=most, steps=config.context.steps, epsilon=0.0, repeat=1)
-        read, noise = self.encoder.blank(config.tasks, support), without_content(torch.zeros(config.tasks, config.context.size))
+        vectors = self.encoder.blank(config.tasks, support)
+        noise = without_content(torch.zeros(config.tasks, config.context.size))
         query, params = blank_transitions(spec, config.tasks, config.context.steps, config.query), without_content(self.params)
         key = factor(algo__tasks=config.tasks, algo__query=config.query, algo__demonstrations=most)
         demonstrated = 2 * config.tasks * (most + config.query) * spec.horizon * spec.bytes_per_transition
-        update = peak(lambda: backward(self.cloned(params, read, noise, query), list(params.values())))
+        update = peak(lambda: backward(self.cloned(params, vectors, noise, query), list(params.values())))
         return Footprint([Holding("learner.network", 3 * size_of(self.params))], [Holding(key, demonstrated + update)])
 
     @override
@@ -123,14 +124,14 @@ class ContextBC(Algorithm):
         self.env_steps += divided.env_steps
         if self.iteration == 0:
             self.measured = self.encoder.measure(divided.query)
-        read = self.encoder.read(self.measured, divided.support)
+        vectors = self.encoder.read(self.measured, divided.support)
         noise = torch.randn(config.tasks, config.context.size, generator=rng, device=rng.device)
         progress = self.iteration / self.context.iterations
-        loss, norm = self.fit(lambda: self.cloned(self.params, read, noise, divided.query), progress)
+        loss, norm = self.fit(lambda: self.cloned(self.params, vectors, noise, divided.query), progress)
         self.iteration += 1
         return {"loss/query": loss, "grad/norm": norm}
 
-    def cloned(self, params: Params, support: Read, noise: Tensor, query: Transitions) -> Tensor:
+    def cloned(self, params: Params, support: Vectors, noise: Tensor, query: Transitions) -> Tensor:
         """Return the loss, a mean over tasks."""
         mean, deviation = self.encoder.posterior(params, support)
         log_prob = self.learner.log_prob(expand(params, len(mean)), with_context(query, mean + deviation * noise))

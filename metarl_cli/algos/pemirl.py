@@ -40,8 +40,8 @@ from metarl_cli.adaptation.contexts import (
 from metarl_cli.adaptation.demonstrations import Learned, imitate
 from metarl_cli.adaptation.gradient import NetworkPolicy, loss_gradients, prepare_each
 from metarl_cli.adaptation.inference import divergence
-from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
+from metarl_cli.adaptation.vectors import Vectors
 from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, mean_return
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
@@ -94,13 +94,13 @@ class Config(ContextualConfig):
 class Evidence(NamedTuple):
     """What the discriminator of an iteration learns from."""
 
-    support: Read  # what contexts are inferred from
+    support: Vectors  # what contexts are inferred from
     noise: Tensor  # [M, Z] of the contexts
     query: Transitions  # [M, T, N, ...] other demonstrations
     query_log_prob: Tensor  # [M, T, N] under the policy
     collected: Transitions  # [M, T, N, ...] by the policy
     collected_log_prob: Tensor  # [M, T, N] under the policy
-    collected_vectors: Read  # the same as the encoder reads it
+    collected_vectors: Vectors  # the same as the encoder reads it
     context: Tensor  # [M, Z] with which the policy acted
 
 
@@ -140,9 +140,9 @@ class PEMIRL(OnPolicy):
         most = max(config.demonstrations) + config.query
         chunk = min(config.outer.chunk or tasks, tasks)
         query, collected = (blank_transitions(self.family.spec, tasks, steps, num) for num in (config.query, config.rollouts))
-        read = [self.encoder.blank(tasks, self._rollouts(num)) for num in (max(config.demonstrations), config.rollouts)]
+        vectors = [self.encoder.blank(tasks, self._rollouts(num)) for num in (max(config.demonstrations), config.rollouts)]
         blank = without_content(torch.zeros(tasks, config.context.size))
-        seen = Evidence(read[0], blank, query, query.reward, collected, collected.reward, read[1], blank)
+        seen = Evidence(vectors[0], blank, query, query.reward, collected, collected.reward, vectors[1], blank)
         irl_params, params = without_content((self.irl_params, self.learned))
         wide = blank_transitions(self.learner.spec, chunk, steps, config.rollouts)
         batch = prepare_each(self.learner, expand(detached(params), chunk), expand(detached(params), chunk), wide)
@@ -196,8 +196,8 @@ class PEMIRL(OnPolicy):
             log_prob = self.log_prob(params, collected, context)
             query_log_prob = self.log_prob(params, divided.query, context)
         self.env_steps += divided.env_steps + int(collected.weight.sum())
-        read = self.encoder.read(self.measured, collected)
-        seen = Evidence(support, noise, divided.query, query_log_prob, collected, log_prob, read, context)
+        vectors = self.encoder.read(self.measured, collected)
+        seen = Evidence(support, noise, divided.query, query_log_prob, collected, log_prob, vectors, context)
         metrics = self._fit_irl(seen) | {"train/episode_return": mean_return(Batch(collected, {}))}
         with torch.no_grad():
             reward = self.discriminator.advantage(self.irl_params, collected, context) - log_prob

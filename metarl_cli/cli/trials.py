@@ -30,7 +30,7 @@ from metarl_cli.runs.files import write_whole
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, Progress
 from metarl_cli.runs.naming import default_name, file_name, leaves
-from metarl_cli.tuning.closing import compared, picture, write_settings
+from metarl_cli.tuning.results import compared, picture, write_settings
 from metarl_cli.tuning.search import Contender, Screen, Watch, compare, search
 from metarl_cli.tuning.study import Ended, Plan, Study, Trial
 
