@@ -128,25 +128,42 @@ def train(
         check_left(config.train.iterations)
     folder.lock()
     try:
-        if folder.exists:
-            folder.check_tasks(config, components.family)
-            _same_device(folder, components)
-            _check_saved(folder)
-        else:
-            if config.demonstrator:
-                keep_demonstrator(config.demonstrator, folder.path)
-            folder.create(config, job, components)
-        if processes.watch:
-            processes.watch.last_words = functools.partial(_lost, folder)
-        training = Training(config, folder, components, listener, tested)
-        if longer:
-            folder.note(status="interrupted", iterations=config.train.iterations)
-        if processes.size > 1:  # for follow
-            processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
-            processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
-        with using(config.hardware):
-            training.run(processes)
-            return folder, training.best
+        with _noting_failures(folder, listener):
+            if folder.exists:
+                folder.check_tasks(config, components.family)
+                _same_device(folder, components)
+                _check_saved(folder)
+            else:
+                if config.demonstrator:
+                    keep_demonstrator(config.demonstrator, folder.path)
+                folder.create(config, job, components)
+            if processes.watch:
+                processes.watch.last_words = functools.partial(_lost, folder)
+            training = Training(config, folder, components, listener, tested)
+            if longer:
+                folder.note(status="interrupted", iterations=config.train.iterations)
+            if processes.size > 1:  # for follow
+                processes.broadcast(
+                    json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode()
+                )
+                processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
+            with using(config.hardware):
+                training.run(processes)
+                return folder, training.best
+    finally:
+        folder.unlock()
+
+
+@contextlib.contextmanager
+def _noting_failures(folder: RunFolder, listener: Listener) -> Iterator[None]:
+    """Note in the manifest why the block has failed, and tell the user what there is to go on from.
+
+    Raises:
+        ProcessLost: if another process has ended.
+        UserError: if memory has run out, or the system refuses a file; any other error as it is.
+    """
+    try:
+        yield
     except BaseException as error:
         if isinstance(error, ProcessLost | PeerLost):
             raise _lost(folder, error) from error
@@ -161,8 +178,6 @@ def train(
         if folder.last.exists() and not reported:
             listener.failed(folder)
         raise
-    finally:
-        folder.unlock()
 
 
 LONGEST_ERROR = 500  # [characters] of an error that the manifest keeps

@@ -62,20 +62,31 @@ def read_dataset(path: Path, most: int) -> list[Recorded]:
                     raise ValueError(f"there are {len(names):,} episodes, and there can be 1 to {most:,}")
                 left, episodes = LARGEST, list[Recorded]()
                 for name in names:
-                    group = _own(h5py, file, name, h5py.Group)
-                    parts = [_own(h5py, group, part, h5py.Dataset) for part in ("observations", "actions", "terminations")]
-                    left -= sum(part.size * part.dtype.itemsize for part in parts)
-                    if left < 0 or max(map(_chunk, parts)) > LARGEST:
-                        raise ValueError(f"its numbers have more than {LARGEST / 1e9:.0f} GB")
-                    seen, acted, ended = (np.asarray(part[()]) for part in parts)
-                    if ended.shape != acted.shape[:1]:
-                        raise ValueError(f"{group.name} has actions {list(acted.shape)} and terminations {list(ended.shape)}")
-                    episodes.append(Recorded(seen, acted, bool(ended.any())))
+                    episode, size = _episode(h5py, file, name, left)
+                    left -= size
+                    episodes.append(episode)
                 return episodes
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: no dataset of Minari that can be read: {error}") from error
+
+
+def _episode(h5py: Any, file: Any, name: str, most: int) -> tuple[Recorded, int]:
+    """Read an episode; returns the bytes of its numbers, too.
+
+    Raises:
+        ValueError: if these are more than ``most``, or a part is missing or does not fit the others.
+    """
+    group = _own(h5py, file, name, h5py.Group)
+    parts = [_own(h5py, group, part, h5py.Dataset) for part in ("observations", "actions", "terminations")]
+    size: int = sum(part.size * part.dtype.itemsize for part in parts)
+    if size > most or max(map(_chunk, parts)) > LARGEST:
+        raise ValueError(f"its numbers have more than {LARGEST / 1e9:.0f} GB")
+    observations, actions, ends = (np.asarray(part[()]) for part in parts)
+    if ends.shape != actions.shape[:1]:
+        raise ValueError(f"{group.name} has actions {list(actions.shape)} and terminations {list(ends.shape)}")
+    return Recorded(observations, actions, bool(ends.any())), size
 
 
 def _number(name: str) -> int:
