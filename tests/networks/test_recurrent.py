@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Params, State
-from metarl_cli.networks import transformer
+from metarl_cli.networks import products, transformer
 from metarl_cli.networks.memory import Memory, build_memory
 from metarl_cli.networks.memory_config import MemoryConfig
 from metarl_cli.networks.products import Linear
@@ -159,6 +159,18 @@ def test_the_transformer_equals_torch(monkeypatch, dtype, tolerance):
 def test_gradcheck_of_linear(float64):
     inputs = [draw(*shape, seed=i).requires_grad_() for i, shape in enumerate([(3, 2, 2), (3, 2), (3,)])]
     assert torch.autograd.gradcheck(Linear.apply, inputs)
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch is built without oneDNN")
+def test_linear_is_the_same_with_the_products_of_onednn(monkeypatch):
+    inputs = [draw(*shape, seed=i).requires_grad_() for i, shape in enumerate([(4, 8, 6), (5, 6), (5,)])]
+    results = []
+    for onednn in (False, True):
+        monkeypatch.setattr(products, "_ONEDNN", onednn)
+        out = Linear.apply(*inputs)
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
