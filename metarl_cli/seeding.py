@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from metarl_cli.data import State
+State = dict[str, Any]
 
 
 def _sequence(seed: int, *names: str) -> np.random.SeedSequence:
