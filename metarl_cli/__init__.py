@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from os.path import isfile  # False, and no error, for a name that is too long
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +79,9 @@ def load(path: str | Path, device: str = "auto") -> Run | AdaptedPolicy:
 
     values = yaml.safe_load(Path(conf_dir(), "hardware", "auto.yaml").read_text())
     path, hardware = Path(path), validate(Hardware, {**values, "device": device})
-    if path.is_dir() and (path / "policy.pt").is_file() and not (path / "run.json").is_file():
+    if isfile(path / "policy.pt") and not isfile(path / "run.json"):
         path = path / "policy.pt"
-    return load_policy(path, hardware) if path.is_file() else Run(path, hardware)
+    return load_policy(path, hardware) if isfile(path) else Run(path, hardware)
 
 
 def report(

@@ -218,8 +218,8 @@ class Learner(ABC):
     def init(self, rng: torch.Generator) -> Params:
         """Return fresh weights of one network."""
 
-    def acting(self, params: Params) -> Params:
-        """Return weights ``[M, ...]`` in the form in which :meth:`policy` is fastest, for many calls without gradients."""
+    def pack(self, params: Params) -> Params:
+        """Return weights ``[M, ...]`` packed for many calls of :meth:`policy` without gradients; by default, as they are."""
         return params
 
     @abstractmethod
@@ -329,17 +329,17 @@ class Context(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """Memory that a value of the configuration decides over."""
+    """Memory that grows with one value of the configuration."""
 
-    key: str  # to lower
+    key: str  # of this value, which a user lowers where memory is short
     bytes: float
 
 
 class Footprint(NamedTuple):
-    """The memory of a piece of work: what stays, and what comes and goes in turn, of which the largest counts."""
+    """The memory of a piece of work; its peak is the sum of what stays, and the largest of what comes and goes."""
 
-    held: Sequence[Holding] = ()
-    passing: Sequence[Holding] = ()
+    held: Sequence[Holding] = ()  # until the end of the work, all at once
+    passing: Sequence[Holding] = ()  # one after another
 
 
 class Algorithm(ABC):
@@ -381,10 +381,15 @@ class Algorithm(ABC):
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Adapt to M tasks, leaving the algorithm unchanged.
 
-        An algorithm that adapts by gradient yields the policies before the first step and after each; one that adapts by
-        inference, before the first support and after each; one that adapts by demonstrations, before the first and after
-        some numbers of them. One that adapts by memory yields one policy, whose state is the
-        adaptation; and one that does not adapt, its policy.
+        What is yielded depends on how it adapts:
+
+        | by | policies |
+        |---|---|
+        | gradient | before the first gradient step and after each |
+        | inference | before the first support and after each |
+        | demonstrations | before the first demonstration and after some numbers of them |
+        | memory | one, whose state is the adaptation |
+        | nothing | one |
 
         Args:
             task: the tasks.

@@ -35,7 +35,7 @@ from metarl_cli.signals import SIGNALS, send_again
 
 LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
 GRACE = 30.0  # [s] from a signal to the end of a process, as torchrun has it
-AT_ONCE = 2.0  # [s] the same where there is nothing to wait for
+SHORT_GRACE = 2.0  # [s] the same where there is nothing to wait for
 BEAT = 5.0  # [s] at most between the signs of life of a process
 DONE = -1  # sent in place of a sign of life
 
@@ -247,7 +247,7 @@ class Watch:
         if self.rank == 0:
             self._dismiss()
         if self.over.is_set():
-            self._join(GRACE if self.lost is None else AT_ONCE)
+            self._join(GRACE if self.lost is None else SHORT_GRACE)
         self.over.set()  # before the handlers go: a listener that is left signals no more
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -285,12 +285,12 @@ class Watch:
                     break
                 since = self.waits_since
                 if self.rank == 0 and since and int(message) < self.exchanges and heard - since > self.patience:
-                    self._lose(peer, f"has kept the others waiting for {self.patience:g} s", AT_ONCE)
+                    self._lose(peer, f"has kept the others waiting for {self.patience:g} s", SHORT_GRACE)
                     return
         except RuntimeError:
             silent = time.monotonic() - heard >= self.patience
             if silent:
-                self._lose(peer, f"has not answered for {self.patience:g} s", AT_ONCE)
+                self._lose(peer, f"has not answered for {self.patience:g} s", SHORT_GRACE)
             else:
                 self._lose(peer, "has ended")
             return
@@ -338,6 +338,6 @@ class Watch:
         """Let a signal take its course, unless ``torchrun`` sent it because another process has ended."""
         if not self.over.wait(1):
             self._dismiss()
-            self._join(AT_ONCE)
+            self._join(SHORT_GRACE)
             signal.signal(number, self.before[signal.Signals(number)])
             send_again(number)

@@ -135,8 +135,8 @@ def log_console(path: Path) -> Console:
     return Plain(file=cast(IO[str], Appended(path)), width=PLAIN_WIDTH)
 
 
-class Keep(RenderHook):
-    """Prints on ``log``, too, what a console prints: texts and tables, but no display that moves.
+class LogCopy(RenderHook):
+    """A hook of a console that prints on ``log``, too: texts and tables, but no display that moves.
 
     Args:
         log: the console of a file.

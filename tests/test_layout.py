@@ -35,6 +35,7 @@ SHARED = {
         "csv_file",
         "lattice",
         "links",
+        "mixins",
         "native",
         "plane",
         "planning",

@@ -153,7 +153,7 @@ def test_errors_are_kept_as_they_are_printed(error, kept, tmp_path):
 
 def test_what_a_console_prints_is_kept_in_a_file(tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=40)
-    console.push_render_hook(progress.Keep(progress.log_console(tmp_path / "console.log")))
+    console.push_render_hook(progress.LogCopy(progress.log_console(tmp_path / "console.log")))
     console.print("a path that is longer than the terminal is wide: /a/b/c", soft_wrap=True)
     with status(console, "testing"):
         list(track("abc", 3, "letter"))

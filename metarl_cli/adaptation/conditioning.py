@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Family, Learner, Params, Policy, State, Step, Task, Transitions
+from metarl_cli.interfaces import Family, Learner, Params, Policy, State, Step, Task, Transitions, num_tasks
 from metarl_cli.spaces import Spec
 
 
@@ -56,6 +56,16 @@ def knowledge_of(family: Family, task: Task, reader: str = "an oracle") -> Tenso
     if known is None:
         raise UserError(f"{type(family).__name__} has no numbers that describe a task, which {reader} could be given")
     return known
+
+
+def check_given(given: Tensor, task: Task, size: int) -> None:
+    """Check the numbers that a saved policy is given of each of M tasks.
+
+    Raises:
+        ValueError: if they are not ``[M, size]``.
+    """
+    if given.shape != (num_tasks(task), size):
+        raise ValueError(f"the saved policy is not given the {size} numbers of this network, of {num_tasks(task)} tasks")
 
 
 class History:

@@ -15,9 +15,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join
-from metarl_cli.adaptation.demonstrations import ShowingConfig
-from metarl_cli.adaptation.drawing import rewards_drawn
+from metarl_cli.adaptation.demonstrations import DemonstrationsConfig
 from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder
+from metarl_cli.adaptation.reward_maps import draw_rewards
 from metarl_cli.config.base import StrictModel
 from metarl_cli.envs.plane import PlaneFamily
 from metarl_cli.experience.schedules import cosine
@@ -47,7 +47,7 @@ class ContextConfig(EncoderConfig):
     steps: int = Field(gt=0, description="longest part of an episode that is used, from its start [steps]")
 
 
-class ContextualConfig(ShowingConfig):
+class ContextualConfig(DemonstrationsConfig):
     """What is demonstrated, and the context that it tells."""
 
     context: ContextConfig
@@ -94,14 +94,20 @@ class Fit:
         self.adam.load_state_dict(state)
 
 
-class Showing:
-    """What a training iteration shows of its tasks."""
+class DividedDemonstrations:
+    """The demonstrations of an iteration: the first of each task, that its context is inferred from, and the others.
+
+    Args:
+        given: of M tasks, ``num`` and more of each.
+        num: those that contexts are inferred from.
+        steps: the part of each that is used, from its start.
+    """
 
     def __init__(self, given: Demonstrations, num: int, steps: int):
         part = Transitions(*(x[:, :steps] for x in given.experience))
         self.task, self.env_steps = given.task, int(given.experience.weight.sum())
-        self.support = Transitions(*(x[:, :, :num] for x in part))  # what a context is inferred from
-        self.query = Transitions(*(x[:, :, num:] for x in part))
+        self.support = Transitions(*(x[:, :, :num] for x in part))  # [M, T, num, ...]
+        self.query = Transitions(*(x[:, :, num:] for x in part))  # [M, T, N - num, ...]
 
 
 class ContextEncoder(PosteriorEncoder):
@@ -167,7 +173,7 @@ class ContextPolicy(ConditionedPolicy):
             steps = self.seen.experience.weight[0].sum(0).long().tolist()
             first = Transitions(*(x[0] for x in self.seen.experience))
             paths = [torch.cat([first.obs[:1, n], first.next_obs[:length, n]]) for n, length in enumerate(steps)]
-        drawn = rewards_drawn(inferred.view(shape), true.view(shape), ("x", "y"), paths, family.half)
+        drawn = draw_rewards(inferred.view(shape), true.view(shape), ("x", "y"), paths, family.half)
         return Diagnostics({}, {}, {"reward": drawn})
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.drawing import rewards_drawn
+from metarl_cli.adaptation.reward_maps import draw_rewards
 from metarl_cli.config.base import StrictModel
 from metarl_cli.config.footprint import META, peak, size_of, without_content
 from metarl_cli.envs.planning import Process, TablePolicy
@@ -56,7 +56,7 @@ class FittingConfig(StrictModel):
     lr: float = Field(gt=0, description="Adam's learning rate")
 
 
-class ShowingConfig(StrictModel):
+class DemonstrationsConfig(StrictModel):
     """The tasks of an iteration, and what is demonstrated of them."""
 
     tasks: int = Field(gt=0, description="training tasks of an iteration, drawn for each anew")
@@ -103,7 +103,7 @@ def read(family: TabularFamily, given: Demonstrations) -> Examples:
     return Examples(family.process(given.task), family.states(seen.obs), seen.action, seen.weight)
 
 
-def blank(family: TabularFamily, tasks: int, num: int) -> Examples:
+def blank_examples(family: TabularFamily, tasks: int, num: int) -> Examples:
     """Return ``num`` demonstrations of each of so many tasks without content, by which memory is measured."""
     one = family.process(family.sample_tasks(1, "train", np.random.default_rng(0)))
     transition, features = (x.expand(tasks, *x.shape[1:]) for x in without_content((one.transition, one.features)))
@@ -113,7 +113,7 @@ def blank(family: TabularFamily, tasks: int, num: int) -> Examples:
     )
 
 
-def cost_of_showing(family: TabularFamily, tasks: int, num: int) -> float:
+def cost_of_demonstrations(family: TabularFamily, tasks: int, num: int) -> float:
     """Return the bytes of ``num`` demonstrations of each of so many tasks, and of what is known of their environments."""
     known = family.process(family.sample_tasks(1, "train", np.random.default_rng(0)))
     alike = family.of_places and isinstance(family, GridFamily)  # moves are the same in all tasks, and held once
@@ -124,7 +124,7 @@ def cost_of_showing(family: TabularFamily, tasks: int, num: int) -> float:
 def cost_of_fitting(model: Model, family: TabularFamily, tasks: int) -> float:
     """Return the bytes that a gradient step on the demonstrations of so many tasks takes, with their weights and Adam's."""
     params = expand(without_content(model.init(torch_rng(0, "blank"))), tasks)
-    gradient = peak(lambda: likelihood_gradients(model, params, blank(family, tasks, 1)))
+    gradient = peak(lambda: likelihood_gradients(model, params, blank_examples(family, tasks, 1)))
     return gradient + 4 * size_of(params)  # weights, their gradients and Adam's two means
 
 
@@ -181,11 +181,11 @@ class InferredPolicy(TablePolicy):
         true = family.rewards({name: value[:1] for name, value in self.task.items()})
         inferred, real = family.arrange(reward[0]), family.arrange(true[0])
         if not family.of_places:
-            return rewards_drawn(inferred, real, ("state", "action"))
+            return draw_rewards(inferred, real, ("state", "action"))
         paths, columns = list[Tensor](), inferred.shape[1]
         if self.examples is not None:
             paths = [torch.stack([path % columns, path // columns], -1) for path in self.examples.state[0].T]
-        return rewards_drawn(inferred, real, ("column", "row"), paths)
+        return draw_rewards(inferred, real, ("column", "row"), paths)
 
     @override
     def state_dict(self) -> State:

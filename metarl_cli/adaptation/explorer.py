@@ -25,10 +25,10 @@ from typing_extensions import override
 from metarl_cli.adaptation.conditioning import join, knowledge_of, widened
 from metarl_cli.adaptation.gradient import clipped, loss_gradients, prepare_each
 from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder
-from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig
+from metarl_cli.adaptation.vectors import Vectors
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import bytes_per_env, experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import blank_transitions, bytes_per_env, factor, peak, size_of, without_content
 from metarl_cli.errors import UserError
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.rollout import collect
@@ -179,9 +179,9 @@ class Explorer:
 
     # -- what is known
 
-    def cumulative(self, params: Params, read: Read, before: Sums | None = None) -> Sums:
+    def cumulative(self, params: Params, vectors: Vectors, before: Sums | None = None) -> Sums:
         """Return the sums after each transition of a support, in the order of time, added to those ``before`` it."""
-        weighted, precision = self.encoder.factors(params, read)
+        weighted, precision = self.encoder.factors(params, vectors)
         sums = Sums(weighted.cumsum(1), precision.cumsum(1))
         return sums if before is None else Sums(*(x + y for x, y in zip(sums, before, strict=True)))
 
@@ -214,27 +214,27 @@ class Explorer:
         task = self.family.sample_tasks(config.tasks, "train", drawing)
         known, epsilon = knowledge_of(self.family, task), linear(config.epsilon, iteration / config.epsilon_iterations)
         sums, self.env_steps = nothing(config.tasks, known.shape[1], self.device), 0
-        supports, reads = list[Transitions](), list[Read]()
+        supports, reads = list[Transitions](), list[Vectors]()
         for _ in range(config.supports):
             belief = sums.belief()
             support = self._collect(self._policy(belief), task, epsilon)
             self.env_steps += int(support.weight.sum())
             if iteration == len(reads) == 0:
                 self.measured = self.encoder.measure(support)
-            read = self.encoder.read(self.measured, support)
+            vectors = self.encoder.read(self.measured, support)
             with torch.no_grad():
-                after = self.cumulative(self.slow["estimator"], read, sums)
+                after = self.cumulative(self.slow["estimator"], vectors, sums)
             supports.append(self._rewarded(support, belief, known, sums, after))
-            reads.append(read)
+            reads.append(vectors)
             sums = after.last()
         share = cosine(config.final_lr, iteration / self.context.iterations)
         for name, lr in (("explorer", config.lr), ("estimator", config.estimate_lr)):
             self.optimizers[name].param_groups[0]["lr"] = share * lr
-        read = Read(*(torch.cat(field, 1) for field in zip(*reads, strict=True)))
+        vectors = Vectors(*(torch.cat(field, 1) for field in zip(*reads, strict=True)))
         errors, rng = [], self.rng["explorer minibatch"]
         for _ in range(config.estimates):
             rows = torch.randint(config.tasks, (config.estimate_tasks,), generator=rng, device=self.device)
-            part = Read(*(x[rows] for x in read)), known[rows]
+            part = Vectors(*(x[rows] for x in vectors)), known[rows]
             errors.append(self._update("estimator", *self.estimate(self.learned["estimator"], *part)))
         together = Transitions(*(torch.cat(field, 2) for field in zip(*supports, strict=True)))
         losses = [
@@ -262,7 +262,7 @@ class Explorer:
         some = self.encoder.blank(config.estimate_tasks, support)
         known = some.weight.new_zeros(config.estimate_tasks, self.encoder.outputs)
         fitting = config.supports * peak(lambda: self._estimate(learned["estimator"], some, known))
-        batch = experience(spec, support.rollouts, support.steps, config.rollouts)
+        batch = blank_transitions(spec, support.rollouts, support.steps, config.rollouts)
         exploring = peak(lambda: self._explore(learned["explorer"], slow["explorer"], batch))
         each = 4 * self.encoder.size + 3 * spec.bytes_per_transition  # of a transition: as it is read, and for the explorer
         collected = config.supports * support.steps * support.rollouts * config.tasks * each
@@ -275,8 +275,8 @@ class Explorer:
 
     def cost_of_reading(self, tasks: int) -> float:
         """Return the bytes that reading a support of each of so many tasks takes."""
-        params, read = without_content(self.slow["estimator"]), self.encoder.blank(tasks, self.support)
-        return size_of(tuple(read)) + peak(lambda: self.cumulative(params, read))
+        params, vectors = without_content(self.slow["estimator"]), self.encoder.blank(tasks, self.support)
+        return size_of(tuple(vectors)) + peak(lambda: self.cumulative(params, vectors))
 
     def _rewarded(self, support: Transitions, belief: Tensor, known: Tensor, before: Sums, after: Sums) -> Transitions:
         """Return a support as the experience ``[N, T, M, ...]`` of the explorers: with what they are given, and rewards."""
@@ -307,9 +307,9 @@ class Explorer:
         follow(self.slow[name], params, self.config.polyak)
         return loss.detach()
 
-    def _estimate(self, params: Params, read: Read, known: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _estimate(self, params: Params, vectors: Vectors, known: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the mean squared error of the estimates along supports, and its gradient."""
-        loss = (self.cumulative(params, read).mean() - known[:, None]).square().mean()
+        loss = (self.cumulative(params, vectors).mean() - known[:, None]).square().mean()
         return loss, backward(loss, list(params.values()))
 
     def _explore(self, params: Params, slow: Params, experience: Transitions) -> tuple[Tensor, list[Tensor]]:

@@ -22,7 +22,7 @@ from metarl_cli.adaptation.learned_loss import LossConfig, in_learned_loss
 from metarl_cli.adaptation.learning import Learning
 from metarl_cli.adaptation.support import Exploring, RolloutsConfig, collect_rollouts
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import bytes_per_env, experience, peak, size_of, without_content
+from metarl_cli.config.footprint import blank_transitions, bytes_per_env, peak, size_of, without_content
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions, num_tasks
 from metarl_cli.networks.optimizers import Adam
@@ -85,12 +85,12 @@ class NetworkPolicy(Policy):
 
     def __init__(self, learner: Learner, params: Params):
         self.learner, self.params, self.stochastic = learner, detached(params), learner.stochastic
-        self.num, self.laid_out = len(first(self.params)), learner.acting(self.params)
+        self.num, self.packed = len(first(self.params)), learner.pack(self.params)
 
     @override
     def act(self, state: State, obs: Tensor) -> tuple[Tensor, State]:
         rows = obs.shape[:2]
-        policy = self.learner.policy(self.laid_out, obs if rows[0] == self.num else obs.reshape(self.num, -1, *obs.shape[2:]))
+        policy = self.learner.policy(self.packed, obs if rows[0] == self.num else obs.reshape(self.num, -1, *obs.shape[2:]))
         action = policy.mode() if state["rng"] is None else policy.sample(state["rng"])
         return action if rows[0] == self.num else action.reshape(*rows, *action.shape[2:]), state
 
@@ -377,8 +377,8 @@ def cost_of_steps(
         episodes: played at a time by the adapted policy of each task.
     """
     weights = {name: value.expand(tasks, *value.shape) for name, value in without_content(params).items()}
-    batch = experience(family.spec, tasks, support.steps, support.rollouts)
-    obs = experience(family.spec, tasks, 1, episodes).obs[:, 0]
+    batch = blank_transitions(family.spec, tasks, support.steps, support.rollouts)
+    obs = blank_transitions(family.spec, tasks, 1, episodes).obs[:, 0]
     step = peak(lambda: support_gradients(learner, weights, list(weights), batch, returns))
     act = peak(lambda: learner.policy(weights, obs).mode())
     networks = 2 * tasks * size_of(params)  # of this step and the next

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from metarl_cli.adaptation.reading import Read, Reader
 from metarl_cli.adaptation.support import Exploring, RolloutsConfig, collect_rollouts, merged
+from metarl_cli.adaptation.vectors import Reader, Vectors
 from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Adapted, Budget, Family, Params, Policy, Task, Transitions, num_tasks
 from metarl_cli.networks.layers import layers, linear
@@ -65,9 +65,9 @@ class SupportEncoder(Reader):
             x = F.silu(F.linear(x, params[f"encoder.{i}.weight"], params[f"encoder.{i}.bias"]))
         return x
 
-    def estimate(self, params: Params, read: Read) -> Tensor:
+    def estimate(self, params: Params, vectors: Vectors) -> Tensor:
         """Return the numbers ``[M, F]`` of each task, from the mean over the weighted transitions of its support."""
-        pooled = (self.features(params, read.entries) * read.weight).sum(1) / read.weight.sum(1)
+        pooled = (self.features(params, vectors.entries) * vectors.weight).sum(1) / vectors.weight.sum(1)
         x = F.silu(F.linear(pooled, params["encoder.rho.weight"], params["encoder.rho.bias"]))
         return F.linear(x, params["encoder.estimate.weight"], params["encoder.estimate.bias"])
 
@@ -92,16 +92,16 @@ class PosteriorEncoder(SupportEncoder):
         """Draw the initial weights."""
         return self._phi(rng) | linear("encoder.factor", 2 * self.outputs, self.config.hidden[-1], self.gain, rng)
 
-    def factors(self, params: Params, read: Read) -> tuple[Tensor, Tensor]:
+    def factors(self, params: Params, vectors: Vectors) -> tuple[Tensor, Tensor]:
         """Return the means times precisions, and the precisions ``[M, T N, F]``, of the factor of each transition."""
-        x = self.features(params, read.entries)
+        x = self.features(params, vectors.entries)
         mean, precision = F.linear(x, params["encoder.factor.weight"], params["encoder.factor.bias"]).chunk(2, -1)
-        precision = F.softplus(precision - self.width) * read.weight
+        precision = F.softplus(precision - self.width) * vectors.weight
         return mean * precision, precision
 
-    def posterior(self, params: Params, read: Read) -> tuple[Tensor, Tensor]:
+    def posterior(self, params: Params, vectors: Vectors) -> tuple[Tensor, Tensor]:
         """Return the means and the deviations ``[M, F]`` of the posterior of each task."""
-        weighted, precision = self.factors(params, read)
+        weighted, precision = self.factors(params, vectors)
         total = 1 + precision.sum(1)
         return weighted.sum(1) / total, total.rsqrt()
 

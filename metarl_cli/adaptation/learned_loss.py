@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from metarl_cli.adaptation.reading import Reader
+from metarl_cli.adaptation.vectors import Reader
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Batch, Learner, Params, Transitions
@@ -87,8 +87,8 @@ class LearnedLoss(Learner):
         return named(self.reader.measure(support))
 
     @override
-    def acting(self, params: Params) -> Params:
-        return self.learner.acting(params)
+    def pack(self, params: Params) -> Params:
+        return self.learner.pack(params)
 
     @override
     def policy(self, params: Params, obs: Tensor) -> Distribution:

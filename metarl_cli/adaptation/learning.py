@@ -13,7 +13,7 @@ from metarl_cli.spaces import ActionSpace, Distribution
 
 
 class Learning(NamedTuple):
-    """How a policy changes with supports; what changes has the leading axis M, one for each task."""
+    """An adaptation as functions of tensors: how a policy of one task (M = 1) changes with its supports."""
 
     start: Params  # [1, ...] what changes, before the first support: weights, or what a network is given of the task
     step: Callable[[Tensor, Params, Transitions], Params]  # of the number of a step [], from 1, and a support [1, T, N, ...]

@@ -46,7 +46,14 @@ def merged(parts: list[Transitions]) -> Transitions:
 
 
 def played(rollouts: Transitions) -> Transitions:
-    """Put steps that an episode lasted for in the place of those after its end, ``[M, T, N, ...]``; they repeat in turn."""
+    """Replace padding by experience, for a replay, which takes whole blocks.
+
+    Args:
+        rollouts: ``[M, T, N, ...]``, of which each task has a transition of weight 1 at least.
+
+    Returns:
+        As many transitions ``[M, T, N, ...]``: those of weight 1 of each task, repeated in turn where there were others.
+    """
     live = rollouts.weight.flatten(1) > 0
     order, num = (~live).long().argsort(dim=1, stable=True), live.sum(1, keepdim=True)
     place = order.gather(1, torch.arange(live.shape[1], device=live.device) % num)

@@ -20,8 +20,8 @@ from metarl_cli.adaptation.demonstrations import (
     Examples,
     InferredPolicy,
     Planned,
-    blank,
-    cost_of_showing,
+    blank_examples,
+    cost_of_demonstrations,
     imitate,
     load_inferred,
     read,
@@ -60,17 +60,17 @@ class BayesIRL(Reference):
 
     def candidates(self, task: Task) -> Tensor:
         """Return the rewards of places ``[M, C, X]`` that are equally likely."""
-        found = self.family.candidates(task)
-        if found is None:
+        rewards = self.family.candidates(task)
+        if rewards is None:
             raise ValueError("this family has no short list of the rewards a task may have (env=sprite_grid has)")
-        return found
+        return rewards
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        process = blank(self.family, self.number, 1).process
+        process = blank_examples(self.family, self.number, 1).process
         rewards = torch.zeros(self.number, process.features.shape[1], device=META)
         listed = 3 * tasks * size_of(rewards)  # where they were shown, where they are used, and weighted by the posterior
-        return cost_of_showing(self.family, tasks, 1) + listed + peak(lambda: process.choices(rewards))
+        return cost_of_demonstrations(self.family, tasks, 1) + listed + peak(lambda: process.choices(rewards))
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the plans for the mean reward of the prior, and of the posterior after some numbers of demonstrations."""
@@ -101,12 +101,12 @@ def log_likelihoods(candidates: Tensor, examples: Examples) -> Tensor:
 
     One task at a time, so that memory is bounded.
     """
-    process, found = examples.process, list[Tensor]()
+    process, each_task = examples.process, list[Tensor]()
     for m, rewards in enumerate(candidates):
         one = process._replace(transition=process.transition[m].expand(len(rewards), -1, -1, -1))
         same = Examples(one, *(x[m].expand(len(rewards), -1, -1) for x in (examples.state, examples.action, examples.weight)))
-        found.append(same.chosen(one.choices(rewards)).sum(1))
-    return torch.stack(found)
+        each_task.append(same.chosen(one.choices(rewards)).sum(1))
+    return torch.stack(each_task)
 
 
 Algo = BayesIRL

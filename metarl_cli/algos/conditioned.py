@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join, knowledge_of, widened
+from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, check_given, join, knowledge_of, widened
 from metarl_cli.adaptation.learning import Learning
 from metarl_cli.adaptation.support import RolloutsConfig
 from metarl_cli.config.base import Share, StrictModel
@@ -36,9 +36,9 @@ from metarl_cli.config.footprint import (
     COPIES,
     META,
     blank_network,
+    blank_transitions,
     bytes_per_env,
     bytes_per_task,
-    experience,
     factor,
     peak,
     size_of,
@@ -143,7 +143,7 @@ class Conditioned(Algorithm):
         self.slow = {name: value.detach().clone() for name, value in self.params.items()}
         self.optimizer = torch.optim.Adam(list(self.params.values()), lr=config.lr, fused=True)
         self.env = self.family.make(self.task, config.envs, self.rng["episodes"])
-        self.seen = self.history.start((config.tasks, config.envs), self.device)  # the history in each environment
+        self.histories = self.history.start((config.tasks, config.envs), self.device)  # [M, N, H] in each environment
         self.replay = Replay(config.tasks, config.capacity, self.device)
         self.episodes = Episodes()
         self.processes, self.shares = context.processes, config.update_tasks
@@ -226,7 +226,7 @@ class Conditioned(Algorithm):
         replay, drawn = config.tasks * config.capacity * each, config.update_tasks * config.batch * each
         noise = torch.zeros(own, 1, config.batch, self.learner.draws, self.learner.actions.size, device=META)
         params, slow, sources = without_content((self.params, self.slow, self.blank_sources(own)))
-        update = peak(lambda: self._gradient(params, slow, experience(self.kept, own, 1, config.batch), sources, noise))
+        update = peak(lambda: self._gradient(params, slow, blank_transitions(self.kept, own, 1, config.batch), sources, noise))
         capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
         window = factor(algo__steps=config.steps, algo__envs=config.envs, algo__tasks=config.tasks)
         return Footprint(
@@ -244,7 +244,7 @@ class Conditioned(Algorithm):
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        obs = experience(self.learner.spec, tasks, 1, episodes).obs[:, 0]
+        obs = blank_transitions(self.learner.spec, tasks, 1, episodes).obs[:, 0]
         params = without_content(self.slow)
         acting = peak(lambda: self.learner.policy(params, obs).mode())
         return acting + 2 * size_of(obs) + tasks * episodes * bytes_per_env(self.family)
@@ -269,9 +269,9 @@ class Conditioned(Algorithm):
         epsilon = linear(config.epsilon, self.iteration / config.epsilon_iterations)
         policy = EpsilonGreedy(greedy, self.learner.actions, epsilon, config.repeat)
         state = policy.start(config.envs, self.rng["exploration"])
-        state["policy"]["history"] = self.seen  # episodes go on
+        state["policy"]["history"] = self.histories  # episodes go on
         collected = collect(self.env, policy, state, config.steps)
-        stored, self.seen = self.history.along(self.seen, collected)
+        stored, self.histories = self.history.along(self.histories, collected)
         self.replay.add(stored)
         self.env_steps += collected.reward.numel()
         return {"train/epsilon": epsilon, **self.episodes.summary(collected)}
@@ -336,8 +336,8 @@ class Conditioned(Algorithm):
     @override
     def load_policy(self, state: State, task: Task) -> ConditionedPolicy:
         given, spread = state["given"], state["spread"]
-        if any(x is not None and x.shape[1:] != (self.num_given(),) for x in (given, spread)):
-            raise ValueError(f"the saved policy is not given the {self.num_given()} numbers of this network")
+        for numbers in (given,) if spread is None else (given, spread):
+            check_given(numbers, task, self.num_given())
         return self.policy(self.tested(), given, spread)
 
     # -- saving
@@ -357,12 +357,12 @@ class Conditioned(Algorithm):
 
     @override
     def state_dict(self) -> State:
-        return super().state_dict() | {"seen": self.seen}
+        return super().state_dict() | {"seen": self.histories}
 
     @override
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        self.seen = state["seen"].to(self.device)
+        self.histories = state["seen"].to(self.device)
 
 
 def together(batch: Transitions, given: Tensor) -> Transitions:

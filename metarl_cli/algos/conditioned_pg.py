@@ -17,12 +17,12 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, join, knowledge_of, widened
+from metarl_cli.adaptation.conditioning import ConditionedPolicy, History, check_given, join, knowledge_of, widened
 from metarl_cli.adaptation.gradient import prepare_each
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
-from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, returned
+from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, mean_return
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import (
     Adapted,
@@ -84,7 +84,7 @@ class ConditionedPG(OnPolicy):
     def cost_of_training(self) -> Footprint:
         config, own = self.config, -(-self.num // self.processes.size)
         chunk = min(config.outer.chunk or own, own)
-        params, of = without_content(self.learned), experience(self.spec, chunk, config.steps, config.rollouts)
+        params, of = without_content(self.learned), blank_transitions(self.spec, chunk, config.steps, config.rollouts)
 
         def update() -> object:
             return self.largest_part(params, [self.prepared(expand(detached(params), chunk), of)])
@@ -102,25 +102,25 @@ class ConditionedPG(OnPolicy):
         config, params, given = self.config, expand(detached(self.learned), self.num), self.known(self.task)
         rollouts = RolloutsConfig(rollouts=config.rollouts, steps=config.steps, epsilon=0.0, repeat=1)
         policy = ConditionedPolicy(self.learner, params, given, self.history)
-        found = collect_rollouts(policy, self.learner.actions, self.family, self.task, rollouts, self.rng["query"])
-        self.env_steps += int(found.weight.sum())
-        beside = given[:, None, None].expand(*found.reward.shape, -1)
-        found = found._replace(obs=join(beside, found.obs), next_obs=join(beside, found.next_obs))
-        batch = self.prepared(params, found)
-        return [batch], {"train/episode_return": returned(batch)}
+        collected = collect_rollouts(policy, self.learner.actions, self.family, self.task, rollouts, self.rng["query"])
+        self.env_steps += int(collected.weight.sum())
+        beside = given[:, None, None].expand(*collected.reward.shape, -1)
+        collected = collected._replace(obs=join(beside, collected.obs), next_obs=join(beside, collected.next_obs))
+        batch = self.prepared(params, collected)
+        return [batch], {"train/episode_return": mean_return(batch)}
 
-    def prepared(self, params: Params, found: Transitions) -> Batch:
+    def prepared(self, params: Params, collected: Transitions) -> Batch:
         """Return experience with its advantages."""
         returns = self.config.returns
-        return prepare_each(self.learner, params, params, found, returns.gamma, returns.lambda_)
+        return prepare_each(self.learner, params, params, collected, returns.gamma, returns.lambda_)
 
     @override
-    def acting(self, learned: Params, batches: list[Batch]) -> Params:
+    def query_policies(self, learned: Params, batches: list[Batch]) -> Params:
         return expand(learned, len(batches[-1].experience.reward))
 
     @override
     def loss(self, learned: Params, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        return self.surrogate(self.acting(learned, batches), batches[-1])
+        return self.surrogate(self.query_policies(learned, batches), batches[-1])
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policy, which does not adapt."""
@@ -128,6 +128,7 @@ class ConditionedPG(OnPolicy):
 
     @override
     def load_policy(self, state: State, task: Task) -> ConditionedPolicy:
+        check_given(state["given"], task, self.known(self.task).shape[1])
         return ConditionedPolicy(self.learner, detached(self.learned), state["given"], self.history)
 
     @override

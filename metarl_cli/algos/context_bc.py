@@ -16,22 +16,22 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import widened
+from metarl_cli.adaptation.conditioning import check_given, widened
 from metarl_cli.adaptation.contexts import (
     ContextEncoder,
     ContextPolicy,
     ContextualConfig,
+    DividedDemonstrations,
     Fit,
     FitConfig,
-    Showing,
     with_context,
 )
 from metarl_cli.adaptation.demonstrations import FittingConfig, Learned, imitate
 from metarl_cli.adaptation.gradient import NetworkPolicy
 from metarl_cli.adaptation.inference import divergence
-from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig
-from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.adaptation.vectors import Vectors
+from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
 from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.interfaces import (
     Adapted,
@@ -49,7 +49,7 @@ from metarl_cli.interfaces import (
     num_tasks,
 )
 from metarl_cli.learners.policy import PolicyGradient
-from metarl_cli.networks.discriminator import averaged
+from metarl_cli.networks.discriminator import mean_over_steps
 from metarl_cli.networks.optimizers import Adam, backward
 from metarl_cli.networks.stacked import detached, expand, fresh, load_params
 from metarl_cli.seeding import Streams, numpy_rng, torch_rng
@@ -103,12 +103,13 @@ class ContextBC(Algorithm):
         config, spec = self.config, self.family.spec
         most = max(config.demonstrations)
         support = RolloutsConfig(rollouts=most, steps=config.context.steps, epsilon=0.0, repeat=1)
-        read, noise = self.encoder.blank(config.tasks, support), without_content(torch.zeros(config.tasks, config.context.size))
-        query, params = experience(spec, config.tasks, config.context.steps, config.query), without_content(self.params)
+        vectors = self.encoder.blank(config.tasks, support)
+        noise = without_content(torch.zeros(config.tasks, config.context.size))
+        query, params = blank_transitions(spec, config.tasks, config.context.steps, config.query), without_content(self.params)
         key = factor(algo__tasks=config.tasks, algo__query=config.query, algo__demonstrations=most)
-        showing = 2 * config.tasks * (most + config.query) * spec.horizon * spec.bytes_per_transition
-        update = peak(lambda: backward(self.cloned(params, read, noise, query), list(params.values())))
-        return Footprint([Holding("learner.network", 3 * size_of(self.params))], [Holding(key, showing + update)])
+        demonstrated = 2 * config.tasks * (most + config.query) * spec.horizon * spec.bytes_per_transition
+        update = peak(lambda: backward(self.cloned(params, vectors, noise, query), list(params.values())))
+        return Footprint([Holding("learner.network", 3 * size_of(self.params))], [Holding(key, demonstrated + update)])
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
@@ -119,22 +120,22 @@ class ContextBC(Algorithm):
         """Have the tasks demonstrated, and make the policy, given the context of some of it, more likely to do the rest."""
         config, rng = self.config, self.rng["support"]
         self.task, num = self.draw(), config.demonstrations[self.iteration % len(config.demonstrations)]
-        showing = Showing(demonstrate(self.family, self.task, num + config.query, rng), num, config.context.steps)
-        self.env_steps += showing.env_steps
+        divided = DividedDemonstrations(demonstrate(self.family, self.task, num + config.query, rng), num, config.context.steps)
+        self.env_steps += divided.env_steps
         if self.iteration == 0:
-            self.measured = self.encoder.measure(showing.query)
-        read = self.encoder.read(self.measured, showing.support)
+            self.measured = self.encoder.measure(divided.query)
+        vectors = self.encoder.read(self.measured, divided.support)
         noise = torch.randn(config.tasks, config.context.size, generator=rng, device=rng.device)
         progress = self.iteration / self.context.iterations
-        loss, norm = self.fit(lambda: self.cloned(self.params, read, noise, showing.query), progress)
+        loss, norm = self.fit(lambda: self.cloned(self.params, vectors, noise, divided.query), progress)
         self.iteration += 1
         return {"loss/query": loss, "grad/norm": norm}
 
-    def cloned(self, params: Params, support: Read, noise: Tensor, query: Transitions) -> Tensor:
+    def cloned(self, params: Params, support: Vectors, noise: Tensor, query: Transitions) -> Tensor:
         """Return the loss, a mean over tasks."""
         mean, deviation = self.encoder.posterior(params, support)
         log_prob = self.learner.log_prob(expand(params, len(mean)), with_context(query, mean + deviation * noise))
-        return (self.config.context.beta * divergence(mean, deviation) - averaged(log_prob, query.weight)).mean()
+        return (self.config.context.beta * divergence(mean, deviation) - mean_over_steps(log_prob, query.weight)).mean()
 
     # -- adaptation
 
@@ -168,13 +169,12 @@ class ContextBC(Algorithm):
         """Return the gradient of each task's own loss in its weights ``[M, ...]``."""
         with torch.enable_grad():
             moving = {name: value.detach().requires_grad_() for name, value in params.items()}
-            loss = -averaged(self.plain.log_prob(moving, seen), seen.weight).sum()
+            loss = -mean_over_steps(self.plain.log_prob(moving, seen), seen.weight).sum()
             return dict(zip(moving, torch.autograd.grad(loss, list(moving.values())), strict=True))
 
     @override
     def load_policy(self, state: State, task: Task) -> ContextPolicy:
-        if state["given"].shape != (num_tasks(task), self.config.context.size):
-            raise ValueError(f"the saved policy is not given the {self.config.context.size} numbers of this network")
+        check_given(state["given"], task, self.config.context.size)
         return ContextPolicy(self.learner, detached(self.params), state["given"])
 
     # -- saving

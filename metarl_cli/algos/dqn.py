@@ -26,9 +26,9 @@ from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
     blank_network,
+    blank_transitions,
     bytes_per_env,
     bytes_per_task,
-    experience,
     factor,
     peak,
     size_of,
@@ -139,16 +139,14 @@ class IndependentDQN(Algorithm):
         replay = config.tasks * config.capacity * spec.bytes_per_transition
         params, target = without_content((self.own_params, self.own_target_params))
         own = len(first(params))
-        update = peak(lambda: self._gradient(params, target, experience(spec, own, 1, config.batch)))
-        update += own * config.batch * spec.bytes_per_transition
+        update = peak(lambda: self._gradient(params, target, blank_transitions(spec, own, 1, config.batch)))
+        drawn = own * config.batch * spec.bytes_per_transition
         capacity = factor(algo__capacity=config.capacity, algo__tasks=config.tasks)
         window = 2 * config.tasks * config.envs * config.steps * spec.bytes_per_transition
         return Footprint(
             [Holding(capacity, replay), Holding("algo.tasks", 2 * size_of(self.flat))],
             [
-                Holding(
-                    factor(algo__batch=config.batch, algo__tasks=own), update + own * config.batch * spec.bytes_per_transition
-                ),
+                Holding(factor(algo__batch=config.batch, algo__tasks=own), update + 2 * drawn),
                 Holding(capacity, COPIES * replay),
                 Holding(factor(algo__steps=config.steps, algo__envs=config.envs, algo__tasks=config.tasks), window),
             ],

@@ -88,12 +88,11 @@ class LinearPolicy(Policy):
         return self.index(state, obs).argmax(-1), state
 
     def observe(self, state: State, obs: Tensor, action: Tensor, step: Step) -> State:
-        """Add what was shown, and whether it was clicked, to the regression."""
-        shown = self.features(obs).gather(-2, action[..., None, None].expand(*action.shape, 1, self.items.shape[1] + 2))[
-            ..., 0, :
-        ]
-        precision = state["precision"] + shown[..., :, None] * shown[..., None, :]
-        return {**state, "precision": precision, "moment": state["moment"] + shown * step.reward[..., None]}
+        """Add the items that were shown, and whether they were clicked, to the regression."""
+        place = action[..., None, None].expand(*action.shape, 1, self.items.shape[1] + 2)
+        features = self.features(obs).gather(-2, place)[..., 0, :]  # [M, N, D] of the items that were shown
+        precision = state["precision"] + features[..., :, None] * features[..., None, :]
+        return {**state, "precision": precision, "moment": state["moment"] + features * step.reward[..., None]}
 
     def features(self, obs: Tensor) -> Tensor:
         """Return the features ``[M, N, items, D]`` of all items in the observations: their own, satiation and 1."""

@@ -61,9 +61,9 @@ from metarl_cli.config.base import Operational, Share, StrictModel
 from metarl_cli.config.footprint import (
     COPIES,
     blank_network,
+    blank_transitions,
     bytes_per_env,
     bytes_per_task,
-    experience,
     factor,
     joined,
     peak,
@@ -214,8 +214,8 @@ class MAML(Algorithm):
         chunk = min(outer.chunk or outer.tasks, outer.tasks, -(-outer.tasks // self.processes.size))
         meta, slow = without_content((self.meta, self.slow))
         episodes = min(outer.episodes or support.rollouts, support.rollouts)
-        supports = [experience(spec, chunk, support.steps, episodes)] * config.inner.steps
-        update = peak(lambda: self._gradient(meta, slow, supports, experience(spec, chunk, 1, outer.batch)))
+        supports = [blank_transitions(spec, chunk, support.steps, episodes)] * config.inner.steps
+        update = peak(lambda: self._gradient(meta, slow, supports, blank_transitions(spec, chunk, 1, outer.batch)))
         drawn = outer.tasks * outer.batch * each
         lists = config.inner.steps if support.fresh else min(config.inner.steps, 1)
         held = lists * config.tasks * support.rollouts * support.steps * each
@@ -244,7 +244,7 @@ class MAML(Algorithm):
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
         inner, reading = self.config.inner, self.explorer.cost_of_reading(tasks) if self.explorer else 0.0
-        parts = (self.objective, start(self.meta), self.family, tasks, inner.support, inner.returns, episodes)
+        parts = (self.objective, initial_params(self.meta), self.family, tasks, inner.support, inner.returns, episodes)
         return cost_of_steps(*parts) + reading
 
     def _learned(self, meta: Meta) -> list[Tensor]:
@@ -281,7 +281,7 @@ class MAML(Algorithm):
     def _collect(self) -> tuple[list[Transitions], dict[str, float]]:
         """Collect the support of every task for each inner step, and add query experience to the replay."""
         config, inner, supports = self.config, self.config.inner, list[Transitions]()
-        params = expand(start(self.meta), config.tasks)
+        params = expand(initial_params(self.meta), config.tasks)
         for k in range(inner.steps):
             if k == 0 or inner.support.fresh:
                 collecting = self.explorer.policy(supports, config.tasks) if self.explorer else None
@@ -334,7 +334,7 @@ class MAML(Algorithm):
 
     def adapted(self, meta: Meta, supports: list[Transitions], num_tasks: int, order: int = 2) -> Iterator[Params]:
         """Yield the weights ``[M, ...]`` before the first inner step and after each."""
-        params = expand(start(meta), num_tasks)
+        params = expand(initial_params(meta), num_tasks)
         yield params
         for step, support in enumerate(supports, 1):
             params = self._step(step, params, meta, support, order)
@@ -401,7 +401,7 @@ class MAML(Algorithm):
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Adapt to M tasks from the learned initialisation; see :meth:`Algorithm.adapt`."""
         meta, inner = self.slow if self.config.outer.use_average else self.meta, self.config.inner
-        params, adam = expand(detached(start(meta)), num_tasks(task)), Adam() if inner.rule == "adam" else None
+        params, adam = expand(detached(initial_params(meta)), num_tasks(task)), Adam() if inner.rule == "adam" else None
         parts = (family or self.family, task, budget, inner.support, inner.returns, rng)
         exploring, rates = self.explorer.policy if self.explorer else None, partial(rates_of_step, meta["rates"], config=inner)
         return adapt(self.objective, params, rates, *parts, adam, inner.clip, exploring)
@@ -409,7 +409,7 @@ class MAML(Algorithm):
     def learning(self) -> Learning | None:
         """Return the inner loop as functions of tensors; None where an explorer collects supports."""
         meta = self.slow if self.config.outer.use_average else self.meta
-        return None if self.explorer else learning(self.objective, start(meta), meta["rates"], self.config.inner)
+        return None if self.explorer else learning(self.objective, initial_params(meta), meta["rates"], self.config.inner)
 
     def adapt_from_scratch(self, task: Task, budget: Budget, rng: torch.Generator) -> Iterator[Adapted]:
         """Adapt fresh weights of the same learner, with Adam at the same budget."""
@@ -440,7 +440,7 @@ class MAML(Algorithm):
             self.explorer.load_weights(state["explorer"])
 
 
-def start(meta: Meta) -> Params:
+def initial_params(meta: Meta) -> Params:
     """Return the weights of one network before the first inner step, and all else that an inner step reads."""
     return meta["init"] | meta.get("measured", {})
 

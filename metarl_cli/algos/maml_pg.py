@@ -53,9 +53,9 @@ from metarl_cli.adaptation.gradient import (
     rates_of_step,
 )
 from metarl_cli.adaptation.learning import Learning
-from metarl_cli.algos.on_policy import OnPolicy, StepsConfig, returned
+from metarl_cli.algos.on_policy import OnPolicy, StepsConfig, mean_return
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
 from metarl_cli.interfaces import (
     Adapted,
     Batch,
@@ -152,7 +152,7 @@ class MAMLPG(OnPolicy):
         params = expand(detached(meta["init"]), chunk)
 
         def blank(rollouts: int) -> Batch:
-            of = experience(spec, chunk, support.steps, rollouts)
+            of = blank_transitions(spec, chunk, support.steps, rollouts)
             return prepare_each(self.learner, params, params, of, config.inner.returns.gamma, config.inner.returns.lambda_)
 
         supports = [blank(support.rollouts)] * config.inner.steps
@@ -181,19 +181,19 @@ class MAMLPG(OnPolicy):
             last = k == config.inner.steps
             support = config.inner.support if not last else config.inner.support.model_copy(update={"rollouts": config.query})
             rng = self.rng["query" if last else "support"]
-            found = collect_support(self.learner, params, self.family, self.task, support, rng)
-            self.env_steps += int(found.weight.sum())
-            batches.append(self._prepared(params, found))
+            collected = collect_support(self.learner, params, self.family, self.task, support, rng)
+            self.env_steps += int(collected.weight.sum())
+            batches.append(self._prepared(params, collected))
             if not last:
                 params = self._step(k + 1, params, self.learned, batches[-1])
         batches[-1] = self._credited(batches[-1])
         rates = torch.cat([v.detach().flatten() for v in self.learned["rates"].values()])
-        metrics = {"train/return_before": returned(batches[0]), "train/return_after": returned(batches[-1])}
+        metrics = {"train/return_before": mean_return(batches[0]), "train/return_after": mean_return(batches[-1])}
         return batches, metrics | {"train/inner_lr": float(rates.mean())}
 
-    def _prepared(self, params: Params, found: Transitions) -> Batch:
+    def _prepared(self, params: Params, collected: Transitions) -> Batch:
         returns = self.config.inner.returns
-        return prepare_each(self.learner, params, params, found, returns.gamma, returns.lambda_)
+        return prepare_each(self.learner, params, params, collected, returns.gamma, returns.lambda_)
 
     def _credited(self, query: Batch) -> Batch:
         """Return the query with the credit of each task's supports ``[M]``: its return, above that of the other tasks.
@@ -226,7 +226,7 @@ class MAMLPG(OnPolicy):
             yield params
 
     @override
-    def acting(self, learned: Meta, batches: list[Batch]) -> Params:
+    def query_policies(self, learned: Meta, batches: list[Batch]) -> Params:
         *_, params = self.path(learned, batches)
         return params
 
@@ -251,7 +251,7 @@ class MAMLPG(OnPolicy):
     @torch.no_grad()
     def _reptile(self, meta: Meta, batches: list[Batch]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Compute Reptile's gradient, theta - mean theta_i, where the query provides the last inner step of theta_i."""
-        before = self.acting(meta, batches)
+        before = self.query_policies(meta, batches)
         params = self._step(self.config.inner.steps, before, meta, batches[-1])
         loss, divergence = self.surrogate(before, batches[-1])
         return loss, divergence, [(value - params[name]).mean(0) for name, value in meta["init"].items()]

@@ -32,14 +32,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from metarl_cli.adaptation.demonstrations import (
+    DemonstrationsConfig,
     Examples,
     FittingConfig,
     InferredPolicy,
     Planned,
-    ShowingConfig,
-    blank,
+    blank_examples,
+    cost_of_demonstrations,
     cost_of_fitting,
-    cost_of_showing,
     fit_from_scratch,
     fitted,
     imitate,
@@ -92,7 +92,7 @@ class OuterConfig(StrictModel):
     clip: float = Field(gt=0, description="largest norm of the meta-gradient")
 
 
-class Config(ShowingConfig):
+class Config(DemonstrationsConfig):
     """MandRIL and its variants."""
 
     model: ModelConfig
@@ -149,22 +149,22 @@ class Mandril(Algorithm):
     def cost_of_training(self) -> Footprint:
         config, family, meta = self.config, self.family, without_content(self.meta)
         most = max(config.demonstrations) if config.inner else 0
-        support, query = blank(family, config.tasks, max(most, 1)), blank(family, config.tasks, config.query)
+        support, query = blank_examples(family, config.tasks, max(most, 1)), blank_examples(family, config.tasks, config.query)
         learned = [value for group in meta.values() for value in group.values() if value.requires_grad]
 
         def update() -> list[Tensor]:
             params = self.adapted(meta, support, config.tasks)
             return backward(likelihood_loss(self.model, params, query).mean(), learned)
 
-        shown = cost_of_showing(family, config.tasks, most + config.query)
+        demonstrated = cost_of_demonstrations(family, config.tasks, most + config.query)
         key = factor(algo__tasks=config.tasks, algo__demonstrations=most, algo__query=config.query)
         weights = Holding("algo.model.hidden", 3 * size_of(self.meta))
-        return Footprint([weights], [Holding(key, shown + peak(update)), Holding(weights.key, COPIES * weights.bytes)])
+        return Footprint([weights], [Holding(key, demonstrated + peak(update)), Holding(weights.key, COPIES * weights.bytes)])
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        shown = cost_of_showing(self.family, tasks, max(self.config.demonstrations))
-        return shown + cost_of_fitting(self.model, self.family, tasks)
+        demonstrated = cost_of_demonstrations(self.family, tasks, max(self.config.demonstrations))
+        return demonstrated + cost_of_fitting(self.model, self.family, tasks)
 
     # -- one meta-iteration
 
@@ -181,10 +181,10 @@ class Mandril(Algorithm):
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.iteration += 1
-        found = {"loss/query": float(loss), "grad/norm": float(norm), "train/lr": lr}
+        metrics = {"loss/query": float(loss), "grad/norm": float(norm), "train/lr": lr}
         if self.meta["rates"]:
-            found["train/inner_lr"] = float(torch.stack(list(detached(self.meta["rates"]).values())).mean())
-        return found
+            metrics["train/inner_lr"] = float(torch.stack(list(detached(self.meta["rates"]).values())).mean())
+        return metrics
 
     @timed("demonstrations")
     def _demonstrated(self, num: int, stream: str) -> Examples:

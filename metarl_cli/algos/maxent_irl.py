@@ -15,8 +15,8 @@ from typing_extensions import override
 from metarl_cli.adaptation.demonstrations import (
     FittingConfig,
     InferredPolicy,
+    cost_of_demonstrations,
     cost_of_fitting,
-    cost_of_showing,
     fit_from_scratch,
     imitate,
     load_inferred,
@@ -56,7 +56,7 @@ class MaxEntIRL(Reference):
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        return cost_of_showing(self.family, tasks, 1) + cost_of_fitting(self.model, self.family, tasks)
+        return cost_of_demonstrations(self.family, tasks, 1) + cost_of_fitting(self.model, self.family, tasks)
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policies of fresh weights, and of weights fitted to some numbers of demonstrations."""

@@ -19,9 +19,9 @@ from metarl_cli.config.footprint import (
     BYTES,
     META,
     blank_network,
+    blank_transitions,
     bytes_per_env,
     bytes_per_task,
-    experience,
     factor,
     peak,
     size_of,
@@ -109,7 +109,7 @@ class MemoryAlgorithm(Algorithm):
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        step = experience(self.family.spec, tasks, episodes)
+        step = blank_transitions(self.family.spec, tasks, episodes)
         obs, number, end = step.obs, step.reward, step.ended
         env = BlankEnv(obs, Step(obs, number, end, end, obs))
 
@@ -136,7 +136,10 @@ class MemoryAlgorithm(Algorithm):
 
     def blank_trials(self, steps: int, rows: int, segment: int) -> Trials:
         """Return R trials of T steps without content."""
-        number, action = torch.zeros(steps, rows, device=META), experience(self.family.spec, steps, rows, 1).action[:, :, 0]
+        number, action = (
+            torch.zeros(steps, rows, device=META),
+            blank_transitions(self.family.spec, steps, rows, 1).action[:, :, 0],
+        )
         inputs = torch.zeros(steps, rows, self.agent.inputs.size, device=META)
         start = self.agent.memory.start(rows, META)
         position = {"position": torch.zeros(rows)} if "position" in start else {}  # a transformer looks at it

@@ -58,8 +58,8 @@ class OuterConfig(StepsConfig):
 class OnPolicy(Algorithm):
     """Learns from what its own policies have just done.
 
-    A subclass sets ``learned``, then calls :meth:`ready`; it gives :meth:`collect`, :meth:`acting` and
-    :meth:`loss`.
+    A subclass sets ``learned``, then calls :meth:`ready`; it gives :meth:`collect`, :meth:`query_policies`
+    and :meth:`loss`.
 
     Args:
         tasks: of an iteration.
@@ -104,8 +104,8 @@ class OnPolicy(Algorithm):
         """Act in the tasks of this iteration; returns all that the loss needs, and metrics."""
 
     @abstractmethod
-    def acting(self, learned: Any, batches: list[Batch]) -> Params:
-        """Return the policies ``[M, ...]`` that act in the last of the batches, differentiable in ``learned``."""
+    def query_policies(self, learned: Any, batches: list[Batch]) -> Params:
+        """Return the policies ``[M, ...]`` that collect the last of the batches, the query; differentiable in ``learned``."""
 
     @abstractmethod
     def loss(self, learned: Any, batches: list[Batch]) -> tuple[Tensor, Tensor]:
@@ -128,8 +128,8 @@ class OnPolicy(Algorithm):
         while epochs < outer.epochs and divergence <= outer.stop_kl:
             loss, divergence, norm = self.update(batches)
             epochs += 1
-        found = {"loss/query": loss, "train/kl": divergence, "grad/norm": norm}
-        return found | {"train/epochs": float(epochs), "train/lr": lr}
+        metrics = {"loss/query": loss, "train/kl": divergence, "grad/norm": norm}
+        return metrics | {"train/epochs": float(epochs), "train/lr": lr}
 
     @timed("outer update")
     def update(self, batches: list[Batch]) -> tuple[float, float, float]:
@@ -155,8 +155,8 @@ class OnPolicy(Algorithm):
             return float(loss), float(divergence)
 
         divergence, trial = trust_region_step(self.tensors, gradient, product, measure, self.outer.trust)
-        found = {"loss/query": loss, "train/kl": divergence, "grad/norm": float(gradient.norm())}
-        return found | {"train/accepted_trial": float(trial)}
+        metrics = {"loss/query": loss, "train/kl": divergence, "grad/norm": float(gradient.norm())}
+        return metrics | {"train/accepted_trial": float(trial)}
 
     def _mean(self, function: Callable[[list[Batch]], Sequence[Tensor]], batches: list[Batch]) -> list[Tensor]:
         """Return means over the tasks of all processes of what a function returns as means over some tasks, chunk by chunk.
@@ -167,8 +167,8 @@ class OnPolicy(Algorithm):
         for start in range(0, num, chunk):
             part = slice(start, start + chunk)
             share = len(batches[-1].experience.reward[part]) / self.num
-            found = [share * value.detach() for value in function([rows(batch, part) for batch in batches])]
-            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
+            means = [share * value.detach() for value in function([rows(batch, part) for batch in batches])]
+            totals = [a + b for a, b in zip(totals, means, strict=True)] if totals else means
         return self.processes.sum(totals)
 
     def _gradients(self, batches: list[Batch]) -> tuple[float, float, list[Tensor]]:
@@ -188,7 +188,7 @@ class OnPolicy(Algorithm):
     @torch.enable_grad()
     def _product(self, learned: Any, batches: list[Batch], vector: Tensor) -> Tensor:
         """Return the product of the curvature of the divergence with a vector ``[n]``, through the adaptation."""
-        tensors, params = _tensors(learned), self.acting(learned, batches)
+        tensors, params = _tensors(learned), self.query_policies(learned, batches)
         divergence = self.learner.divergence(params, detached(params), batches[-1].experience).mean()
         first = torch.autograd.grad(divergence, tensors, create_graph=True)
         return flat(backward(flat(first) @ vector, tensors))
@@ -224,7 +224,7 @@ def rows(batch: Batch, part: slice) -> Batch:
     return Batch(batch.experience.rows(part), {name: value[part] for name, value in batch.signal.items()})
 
 
-def returned(batch: Batch) -> float:
+def mean_return(batch: Batch) -> float:
     """Return the mean return of the episodes of a batch, as far as they were collected."""
     experience = batch.experience
     return float((experience.reward * experience.weight).sum(1).mean())

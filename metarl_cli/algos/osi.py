@@ -22,8 +22,8 @@ from typing_extensions import override
 from metarl_cli.adaptation.conditioning import ConditionedPolicy, knowledge_of
 from metarl_cli.adaptation.inference import EncoderConfig, SupportEncoder, infer
 from metarl_cli.adaptation.learning import Learning
-from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
+from metarl_cli.adaptation.vectors import Vectors
 from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
 from metarl_cli.config.footprint import factor, peak, size_of, without_content
 from metarl_cli.experience.schedules import cosine
@@ -91,9 +91,9 @@ class OSI(Conditioned):
     def cost_of_training(self) -> Footprint:
         estimator, support, cost = self.config.estimator, self.config.support, super().cost_of_training()
         part = -(-estimator.tasks // estimator.updates)
-        params, read = without_content(self.estimator), self.encoder.blank(part, support)
-        known = torch.zeros(part, self.num_given(), device=read.weight.device)
-        fitting = peak(lambda: self._fit(params, read, known))
+        params, vectors = without_content(self.estimator), self.encoder.blank(part, support)
+        known = torch.zeros(part, self.num_given(), device=vectors.weight.device)
+        fitting = peak(lambda: self._fit(params, vectors, known))
         collected = 2 * estimator.tasks * support.rollouts * support.steps * self.family.spec.bytes_per_transition
         return Footprint(
             [*cost.held, Holding("algo.estimator.hidden", 3 * size_of(self.estimator))],
@@ -102,9 +102,9 @@ class OSI(Conditioned):
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        params, read = without_content(self.slow_estimator), self.encoder.blank(tasks, self.config.support)
-        reading = peak(lambda: self.encoder.estimate(params, read))
-        return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(read)) + reading
+        params, vectors = without_content(self.slow_estimator), self.encoder.blank(tasks, self.config.support)
+        reading = peak(lambda: self.encoder.estimate(params, vectors))
+        return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(vectors)) + reading
 
     @override
     def train_step(self) -> dict[str, float]:
@@ -126,9 +126,9 @@ class OSI(Conditioned):
         share = cosine(config.final_lr, (self.iteration - 1) / self.context.iterations)
         self.regression.param_groups[0]["lr"] = estimator.lr * share
         losses = []
-        read = self.encoder.read(self.measured, support)
-        for entries, weight, true in zip(*(x.tensor_split(estimator.updates) for x in (*read, known)), strict=True):
-            loss, gradients = self.fit(self.estimator, Read(entries, weight), true)
+        vectors = self.encoder.read(self.measured, support)
+        for entries, weight, true in zip(*(x.tensor_split(estimator.updates) for x in (*vectors, known)), strict=True):
+            loss, gradients = self.fit(self.estimator, Vectors(entries, weight), true)
             for weight, gradient in zip(self.estimator.values(), gradients, strict=True):
                 weight.grad = gradient
             self.regression.step()
@@ -136,9 +136,9 @@ class OSI(Conditioned):
             losses.append(loss.detach())
         return {"loss/estimate": float(torch.stack(losses).mean())}
 
-    def _fit(self, params: Params, read: Read, known: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _fit(self, params: Params, vectors: Vectors, known: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the mean squared error of the estimate, and its gradient in the estimator's weights."""
-        loss = (self.encoder.estimate(params, read) - known).square().mean()
+        loss = (self.encoder.estimate(params, vectors) - known).square().mean()
         return loss, backward(loss, list(params.values()))
 
     def policy_after(self, task: Task, support: Transitions | None) -> ConditionedPolicy:

@@ -27,8 +27,8 @@ from typing_extensions import override
 from metarl_cli.adaptation.conditioning import ConditionedPolicy
 from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder, divergence, infer
 from metarl_cli.adaptation.learning import Learning
-from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts, merged, played
+from metarl_cli.adaptation.vectors import Vectors
 from metarl_cli.algos.conditioned import Conditioned, TrainingConfig
 from metarl_cli.config.footprint import peak, size_of, without_content
 from metarl_cli.interfaces import (
@@ -84,7 +84,7 @@ class PEARL(Conditioned):
         self.encoder = PosteriorEncoder(config.latent, context.family.spec, config.latent.size)
         self.measured = self.encoder.start(context.device)
         super().__init__(config, context)
-        self.supports: Read | None = None  # of the training tasks in this iteration
+        self.supports: Vectors | None = None  # of the training tasks in this iteration
 
     @override
     def num_given(self) -> int:
@@ -124,38 +124,38 @@ class PEARL(Conditioned):
             which = torch.arange(num, device=self.device)[:, None] <= few
             weight = (weight.view(len(rows), -1, num, self.config.support.rollouts) * which).view_as(weight)
         if batch is None:
-            return Read(entries[rows[own]], weight[own]), noise[own]
+            return Vectors(entries[rows[own]], weight[own]), noise[own]
         drawn = torch.multinomial(weight[..., 0], batch, replacement=True, generator=rng)
         stands_for = (weight.sum(1, keepdim=True) / batch).expand(-1, batch, -1)
-        return Read(entries[rows[own, None], drawn[own]], stands_for[own]), noise[own]
+        return Vectors(entries[rows[own, None], drawn[own]], stands_for[own]), noise[own]
 
     @override
     def blank_sources(self, num: int) -> Any:
-        read, batch = self._blank(num), self.config.latent.batch
-        read = read if batch is None else Read(*(x[:, :1].expand(-1, batch, -1) for x in read))
-        return read, torch.zeros(num, self.num_given())
+        vectors, batch = self._blank(num), self.config.latent.batch
+        vectors = vectors if batch is None else Vectors(*(x[:, :1].expand(-1, batch, -1) for x in vectors))
+        return vectors, torch.zeros(num, self.num_given())
 
-    def _blank(self, tasks: int) -> Read:
+    def _blank(self, tasks: int) -> Vectors:
         """Return the transitions of all supports of so many tasks without content."""
         support = self.config.support
         return self.encoder.blank(tasks, support.model_copy(update={"rollouts": self.config.supports * support.rollouts}))
 
     @override
     def given(self, params: Params, sources: Any) -> tuple[Tensor, Tensor]:
-        read, noise = sources
-        mean, deviation = self.encoder.posterior(params, read)
+        vectors, noise = sources
+        mean, deviation = self.encoder.posterior(params, vectors)
         return mean + deviation * noise, self.config.latent.beta * divergence(mean, deviation).mean()
 
     @override
     def cost_of_training(self) -> Footprint:
-        cost, read = super().cost_of_training(), self._blank(self.config.tasks)
-        return Footprint([*cost.held, Holding("algo.support.rollouts", 4 * size_of(tuple(read)))], cost.passing)
+        cost, vectors = super().cost_of_training(), self._blank(self.config.tasks)
+        return Footprint([*cost.held, Holding("algo.support.rollouts", 4 * size_of(tuple(vectors)))], cost.passing)
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
-        params, read = without_content(self.slow), self.encoder.blank(tasks, self.config.support)
-        reading = peak(lambda: self.encoder.posterior(params, read))
-        return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(read)) + reading
+        params, vectors = without_content(self.slow), self.encoder.blank(tasks, self.config.support)
+        reading = peak(lambda: self.encoder.posterior(params, vectors))
+        return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(vectors)) + reading
 
     @torch.no_grad()
     def policy_after(self, params: Params, task: Task, support: Transitions | None) -> ConditionedPolicy:

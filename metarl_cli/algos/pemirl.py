@@ -27,24 +27,24 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.adaptation.conditioning import widened
+from metarl_cli.adaptation.conditioning import check_given, widened
 from metarl_cli.adaptation.contexts import (
     ContextEncoder,
     ContextPolicy,
     ContextualConfig,
+    DividedDemonstrations,
     Fit,
     FitConfig,
-    Showing,
     with_context,
 )
 from metarl_cli.adaptation.demonstrations import Learned, imitate
 from metarl_cli.adaptation.gradient import NetworkPolicy, loss_gradients, prepare_each
 from metarl_cli.adaptation.inference import divergence
-from metarl_cli.adaptation.reading import Read
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
-from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, returned
+from metarl_cli.adaptation.vectors import Vectors
+from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, mean_return
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import experience, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
 from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import (
@@ -94,14 +94,14 @@ class Config(ContextualConfig):
 class Evidence(NamedTuple):
     """What the discriminator of an iteration learns from."""
 
-    support: Read  # what contexts are inferred from
+    support: Vectors  # what contexts are inferred from
     noise: Tensor  # [M, Z] of the contexts
     query: Transitions  # [M, T, N, ...] other demonstrations
     query_log_prob: Tensor  # [M, T, N] under the policy
-    acted: Transitions  # [M, T, N, ...] what the policy did
-    acted_log_prob: Tensor
-    read: Read  # the same as the encoder reads it
-    context: Tensor  # [M, Z] with which it acted
+    collected: Transitions  # [M, T, N, ...] by the policy
+    collected_log_prob: Tensor  # [M, T, N] under the policy
+    collected_vectors: Vectors  # the same as the encoder reads it
+    context: Tensor  # [M, Z] with which the policy acted
 
 
 class PEMIRL(OnPolicy):
@@ -128,10 +128,10 @@ class PEMIRL(OnPolicy):
         gamma = self.plain.config.gamma if config.returns.gamma is None else config.returns.gamma
         self.discriminator = Discriminator(config.reward, spec, size, gamma)
         self.learned: Params = self.learner.init(init)
-        self.judge = self.encoder.init(init) | self.discriminator.init(init)
+        self.irl_params = self.encoder.init(init) | self.discriminator.init(init)  # the encoder, the reward and its shaping
         self.measured = self.encoder.start(context.device)
         self.ready(list(self.learned.values()), "the gradient")
-        self.fit = Fit(config.fit, self.judge)
+        self.fit = Fit(config.fit, self.irl_params)
 
     @override
     def cost_of_training(self) -> Footprint:
@@ -139,39 +139,39 @@ class PEMIRL(OnPolicy):
         steps, tasks = config.context.steps, config.tasks
         most = max(config.demonstrations) + config.query
         chunk = min(config.outer.chunk or tasks, tasks)
-        query, acted = (experience(self.family.spec, tasks, steps, num) for num in (config.query, config.rollouts))
-        read = [self.encoder.blank(tasks, self._rollouts(num)) for num in (max(config.demonstrations), config.rollouts)]
+        query, collected = (blank_transitions(self.family.spec, tasks, steps, num) for num in (config.query, config.rollouts))
+        vectors = [self.encoder.blank(tasks, self._rollouts(num)) for num in (max(config.demonstrations), config.rollouts)]
         blank = without_content(torch.zeros(tasks, config.context.size))
-        seen = Evidence(read[0], blank, query, query.reward, acted, acted.reward, read[1], blank)
-        judge, params = without_content((self.judge, self.learned))
-        wide = experience(self.learner.spec, chunk, steps, config.rollouts)
+        seen = Evidence(vectors[0], blank, query, query.reward, collected, collected.reward, vectors[1], blank)
+        irl_params, params = without_content((self.irl_params, self.learned))
+        wide = blank_transitions(self.learner.spec, chunk, steps, config.rollouts)
         batch = prepare_each(self.learner, expand(detached(params), chunk), expand(detached(params), chunk), wide)
-        shows = factor(algo__tasks=tasks, algo__query=config.query, algo__demonstrations=max(config.demonstrations))
-        acts = factor(algo__tasks=tasks, algo__rollouts=config.rollouts)
-        weights = 3 * size_of((self.learned, self.judge))
+        of_demonstrations = factor(algo__tasks=tasks, algo__query=config.query, algo__demonstrations=max(config.demonstrations))
+        of_rollouts = factor(algo__tasks=tasks, algo__rollouts=config.rollouts)
+        weights = 3 * size_of((self.learned, self.irl_params))
         return Footprint(
             [
-                Holding(acts, 3 * tasks * config.rollouts * steps * each),
+                Holding(of_rollouts, 3 * tasks * config.rollouts * steps * each),
                 Holding("learner.network", weights),
             ],
             [
-                Holding(shows, 2 * tasks * most * self.family.spec.horizon * each),
-                Holding(shows, peak(lambda: backward(self.judged(judge, seen), list(judge.values())))),
-                Holding(acts, peak(lambda: self.largest_part(params, [batch]))),
+                Holding(of_demonstrations, 2 * tasks * most * self.family.spec.horizon * each),
+                Holding(of_demonstrations, peak(lambda: backward(self.irl_loss(irl_params, seen), list(irl_params.values())))),
+                Holding(of_rollouts, peak(lambda: self.largest_part(params, [batch]))),
             ],
         )
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
         each, config = self.family.spec.bytes_per_transition, self.config
-        shows = 2 * tasks * max(config.demonstrations) * self.family.spec.horizon * each
+        demonstrated = 2 * tasks * max(config.demonstrations) * self.family.spec.horizon * each
         if config.scratch is None:
-            return shows
+            return demonstrated
         weights = expand(without_content(self.plain.init(torch_rng(0, "blank"))), tasks)
-        seen = experience(self.family.spec, tasks, config.context.steps, config.scratch.rollouts)
+        seen = blank_transitions(self.family.spec, tasks, config.context.steps, config.scratch.rollouts)
         batch = prepare_each(self.plain, weights, weights, seen)
         step = peak(lambda: loss_gradients(self.plain, weights, list(weights), batch))
-        return shows + step + 4 * size_of(weights)
+        return demonstrated + step + 4 * size_of(weights)
 
     def _rollouts(self, num: int) -> RolloutsConfig:
         return RolloutsConfig(rollouts=num, steps=self.config.context.steps, epsilon=0.0, repeat=1)
@@ -183,25 +183,25 @@ class PEMIRL(OnPolicy):
         """Have the tasks demonstrated, act with their contexts, and have D classify both; its output is the reward."""
         config, params, rng = self.config, expand(detached(self.learned), self.num), self.rng["support"]
         num = config.demonstrations[self.iteration % len(config.demonstrations)]
-        showing = Showing(demonstrate(self.family, self.task, num + config.query, rng), num, config.context.steps)
+        divided = DividedDemonstrations(demonstrate(self.family, self.task, num + config.query, rng), num, config.context.steps)
         if self.iteration == 0:
-            self.measured = self.encoder.measure(showing.query)
-        support = self.encoder.read(self.measured, showing.support)
+            self.measured = self.encoder.measure(divided.query)
+        support = self.encoder.read(self.measured, divided.support)
         noise = torch.randn(self.num, config.context.size, generator=rng, device=rng.device)
         with torch.no_grad():
-            mean, deviation = self.encoder.posterior(self.judge, support)
+            mean, deviation = self.encoder.posterior(self.irl_params, support)
             context = mean + deviation * noise
             policy, rollouts = ContextPolicy(self.learner, params, context), self._rollouts(config.rollouts)
-            acted = collect_rollouts(policy, self.learner.actions, self.family, showing.task, rollouts, self.rng["query"])
-            log_prob = self.log_prob(params, acted, context)
-            query_log_prob = self.log_prob(params, showing.query, context)
-        self.env_steps += showing.env_steps + int(acted.weight.sum())
-        read = self.encoder.read(self.measured, acted)
-        seen = Evidence(support, noise, showing.query, query_log_prob, acted, log_prob, read, context)
-        metrics = self._tell_apart(seen) | {"train/episode_return": returned(Batch(acted, {}))}
+            collected = collect_rollouts(policy, self.learner.actions, self.family, divided.task, rollouts, self.rng["query"])
+            log_prob = self.log_prob(params, collected, context)
+            query_log_prob = self.log_prob(params, divided.query, context)
+        self.env_steps += divided.env_steps + int(collected.weight.sum())
+        vectors = self.encoder.read(self.measured, collected)
+        seen = Evidence(support, noise, divided.query, query_log_prob, collected, log_prob, vectors, context)
+        metrics = self._fit_irl(seen) | {"train/episode_return": mean_return(Batch(collected, {}))}
         with torch.no_grad():
-            reward = self.discriminator.advantage(self.judge, acted, context) - log_prob
-            wide, returns = with_context(acted._replace(reward=reward), context), config.returns
+            reward = self.discriminator.advantage(self.irl_params, collected, context) - log_prob
+            wide, returns = with_context(collected._replace(reward=reward), context), config.returns
             return [prepare_each(self.learner, params, params, wide, returns.gamma, returns.lambda_)], metrics
 
     def log_prob(self, params: Params, seen: Transitions, context: Tensor) -> Tensor:
@@ -210,39 +210,41 @@ class PEMIRL(OnPolicy):
         return self.learner.log_prob(params, with_context(taken, context))
 
     @timed("discriminator")
-    def _tell_apart(self, seen: Evidence) -> dict[str, float]:
-        loss, norm = self.fit(lambda: self.judged(self.judge, seen), self.iteration / self.context.iterations)
+    def _fit_irl(self, seen: Evidence) -> dict[str, float]:
+        loss, norm = self.fit(lambda: self.irl_loss(self.irl_params, seen), self.iteration / self.context.iterations)
         return {"loss/discriminator": loss, "grad/norm_discriminator": norm}
 
-    def judged(self, judge: Params, seen: Evidence) -> Tensor:
+    def irl_loss(self, irl_params: Params, seen: Evidence) -> Tensor:
         """Return the loss of the discriminator and of the encoder, a mean over tasks."""
-        mean, deviation = self.encoder.posterior(judge, seen.support)
+        mean, deviation = self.encoder.posterior(irl_params, seen.support)
         context = mean + deviation * seen.noise
-        told_apart = self.discriminator.loss(judge, context, seen.query, seen.query_log_prob, seen.acted, seen.acted_log_prob)
-        again, spread = self.encoder.posterior(judge, seen.read)
+        classification = self.discriminator.loss(
+            irl_params, context, seen.query, seen.query_log_prob, seen.collected, seen.collected_log_prob
+        )
+        again, spread = self.encoder.posterior(irl_params, seen.collected_vectors)
         unlikely = (((seen.context - again) / spread).square() / 2 + spread.log()).sum(-1)
-        return (told_apart + self.config.context.beta * divergence(mean, deviation) + self.config.info * unlikely).mean()
+        return (classification + self.config.context.beta * divergence(mean, deviation) + self.config.info * unlikely).mean()
 
     @override
-    def acting(self, learned: Params, batches: list[Batch]) -> Params:
+    def query_policies(self, learned: Params, batches: list[Batch]) -> Params:
         return expand(learned, len(batches[-1].experience.reward))
 
     @override
     def loss(self, learned: Params, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        return self.surrogate(self.acting(learned, batches), batches[-1])
+        return self.surrogate(self.query_policies(learned, batches), batches[-1])
 
     # -- adaptation
 
     def reward(self, place: Tensor, context: Tensor) -> Tensor:
         """Return the inferred rewards ``[M, ...]`` of reaching ``place [M, ..., O]`` in tasks of contexts ``[M, Z]``."""
-        return self.discriminator.reward(self.judge, place, context)
+        return self.discriminator.reward(self.irl_params, place, context)
 
     def adapt(self, task: Task, budget: Budget, rng: torch.Generator, family: Family | None = None) -> Iterator[Adapted]:
         """Yield the policies before the first demonstration, and after some numbers of them."""
         params = detached(self.learned)
 
         def learn(given: Demonstrations | None) -> Learned:
-            context = self.encoder.contexts(self.judge, self.measured, task, given)
+            context = self.encoder.contexts(self.irl_params, self.measured, task, given)
 
             def act(where: Task, seen: Demonstrations | None) -> Policy:
                 return ContextPolicy(self.learner, params, context, self.reward, (self.family, where), seen)
@@ -262,7 +264,7 @@ class PEMIRL(OnPolicy):
         def learn(given: Demonstrations | None) -> Learned:
             if given is None:
                 return (lambda where, seen: NetworkPolicy(self.plain, start)), 0
-            context = self.encoder.contexts(self.judge, self.measured, task, given)
+            context = self.encoder.contexts(self.irl_params, self.measured, task, given)
 
             def act(where: Task, seen: Demonstrations | None) -> Policy:
                 chance = torch_rng(rng.initial_seed(), "rewarded", device=rng.device)
@@ -276,7 +278,8 @@ class PEMIRL(OnPolicy):
     def rewarded(self, config: ScratchConfig, params: Params, task: Task, context: Tensor, rng: torch.Generator) -> Params:
         """Return the weights ``[M, ...]`` after steps of a policy gradient on the inferred rewards."""
         adam, returns = Adam(), config.returns
-        rates, rollouts = {name: torch.tensor(config.lr) for name in params}, self._rollouts(config.rollouts)
+        rates = {name: torch.tensor(config.lr, device=value.device) for name, value in params.items()}
+        rollouts = self._rollouts(config.rollouts)
         for _ in range(config.iterations):
             policy = NetworkPolicy(self.plain, params)
             seen = collect_rollouts(policy, self.plain.actions, self.family, task, rollouts, rng)
@@ -287,8 +290,7 @@ class PEMIRL(OnPolicy):
 
     @override
     def load_policy(self, state: State, task: Task) -> Policy:
-        if state["given"].shape != (num_tasks(task), self.config.context.size):
-            raise ValueError(f"the saved policy is not given the {self.config.context.size} numbers of this network")
+        check_given(state["given"], task, self.config.context.size)
         return ContextPolicy(self.learner, detached(self.learned), state["given"], self.reward, (self.family, task))
 
     # -- saving
@@ -302,7 +304,7 @@ class PEMIRL(OnPolicy):
         load_groups(self._groups(), state)
 
     def _groups(self) -> dict[str, Params]:
-        return {"policy": self.learned, "judge": self.judge, "measured": self.measured}
+        return {"policy": self.learned, "judge": self.irl_params, "measured": self.measured}
 
 
 Algo = PEMIRL

@@ -10,7 +10,10 @@ from metarl_cli.interfaces import Algorithm, State
 
 
 class Reference(Algorithm):
-    """A strategy with nothing to train; most adapt by the statistics that they keep within a trial."""
+    """A strategy with nothing to train; most adapt by the statistics that they keep within a trial.
+
+    ``train_step`` does nothing, and there are no weights: a run of it is one iteration long.
+    """
 
     learns = False
     uses_learner = False

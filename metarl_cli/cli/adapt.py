@@ -18,7 +18,7 @@ from metarl_cli.evaluation.statistics import number
 from metarl_cli.experience.rollout import Played
 from metarl_cli.interfaces import Adapted, Task
 from metarl_cli.progress import status, wide_console
-from metarl_cli.runs.demonstrations import told_by_numbers, write_demonstrations
+from metarl_cli.runs.demonstrations import is_numeric, write_demonstrations
 from metarl_cli.runs.files import write_json, write_whole
 from metarl_cli.runs.naming import file_name
 from metarl_cli.runs.results import AdaptedResult, finite
@@ -88,7 +88,7 @@ def _draw(saved: Run, adapted: Adapted, out: Path, console: Console) -> None:
         for name, drawing in (policy.diagnostics().figures if policy else {}).items():
             write_whole(out / f"{place}{name}.png", png(drawing))
             console.print(f"{place.replace('_', ' ')}{name}: {out / f'{place}{name}'}.png", soft_wrap=True)
-    if there and told_by_numbers(there.demonstrations.task):
+    if there and is_numeric(there.demonstrations.task):
         write_demonstrations(out / "demonstrations.json", saved.family, there.demonstrations)
         console.print(f"demonstrations: {out / 'demonstrations.json'}", soft_wrap=True)
 

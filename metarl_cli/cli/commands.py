@@ -56,11 +56,11 @@ class Command(NamedTuple):
 @cache
 def commands() -> dict[str, Command]:
     """Return every command by name, in the order of ``metarl --help``; this package's own cannot be replaced."""
-    found = dict[str, Command]()
+    by_name = dict[str, Command]()
     for name, module, path in (*_own(), *_installed()):
-        if name not in found and (command := _read(name, module, path)):
-            found[name] = command
-    return {name: found[name] for name in (*FIRST, *sorted(found.keys() - set(FIRST)))}
+        if name not in by_name and (command := _read(name, module, path)):
+            by_name[name] = command
+    return {name: by_name[name] for name in (*FIRST, *sorted(by_name.keys() - set(FIRST)))}
 
 
 def _own() -> Iterator[tuple[str, str, Path]]:

@@ -25,13 +25,13 @@ def complete(words: list[str]) -> int:
     if not any(word.startswith("query=") for word in words):
         from metarl_cli.cli.hydra import run
 
-        shown = io.StringIO()
+        output = io.StringIO()
         try:
-            with contextlib.redirect_stdout(shown):
+            with contextlib.redirect_stdout(output):
                 code = run(next(command for command in commands().values() if command.has_config), words)
         except ValueError as error:
             raise UserError(str(error)) from error
-        print(shown.getvalue().replace(BREAKS, WIDER), end="")
+        print(output.getvalue().replace(BREAKS, WIDER), end="")
         return code
     line = os.environ.get("COMP_LINE", "")
     typed = line.split()[1:]
@@ -66,12 +66,12 @@ def _of_configuration(command: Command, words: list[str], line: str, given: list
         zoo = [f"{PREFIX}{name}" for name in entries()] if word[4:].startswith(PREFIX) else [PREFIX]
         yield from (f"run={name}" for name in zoo if name.startswith(word[4:]))
     else:
-        shown = io.StringIO()
+        output = io.StringIO()
         os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+)\s+\S+", r"\1", line, count=1)
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception):
             folder = compose.parse_flags(given).config_dir
             run(command, [*words, *([f"--config-dir={folder}"] if folder else [])])
-        yield from (end for name in shown.getvalue().split() for end in _endings(name))
+        yield from (end for name in output.getvalue().split() for end in _endings(name))
 
 
 def _endings(name: str) -> tuple[str, ...]:

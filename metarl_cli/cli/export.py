@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,9 @@ def run(words: list[str]) -> int:
         else:
             contract = export(loaded.before_adaptation() if isinstance(loaded, Run) else loaded, out, formats)
     console = wide_console()
-    for file, found in contract["files"].items():
-        line = f"{out / file}: {found['bytes'] / 1000:,.0f} KB"
-        if check := found.get("check"):
+    for file, about in contract["files"].items():
+        line = f"{out / file}: {about['bytes'] / 1000:,.0f} KB"
+        if check := about.get("check"):
             equal = f"{100 * check['equal']:.4g} % of {check['observations']:,} actions equal the policy's"
             line += f"; {equal}{_differences(check)}"
         console.print(Text(line), soft_wrap=True)
@@ -106,7 +107,7 @@ def parse(words: Sequence[str]) -> tuple[Path, dict[str, str]]:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
             problems.append(f"{word}: no such flag; metarl export takes a path and key=value")
-        elif not equals or "/" in key or Path(word).exists():  # a folder of metarl adapt is named for its task: gravity=20
+        elif not equals or "/" in key or os.path.exists(word):  # a folder of metarl adapt is named for its task: gravity=20
             paths.append(Path(word))
         elif key not in KEYS:
             problems.append(f"{key}: no such key{did_you_mean(key, KEYS) or '; known: ' + ', '.join(KEYS)}")
@@ -119,8 +120,8 @@ def parse(words: Sequence[str]) -> tuple[Path, dict[str, str]]:
         else:
             options[key] = value
     if len(paths) != 1:
-        found = f", got {', '.join(map(str, paths))}" if paths else ""
-        problems.append(f"metarl export takes one path: of a policy that metarl adapt wrote, or of a run folder{found}")
+        got = f", got {', '.join(map(str, paths))}" if paths else ""
+        problems.append(f"metarl export takes one path: of a policy that metarl adapt wrote, or of a run folder{got}")
     if problems:
         raise UserError(*problems)
     return paths[0], options

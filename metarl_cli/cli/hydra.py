@@ -45,10 +45,10 @@ def run(command: Command, words: list[str]) -> int:
         if command.searched and args.multirun:
             raise compose.UsageError(f"--multirun: metarl {command.name} tries several values by itself; leave -m out")
         problems = []
-        shown = args.help or args.cfg or args.info
+        only_shows = args.help or args.cfg or args.info
         if not (args.shell_completion or args.hydra_help):
-            with closing_pipes(), waiting("checking the configuration ..." if shown else "loading PyTorch ..."):
-                check = None if shown else check_values
+            with closing_pipes(), waiting("checking the configuration ..." if only_shows else "loading PyTorch ..."):
+                check = None if only_shows else check_values
                 problems = compose.find_problems(command, args, check)
                 page = manual.page(command, args) if args.help and not problems else ""
             if problems and not traces:
@@ -64,7 +64,7 @@ def run(command: Command, words: list[str]) -> int:
         compose.set_version_base()
         compose.register_installed()
         try:
-            with closing_pipes() if shown else contextlib.nullcontext():
+            with closing_pipes() if only_shows else contextlib.nullcontext():
                 _run_hydra(args, compose.flags_parser(), task, compose.conf_dir(), command.name)
         except compose.ERRORS as error:
             if traces:

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from metarl_cli.cli import compose as composing
 from metarl_cli.cli.commands import commands
-from metarl_cli.cli.terminal import waiting
+from metarl_cli.cli.terminal import MOST_COLUMNS, waiting
 from metarl_cli.config import messages as problems
 from metarl_cli.errors import UserError
 from metarl_cli.progress import Plain
@@ -33,7 +33,6 @@ GROUPS = {"envs": "env", "algos": "algo"}  # command, which is also the folder o
 # values with their own place on a page
 SHOWN_ELSEWHERE = ("module", "ranges", "log_ranges", "ood_ranges", "choices", "ood_choices")
 PIPE_COLUMNS = 10_000  # of a pipe: one line per option
-MOST_COLUMNS = 120  # of a terminal: longer lines are hard to read
 
 HELP = """\
 metarl {command}: {what}.
@@ -149,7 +148,7 @@ class Catalogue:
     def paper(self, name: str, values: dict[str, Any]) -> str:
         """The paper of an option: of the row of its module's docstring with its values or name, else the first one cited."""
         text = self.docstring(values)
-        own = {f"{'.'.join(path)}={problems.show(value)}" for path, value in leaves(values)}
+        own = {f"{'.'.join(path)}={problems.show(value)}" for path, value in problems.leaves(values)}
         for line in text.splitlines():
             _, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             if len(cells) == 2 and own.issuperset(v if "=" in v else f"{v}=true" for v in cells[0].split(", ")):
@@ -164,15 +163,6 @@ class Catalogue:
         chosen = rf"override /{self.group}: {re.escape(name)}\s*$"
         every = self.composer.loader.get_group_options("experiment")
         return [e for e in every if re.search(chosen, self.text(e, "experiment"), re.MULTILINE)]
-
-
-def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value that is not a group itself, and where it lies."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
 
 
 def varied(values: dict[str, Any], prefix: str = "") -> dict[str, tuple[str, str]]:
@@ -264,12 +254,12 @@ def _show(console: Plain, catalogue: Catalogue, name: str) -> None:
     if text := catalogue.docstring(values):
         console.print(Markdown(text) if console.is_terminal else Text(text))
         console.print()
-    shown = [(path, value) for path, value in leaves(values) if not {*path} & {*SHOWN_ELSEWHERE}]
-    if shown:
-        meanings = [_meaning(*building.owner(config, path)) if config else Text() for path, _ in shown]
+    own = [(path, value) for path, value in problems.leaves(values) if not {*path} & {*SHOWN_ELSEWHERE}]
+    if own:
+        meanings = [_meaning(*building.owner(config, path)) if config else Text() for path, _ in own]
         rows = [
             (Text(".".join((group, *path))), Text(problems.show(value)), meaning)
-            for (path, value), meaning in zip(shown, meanings, strict=True)
+            for (path, value), meaning in zip(own, meanings, strict=True)
         ]
         _table(console, ("value", "", "meaning; what is allowed"), rows)
     for line in _examples(catalogue, name, {} if "not here" in facts else values):

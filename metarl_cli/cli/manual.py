@@ -16,9 +16,8 @@ from rich.text import Text
 
 from metarl_cli.cli.commands import Command
 from metarl_cli.cli.compose import Composer, plain
+from metarl_cli.cli.terminal import MOST_COLUMNS
 from metarl_cli.progress import PLAIN_WIDTH
-
-MOST_COLUMNS = 120  # of a terminal: longer lines are hard to read
 
 
 def page(command: Command, args: Namespace) -> str:

@@ -134,7 +134,7 @@ def read_ranges(
     Raises:
         UserError: for each that is no range, or of a key that there is not or that cannot be searched.
     """
-    found, problems = dict[str, Range](), list[str]()
+    ranges, problems = dict[str, Range](), list[str]()
     for key, text in texts.items():
         where = f"{key}={text}"
         refused = next((why for name, why in NOT_SEARCHED.items() if within(key, {name})), None)
@@ -146,14 +146,14 @@ def read_ranges(
             problems.append(f"{where}: {no_such_key(key, values)}")
         else:
             try:
-                found[key] = _range(f"{key}={text}", choices[key] if key in choices else values[key])
+                ranges[key] = _range(f"{key}={text}", choices[key] if key in choices else values[key])
             except HydraException as error:
                 problems.append(f"{where}: cannot be read ({one_line(str(error).splitlines()[0])})")
             except ValueError as error:
                 problems.append(f"{where}: {error}")
     if problems:
         raise UserError(*problems)
-    return found
+    return ranges
 
 
 def _range(text: str, default: Any) -> Range:

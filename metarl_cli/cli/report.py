@@ -72,23 +72,23 @@ def run(words: list[str]) -> int:
         from metarl_cli.comparison.report import check_formats, report, write
 
         check_formats(formats)
-        found = report(paths, **options)
+        compared = report(paths, **options)
     console = wide_console()
-    for table in found.tables:
+    for table in compared.tables:
         for part in drawn(table, console.width):
             console.print(part)
         for note in table.notes:
             console.print(Text(note, "table.caption"))
         console.print()
-    for note in found.notes:
+    for note in compared.notes:
         console.print(Text(note), soft_wrap=True)
     if formats:
         with waiting("drawing ..."):
             more = f" and {len(paths) - MOST_IN_TITLE} more" if len(paths) > MOST_IN_TITLE else ""
-            written = write(found, out, formats, f"Report on {', '.join(map(str, paths[:MOST_IN_TITLE]))}{more}")
+            written = write(compared, out, formats, f"Report on {', '.join(map(str, paths[:MOST_IN_TITLE]))}{more}")
         for path in written if len(written) <= MOST_NAMES else [out]:
             console.print(Text(f"written: {path}{f', {len(written)} files' if path == out else ''}"), soft_wrap=True)
-    runs = sum(len(group.runs) for comparison in found.comparisons for group in comparison.groups)
+    runs = sum(len(group.runs) for comparison in compared.comparisons for group in comparison.groups)
     console.print(Text(f"{runs} runs in {time.monotonic() - began:.1f} s"))
     return 0
 

@@ -66,21 +66,21 @@ def run(words: list[str]) -> int:
     again = config.model_copy(update={"run": str(out), "outputs": str(out.parent)})
     with Terminal(console) as terminal:
         other, _ = train(again, job_of(folder, out), terminal)
-    found = agreements(folder, other)
-    for each in found:
+    compared = agreements(folder, other)
+    for each in compared:
         text = f"{each.what}: {each.equal:,} of {each.total:,} numbers are equal"
         console.print(Text(text if each.exact else f"{text}; largest difference {each.largest:.3g}; first: {each.first}"))
-    exact = all(each.exact for each in found)
+    exact = all(each.exact for each in compared)
     console.print(
         Text("reproduced to the last bit" if exact else "not reproduced to the last bit", "green" if exact else "yellow")
     )
     return 0 if exact else 1
 
 
-def _facts(found: list[Fact]) -> Table:
+def _facts(compared: list[Fact]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "then", "now"):
         table.add_column(name, overflow="fold")
-    for each in found:
+    for each in compared:
         table.add_row(each.name, each.then, "the same" if each.same else each.now, style=None if each.same else "yellow")
     return table

@@ -54,18 +54,18 @@ def run(words: list[str]) -> int:
     with waiting("reading ..."):
         from metarl_cli.comparison.standing import standings
 
-        found = standings(paths)
-    if not found:
+        runs = standings(paths)
+    if not runs:
         raise UserError(f"there is no run in {', '.join(paths)}; a run folder holds a run.json")
     console = wide_console()
     if "watch=true" not in options or not console.is_terminal:
-        console.print(shown(found))
+        console.print(as_table(runs))
         return 0
-    with Live(shown(found), console=console, auto_refresh=False) as live:
-        while any(each.status in ("running", "created") for each in found):
+    with Live(as_table(runs), console=console, auto_refresh=False) as live:
+        while any(each.status in ("running", "created") for each in runs):
             time.sleep(EVERY)
-            found = standings(paths)
-            live.update(shown(found), refresh=True)
+            runs = standings(paths)
+            live.update(as_table(runs), refresh=True)
     return 0
 
 
@@ -74,7 +74,7 @@ def complete(words: list[str]) -> list[str]:
     return [] if any(word.startswith("watch=") for word in words) else ["watch=true"]
 
 
-def shown(found: list[Standing]) -> Group:
+def as_table(runs: list[Standing]) -> Group:
     """Return a table of runs, with a line on all of them and one on each that failed."""
     from metarl_cli.evaluation.statistics import number
 
@@ -83,21 +83,21 @@ def shown(found: list[Standing]) -> Group:
     table.add_column("run", overflow="fold", ratio=1)
     for name in ("status", "iterations", "trained", "left", "validation", "score"):
         table.add_column(name, justify="right" if name != "status" else "left", no_wrap=True)
-    for each in found:
+    for each in runs:
         iterations = f"{each.iteration}/{each.iterations}" if each.iterations else str(each.iteration)
         best, score = (("" if value is None else number(value)) for value in (each.best, each.score))
         cells = (each.path.name, each.status, iterations, duration(each.seconds), duration(each.left), best, score)
         table.add_row(*map(Text, cells), style=COLOURS.get(each.status))
-    errors = [Text(f"{each.path}: {each.error}") for each in found if each.error]
-    return Group(table, *errors, Text(summary(found)))
+    errors = [Text(f"{each.path}: {each.error}") for each in runs if each.error]
+    return Group(table, *errors, Text(summary(runs)))
 
 
-def summary(found: list[Standing]) -> str:
+def summary(runs: list[Standing]) -> str:
     """Return how many runs there are of each status, and when those that train will have ended."""
-    counts = Counter(each.status for each in found)
-    left = [each.left for each in found if each.status == "running" and each.left is not None]
+    counts = Counter(each.status for each in runs)
+    left = [each.left for each in runs if each.status == "running" and each.left is not None]
     end = f"; those that train end in about {duration(max(left))}" if left else ""
-    return f"{len(found)} run{'s' * (len(found) > 1)}: {', '.join(f'{num} {status}' for status, num in counts.items())}{end}"
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(f'{num} {status}' for status, num in counts.items())}{end}"
 
 
 def duration(seconds: float | None) -> str:

@@ -105,11 +105,11 @@ def print_tables(jobs: Sequence[Sequence[str]]) -> None:
 
 def _records(folder: Path) -> dict[int, Record]:
     """Return the jobs by number, as far as their files are whole."""
-    found = dict[int, Record]()
+    records = dict[int, Record]()
     for path in (folder / JOBS).glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
-            found[int(path.stem)] = Record.model_validate_json(path.read_bytes())
-    return found
+            records[int(path.stem)] = Record.model_validate_json(path.read_bytes())
+    return records
 
 
 def _ended(record: Record) -> Record:
@@ -118,11 +118,11 @@ def _ended(record: Record) -> Record:
         return record
     from metarl_cli.comparison.standing import standings
 
-    found = []
+    standing = []
     with contextlib.suppress(UserError):
-        found = standings([record.folder]) if record.folder else []
-    told = found and found[0].status in ("interrupted", "failed", "finished")
-    return record.model_copy(update={"status": found[0].status if told else "unfinished"})
+        standing = standings([record.folder]) if record.folder else []
+    known = standing and standing[0].status in ("interrupted", "failed", "finished")
+    return record.model_copy(update={"status": standing[0].status if known else "unfinished"})
 
 
 def _table(records: Mapping[int, Record]) -> Table:
@@ -152,8 +152,8 @@ def _over_seeds(folders: Sequence[str], width: int) -> Iterator[Table | Text]:
 
     if len(folders) < 2:
         return
-    found = report(folders)
-    for comparison, table in zip(found.comparisons, found.tables, strict=True):
+    compared = report(folders)
+    for comparison, table in zip(compared.comparisons, compared.tables, strict=True):
         if any(len(group.runs) > 1 for group in comparison.groups):
             yield from drawn(table.with_columns([name for name in OVER_SEEDS if name in table.columns]), width)
             yield Text(table.notes[0], "table.caption")

@@ -16,7 +16,8 @@ from metarl_cli.errors import UserError, visible
 from metarl_cli.runs.interrupt import TOGETHER
 from metarl_cli.signals import SIGNALS
 
-AT_ONCE = 2.0  # [s] from a second signal to the end of the process, whatever it is doing
+MOST_COLUMNS = 120  # of a page on a terminal: longer lines are hard to read
+LAST_GRACE = 2.0  # [s] from a second signal to the end of the process, whatever it is doing
 
 
 def print_error(error: UserError, where: str = "", own: bool = False) -> int:
@@ -84,7 +85,7 @@ def write_line(text: str) -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Have a second signal end the process within ``AT_ONCE``, whatever it is doing.
+    """Have a second signal end the process within ``LAST_GRACE``, whatever it is doing.
 
     The main thread handles signals between two steps of Python alone. Where it waits in foreign code, for another process or
     for a simulator that does not come back, a thread ends the process by the exit code that a shell expects.
@@ -121,7 +122,7 @@ def _end_at_second(reader: int) -> None:
                 _leave_terminal()
             first = first or (time.monotonic() if number in SIGNALS else None)
             if number in SIGNALS and first and time.monotonic() - first > TOGETHER:
-                time.sleep(AT_ONCE)
+                time.sleep(LAST_GRACE)
                 if sys.stdout.isatty():
                     os.write(1, b"\x1b[?25h")  # the cursor, which a progress bar hides
                 os._exit(128 + number)

@@ -21,13 +21,13 @@ def run(config: TestConfig, job: Job) -> float | None:
     arguments = (config.split, config.tasks, config.episodes, config.steps, config.trial, config.robust, config.oracle)
     with status(console, f"adapting to {config.split} tasks"):
         if config.probe:
-            name, found = saved.measure_probe(*arguments)
-            tasks, shared = len(found.effects[0].rows), shares(saved.family, config.split)
+            name, probe = saved.measure_probe(*arguments)
+            tasks, shared = len(probe.effects[0].rows), shares(saved.family, config.split)
         else:
             name, report = saved.measure(*arguments)
             tasks, shared = report.curve.returns.shape[-1], report.shared
             score = report.score if config.split == "validation" else None
     title = f"{saved.folder.path.name}: {tasks} {config.split} tasks{SHARED if shared else ''}, {saved.checkpoint.name}"
-    console.print(probe_report.table(found, title) if config.probe else table(report, title))
+    console.print(probe_report.table(probe, title) if config.probe else table(report, title))
     console.print(f"written: {saved.folder.results / name}.json and .png", soft_wrap=True)
     return score

@@ -30,7 +30,7 @@ from metarl_cli.evaluation.curves import Report
 from metarl_cli.evaluation.report import SHARED, table
 from metarl_cli.evaluation.statistics import Interval
 from metarl_cli.processes import Watch, join
-from metarl_cli.progress import PLAIN_EVERY, Keep, listening, log_console, status, wide_console
+from metarl_cli.progress import PLAIN_EVERY, LogCopy, listening, log_console, status, wide_console
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, Progress, follow, train
 from metarl_cli.runs.naming import default_path
@@ -130,7 +130,7 @@ class Terminal(Listener):
     def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
         self.beside.started(folder, iteration, iterations)
         self.log = log_console(folder.path / "console.log")
-        self.console.push_render_hook(Keep(self.log))
+        self.console.push_render_hook(LogCopy(self.log))
         self.bar = Bar(self.console, iterations, iteration, self.log)
         text = f"going on from iteration {iteration} of {iterations}: {folder}" if iteration else f"new run folder: {folder}"
         self.console.print(text, soft_wrap=True)

@@ -30,7 +30,7 @@ from metarl_cli.runs.files import write_whole
 from metarl_cli.runs.folder import RunFolder
 from metarl_cli.runs.loop import Listener, Progress
 from metarl_cli.runs.naming import default_name, file_name, leaves
-from metarl_cli.tuning.closing import compared, picture, write_settings
+from metarl_cli.tuning.results import compared, picture, write_settings
 from metarl_cli.tuning.search import Contender, Screen, Watch, compare, search
 from metarl_cli.tuning.study import Ended, Plan, Study, Trial
 
@@ -104,16 +104,16 @@ class Quiet(Terminal):
     def started(self, folder: RunFolder, iteration: int, iterations: int) -> None:
         super().started(folder, iteration, iterations)
         self.watch.started(folder, iteration, iterations)
-        self.shown = Bar(self.screen, iterations, iteration, label=self.watch.label)
+        self.below = Bar(self.screen, iterations, iteration, label=self.watch.label)
 
     @contextmanager
     @override
     def training(self) -> Iterator[None]:
         def report(text: str) -> None:
             self.bar.report(text)
-            self.shown.report(text)
+            self.below.report(text)
 
-        with self.bar, self.shown, listening(report):
+        with self.bar, self.below, listening(report):
             yield
 
     @override
@@ -124,7 +124,7 @@ class Quiet(Terminal):
     @override
     def progress(self, progress: Progress) -> None:
         super().progress(progress)
-        self.shown.update(progress)
+        self.below.update(progress)
         self.watch.progress(progress)
 
 
@@ -207,16 +207,16 @@ def _tell_trials(console: Plain, study: Study, best: Ended) -> None:
 
 def _tell_report(console: Plain, study: Study, names: list[str], failures: list[str]) -> None:
     """Print the table of the runs on fresh seeds, and write it beside them."""
-    found = compared({name: study.folder / "report" / name for name in names}, DEFAULT)
-    for table in found.tables:
+    report = compared({name: study.folder / "report" / name for name in names}, DEFAULT)
+    for table in report.tables:
         for part in drawn(table, console.width):
             console.print(part)
         for note in table.notes:
             console.print(Text(note, "table.caption"))
-    for text in (*found.notes, *failures):
+    for text in (*report.notes, *failures):
         console.print(Text(text), soft_wrap=True)
     written = write(
-        found, study.folder, ["md", "csv"], f"{study.folder.name}: the best trial beside the defaults, on fresh seeds"
+        report, study.folder, ["md", "csv"], f"{study.folder.name}: the best trial beside the defaults, on fresh seeds"
     )
     console.print(Text(f"written: {', '.join(map(str, written))}"), soft_wrap=True)
 

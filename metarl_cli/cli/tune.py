@@ -22,8 +22,8 @@ def run(config: TuneConfig, job: Job) -> float:
     Raises:
         UserError: if there is nothing to search, a range is wrong, the folder holds something else, or no trial finished.
     """
-    if (found := _optuna()) < OLDEST:
-        here = f"; here is {found}" if found else ""
+    if (installed := _optuna()) < OLDEST:
+        here = f"; here is {installed}" if installed else ""
         raise UserError(f'metarl tune needs Optuna {OLDEST} or newer{here}: pip install "metarl-cli[tune]"')
     tune_process(config.hardware)
     with waiting("checking the ranges ..."):

@@ -85,7 +85,7 @@ def _show(name: str) -> Iterator[Text | Table]:
     trained = manifest["ended"][:10], f"metarl {manifest['versions']['metarl-cli']}, torch {manifest['versions']['torch']}"
     yield Text(f"trained on {' with '.join(trained)}, seed {manifest['seed']}; {size(name) / 1000:.0f} KB")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = {split: found for split in ("test", "ood") if (found := shipped_json(name, f"results/{split}.json"))}
+    columns = {split: result for split in ("test", "ood") if (result := shipped_json(name, f"results/{split}.json"))}
     table.add_column("return: mean")
     for split, result in columns.items():
         table.add_column(f"{len(result['adapted']['task_returns'][0])} {split} tasks", justify="right")

@@ -88,7 +88,7 @@ def _common(curves: Curves) -> Points | None:
     start, end = (choose(curve[axis][place] for curve in known) for choose, place in ((max, 0), (min, -1)))
     inside = fewest[(fewest >= start) & (fewest <= end)]
     values = {key: np.stack([np.interp(inside, curve[axis], curve[key]) for curve in known]) for key in keys}  # [S, P]
-    return inside, {key: list(found.T) for key, found in values.items()}
+    return inside, {key: list(points.T) for key, points in values.items()}
 
 
 def _so_far(curves: Curves) -> Points | None:
@@ -139,9 +139,9 @@ def _encoded(steps: Scores, values: dict[str, list[Scores]]) -> bytes:
         Event(wall_time=moment, summary=custom_scalars(LAYOUT)),  # type: ignore[no-untyped-call]
     ]
     for k, step in enumerate(steps):
-        numbers = {COUNT: float(max(len(found[k]) for found in values.values()))}
-        for key, found in values.items():
-            numbers |= {f"{TAGS[key]}{end}": number for end, number in zip(ENDS, over_seeds(found[k]), strict=True)}
+        numbers = {COUNT: float(max(len(points[k]) for points in values.values()))}
+        for key, points in values.items():
+            numbers |= {f"{TAGS[key]}{end}": number for end, number in zip(ENDS, over_seeds(points[k]), strict=True)}
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=n) for tag, n in numbers.items() if np.isfinite(n)])
         events.append(Event(wall_time=moment, step=int(step), summary=summary))
     for event in events:
@@ -181,8 +181,8 @@ class Current(Listener):
         began = time.monotonic()
         with contextlib.suppress(Exception):  # whatever neighbours hold: the run itself matters more
             if self.on and (group := self._look_at(run)[0]):
-                found = [(path, *self._look_at(path)) for path in sorted(run.parent.glob("*/"), reverse=True)]
-                members = {seed: path for path, its, seed in found if its == group}  # of a seed that is there twice, the first
+                runs = [(path, *self._look_at(path)) for path in sorted(run.parent.glob("*/"), reverse=True)]
+                members = {seed: path for path, its, seed in runs if its == group}  # of a seed that is there twice, the first
                 if len(members) > 1:
                     _write_group(sorted(members.values()), group, patience, changed)
         ended = time.monotonic()

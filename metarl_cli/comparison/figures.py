@@ -88,11 +88,11 @@ def scores(comparisons: Sequence[Comparison]) -> Figure | None:
     for (comparison, limits), axes in zip(known, panels, strict=False):  # which leaves the panels that are left over
         groups = [group for group in comparison.groups if group.name not in limits.groups]
         for group in groups:
-            found = over_seeds(normalised(mean(after(group)), limits.robust, limits.oracle))
-            row, inside = rows.index(group.name), SHOWN[0] <= found.value <= SHOWN[1]
+            interval = over_seeds(normalised(mean(after(group)), limits.robust, limits.oracle))
+            row, inside = rows.index(group.name), SHOWN[0] <= interval.value <= SHOWN[1]
             face = COLOURS[0] if len(group.runs) > 1 else "white"
-            axes.plot(np.clip(found.value, *SHOWN), row, "o" if inside else "X", color=COLOURS[0], markerfacecolor=face)
-            axes.plot([found.low, found.high], [row, row], color=COLOURS[0], linewidth=2)
+            axes.plot(np.clip(interval.value, *SHOWN), row, "o" if inside else "X", color=COLOURS[0], markerfacecolor=face)
+            axes.plot([interval.low, interval.high], [row, row], color=COLOURS[0], linewidth=2)
         for score, stroke in ((0, ":"), (1, "--")):
             axes.axvline(score, color="black", linestyle=stroke, linewidth=1)
         axes.set(title=comparison.title, xlim=(SHOWN[0] - 0.05, SHOWN[1] + 0.05), ylim=(len(rows) - 0.4, -0.6))

@@ -97,10 +97,10 @@ def _of_env(run: Saved) -> dict[str, Any]:
 
 def _collected_places(places: dict[str, list[Saved]]) -> dict[str, list[tuple[Saved, list[Saved]]]]:
     """Return the first run and all runs of each place, by environment."""
-    found = defaultdict[str, list[tuple[Saved, list[Saved]]]](list)
+    by_env = defaultdict[str, list[tuple[Saved, list[Saved]]]](list)
     for members in places.values():
-        found[members[0].env].append((members[0], members))
-    return dict(found)
+        by_env[members[0].env].append((members[0], members))
+    return dict(by_env)
 
 
 def _wheres(runs: Sequence[Saved]) -> list[str]:
@@ -117,10 +117,10 @@ def _wheres(runs: Sequence[Saved]) -> list[str]:
 
 
 def _collected(items: Iterable[Saved], key: Callable[[Saved], Key]) -> dict[Key, list[Saved]]:
-    found = defaultdict[Key, list[Saved]](list)
+    by_key = defaultdict[Key, list[Saved]](list)
     for item in items:
-        found[key(item)].append(item)
-    return dict(found)
+        by_key[key(item)].append(item)
+    return dict(by_key)
 
 
 def _grouped(runs: list[Saved], by: Sequence[str]) -> tuple[list[Group], list[str]]:
@@ -215,17 +215,17 @@ def _pooled(group: Group) -> list[str]:
 def _warnings(groups: list[Group]) -> list[str]:
     """Say where a comparison is not like with like."""
     runs = [run for group in groups for run in group.runs]
-    found = _together((run, note) for run in runs for note in run.notes)
+    lines = _together((run, note) for run in runs for note in run.notes)
     of_fold = {(run.values.get(FOLD), run.tested.tasks) for run in runs if run.tested and run.folds}
     if len(of_fold) > len({fold for fold, _ in of_fold}):
-        found.append("Runs of one fold were tested on different tasks: their environment has changed between them.")
+        lines.append("Runs of one fold were tested on different tasks: their environment has changed between them.")
     episodes = {run.tested.episodes for run in runs if run.tested}
     if len(episodes) > 1:
-        found.append(f"Tasks were tested with {' and '.join(map(str, sorted(episodes)))} episodes.")
+        lines.append(f"Tasks were tested with {' and '.join(map(str, sorted(episodes)))} episodes.")
     if len(versions := {run.git for run in runs}) > 1:
-        found.append(f"The runs are of {len(versions)} revisions of the code.")
+        lines.append(f"The runs are of {len(versions)} revisions of the code.")
     if (counts := {len(group.runs) for group in groups}) and max(counts) > 1 and min(counts) < max(counts):
-        found.append(f"Groups have from {min(counts)} to {max(counts)} runs.")
+        lines.append(f"Groups have from {min(counts)} to {max(counts)} runs.")
     missing = [(run, int(np.isnan(run.tested.adapted.scores).any(0).sum())) for run in runs if run.tested]
-    found += _together((run, f"has no return on {num} tasks: its means are not known.") for run, num in missing if num)
-    return found
+    lines += _together((run, f"has no return on {num} tasks: its means are not known.") for run, num in missing if num)
+    return lines

@@ -119,10 +119,10 @@ class File(Form):
 
     @field_validator("format")
     @classmethod
-    def _known(cls, found: int) -> int:
-        if found != FORMAT:
-            raise ValueError(f"this version of metarl reads format {FORMAT}, and the file is of format {found}")
-        return found
+    def _known(cls, number: int) -> int:
+        if number != FORMAT:
+            raise ValueError(f"this version of metarl reads format {FORMAT}, and the file is of format {number}")
+        return number
 
 
 def read(path: Path, split: str) -> list[Saved]:
@@ -194,11 +194,11 @@ def text(runs: Iterable[Saved]) -> str:
         head = json.dumps({"choices": run.choices, "overridden": run.overridden, "config": run.config})
         configurations.setdefault(head, []).append(json.dumps(finite(_plain(run)), allow_nan=False))
     parts = [f'{head[:-1]}, "runs": {_listed(lines)}}}' for head, lines in sorted(configurations.items())]
-    found = f'{{"format": {FORMAT}, "configurations": {_listed(parts)}}}\n'
-    if len(found) > LARGEST_TEXT:
-        size, most = len(found) / 1e6, LARGEST_TEXT / 1e6
+    content = f'{{"format": {FORMAT}, "configurations": {_listed(parts)}}}\n'
+    if len(content) > LARGEST_TEXT:
+        size, most = len(content) / 1e6, LARGEST_TEXT / 1e6
         raise UserError(f"format=runs: the file would have {size:,.0f} MB, more than the {most:,.0f} MB that are read again")
-    return found
+    return content
 
 
 def _listed(lines: Sequence[str]) -> str:

@@ -77,9 +77,9 @@ def report(
     for name, value, choices in keys:
         if value not in choices:
             raise UserError(f"{name}={value}: must be one of {', '.join(choices)}")
-    found = find(paths, split)
-    comparisons, left = compare(found.runs, by)
-    notes = [*found.problems, *left]
+    loaded = find(paths, split)
+    comparisons, left = compare(loaded.runs, by)
+    notes = [*loaded.problems, *left]
     if not comparisons:
         raise UserError(f"no run has a result on {split} tasks", *notes[:5])
     if intervals == "stratified" and any(run.folds for each in comparisons for group in each.groups for run in group.runs):
@@ -98,7 +98,7 @@ def report(
         raise UserError(f"baseline={baseline}: must be one of {', '.join(known)}")
     whole = [table(each, baseline, intervals) for each in comparisons]
     tables = [each.with_columns(columns) if columns else each.without_empty() for each in whole]
-    return Report(found.runs, comparisons, tables, notes, against)
+    return Report(loaded.runs, comparisons, tables, notes, against)
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -108,7 +108,7 @@ def check_formats(formats: Sequence[str]) -> None:
         raise UserError(*(f"format={form}: no such format{known_options(form, known)}" for form in wrong))
 
 
-def write(found: Report, folder: Path, formats: Sequence[str], title: str) -> list[Path]:
+def write(content: Report, folder: Path, formats: Sequence[str], title: str) -> list[Path]:
     """Write a report into a folder, in some formats; returns what was written.
 
     ``md``, ``csv``, ``json`` and ``html`` hold all tables, ``tex`` has a file for each, and ``png``, ``svg`` and ``pdf`` have
@@ -124,40 +124,40 @@ def write(found: Report, folder: Path, formats: Sequence[str], title: str) -> li
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
-    written, stems = list[Path](), short_names([each.title for each in found.comparisons])
+    written, stems = list[Path](), short_names([each.title for each in content.comparisons])
 
     def keep(name: str, content: str | bytes) -> None:
         write_whole(folder / name, content.encode() if isinstance(content, str) else content)
         written.append(folder / name)
 
     whole: dict[str, Callable[[], str]] = {
-        "md": lambda: "\n".join([f"# {in_markdown(title)}", "", *map(as_markdown, found.tables)]),
-        "csv": lambda: as_csv(found.tables),
-        "json": lambda: json.dumps(found.values(), indent=1, allow_nan=False) + "\n",
+        "md": lambda: "\n".join([f"# {in_markdown(title)}", "", *map(as_markdown, content.tables)]),
+        "csv": lambda: as_csv(content.tables),
+        "json": lambda: json.dumps(content.values(), indent=1, allow_nan=False) + "\n",
         "html": lambda: page(
-            title, found.tables, [_encoded(each, found.against, "svg") for each in found.comparisons], found.notes
+            title, content.tables, [_encoded(each, content.against, "svg") for each in content.comparisons], content.notes
         ),
     }
     for form in dict.fromkeys(formats):
         if form in whole:
             keep(f"report.{form}", whole[form]())
         elif form == "runs":
-            keep("runs.json", kept.text(found.runs))
+            keep("runs.json", kept.text(content.runs))
         elif form == "tensorboard":
             from metarl_cli.comparison import board
 
             places = (folder / "tensorboard" / stem for stem in stems)
             written += [
-                path for each, place in zip(found.comparisons, places, strict=True) for path in board.write(each, place)
+                path for each, place in zip(content.comparisons, places, strict=True) for path in board.write(each, place)
             ]
         else:
-            for stem, comparison, rows in zip(stems, found.comparisons, found.tables, strict=True):
+            for stem, comparison, rows in zip(stems, content.comparisons, content.tables, strict=True):
                 if form == "tex":
                     keep(f"{stem}.tex", as_latex(rows))
                 else:
-                    for name, image in _encoded(comparison, found.against, form).items():
+                    for name, image in _encoded(comparison, content.against, form).items():
                         keep(f"{stem}-{name}.{form}", image)
-            if form in FORMATS and len(stems) > 1 and (figure := scores(found.comparisons)):
+            if form in FORMATS and len(stems) > 1 and (figure := scores(content.comparisons)):
                 keep(f"scores.{form}", encode(figure, form))
     return written
 

@@ -62,12 +62,12 @@ def facts(folder: RunFolder, config: TrainConfig, family: Family, device: str) -
     """
     manifest, here = folder.manifest(), versions()
     then = manifest.get("versions", {})
-    found = [Fact("revision", str(manifest.get("git")), str(git_revision())), Fact("device", manifest["device"], device)]
-    found += [Fact(name, str(then.get(name)), version) for name, version in here.items()]
+    compared = [Fact("revision", str(manifest.get("git")), str(git_revision())), Fact("device", manifest["device"], device)]
+    compared += [Fact(name, str(then.get(name)), version) for name, version in here.items()]
     for split, digest in manifest["tasks"].items():
         num = config.eval.tasks if split == "validation" else config.test.tasks
-        found.append(Fact(f"{split} tasks", digest, task_hash(held_out_tasks(family, split, num, config.tasks_seed))))
-    return found
+        compared.append(Fact(f"{split} tasks", digest, task_hash(held_out_tasks(family, split, num, config.tasks_seed))))
+    return compared
 
 
 def job_of(folder: RunFolder, out: Path) -> Job:
@@ -105,11 +105,11 @@ def agreements(one: RunFolder, other: RunFolder) -> list[Agreement]:
 
 def _metrics(path: Path) -> dict[str, float]:
     lines = read(path, LARGEST_LOG).decode(errors="replace").splitlines() if path.exists() else []
-    found = dict[str, float]()
+    metrics = dict[str, float]()
     for values in map(entry, lines):
         step = int(values.pop("step", 0))
-        found |= {f"{name} at {step:,} env steps": value for name, value in values.items() if not name.startswith(CLOCK)}
-    return found
+        metrics |= {f"{name} at {step:,} env steps": value for name, value in values.items() if not name.startswith(CLOCK)}
+    return metrics
 
 
 def _returns(result: dict[str, Any]) -> dict[str, float]:

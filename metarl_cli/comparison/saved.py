@@ -221,7 +221,7 @@ def compared_values(config: Mapping[str, Any], choices: Mapping[str, str]) -> tu
     try:
         values = result_values(read_config({**config, "seed": 0}, None, "it", choices))
         values["demonstrator"] = (
-            shown if isinstance(shown := config.get("demonstrator"), str) else None
+            demonstrator if isinstance(demonstrator := config.get("demonstrator"), str) else None
         )  # the hash of its weights
     except UserError as error:  # a package that is missing here, or of another version
         values = {key: value for key, value in config.items() if key != "hardware"}

@@ -49,8 +49,7 @@ def standings(paths: Sequence[str | Path]) -> list[Standing]:
     Raises:
         UserError: if a folder does not exist.
     """
-    found = [_standing(folder) for folder in folders(paths)]
-    return sorted(found, key=lambda each: (ORDER.index(each.status), each.path))
+    return sorted(map(_standing, folders(paths)), key=lambda each: (ORDER.index(each.status), each.path))
 
 
 def _standing(path: Path) -> Standing:
@@ -90,5 +89,12 @@ def _alive(path: Path) -> bool:
             return True
     except OSError:
         pass
-    written = max((each.stat().st_mtime for each in path.iterdir() if each.is_file()), default=0.0)
-    return time.time() - written < SILENT_AFTER
+    return time.time() - max(map(_written, path.iterdir()), default=0.0) < SILENT_AFTER
+
+
+def _written(path: Path) -> float:
+    """Return when a file was last written [s since the epoch]; 0 for a folder, and for a file that is gone since."""
+    try:
+        return path.stat().st_mtime if path.is_file() else 0.0
+    except OSError:
+        return 0.0

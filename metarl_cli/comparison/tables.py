@@ -137,10 +137,10 @@ def until(comparison: Comparison, step: int) -> Comparison | None:
 
 
 def _until(run: Saved, step: int) -> Saved:
-    found = tested(run)
-    if len(found.adapted.steps) == 1:
+    result = tested(run)
+    if len(result.adapted.steps) == 1:
         return run
-    return run._replace(tested=found._replace(adapted=found.adapted.until(step)))
+    return run._replace(tested=result._replace(adapted=result.adapted.until(step)))
 
 
 def after(group: Group) -> Scores:
@@ -155,14 +155,14 @@ def before(group: Group) -> Scores:
 
 def _best(groups: Sequence[Group], knowledge: bool) -> Group | None:
     """Return the best group of one policy for all tasks, which is given the task or sees the observation alone."""
-    found = [
+    candidates = [
         group
         for group in groups
         if (values := group.runs[0].values).get("algo.module") in ONE_FOR_ALL
         and values.get("algo.knowledge") is knowledge
         and not values.get("algo.history")
     ]
-    return max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
+    return max(candidates, key=lambda group: float(mean(after(group)).mean()), default=None)
 
 
 def ends(comparison: Comparison) -> Ends | None:
@@ -218,8 +218,8 @@ def find_baseline(groups: Sequence[Group], name: str | None) -> Group | None:
     """Return the group of a name or an algorithm, of several the best one; None: there is none."""
     if name is None:
         return _best(groups, False) or groups[0]
-    found = [group for group in groups if name == group.name] or [group for group in groups if name == group.algo]
-    return max(found, key=lambda group: float(mean(after(group)).mean()), default=None)
+    named = [group for group in groups if name == group.name] or [group for group in groups if name == group.algo]
+    return max(named, key=lambda group: float(mean(after(group)).mean()), default=None)
 
 
 def _row(group: Group, limits: Ends | None, base: Group | None, of: IntervalOf) -> dict[str, Cell]:
@@ -259,19 +259,19 @@ def _row(group: Group, limits: Ends | None, base: Group | None, of: IntervalOf) 
 
 def by_tasks(group: Group) -> dict[str, list[Saved]]:
     """Return the runs of a group that were tested on the same tasks: all of them, or those of each fold."""
-    found = dict[str, list[Saved]]()
+    runs = dict[str, list[Saved]]()
     for run in group.runs:
-        found.setdefault(tested(run).tasks, []).append(run)
-    return found
+        runs.setdefault(tested(run).tasks, []).append(run)
+    return runs
 
 
 def better(group: Group, base: Group) -> Interval | None:
     """Return the probability that a run has a higher return on a task than one of the baseline; None without common tasks."""
     one, two = by_tasks(group), by_tasks(base)
-    found = [improvement(after(Group("", one[tasks])), after(Group("", two[tasks]))) for tasks in one if tasks in two]
-    if len(found) > 1:  # folds
-        return over_seeds([each.value for each in found])
-    return found[0] if found else None
+    intervals = [improvement(after(Group("", one[tasks])), after(Group("", two[tasks]))) for tasks in one if tasks in two]
+    if len(intervals) > 1:  # folds
+        return over_seeds([each.value for each in intervals])
+    return intervals[0] if intervals else None
 
 
 def _most(bytes_taken: Sequence[int | None]) -> float | None:
@@ -352,15 +352,15 @@ def as_csv(tables: Sequence[Table]) -> str:
 
 
 def _numbers(cells: list[tuple[str, Cell]]) -> list[tuple[str, Any]]:
-    found = list[tuple[str, Any]]()
+    columns = list[tuple[str, Any]]()
     for name, cell in cells:
-        found.append((name, cell.value if isinstance(cell, Interval) else _in_csv(cell) if isinstance(cell, str) else cell))
+        columns.append((name, cell.value if isinstance(cell, Interval) else _in_csv(cell) if isinstance(cell, str) else cell))
         if isinstance(cell, Interval):
-            found += [
+            columns += [
                 (f"{name} {end}", None if math.isnan(bound) else bound)
                 for end, bound in (("low", cell.low), ("high", cell.high))
             ]
-    return found
+    return columns
 
 
 def _in_csv(words: str) -> str:

@@ -31,21 +31,17 @@ def check_run(
     if isinstance(algo, Group):
         problems += _check_steps(values, algo, name)
         problems += _check_training(values, algo, name)
-        if (shown := values.get("demonstrator")) is not None and algo.module.Algo.adapts_by != "demonstrations":
-            problems.append(Problem("demonstrator", f"demonstrator={show(shown)}: {name} does not learn from demonstrations"))
+        if (demonstrator := values.get("demonstrator")) is not None and algo.module.Algo.adapts_by != "demonstrations":
+            problems.append(
+                Problem("demonstrator", f"demonstrator={show(demonstrator)}: {name} does not learn from demonstrations")
+            )
         if not algo.module.Algo.uses_learner:
             if learner is not None:
                 problems = [p for p in problems if p.key.split(".")[0] != "learner"]
                 problems += _unused_learner(learner, choices.get("learner"), name)
                 learner = values["learner"] = None
-        elif isinstance(learner, Group) and algo.module.Algo.replays and not learner.module.Learner.off_policy:
-            text = f"{name} replays single transitions, and this learner needs its own trajectories"
-            problems.append(Problem("learner", f"learner.module={learner.name}: {text}"))
-        elif isinstance(learner, Group) and learner.module.Learner.draws and not algo.module.Algo.gives_noise:
-            text = f"{name} gives no noise to draw actions with, which this learner needs; algo=pearl does"
-            problems.append(Problem("learner", f"learner.module={learner.name}: {text}"))
-        elif learner is None:
-            problems.append(Problem("learner", f"learner: missing; {name} needs one, say learner=dqn"))
+        else:
+            problems += _check_learner(learner, algo, name)
     if isinstance(env, Group):
         try:
             with memory_errors():
@@ -104,6 +100,18 @@ def _check_training(values: Mapping[str, Any], algo: Group, name: str) -> Iterat
     for key in ("iterations", "eval_every", "log_every"):
         if loop.get(key, 1) != 1:
             yield Problem(f"train.{key}", f"train.{key}={show(loop[key])}: {name} has nothing to train; leave it at 1")
+
+
+def _check_learner(learner: Any, algo: Group, name: str) -> Iterator[Problem]:
+    """Yield a problem where an algorithm has no learner, or one that it cannot train."""
+    if learner is None:
+        yield Problem("learner", f"learner: missing; {name} needs one, say learner=dqn")
+    elif isinstance(learner, Group) and algo.module.Algo.replays and not learner.module.Learner.off_policy:
+        text = f"{name} replays single transitions, and this learner needs its own trajectories"
+        yield Problem("learner", f"learner.module={learner.name}: {text}")
+    elif isinstance(learner, Group) and learner.module.Learner.draws and not algo.module.Algo.gives_noise:
+        text = f"{name} gives no noise to draw actions with, which this learner needs; algo=pearl does"
+        yield Problem("learner", f"learner.module={learner.name}: {text}")
 
 
 def _unused_learner(learner: Any, choice: str | None, name: str) -> Iterator[Problem]:

@@ -54,7 +54,7 @@ def factor(**numbers: int) -> str:
     return max(numbers, key=lambda key: numbers[key]).replace("__", ".")
 
 
-def judge(footprint: Footprint, device: torch.device, what: str = "the run") -> None:
+def check_memory(footprint: Footprint, device: torch.device, what: str = "the run") -> None:
     """Compare a footprint with what is free on a device.
 
     Raises:
@@ -278,7 +278,7 @@ def cost_of_evaluating(algorithm: Algorithm, family: Family, tasks: int, episode
     return Holding(key, tasks * bytes_per_task(family) + max(adapting, envs))
 
 
-def experience(spec: Spec, *shape: int) -> Transitions:
+def blank_transitions(spec: Spec, *shape: int) -> Transitions:
     """Return transitions ``[M, T, N]`` without content."""
     obs = torch.zeros(*shape, *spec.obs_shape, device=META, dtype=torch.uint8 if spec.pixels else None)
     vector = isinstance(spec.actions, Continuous)

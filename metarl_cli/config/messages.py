@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -133,6 +133,15 @@ def flatten(values: Any, prefix: str = "") -> Iterator[str]:
         yield from flatten(value, f"{prefix}{key}.")
 
 
+def leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the path and the value of everything in nested dicts that is not a dict with entries itself."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
 def show(value: object) -> str:
     """Return a value as it is written on the command line, cut if long."""
     text = str(value) if isinstance(value, str | float) else json.dumps(value, default=str)
@@ -144,7 +153,7 @@ def quoted(text: str) -> str:
     text = text.replace("${", r"\${")
     if re.fullmatch(r"[\w./:@%+-]*[A-Za-z_/][\w./:@%+-]*", text, re.ASCII) and not re.fullmatch(WORDS, text):
         return text
-    inside = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", r"\'"), text)
+    inside = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), text)
     return f"'{inside}'"
 
 

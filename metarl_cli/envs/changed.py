@@ -1,4 +1,4 @@
-"""Environments that say less of their task than they might: without rewards, or with the actions of other rollouts."""
+"""Environments with less information about their task: without rewards, or with the actions of other rollouts."""
 
 from __future__ import annotations
 

@@ -50,15 +50,15 @@ def _numbers(rows: Any, name: str, column: str) -> np.ndarray:
             known = ", ".join(map(visible, some)) + ", ..." * (len(header) > COLUMNS) or "none: it is empty"
             hint = did_you_mean(column, some)
             raise ValueError(f"{name}, line 1: no column {visible(column)}{hint or ';'} its columns: {known}")
-        place, found = header.index(column), array("d")
+        place, numbers = header.index(column), array("d")
         for row in rows:
             if row:  # an empty line is none
-                found.append(_number(row, place))
+                numbers.append(_number(row, place))
     except _Wrong as wrong:
         raise ValueError(f"{name}, line {rows.line_num}: {visible(column)} {wrong}") from None
     except csv.Error as error:
         raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
-    return np.asarray(found)
+    return np.asarray(numbers)
 
 
 class _Wrong(Exception):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 from typing_extensions import override
 
+from metarl_cli.envs.mixins import mixed_in
 from metarl_cli.interfaces import Family, Policy, Task
 
 
@@ -22,9 +22,6 @@ class _Known(Family):
 
 def known_by(family: Family, expert: Callable[[Task], Policy]) -> Family:
     """Return the family with another expert."""
-    kind = type(type(family).__name__, (_Known, type(family)), {"__module__": type(family).__module__})  # as messages name it
-    found = copy.copy(family)
-    found.__class__ = kind
-    assert isinstance(found, _Known)
-    found.other = expert
-    return found
+    known: _Known = mixed_in(family, _Known)
+    known.other = expert
+    return known

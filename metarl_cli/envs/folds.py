@@ -10,13 +10,13 @@ draws them from the pool. Out-of-distribution tasks stay those of the family.
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from typing_extensions import override
 
+from metarl_cli.envs.mixins import mixed_in
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Family, Task, num_tasks
 from metarl_cli.seeding import numpy_rng
@@ -73,11 +73,8 @@ def folded(family: Family, folds: Folds) -> Family:
     of = torch.arange(folds.pool) * folds.num // folds.pool
     test, validation = of == folds.held_out, of == (folds.held_out + 1) % folds.num
     which = {"train": ~(test | validation), "validation": validation, "test": test}
-    kind = type(type(family).__name__, (_Folded, type(family)), {"__module__": type(family).__module__})  # as messages name it
-    found = copy.copy(family)
-    found.__class__ = kind
-    assert isinstance(found, _Folded)
-    found.whole = family
-    found.parts = {s: {name: value[mask.to(value.device)] for name, value in pool.items()} for s, mask in which.items()}
-    found.finite = False  # the splits share no task
-    return found
+    in_folds: _Folded = mixed_in(family, _Folded)
+    in_folds.whole = family
+    in_folds.parts = {s: {name: value[mask.to(value.device)] for name, value in pool.items()} for s, mask in which.items()}
+    in_folds.finite = False  # the splits share no task
+    return in_folds

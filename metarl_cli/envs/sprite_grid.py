@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from typing_extensions import override
 
-from metarl_cli.config.footprint import judge
+from metarl_cli.config.footprint import check_memory
 from metarl_cli.envs.tabular import MOVES, BoardConfig, GridFamily, draw_cells
 from metarl_cli.envs.tasks import Columns
 from metarl_cli.interfaces import Footprint, Holding, Task, device_of, dtype_of, num_tasks
@@ -70,7 +70,7 @@ class SpriteGrid(GridFamily):
         kinds = np.random.default_rng(0).normal(size=(config.kinds, config.features))  # the same in every run
         self.of_kind = torch.as_tensor(kinds, dtype=torch.get_default_dtype(), device=device)
         rewards = math.comb(self.half, 2) ** 2
-        judge(Footprint([Holding("env.kinds", rewards * OF_REWARD)]), self.device, "the list of reward functions")
+        check_memory(Footprint([Holding("env.kinds", rewards * OF_REWARD)]), self.device, "the list of reward functions")
         pairs = list(itertools.combinations(range(self.half), 2))
         self.goals_and_traps = np.array([(*goals, *(self.half + trap for trap in traps)) for goals in pairs for traps in pairs])
         order = np.random.default_rng(0).permutation(len(self.goals_and_traps))  # the same splits for every seed of a run

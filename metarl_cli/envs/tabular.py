@@ -19,7 +19,7 @@ from torch.nn.functional import one_hot
 from typing_extensions import override
 
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import judge
+from metarl_cli.config.footprint import check_memory
 from metarl_cli.envs.native import NativeFamily
 from metarl_cli.envs.planning import Process, TablePolicy, policy_values, soft_value_iteration, value_iteration
 from metarl_cli.envs.tasks import Columns, TasksConfig
@@ -81,7 +81,7 @@ class TabularFamily(NativeFamily):
         super().__init__(TasksConfig(ranges={}, ood_ranges={}), device)  # ``draw`` of each family has its own distribution
         self.finite = False
         self.num_states, self.first_state = num_states, first_state
-        judge(
+        check_memory(
             Footprint([Holding(self.size_key, num_states**2 * torch.get_default_dtype().itemsize)]), self.device, "the family"
         )
         self.one_hot = torch.eye(num_states, device=device)

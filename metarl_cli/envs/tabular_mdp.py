@@ -63,8 +63,9 @@ class TabularMDP(TabularFamily):
 
     @override
     def named_task(self, values: dict[str, float]) -> Task:
-        seed = float(super().named_task(values)["seed"])
-        return self.sample_tasks(1, "train", np.random.default_rng(int(seed)))
+        super().named_task(values)  # checks them; its tensor does not hold every whole number
+        seed = int(values.get("seed", self.parameters["seed"]))
+        return self.sample_tasks(1, "train", np.random.default_rng(seed))
 
     @override
     def knowledge(self, task: Task) -> Tensor:

@@ -148,8 +148,8 @@ def metrics(curve: Curve, prefix: str) -> dict[str, float]:
     if curve.differences:
         for name, each in zip(("", "_demonstrated"), curve.differences, strict=True):
             known = list(zip(curve.steps, each, strict=True))[bool(name) :]  # nothing is demonstrated before the first
-            found = {f"value_difference{name}_step_{k}": x.value for k, x in known}
-            scalars |= found | {f"value_difference{name}": each[-1].value}
+            steps = {f"value_difference{name}_step_{k}": x.value for k, x in known}
+            scalars |= steps | {f"value_difference{name}": each[-1].value}
     for group, points in curve.groups.items():
         scalars |= {f"return_before_{group}": points[0].value, f"return_after_{group}": points[-1].value}
     return {f"{prefix}/{name}": value for name, value in scalars.items()}

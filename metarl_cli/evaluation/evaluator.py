@@ -87,8 +87,8 @@ class Evaluator:
         places = [(each.demonstrations.task, each.policy) for each in demonstrated if each is not None]
         here = [self._below_optimum(self.task, x) for x in returns if places]
         there = [self._below_optimum(task, self.returns(task, policy, self.rng("policy"))) for task, policy in places]
-        found, before = [x for x in here + there if x is not None], len(demonstrated) - len(places)
-        return Differences(found[: len(here)], found[:before] + found[len(here) :]) if found else None
+        known, before = [x for x in here + there if x is not None], len(demonstrated) - len(places)
+        return Differences(known[: len(here)], known[:before] + known[len(here) :]) if known else None
 
     def _below_optimum(self, task: Task, returns: Scores) -> Interval | None:
         """Return by how much the mean return is below the optimum; None where that is not known."""

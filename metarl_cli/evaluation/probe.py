@@ -87,14 +87,15 @@ def probe(evaluator: Evaluator, algorithm: Algorithm, budget: Budget, levels: Le
     measure = _measurement(evaluator, algorithm, budget)
     changed = list(supports(evaluator.family, evaluator.task))
     every = np.arange(num_tasks(evaluator.task))
-    found = [(BEFORE, every, measure(None))]
+    measured = [(BEFORE, every, measure(None))]
     for each in track(changed, len(changed), "support"):
         try:
-            found.append((each.name, each.rows, measure(each)))
+            measured.append((each.name, each.rows, measure(each)))
         except Unchanged:  # there is one rollout, whose actions cannot be those of another
             continue
-    own, span = found[1][2], _span(evaluator, levels)
-    effects = [_effect(evaluator, name, rows, returns, own, span) for name, rows, returns in (found[1], found[0], *found[2:])]
+    before, own, *others = measured
+    span = _span(evaluator, levels)
+    effects = [_effect(evaluator, *each, own[2], span) for each in (own, before, *others)]
     return Probe(effects, levels, span)
 
 
@@ -139,11 +140,11 @@ def supports(family: Family, task: Task) -> Iterator[Support]:
         takers, givers = (np.concatenate(column) for column in zip(*pairs, strict=True))
         yield Support("another task's", _given(task, list(task), takers, givers), np.sort(takers))
     if len(varying) > len({group for _, _, group, _ in varying}):  # else it is the only difference between tasks
-        for name, shown, _, rows in varying:
+        for name, parameter, _, rows in varying:
             for said, sign in _signs(task[name][rows]):
                 takers, givers = donors(task, [name], rows, sign)
                 if len(takers):
-                    yield Support(f"another {shown}{said}", _given(task, [name], takers, givers), np.sort(takers))
+                    yield Support(f"another {parameter}{said}", _given(task, [name], takers, givers), np.sort(takers))
     yield Support("its own, rewards 0", task, every, WithoutRewards)
     yield Support("its own, actions shuffled", task, every, Shuffled)
 
@@ -167,16 +168,16 @@ def donors(task: Task, names: list[str], rows: Rows, sign: int | None = None) ->
     Tasks without such a one are left out. With ``sign``, the product of the two values has this sign.
     """
     values = torch.cat([task[name].reshape(num_tasks(task), -1) for name in names], 1).double().cpu().numpy()[rows]
-    found = np.full(len(rows), -1)
+    giver = np.full(len(rows), -1)
     for offset in range(1, len(rows)):
         other = np.roll(np.arange(len(rows)), -offset)
         fits = (values != values[other]).any(1)
         if sign is not None:
             fits &= np.sign(values * values[other])[:, 0] == sign
-        found = np.where((found < 0) & fits, other, found)
-        if (found >= 0).all():
+        giver = np.where((giver < 0) & fits, other, giver)
+        if (giver >= 0).all():
             break
-    return rows[found >= 0], rows[found[found >= 0]]
+    return rows[giver >= 0], rows[giver[giver >= 0]]
 
 
 def _given(task: Task, names: list[str], takers: Rows, givers: Rows) -> Task:

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 def table(probe: Probe, title: str) -> Table:
     """Return the table that ``metarl test probe=support`` prints."""
-    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.collapse_padding, shown.caption_justify = True, "left"
-    shown.caption = Text("\n".join(notes(probe)), "table.caption")
-    shown.add_column("support", overflow="fold", vertical="bottom")
+    rows = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    rows.collapse_padding, rows.caption_justify = True, "left"
+    rows.caption = Text("\n".join(notes(probe)), "table.caption")
+    rows.add_column("support", overflow="fold", vertical="bottom")
     change = "minus its own" if probe.span is None else "minus its own,\nshare of range"
     for heading in ("return: mean\n[95 % over tasks]", "worst\ntenth", change):
-        shown.add_column(Text(heading), justify="right", overflow="fold", no_wrap=True)
+        rows.add_column(Text(heading), justify="right", overflow="fold", no_wrap=True)
     for effect in probe.effects:
         difference = "" if effect.support == OWN else cost(effect)
         style = "bold" if effect.support == OWN else "dim" if effect.support == BEFORE else ""
-        shown.add_row(effect.support, str(effect.mean), number(effect.worst_tenth), difference, style=style)
-    return shown
+        rows.add_row(effect.support, str(effect.mean), number(effect.worst_tenth), difference, style=style)
+    return rows
 
 
 def cost(effect: Effect) -> str:
@@ -77,10 +77,10 @@ def figure(probe: Probe, title: str) -> Figure:
 def lines(probe: Probe) -> dict[str, float]:
     """Return the mean returns of the references, by name."""
     robust, oracle = probe.levels
-    found = {name: float(level.returns.mean()) for name, level in ((ROBUST, robust), (ORACLE, oracle)) if level}
+    returns = {name: float(level.returns.mean()) for name, level in ((ROBUST, robust), (ORACLE, oracle)) if level}
     if robust and oracle is None and probe.span is not None:
-        found[OPTIMUM] = float((robust.returns + probe.span).mean())
-    return found
+        returns[OPTIMUM] = float((robust.returns + probe.span).mean())
+    return returns
 
 
 def as_json(probe: Probe, tasks: Task, extra: dict[str, Any]) -> dict[str, Any]:

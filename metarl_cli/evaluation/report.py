@@ -106,8 +106,9 @@ def table(report: Report, title: str) -> Table:
         row("from scratch", report.scratch, -1, "dim")
     last = len(report.curve.steps) - 1
     for k, step in enumerate(report.curve.steps):
-        shown = report.curve.demonstrated
-        name = label(step, report.total is not None, shown) if last or report.total else "without adaptation"
+        name = (
+            label(step, report.total is not None, report.curve.demonstrated) if last or report.total else "without adaptation"
+        )
         row(name, report.curve, k, "bold" if k in (0, last) else "")
     for group in report.curve.groups:
         rows.add_section()
@@ -140,8 +141,8 @@ def table(report: Report, title: str) -> Table:
 
 def _differences(report: Report) -> list[tuple[str, list[Interval]]]:
     """Return the expected value differences after each number of demonstrations, here and where these took place."""
-    found = report.curve.differences
-    return [] if found is None else [("below optimum", found.new), (THERE, found.demonstrated)]
+    differences = report.curve.differences
+    return [] if differences is None else [("below optimum", differences.new), (THERE, differences.demonstrated)]
 
 
 def references(report: Report) -> list[tuple[str, Curve]]:

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, load_network_policy
 from metarl_cli.config.base import Group, Part, StrictModel
-from metarl_cli.config.footprint import BYTES, blank_network, bytes_per_env, bytes_per_task, experience, peak, size_of
+from metarl_cli.config.footprint import BYTES, blank_network, blank_transitions, bytes_per_env, bytes_per_task, peak, size_of
 from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.evolution.interfaces import Cost, Life, Search, Traits
 from metarl_cli.evolution.lineage import markdown
@@ -131,7 +131,7 @@ class Evolution(Algorithm):
         network = blank_network(self.learner)
         rows = copies * tasks
         weights = {name: value.expand(rows, *value.shape) for name, value in network.items()}
-        obs = experience(self.family.spec, rows, 1, episodes).obs[:, 0]
+        obs = blank_transitions(self.family.spec, rows, 1, episodes).obs[:, 0]
         act = peak(lambda: self.learner.policy(weights, obs).mode()) if weights else 0.0
         life: Cost = self.lifetime.cost(weights, copies)
         return life.held + max(life.passing, act + rows * episodes * bytes_per_env(self.family))

@@ -10,7 +10,9 @@ from metarl_cli.errors import UserError
 from metarl_cli.experience.rollout import collect
 from metarl_cli.interfaces import Family
 
-NOBODY = "has no expert who demonstrates it; name the run of one that was trained, of algo=oracle_pg say: demonstrator=FOLDER"
+NO_EXPERT = (
+    "has no expert who demonstrates it; name the run of one that was trained, of algo=oracle_pg say: demonstrator=FOLDER"
+)
 
 
 def is_demonstrated(family: Family) -> bool:
@@ -40,7 +42,7 @@ def demonstrate(family: Family, task: Task, num: int, rng: torch.Generator) -> D
     there = task if new is None else new
     expert = family.expert(there)
     if expert is None:
-        raise UserError(f"{type(family).__name__} {NOBODY}")
+        raise UserError(f"{type(family).__name__} {NO_EXPERT}")
     env = family.make(there, num, rng)
     state = expert.start(num, rng, greedy=False)
     return Demonstrations(there, collect(env, expert, state, family.spec.horizon, one_episode=True, stop=True))

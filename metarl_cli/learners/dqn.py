@@ -63,10 +63,10 @@ class DQN(Base):
         return self.network.init(rng)
 
     @override
-    def acting(self, params: Params) -> Params:
+    def pack(self, params: Params) -> Params:
         # the policy or the network of a subclass takes the weights as they are
         own = type(self).policy is not DQN.policy or not isinstance(self.network, QNetwork)
-        return params if own else self.network.acting(params)
+        return params if own else self.network.pack(params)
 
     @override
     def policy(self, params: Params, obs: Tensor) -> Greedy:

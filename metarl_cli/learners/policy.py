@@ -66,10 +66,10 @@ class PolicyGradient(Base):
         return self.network.init(rng) | self.head.init(rng.device)
 
     @override
-    def acting(self, params: Params) -> Params:
+    def pack(self, params: Params) -> Params:
         # the policy or the network of a subclass takes the weights as they are
         own = type(self).policy is not PolicyGradient.policy or not isinstance(self.network, QNetwork)
-        return params if own else self.network.acting(params)
+        return params if own else self.network.pack(params)
 
     @override
     def policy(self, params: Params, obs: Tensor) -> Distribution:
@@ -98,8 +98,11 @@ class PolicyGradient(Base):
     ) -> Batch:
         """Compute the advantages of the actions, and their log-probability under ``params``, which have acted.
 
-        Advantages are divided by their ``deviation [...]``, which the signal holds too. ``lambda_`` is that of generalised
-        advantages. All are constants: nothing is differentiable in ``slow``.
+        ``lambda_`` is that of generalised advantages.
+
+        Returns:
+            The experience with ``advantage [..., T, N]``, 0 at padding, divided by its ``deviation [...]``; and ``log_prob
+            [..., T, N]``. All are constants: nothing is differentiable in ``slow``.
         """
         discount = self.config.gamma if gamma is None else gamma
         weight = batch.weight

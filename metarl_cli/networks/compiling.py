@@ -31,10 +31,10 @@ Result = TypeVar("Result")
 def can_compile(device: torch.device) -> bool:
     """Whether there is a C++ compiler, for code of the CPU; says so in one line where there is none."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    found = device.type != "cpu" or shutil.which(compiler) is not None
-    if not found:
+    available = device.type != "cpu" or shutil.which(compiler) is not None
+    if not available:
         note(f"hardware.compile: there is no C++ compiler ({compiler}); everything runs uncompiled")
-    return found
+    return available
 
 
 def compiled(function: Callable[Arguments, Result], what: str, enabled: bool) -> Callable[Arguments, Result]:

@@ -130,12 +130,12 @@ class Dense(torch.autograd.Function):
         if torch.is_grad_enabled():
             hidden = zs, values[1:]
             return None, *DenseGradient.apply(ctx.activation, of_x, hidden, dy, values[0], *weights)  # type: ignore[no-untyped-call]
-        d, found, back = dy, list[Tensor | None](), ACTIVATIONS[ctx.activation].back
+        d, gradients, back = dy, list[Tensor | None](), ACTIVATIONS[ctx.activation].back
         for i in reversed(range(ctx.layers)):
-            found += [d.sum(1, keepdim=True), _pairs(d, values[i])]
+            gradients += [d.sum(1, keepdim=True), _pairs(d, values[i])]
             if i:
                 d = back(torch.bmm(d, weights[2 * i]), zs[i - 1], values[i])
-        return None, torch.bmm(d, weights[0]) if of_x else None, *reversed(found)
+        return None, torch.bmm(d, weights[0]) if of_x else None, *reversed(gradients)
 
 
 Hidden = tuple[Sequence[Tensor], Sequence[Tensor]]  # z and f(z) of the hidden layers
@@ -151,9 +151,9 @@ class DenseGradient(torch.autograd.Function):
         """Return the gradients of x, if it needs one, and of the weights and biases; ``inputs`` holds x and these."""
         x, *weights = inputs
         zs, values = hidden[0], [x, *hidden[1]]
-        d, found, kept = dy, list[Tensor | None](), list[Tensor | None]()
+        d, gradients, kept = dy, list[Tensor | None](), list[Tensor | None]()
         for i in reversed(range(len(values))):
-            found += [d.sum(1, keepdim=True), _pairs(d, values[i])]
+            gradients += [d.sum(1, keepdim=True), _pairs(d, values[i])]
             if i:
                 slope, bend = ACTIVATIONS[activation].derivatives(zs[i - 1], values[i])
                 e = torch.bmm(d, weights[2 * i])
@@ -161,7 +161,7 @@ class DenseGradient(torch.autograd.Function):
                 d = e.mul_(slope)
         ctx.activation, ctx.of_x, ctx.layers = activation, of_x, len(values)
         ctx.save_for_backward(dy, x, *weights, *hidden[1], *kept, d)
-        return torch.bmm(d, weights[0]) if of_x else None, *reversed(found)
+        return torch.bmm(d, weights[0]) if of_x else None, *reversed(gradients)
 
     @staticmethod
     def backward(ctx: Any, of_dx: Tensor | None, *of_weights: Tensor) -> tuple[Any, ...]:
@@ -181,18 +181,18 @@ class DenseGradient(torch.autograd.Function):
             if i < layers - 1:
                 of_zs.append(None if bends[i] is None else of_d * bends[i])
                 uppers.append(of_d * slopes[i])
-        found, of_a, of_z = list[Tensor | None](), None, None
+        gradients, of_a, of_z = list[Tensor | None](), None, None
         for i in reversed(range(layers)):
             of_w = [_pairs(ds[i], upper)] if (upper := uppers[i]) is not None else []
             if of_a is not None:
                 of_z, bent = of_a.mul_(slopes[i]), of_zs[i]
                 of_z = of_z if bent is None else of_z.add_(bent)
                 of_w.append(_pairs(of_z, values[i]))
-            found += [None if of_z is None else of_z.sum(1, keepdim=True), sum(of_w[1:], of_w[0]) if of_w else None]
+            gradients += [None if of_z is None else of_z.sum(1, keepdim=True), sum(of_w[1:], of_w[0]) if of_w else None]
             if i or of_x:
                 of_a = torch.bmm(ds[i], of_weights[2 * i])
                 of_a = of_a if of_z is None else of_a.baddbmm_(of_z, weights[2 * i])
-        return None, None, None, of_d, of_a if of_x else None, *reversed(found)
+        return None, None, None, of_d, of_a if of_x else None, *reversed(gradients)
 
 
 def _by_autograd(activation: str, of_x: bool, before: tuple[Tensor | None, ...], *inputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -201,5 +201,5 @@ def _by_autograd(activation: str, of_x: bool, before: tuple[Tensor | None, ...],
     y = plain(activation, x, list(map(layer, weights[::2], weights[1::2])))
     first = torch.autograd.grad(y, [x, *weights] if of_x else weights, dy, create_graph=True)
     moving = [view for view in views if view.requires_grad]
-    found = iter(torch.autograd.grad(first, moving, before if of_x else before[1:], create_graph=True, allow_unused=True))
-    return tuple(next(found) if view.requires_grad else None for view in views)
+    gradients = iter(torch.autograd.grad(first, moving, before if of_x else before[1:], create_graph=True, allow_unused=True))
+    return tuple(next(gradients) if view.requires_grad else None for view in views)

@@ -71,23 +71,29 @@ class Discriminator:
         return self.reward(params, seen.next_obs, context) + self.gamma * ahead - before
 
     def loss(
-        self, params: Params, context: Tensor, shown: Transitions, shown_log_prob: Tensor, acted: Transitions, log_prob: Tensor
+        self,
+        params: Params,
+        context: Tensor,
+        demonstrated: Transitions,
+        demonstrated_log_prob: Tensor,
+        collected: Transitions,
+        collected_log_prob: Tensor,
     ) -> Tensor:
         """Return the loss of each task ``[M]``: the cross-entropy of D, demonstrated steps and the policy's at equal shares.
 
         Args:
             params: the weights.
             context: ``[M, Z]``.
-            shown: demonstrations ``[M, T, N, ...]``.
-            shown_log_prob: log π of the actions that were demonstrated ``[M, T, N]``.
-            acted: what the policy did.
-            log_prob: log π of its actions.
+            demonstrated: demonstrations ``[M, T, N, ...]``.
+            demonstrated_log_prob: log π of the actions that were demonstrated ``[M, T, N]``.
+            collected: transitions of the policy ``[M, T, N, ...]``.
+            collected_log_prob: log π of its actions ``[M, T, N]``.
         """
-        real = F.softplus(shown_log_prob - self.advantage(params, shown, context))
-        false = F.softplus(self.advantage(params, acted, context) - log_prob)
-        return averaged(real, shown.weight) + averaged(false, acted.weight)
+        real = F.softplus(demonstrated_log_prob - self.advantage(params, demonstrated, context))
+        false = F.softplus(self.advantage(params, collected, context) - collected_log_prob)
+        return mean_over_steps(real, demonstrated.weight) + mean_over_steps(false, collected.weight)
 
 
-def averaged(values: Tensor, weight: Tensor) -> Tensor:
+def mean_over_steps(values: Tensor, weight: Tensor) -> Tensor:
     """Return the mean ``[M]`` over the steps ``[M, T, N]`` of each task."""
     return (values * weight).sum((1, 2)) / weight.sum((1, 2))

@@ -78,8 +78,8 @@ class RewardModel(Model):
         """Return the rewards of places ``[M, X]``."""
         x = process.features
         for i in range(len(self.sizes) - 1):
-            x = applied(params, f"reward.{i}", x).relu()
-        return applied(params, "reward.out", x)[..., 0]
+            x = apply_linear(params, f"reward.{i}", x).relu()
+        return apply_linear(params, "reward.out", x)[..., 0]
 
     @override
     def choices(self, params: Params, process: Process) -> Tensor:
@@ -124,10 +124,10 @@ class PolicyModel(Model):
     @override
     def choices(self, params: Params, process: Process) -> Tensor:
         num, states = process.transition.shape[:2]
-        x = applied(params, "policy.0", process.features.reshape(num, states, -1)).relu()
+        x = apply_linear(params, "policy.0", process.features.reshape(num, states, -1)).relu()
         for i in range(1, len(self.sizes) - 1):
-            x = applied(params, f"policy.{i}", self._around(x, process)).relu()
-        logits = applied(params, "policy.out", self._around(x, process))
+            x = apply_linear(params, f"policy.{i}", self._around(x, process)).relu()
+        logits = apply_linear(params, "policy.out", self._around(x, process))
         return logits.log_softmax(-1)[:, None].expand(-1, process.horizon, -1, -1)
 
     @override
@@ -144,6 +144,6 @@ def build_model(config: ModelConfig, process: Process) -> Model:
     return PolicyModel(config.hidden, places // states * features, actions)
 
 
-def applied(params: Params, name: str, x: Tensor) -> Tensor:
+def apply_linear(params: Params, name: str, x: Tensor) -> Tensor:
     """Return the outputs ``[M, X, O]`` of the linear layers of M networks, for inputs ``[M, X, I]``."""
     return torch.baddbmm(params[f"{name}.bias"][:, None], x, params[f"{name}.weight"].mT)

@@ -110,7 +110,7 @@ class QNetwork:
         For R stacked networks ``[R, ...]``, each with its own observations ``[R, ..., *obs_shape]``, a layer is one batched
         product: several times as fast as vmap for small networks.
         """
-        if isinstance(params, Acting):
+        if isinstance(params, Packed):
             with untracked():
                 return self._forward(params.stacked, obs)
         if params["head.weight"].dim() == 2:
@@ -119,9 +119,9 @@ class QNetwork:
             return vmap(self._forward)(params, obs)
         return self._forward(self._stacked(params), obs)
 
-    def acting(self, params: Params) -> Params:
-        """Return the weights ``[R, ...]`` as networks that act many times take them: laid out once, and not differentiated."""
-        return params if self.config.convolutions else Acting(params, self._stacked(params))
+    def pack(self, params: Params) -> Params:
+        """Return the weights ``[R, ...]`` laid out for many calls without gradients; with convolutions, as they are."""
+        return params if self.config.convolutions else Packed(params, self._stacked(params))
 
     def _stacked(self, params: Params) -> Stacked:
         """Return the weights of R networks as :meth:`_forward` takes them."""
@@ -181,8 +181,8 @@ class Stacked(dict[str, Tensor]):
     layers: Sequence[Layer] = ()  # none where a network has more than these
 
 
-class Acting(dict[str, Tensor]):
-    """The weights ``[R, ...]`` of R networks, which :class:`QNetwork` has laid out as views: it sees writes in place alone.
+class Packed(dict[str, Tensor]):
+    """The weights ``[R, ...]`` of R networks with views of them as :class:`QNetwork` computes; views see writes in place alone.
 
     Args:
         params: the weights.

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from metarl_cli.config.base import Group
-from metarl_cli.config.footprint import cost_of_evaluating, judge
+from metarl_cli.config.footprint import check_memory, cost_of_evaluating
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.envs.experts import known_by
 from metarl_cli.envs.folds import Folds, folded
 from metarl_cli.errors import Problem, UserError
-from metarl_cli.experience.demonstrations import NOBODY, is_demonstrated
+from metarl_cli.experience.demonstrations import NO_EXPERT, is_demonstrated
 from metarl_cli.interfaces import Algorithm, Context, Family, Footprint
 from metarl_cli.networks.compiling import Compiled, can_compile
 from metarl_cli.processes import ALONE, Processes, waiting
@@ -79,13 +79,13 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
-        judge(algo.module.Algo.cost_of_building(algo.config, context), device)
+        check_memory(algo.module.Algo.cost_of_building(algo.config, context), device)
         with waiting(config.hardware.patience):  # some start environments
             algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
         raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
     if algorithm.adapts_by == "demonstrations" and not is_demonstrated(family):
-        raise ConfigError(Problem("env", f"env.module={env.name}: it {NOBODY}"))
+        raise ConfigError(Problem("env", f"env.module={env.name}: it {NO_EXPERT}"))
     return Components(family, algorithm, device)
 
 
@@ -118,7 +118,7 @@ def _learner(group: Group, family: Family) -> Any:
     return group.module.Learner(group.config, family.spec) if group.instance is None else group.instance
 
 
-def judge_training(config: TrainConfig, components: Components) -> None:
+def check_training_memory(config: TrainConfig, components: Components) -> None:
     """Check that training, and the evaluations after it, fit the memory.
 
     Raises:
@@ -128,7 +128,7 @@ def judge_training(config: TrainConfig, components: Components) -> None:
     cost = algorithm.cost_of_training()
     evaluations = {"eval.tasks": config.eval, "test.tasks": config.test}
     measured = [cost_of_evaluating(algorithm, family, e.tasks, e.episodes, key) for key, e in evaluations.items()]
-    judge(Footprint(cost.held, [*cost.passing, *measured]), device)
+    check_memory(Footprint(cost.held, [*cost.passing, *measured]), device)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from metarl_cli.config.footprint import judge
+from metarl_cli.config.footprint import check_memory
 from metarl_cli.envs.tabular import TabularFamily
 from metarl_cli.errors import UserError
 from metarl_cli.experience.recorded import Recorded, demonstrations
@@ -79,15 +79,15 @@ def read_demonstrations(
         if isinstance(family, TabularFamily):  # whose states are those in which actions were taken
             recorded = [each._replace(observations=each.observations[:-1]) for each in recorded]
     else:
-        found = read_json(Path(name), File, complete=False)
-        task = named({**parameters, **found.get("task", {})})
-        recorded = [_recorded(episode, family) for episode in found["episodes"]]
+        content = read_json(Path(name), File, complete=False)
+        task = named({**parameters, **content.get("task", {})})
+        recorded = [_recorded(episode, family) for episode in content["episodes"]]
     if len(recorded) > MOST:
         raise UserError(f"demonstrations={name}: there are {len(recorded):,} episodes, and there can be {MOST:,}")
     longest = max(len(episode.actions) for episode in recorded)
     if longest <= family.spec.horizon:
         size = len(recorded) * longest * math.prod(family.spec.obs_shape) * COPIES
-        judge(Footprint([Holding("demonstrations", size)]), device_of(task), "the episodes")
+        check_memory(Footprint([Holding("demonstrations", size)]), device_of(task), "the episodes")
     try:
         if isinstance(family, TabularFamily) and all(episode.observations.ndim == 1 for episode in recorded):
             return family.recorded(task, [(e.observations.tolist(), e.actions.tolist()) for e in recorded])
@@ -114,7 +114,7 @@ def write_demonstrations(path: Path, family: Family, given: Demonstrations) -> N
     Raises:
         UserError: if it cannot be written, or numbers do not say where the episodes took place.
     """
-    if not told_by_numbers(given.task):
+    if not is_numeric(given.task):
         raise UserError(f"{path}: the environments of these demonstrations are more than numbers, and are not written")
     seen, episodes = given.experience, list[dict[str, Any]]()
     for n, steps in enumerate(seen.weight[0].sum(0).long().tolist()):
@@ -129,6 +129,6 @@ def write_demonstrations(path: Path, family: Family, given: Demonstrations) -> N
     write_whole(path, (json.dumps({"task": task, "episodes": episodes}) + "\n").encode())
 
 
-def told_by_numbers(task: Task) -> bool:
+def is_numeric(task: Task) -> bool:
     """Whether a file can say which environments those of a task are: each of its parameters is a number."""
     return all(value.dim() == 1 for value in task.values())

@@ -139,25 +139,25 @@ def export(
         report(f"writing and checking {kind.file}")
         with quiet():
             content = contents[kind.file] = encoded(kind, traced, kind.file)
-            found = check(kind.decode(content), traced, played, policy)
-        refuse(found, kind.file, isinstance(policy.spec.actions, Continuous))
+            checked = check(kind.decode(content), traced, played, policy)
+        refuse(checked, kind.file, isinstance(policy.spec.actions, Continuous))
         sizes = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        files[kind.file] = {"format": name, **sizes, "check": found._asdict()}
+        files[kind.file] = {"format": name, **sizes, "check": checked._asdict()}
     values = contract(policy, traced, config, files) | {
         "versions": versions() | {package: version(package) for kind in chosen.values() for package in kind.packages}
     }
-    written(folder, contents, values)
+    write_files(folder, contents, values)
     return values
 
 
-def written(folder: Path, contents: Mapping[str, bytes], values: dict[str, Any]) -> None:
+def write_files(folder: Path, contents: Mapping[str, bytes], values: dict[str, Any]) -> None:
     """Write the files of an export and their contract, in the place of an earlier export.
 
     Raises:
-        UserError: if that cannot be written, or the folder holds other files of these names.
+        UserError: if that cannot be write_files, or the folder holds other files of these names.
     """
     try:
-        cleared(folder)
+        clear(folder)
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from error
     for file, content in contents.items():
@@ -165,7 +165,7 @@ def written(folder: Path, contents: Mapping[str, bytes], values: dict[str, Any])
     write_json(folder / CONTRACT, values, Contract)
 
 
-def cleared(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Make a folder if need be, and remove an earlier export from it.
 
     Raises:
@@ -176,11 +176,11 @@ def cleared(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = [kind.file for kind in FORMATS.values()]
     names = [CONTRACT, WEIGHTS, *files, *map(adaptation_file, files)]
-    if found := [name for name in names if os.path.lexists(folder / name)]:
-        if CONTRACT not in found:
-            raise UserError(f"{folder / found[0]} is there already, and belongs to no export; choose another folder: out=DIR")
+    if there := [name for name in names if os.path.lexists(folder / name)]:
+        if CONTRACT not in there:
+            raise UserError(f"{folder / there[0]} is there already, and belongs to no export; choose another folder: out=DIR")
         read_json(folder / CONTRACT, Contract)
-        for name in found:  # the contract first: what is left without it is no export
+        for name in there:  # the contract first: what is left without it is no export
             (folder / name).unlink()
 
 
@@ -280,16 +280,16 @@ def check(function: Function, traced: Traced, played: Sequence[Moment], policy: 
     return Check(len(played), float(equal.mean()), bool(equal[fresh].all()), float(difference.max()))
 
 
-def refuse(found: Check, file: str, vectors: bool) -> None:
+def refuse(checked: Check, file: str, vectors: bool) -> None:
     """Judge a check; of ``vectors`` all have to be equal.
 
     Raises:
         UserError: if the actions differ by more than rounding.
     """
-    if found.equal < (1 if vectors else LEAST_EQUAL) or not found.first_equal:
+    if checked.equal < (1 if vectors else LEAST_EQUAL) or not checked.first_equal:
         raise UserError(
-            f"{file} does not act as the policy: {1 - found.equal:.1%} of {found.observations} actions differ, "
-            f"by at most {found.largest_difference:g}; nothing was written",
+            f"{file} does not act as the policy: {1 - checked.equal:.1%} of {checked.observations} actions differ, "
+            f"by at most {checked.largest_difference:g}; nothing was written",
             exit_code=1,
         )
 

@@ -33,7 +33,7 @@ from metarl_cli.runs.export import (
     check_formats,
     encoded,
     form,
-    written,
+    write_files,
 )
 from metarl_cli.runs.provenance import now, versions
 from metarl_cli.runs.tensor_adaptation import FIELDS, WEIGHTS, TracedAdaptation, adaptation_file, trace_adaptation
@@ -98,10 +98,10 @@ def export_adaptation(components: Components, config: TrainConfig, folder: Path,
         act, adapt = kind.file, adaptation_file(kind.file)
         with quiet():
             own = {act: encoded(kind, traced.act, act), adapt: encoded(kind, traced.adapt, adapt)}
-            found = check(kind.decode(own[act]), kind.decode(own[adapt]), traced, paths, learning)
-        refuse(found, adapt)
+            checked = check(kind.decode(own[act]), kind.decode(own[adapt]), traced, paths, learning)
+        refuse(checked, adapt)
         contents |= own
-        files |= {file: {"format": name, **_size(content), "check": found._asdict()} for file, content in own.items()}
+        files |= {file: {"format": name, **_size(content), "check": checked._asdict()} for file, content in own.items()}
     weights, arrays = io.BytesIO(), dict[str, Any]()
     arrays |= {name: value.numpy() for name, value in traced.start.items()}
     np.savez(weights, **arrays)
@@ -109,7 +109,7 @@ def export_adaptation(components: Components, config: TrainConfig, folder: Path,
     files[WEIGHTS] = {"format": "npz", **_size(contents[WEIGHTS])}
     packages = {package: version(package) for kind in chosen.values() for package in kind.packages}
     values = contract(learning, traced, paths[0][0][0], family, config, files) | {"versions": versions() | packages}
-    written(folder, contents, values)
+    write_files(folder, contents, values)
     return values
 
 
@@ -179,16 +179,16 @@ def check(
     return Checked(sum(map(len, paths)), change, difference, float(same.mean()), len(same))
 
 
-def refuse(found: Checked, file: str) -> None:
+def refuse(checked: Checked, file: str) -> None:
     """Judge a check.
 
     Raises:
         UserError: if the weights or the actions differ by more than rounding.
     """
-    if not found.largest_difference <= RELATIVE * found.largest_change or found.equal < LEAST_EQUAL:
+    if not checked.largest_difference <= RELATIVE * checked.largest_change or checked.equal < LEAST_EQUAL:
         raise UserError(
-            f"{file} does not adapt as the run: weights differ by up to {found.largest_difference:g} where they change by "
-            f"{found.largest_change:g}, and {1 - found.equal:.1%} of the actions; nothing was written",
+            f"{file} does not adapt as the run: weights differ by up to {checked.largest_difference:g} where they change by "
+            f"{checked.largest_change:g}, and {1 - checked.equal:.1%} of the actions; nothing was written",
             exit_code=1,
         )
 
@@ -210,7 +210,7 @@ def contract(
     weights = [form(name, list(value.shape), value) for name, value in traced.start.items()]
     fields = [form(name, list(value.shape[1:]), value) for name, value in zip(FIELDS, support, strict=True)]
     act, kind = action_form(family.spec, family.first_action, "batch")
-    found = learning.act(learning.start, support.obs[:, 0]).numbers()
+    distribution = learning.act(learning.start, support.obs[:, 0]).numbers()
     fresh = "Each step takes a new support, collected by the policy with the weights so far" if learning.fresh else ""
     text = TEXT.format(
         acting=ACTING[numbers[0]], fresh=fresh or "Further steps take the same support: it is collected before the first"
@@ -219,7 +219,7 @@ def contract(
         "format": FORMAT,
         "created": now(),
         "inputs": [form("obs", ["batch", *family.spec.obs_shape], support.obs), *weights],
-        "outputs": [act, *(form(name, ["batch", *found[name].shape[2:]], found[name]) for name in numbers)],
+        "outputs": [act, *(form(name, ["batch", *distribution[name].shape[2:]], distribution[name]) for name in numbers)],
         "action": act | kind,
         "memory": [],
         "task": {},

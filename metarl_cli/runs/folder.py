@@ -356,11 +356,11 @@ class RunFolder:
         """
         refuse_links(self.path)
         path = self.path / "run.json"
-        found = read_json(path, Format, complete=False).get("format", 1)
-        if found != FORMAT:
-            age = "an older" if found < FORMAT else "a newer"
+        number = read_json(path, Format, complete=False).get("format", 1)
+        if number != FORMAT:
+            age = "an older" if number < FORMAT else "a newer"
             advice = "train it again, or use the version in its run.json"
-            raise UserError(f"{self} was made by {age} version of metarl (format {found}); {advice}")
+            raise UserError(f"{self} was made by {age} version of metarl (format {number}); {advice}")
         return read_json(path, Manifest)
 
     def hparams(self, config: TrainConfig) -> dict[str, Any]:

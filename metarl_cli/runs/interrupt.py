@@ -12,7 +12,9 @@ from typing import Any
 from metarl_cli.signals import SIGNALS, send_again
 
 TOGETHER = 0.5  # [s] within which several signals are one: a launcher and a terminal may each send their own
-GRACE = 30.0  # [s] after SIGTERM in which a job scheduler ends the process, or tells it by another signal to queue again
+SCHEDULER_GRACE = (
+    30.0  # [s] after SIGTERM in which a job scheduler ends the process, or tells it by another signal to queue again
+)
 
 
 class Interrupt:
@@ -65,9 +67,9 @@ class Interrupt:
         """Send the noted signals again, to their handlers of before; call it after the block.
 
         A handler that returns is a job scheduler's. Slurm announces a preemption by SIGTERM, which submitit lets pass, and by
-        SIGUSR2, at which it has the job queued again: where that has a handler, there is ``GRACE`` for it to come.
+        SIGUSR2, at which it has the job queued again: where that has a handler, there is ``SCHEDULER_GRACE`` for it to come.
         """
         for number in self.signals:
             send_again(number)
         if signal.SIGTERM in self.signals and callable(self.before.get(signal.SIGUSR2)):
-            time.sleep(GRACE)
+            time.sleep(SCHEDULER_GRACE)

@@ -28,7 +28,7 @@ from metarl_cli.evaluation.pictures import png
 from metarl_cli.interfaces import Budget, Diagnostics
 from metarl_cli.processes import ALONE, Processes, gpu_number
 from metarl_cli.runs import checkpoint
-from metarl_cli.runs.build import Components, build, judge_training, using
+from metarl_cli.runs.build import Components, build, check_training_memory, using
 from metarl_cli.runs.demonstrator import keep_demonstrator
 from metarl_cli.runs.files import memory, read, write_whole
 from metarl_cli.runs.folder import RunFolder
@@ -123,30 +123,47 @@ def train(
             f"algo.module={config.algo.name} shares its work among at most {most} process{'es' if most > 1 else ''} here, "
             f"not {processes.size}{'' if most > 1 else ': start it without torchrun'}"
         )
-    judge_training(config, components)
+    check_training_memory(config, components)
     if config.hardware.profile and not begun:
         check_left(config.train.iterations)
     folder.lock()
     try:
-        if folder.exists:
-            folder.check_tasks(config, components.family)
-            _same_device(folder, components)
-            _check_saved(folder)
-        else:
-            if config.demonstrator:
-                keep_demonstrator(config.demonstrator, folder.path)
-            folder.create(config, job, components)
-        if processes.watch:
-            processes.watch.last_words = functools.partial(_lost, folder)
-        training = Training(config, folder, components, listener, tested)
-        if longer:
-            folder.note(status="interrupted", iterations=config.train.iterations)
-        if processes.size > 1:  # for follow
-            processes.broadcast(json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode())
-            processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
-        with using(config.hardware):
-            training.run(processes)
-            return folder, training.best
+        with _noting_failures(folder, listener):
+            if folder.exists:
+                folder.check_tasks(config, components.family)
+                _same_device(folder, components)
+                _check_saved(folder)
+            else:
+                if config.demonstrator:
+                    keep_demonstrator(config.demonstrator, folder.path)
+                folder.create(config, job, components)
+            if processes.watch:
+                processes.watch.last_words = functools.partial(_lost, folder)
+            training = Training(config, folder, components, listener, tested)
+            if longer:
+                folder.note(status="interrupted", iterations=config.train.iterations)
+            if processes.size > 1:  # for follow
+                processes.broadcast(
+                    json.dumps({"config": config.model_dump(), "folder": str(folder), "job": job.number}).encode()
+                )
+                processes.broadcast(read(folder.last, memory()) if folder.last.exists() else b"")
+            with using(config.hardware):
+                training.run(processes)
+                return folder, training.best
+    finally:
+        folder.unlock()
+
+
+@contextlib.contextmanager
+def _noting_failures(folder: RunFolder, listener: Listener) -> Iterator[None]:
+    """Note in the manifest why the block has failed, and tell the user what there is to go on from.
+
+    Raises:
+        ProcessLost: if another process has ended.
+        UserError: if memory has run out, or the system refuses a file; any other error as it is.
+    """
+    try:
+        yield
     except BaseException as error:
         if isinstance(error, ProcessLost | PeerLost):
             raise _lost(folder, error) from error
@@ -155,14 +172,12 @@ def train(
             raise UserError(f"out of memory: {first_line(error)}; {_how_to_go_on(folder)}") from error
         if isinstance(error, OSError):
             raise UserError(f"{folder}: {error.strerror or error}; go on with: {folder.command('train')}") from error
-        told = isinstance(error, UserError | KeyboardInterrupt | Stopped) and not isinstance(
+        reported = isinstance(error, UserError | KeyboardInterrupt | Stopped) and not isinstance(
             error, EnvironmentFault | DiskFault
         )
-        if folder.last.exists() and not told:
+        if folder.last.exists() and not reported:
             listener.failed(folder)
         raise
-    finally:
-        folder.unlock()
 
 
 LONGEST_ERROR = 500  # [characters] of an error that the manifest keeps

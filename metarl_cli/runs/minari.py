@@ -33,7 +33,7 @@ def dataset_file(name: str) -> Path | None:
         root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
         return root / name.removeprefix(PREFIX) / FILE
     path = Path(name)
-    if (path / FILE).exists():
+    if os.path.exists(path / FILE):
         return path / FILE
     return path if path.suffix in (".hdf5", ".h5") else None
 
@@ -60,22 +60,33 @@ def read_dataset(path: Path, most: int) -> list[Recorded]:
                 names = sorted((name for name in file if name.startswith("episode_")), key=_number)
                 if not 0 < len(names) <= most:
                     raise ValueError(f"there are {len(names):,} episodes, and there can be 1 to {most:,}")
-                left, found = LARGEST, list[Recorded]()
+                left, episodes = LARGEST, list[Recorded]()
                 for name in names:
-                    group = _own(h5py, file, name, h5py.Group)
-                    parts = [_own(h5py, group, part, h5py.Dataset) for part in ("observations", "actions", "terminations")]
-                    left -= sum(part.size * part.dtype.itemsize for part in parts)
-                    if left < 0 or max(map(_chunk, parts)) > LARGEST:
-                        raise ValueError(f"its numbers have more than {LARGEST / 1e9:.0f} GB")
-                    seen, acted, ended = (np.asarray(part[()]) for part in parts)
-                    if ended.shape != acted.shape[:1]:
-                        raise ValueError(f"{group.name} has actions {list(acted.shape)} and terminations {list(ended.shape)}")
-                    found.append(Recorded(seen, acted, bool(ended.any())))
-                return found
+                    episode, size = _episode(h5py, file, name, left)
+                    left -= size
+                    episodes.append(episode)
+                return episodes
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: no dataset of Minari that can be read: {error}") from error
+
+
+def _episode(h5py: Any, file: Any, name: str, most: int) -> tuple[Recorded, int]:
+    """Read an episode; returns the bytes of its numbers, too.
+
+    Raises:
+        ValueError: if these are more than ``most``, or a part is missing or does not fit the others.
+    """
+    group = _own(h5py, file, name, h5py.Group)
+    parts = [_own(h5py, group, part, h5py.Dataset) for part in ("observations", "actions", "terminations")]
+    size: int = sum(part.size * part.dtype.itemsize for part in parts)
+    if size > most or max(map(_chunk, parts)) > LARGEST:
+        raise ValueError(f"its numbers have more than {LARGEST / 1e9:.0f} GB")
+    observations, actions, ends = (np.asarray(part[()]) for part in parts)
+    if ends.shape != actions.shape[:1]:
+        raise ValueError(f"{group.name} has actions {list(actions.shape)} and terminations {list(ends.shape)}")
+    return Recorded(observations, actions, bool(ends.any())), size
 
 
 def _number(name: str) -> int:
@@ -88,15 +99,15 @@ def _own(h5py: Any, holder: Any, name: str, kind: Any) -> Any:
     Raises:
         ValueError: if it is missing, lies elsewhere, or is no table of numbers.
     """
-    if not isinstance(holder.get(name, getlink=True), h5py.HardLink) or not isinstance(found := holder[name], kind):
+    if not isinstance(holder.get(name, getlink=True), h5py.HardLink) or not isinstance(part := holder[name], kind):
         raise ValueError(f"{holder.name}: {name} is missing or no part of the file")
     if kind is h5py.Dataset:
-        filters = _filters(found)
+        filters = _filters(part)
         unknown = set(filters) - FILTERS or len(filters) > len(set(filters))
-        numbers = found.dtype.kind in NUMBERS and found.dtype.itemsize <= 8  # no tensor holds longer ones
-        if found.is_virtual or found.external or unknown or not numbers or not found.shape:
-            raise ValueError(f"{found.name} is no plain table of numbers")
-    return found
+        numbers = part.dtype.kind in NUMBERS and part.dtype.itemsize <= 8  # no tensor holds longer ones
+        if part.is_virtual or part.external or unknown or not numbers or not part.shape:
+            raise ValueError(f"{part.name} is no plain table of numbers")
+    return part
 
 
 def _filters(part: Any) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metarl_cli.config import messages
 from metarl_cli.config.base import operational_keys, result_values
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.errors import visible
@@ -85,18 +86,14 @@ def overridden(config: TrainConfig, overrides: Iterable[str]) -> dict[str, str]:
 def hparams(config: TrainConfig, choices: Mapping[str, str | None], overrides: Collection[str]) -> dict[str, Any]:
     """Return what distinguishes a run from others: its options, its seed, and the values of the overridden keys."""
     options = {name.replace("/", "."): option for name, option in choices.items()}
-    shown = [key for key in options if key in {*overrides, "algo", "env", "experiment"}]
+    named = [key for key in options if key in {*overrides, "algo", "env", "experiment"}]
     values = {key: value for key, value in leaves(config.model_dump()) if within(key, set(overrides) - options.keys())}
-    return {key: options[key] for key in shown} | {"seed": config.seed} | values
+    return {key: options[key] for key in named} | {"seed": config.seed} | values
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the dotted key and the value of everything that is not a group itself."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return ((".".join(map(str, path)), value) for path, value in messages.leaves(values))
 
 
 def within(key: str, groups: Collection[str]) -> bool:

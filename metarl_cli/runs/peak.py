@@ -23,10 +23,10 @@ def largest(manifest: Mapping[str, Any]) -> dict[str, int]:
     less. On a GPU it is what tensors took.
     """
     workers = [child.pid for child in multiprocessing.active_children() if child.pid]
-    found = {"memory": _of_this_process() + sum(map(_resident, workers))}
+    now = {"memory": _of_this_process() + sum(map(_resident, workers))}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        found["gpu_memory"] = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
-    return {name: max(value, manifest.get(name) or 0) for name, value in found.items()}
+        now["gpu_memory"] = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+    return {name: max(value, manifest.get(name) or 0) for name, value in now.items()}
 
 
 def _of_this_process() -> int:
@@ -38,7 +38,7 @@ def _of_this_process() -> int:
 def _resident(pid: int) -> int:
     """Return the largest resident memory of a process [bytes]; 0 where the system does not say it."""
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESSES / str(pid) / "status").read_text())
+        line = re.search(r"VmHWM:\s+(\d+) kB", (PROCESSES / str(pid) / "status").read_text())
     except OSError:
         return 0
-    return int(found[1]) * 1024 if found else 0
+    return int(line[1]) * 1024 if line else 0

@@ -195,13 +195,13 @@ def measure_probe(
 ) -> Probe:
     """Measure what the adaptation uses and write the result to ``results/<name>.json`` and ``.png``; see :func:`measure`."""
     folder.make_results()
-    found = probe(evaluator, algorithm, budget, levels)
+    measured = probe(evaluator, algorithm, budget, levels)
     task, split = evaluator.task, evaluator.split
     extra = {"split": split, "env_steps": env_steps, "episodes": evaluator.episodes}
-    write_json(folder.results / f"{name}.json", finite(probe_report.as_json(found, task, extra)), ProbeResult)
-    picture = png(probe_report.figure(found, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
+    write_json(folder.results / f"{name}.json", finite(probe_report.as_json(measured, task, extra)), ProbeResult)
+    picture = png(probe_report.figure(measured, f"{folder.path.name}: {num_tasks(task)} {split} tasks"))
     write_whole(folder.results / f"{name}.png", picture)
-    return found
+    return measured
 
 
 def load_weights(folder: RunFolder, algorithm: Algorithm, checkpoint: str) -> int:

@@ -11,7 +11,7 @@ import gymnasium
 import torch
 
 from metarl_cli.config.compatibility import check_budget
-from metarl_cli.config.footprint import cost_of_evaluating, judge
+from metarl_cli.config.footprint import check_memory, cost_of_evaluating
 from metarl_cli.config.models import Hardware
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.errors import UserError
@@ -139,7 +139,7 @@ class Run:
         budget = self.budget(steps, trial, default.steps)
         self.folder.check_tasks(self.config, self.family)
         cost = cost_of_evaluating(self.algorithm, self.family, tasks, episodes, "tasks")
-        judge(Footprint([cost]), self.device, "the test")
+        check_memory(Footprint([cost]), self.device, "the test")
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
         spent = f"steps{budget.steps}"
@@ -236,9 +236,9 @@ class Run:
         Raises:
             UserError: as :meth:`test` does, and for an algorithm that does not adapt.
         """
-        name, found = self.measure_probe(split, tasks, episodes, steps, trial, robust, oracle)
-        held_out = held_out_tasks(self.family, split, len(found.effects[0].rows), self.config.tasks_seed)
-        return probe_report.as_json(found, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
+        name, measured = self.measure_probe(split, tasks, episodes, steps, trial, robust, oracle)
+        held_out = held_out_tasks(self.family, split, len(measured.effects[0].rows), self.config.tasks_seed)
+        return probe_report.as_json(measured, held_out, {"split": split, "env_steps": self.env_steps, "name": name})
 
     # -- adaptation
 

@@ -85,8 +85,8 @@ def trace_adaptation(learning: Learning, support: Transitions, spec: Spec, first
         return {name: value[None] for name, value in zip(names, values, strict=True)}
 
     def act(obs: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        found = learning.act(moved(weights), obs[None])
-        return spec.actions.clip(found.mode())[0] + shift, *(value[0] for value in found.numbers().values())
+        distribution = learning.act(moved(weights), obs[None])
+        return spec.actions.clip(distribution.mode())[0] + shift, *(value[0] for value in distribution.numbers().values())
 
     def adapt(step: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         experience = Transitions(*(value[None] for value in rest[: len(FIELDS)]))

@@ -134,8 +134,8 @@ class Tracker:
             group: {name: chart for name, chart in charts.items() if any(re.match(chart[1][0], tag) for tag in self.tags)}
             for group, charts in LAYOUT.items()
         }
-        shown = {group: charts for group, charts in layout.items() if charts}
-        self.events.add_summary(custom_scalars(shown), step)  # type: ignore[no-untyped-call]
+        filled = {group: charts for group, charts in layout.items() if charts}
+        self.events.add_summary(custom_scalars(filled), step)  # type: ignore[no-untyped-call]
 
     def diagnostics(self, diagnostics: Diagnostics, step: int) -> None:
         """Show an algorithm's diagnostics in the Histograms, Text and Images tabs."""

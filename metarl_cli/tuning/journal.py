@@ -61,12 +61,12 @@ class Journal:
                 self.read, self.lines = 0, 0
             content = os.pread(descriptor, size - self.read, self.read) if size > self.read else b""
         whole = content[: content.rfind(b"\n") + 1]
-        found = whole.split(b"\n")[:-1]
+        lines = whole.split(b"\n")[:-1]
         skipped = max(log_number_from - self.lines, 0)
-        self.read, self.lines = self.read + len(whole), self.lines + len(found)
+        self.read, self.lines = self.read + len(whole), self.lines + len(lines)
         if self.lines > MOST:
             raise UserError(f"refused {self.path}: it has more than the {MOST:,} lines there can be")
-        return iter([self._parse(line) for line in found[skipped:]])
+        return iter([self._parse(line) for line in lines[skipped:]])
 
     def _parse(self, line: bytes) -> dict[str, Any]:
         try:
@@ -102,7 +102,7 @@ def _end(descriptor: int) -> int:
     while place > 0:
         start = max(place - 4096, 0)
         block = os.pread(descriptor, place - start, start)
-        if (found := block.rfind(b"\n")) >= 0:
-            return min(start + found + 1, size)
+        if (newline := block.rfind(b"\n")) >= 0:
+            return min(start + newline + 1, size)
         place = start
     return 0

@@ -66,6 +66,16 @@ def test_what_is_given_is_scaled_and_comes_first():
         widened(spec._replace(obs_shape=(3, 8, 8)), (1.0,))
 
 
+def test_a_single_transition_measures_a_normalisation_of_finite_numbers():
+    """A checkpoint with any other could not be loaded again."""
+    family = short("cartpole_family")
+    encoder = SupportEncoder(ENCODER, family.spec, 2)
+    one = Transitions(*(x[:1, :1, :1] for x in support(family)))
+    measured = encoder.measure(one)
+    assert all(value.isfinite().all() for value in measured.values())
+    assert encoder.read(measured, one).entries.abs().max() == 0
+
+
 @pytest.mark.parametrize("kind", [SupportEncoder, PosteriorEncoder])
 def test_an_encoder_reads_a_set(kind):
     """Neither the order of rollouts nor what follows the end of an episode changes what it writes."""

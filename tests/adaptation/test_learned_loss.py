@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from metarl_cli.adaptation.gradient import NetworkPolicy, inner_step, loss_each, prepare_each
 from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder
 from metarl_cli.adaptation.learned_loss import LearnedLoss, LossConfig
-from metarl_cli.algos.maml import start
+from metarl_cli.algos.maml import initial_params
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Budget, Transitions
@@ -25,7 +25,7 @@ def built():
 
 
 def weights(algo, tasks):
-    return expand({k: v.detach() for k, v in start(algo.meta).items()}, tasks)
+    return expand({k: v.detach() for k, v in initial_params(algo.meta).items()}, tasks)
 
 
 def losses(algo, params, support):
@@ -56,7 +56,7 @@ def test_a_step_moves_the_context_alone_and_down_the_loss(built):
 
 def test_it_is_the_formula(built):
     algo, support = built
-    params = {k: v.detach() for k, v in start(algo.meta).items()}
+    params = {k: v.detach() for k, v in initial_params(algo.meta).items()}
     params |= {k: torch.randn_like(v) for k, v in params.items() if k == "context" or k.endswith("bias")}
     one = Transitions(*(x[0] for x in support))
     measured = {name: params[f"inner_loss.{name}"] for name in ("mean", "scale")}

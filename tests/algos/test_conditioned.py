@@ -75,3 +75,16 @@ def test_a_task_beyond_the_training_tasks_is_told_as_the_nearest_of_them():
     assert torch.equal(beyond.policy.given, algorithm.facts.amax(0, keepdim=True))
     (exact,) = parts("oracle_dqn", Buttons(), *TRAINED, iterations=0).adapt(task, Budget(), torch_rng(0))
     assert torch.equal(exact.policy.given, family.knowledge(task))
+
+
+@pytest.mark.parametrize("algo", ["oracle_dqn", "oracle_pg"])
+def test_a_saved_policy_that_is_given_other_numbers_is_refused(algo):
+    config = compose_train(f"algo={algo}", "env=cartpole_family", *tiny(algo))
+    family, algorithm, _ = build(config)
+    task = family.sample_tasks(2, "test", numpy_rng(0, "tasks"))
+    given = family.knowledge(task)
+    saved = {"given": given, "spread": None}
+    assert torch.equal(algorithm.load_policy(saved, task).given, given)
+    for wrong in (given[:, 1:], given[:1]):  # of another algorithm, and of other tasks
+        with pytest.raises(ValueError, match="numbers of this network"):
+            algorithm.load_policy(saved | {"given": wrong}, task)

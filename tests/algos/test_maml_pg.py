@@ -142,7 +142,7 @@ def test_the_curvature_is_the_second_derivative_of_the_divergence(float64):
     found = algorithm("learner.network.hidden=[4]", algo="maml_trpo")
     batches, _ = found.collect()
     weights = list(found.learned["init"].values())
-    acted = detached(found.acting(found.learned, batches))
+    acted = detached(found.query_policies(found.learned, batches))
     vector = torch.randn(sum(w.numel() for w in weights), generator=torch.Generator().manual_seed(0))
     product = found._product(found.learned, batches, vector)
     gradients = []
@@ -150,7 +150,7 @@ def test_the_curvature_is_the_second_derivative_of_the_divergence(float64):
         with torch.no_grad():
             for weight, part in zip(weights, split(vector, weights), strict=True):
                 weight += move * part
-        moved = found.learner.divergence(found.acting(found.learned, batches), acted, batches[-1].experience).mean()
+        moved = found.learner.divergence(found.query_policies(found.learned, batches), acted, batches[-1].experience).mean()
         gradients.append(flat(torch.autograd.grad(moved, weights)))
     assert torch.allclose((gradients[0] - gradients[1]) / 2e-6, product, rtol=1e-4, atol=1e-6)
     found.outer = found.outer.model_copy(update={"chunk": 3})

@@ -11,6 +11,7 @@ from conftest import CONF, KINDS, options, slow_if, variant
 from metarl_cli.cli import listing
 from metarl_cli.cli import main as cli
 from metarl_cli.cli.commands import commands
+from metarl_cli.config import messages
 
 COMMANDS = list(listing.GROUPS)
 EVERY = [(command, name) for command, group in listing.GROUPS.items() for name in options(group)]
@@ -86,7 +87,7 @@ def test_one_in_full(command, name, catalogues, capsys):
     text = catalogues[command].docstring(values)
     assert len(text) > 100
     assert text.splitlines()[0] in shown
-    for path, _ in listing.leaves(values):
+    for path, _ in messages.leaves(values):
         if path[0] in ("ranges", "log_ranges", "choices"):
             entry = re.escape(path[1]).replace(r"\*", "[0-9]+") if path[1:] else ""  # mass_*: at least one of them
             assert not entry or re.search(f"^{entry} ", shown, re.MULTILINE)

@@ -44,6 +44,18 @@ def sweep(trained, tmp_path):  # noqa: F811
     return tmp_path
 
 
+def test_a_file_that_is_gone_before_it_is_looked_at_is_no_error(tmp_path, monkeypatch):
+    """A temporary file of a run on another machine, say."""
+    gone = tmp_path / ".last.pt.1.tmp"
+    gone.touch()
+    kept = tmp_path / "metrics.jsonl"
+    kept.touch()
+    monkeypatch.setattr(type(tmp_path), "is_file", lambda path: bool(path.unlink() if path == gone else 1) or True)
+    assert standing._alive(tmp_path)
+    kept.unlink()
+    assert not standing._alive(tmp_path)
+
+
 def test_each_run_with_its_status_progress_and_time_left(sweep):
     found = {each.path.name: each for each in standings([sweep])}
     statuses = {name: each.status for name, each in found.items()}

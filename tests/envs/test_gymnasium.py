@@ -507,6 +507,27 @@ def test_what_the_simulator_refuses_at_the_end_of_a_range_is_told_at_once():
         simulated.Family(shipped("lunar_lander_family", "env.ood_ranges.gravity=[-20.0,-1.0]"))
 
 
+@pytest.mark.parametrize(("place", "made"), [("wrapper.Velocity.velocity", 1), ("attribute.g", 2)])
+def test_what_was_tried_is_closed_where_it_is_refused(place, made, monkeypatch):
+    """The nominal environment, and that at the end of a range."""
+    closed = []
+    monkeypatch.setattr("gymnasium.envs.classic_control.pendulum.PendulumEnv.close", lambda env: closed.append(env))
+    monkeypatch.setattr("metarl_cli.envs.gymnasium.trial._check_spaces", lambda *_: 1 / 0)
+    wrappers = [{"name": "Velocity", "arguments": {}}] if "Velocity" in place else []
+    parameters = {"g": {"nominal": 10.0, "set": place}}
+    values = {"id": "Pendulum-v1", "horizon": 20, "parameters": parameters, "wrappers": wrappers, "ranges": {"g": [5, 15]}}
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        simulated.Family(config(values))
+    assert len(closed) == made
+
+
+def test_returns_that_solve_a_task_lie_where_the_tasks_do():
+    family = simulated.Family(config({"id": "CartPole-v1", "horizon": 500}), "meta")
+    solved = family.solved({"task": torch.zeros(3, device="meta")})
+    assert solved.shape == (3,)
+    assert solved.device.type == "meta"
+
+
 def test_a_wrapper_that_misses_something_says_so():
     wrappers = [{"name": "Velocity", "arguments": {}}]
     place = {"velocity": {"nominal": 1.0, "set": "wrapper.Velocity.velocity"}}

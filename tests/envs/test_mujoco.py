@@ -221,7 +221,9 @@ def test_a_body_falls_where_it_may_and_ends_where_that_ends_episodes(float64):
             moved = env.state.clone()
             for place, value in state.items():
                 moved[0, 0, 1 + place] = value
-            reward, ended = ours.judge(env.models, env.state, moved, torch.zeros(1, 1, ours.spec.actions.size), env.task)
+            reward, ended = ours.reward_and_end(
+                env.models, env.state, moved, torch.zeros(1, 1, ours.spec.actions.size), env.task
+            )
             assert bool(ended) == (fallen and terminate), (body, state)
             walked = ours.place(env.models, moved) - ours.place(env.models, env.state)
             paid = ours.config.goal_reward * float(walked[..., 0]) / ours.period

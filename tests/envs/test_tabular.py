@@ -154,6 +154,8 @@ def test_a_random_mdp_is_named_by_its_seed():
     ours = family("tabular_mdp")
     zero, same, other = (ours.named_task(values) for values in ({}, {"seed": 0}, {"seed": 1}))
     assert all(torch.equal(zero[key], same[key]) and not torch.equal(zero[key], other[key]) for key in zero)
+    large, next_one = (ours.named_task({"seed": 2.0**24 + more}) for more in (0, 1))  # float32 holds the first alone
+    assert not torch.equal(large["transition"], next_one["transition"])
     for wrong in (-1, 0.5):
         with pytest.raises(ValueError, match="seed must be a whole number"):
             ours.named_task({"seed": wrong})

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from metarl_cli.errors import UserError
 from metarl_cli.evolution.searches import genetic, openai_es, snes
-from metarl_cli.evolution.searches.population import shape_by_rank
+from metarl_cli.evolution.searches.population import metrics, shape_by_rank
 from metarl_cli.runs import checkpoint
 
 # Every option of conf/algo/search, and the choices within one that another code path takes.
@@ -217,6 +217,11 @@ def test_a_diverged_lifetime_counts_as_the_least(name):
     fitness[worst] = torch.tensor([torch.nan, -torch.inf, fitness.min()])
     assert math.isfinite(nan.tell(fitness)["search/mean"])
     assert torch.equal(nan.ask(), least.ask())
+
+
+def test_a_single_genome_has_no_diversity():
+    """Not NaN, which ends a run as diverged: random search may have a population of one."""
+    assert metrics(torch.zeros(1), torch.ones(1, 3), torch.ones(3), 0.1)["search/diversity"] == 0
 
 
 @every_search

@@ -115,7 +115,7 @@ def test_network_forms(dueling, layer_norm, context):
     stack = {k: torch.randn(4, *v.shape, generator=torch.Generator().manual_seed(2)) for k, v in params.items()}
     each = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(dqn.network(stack, each), vmap(dqn.network)(stack, each))
-    acting = dqn.acting(stack)
+    acting = dqn.pack(stack)
     torch.testing.assert_close(dqn.network(acting, each), dqn.network(stack, each), rtol=0, atol=0)
     stack["head.bias"] += 1  # in place, as an optimiser does: who acts acts by it
     torch.testing.assert_close(dqn.network(acting, each), dqn.network(stack, each), rtol=0, atol=0)

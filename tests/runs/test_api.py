@@ -295,9 +295,9 @@ def test_every_algorithm_loads_the_policies_that_it_saves(algo, tmp_path):
         assert acts == choices(policy)
 
 
-@pytest.mark.parametrize("damage", ["nothing", "text", "cut", "another checkpoint"])
+@pytest.mark.parametrize("damage", ["nothing", "text", "cut", "another checkpoint", "long name"])
 def test_what_is_no_run_and_no_policy_is_refused(runs, damage, tmp_path):
-    path = tmp_path / "policy.pt"
+    path = tmp_path / ("x" * 300 if damage == "long name" else "policy.pt")
     if damage == "text":
         path.write_text("nothing of the kind")
     if damage == "cut":

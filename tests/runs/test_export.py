@@ -281,6 +281,8 @@ def test_a_wrong_path_or_format_is_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "policy.pt").write_text("nothing of the kind")
     for words, said in (
         ([tmp_path / "nowhere", "format=pt2"], "nowhere"),
+        (["x" * 300, "format=pt2"], "is not a run folder"),  # longer than any file name
+        ([tmp_path, "x" * 300 + "=1"], "no such key"),
         ([tmp_path, "format=pt2"], "not a metarl checkpoint"),
         ([tmp_path, "format=onxn"], "format=onxn: no such format; did you mean onnx?"),
         ([tmp_path], "needs onnx, onnxscript, onnxruntime: pip install 'metarl-cli[export]'; without it there is format=pt2"),

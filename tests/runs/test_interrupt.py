@@ -79,7 +79,7 @@ def test_a_signal_goes_to_its_owner_in_the_end():
 
 def test_a_scheduler_has_time_for_its_second_signal(monkeypatch):
     """Slurm's and submitit's: SIGTERM is let pass, SIGUSR2 has the job queued again, be the run saved by then or not."""
-    monkeypatch.setattr(module, "GRACE", 5.0)
+    monkeypatch.setattr(module, "SCHEDULER_GRACE", 5.0)
     queued = []
 
     def queue(number, frame):
@@ -99,7 +99,7 @@ def test_a_scheduler_has_time_for_its_second_signal(monkeypatch):
                 interrupt.hand_on()
             later.join()
         assert queued == [signal.SIGUSR2] * 2
-        monkeypatch.setattr(module, "GRACE", 0.0)
+        monkeypatch.setattr(module, "SCHEDULER_GRACE", 0.0)
         with Interrupt(lambda: None) as interrupt:
             os.kill(SELF, signal.SIGTERM)
         assert interrupt.hand_on() is None, "nothing came: the command ends by itself"

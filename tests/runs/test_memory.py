@@ -16,12 +16,12 @@ from launching import PATIENCE
 from metarl_cli.algos.maml import MAML
 from metarl_cli.cli.main import main
 from metarl_cli.config import footprint
-from metarl_cli.config.footprint import free, in_words, judge, out_of_memory, peak, total_of
+from metarl_cli.config.footprint import check_memory, free, in_words, out_of_memory, peak, total_of
 from metarl_cli.config.models import Job, TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.errors import UserError
 from metarl_cli.interfaces import Footprint, Holding
-from metarl_cli.runs.build import build, judge_training
+from metarl_cli.runs.build import build, check_training_memory
 from metarl_cli.runs.loop import Listener, train
 from metarl_cli.runs.run import Run
 
@@ -69,13 +69,13 @@ def test_what_does_not_fit_is_one_line_with_the_key(key, overrides, little):
     values = compose_values("train", ["hardware=cpu", *overrides.split(" ")])
     line = rf"^(env: )?{key}: the (run|family) would hold about .* are free; lower {key}$"
     with pytest.raises((UserError, ConfigError), match=line):
-        judge_training(config := validate(TrainConfig, values), build(config))
+        check_training_memory(config := validate(TrainConfig, values), build(config))
 
 
 @pytest.mark.parametrize("algo", algorithms())
 def test_the_shipped_settings_fit(algo, little):
     config = compose_train(f"algo={algo}", f"env={fitting(algo)}", "hardware=cpu")
-    judge_training(config, build(config))
+    check_training_memory(config, build(config))
 
 
 def test_nothing_is_left_of_a_run_that_does_not_fit(tmp_path, capsys):
@@ -185,17 +185,17 @@ def test_the_limit_of_addresses_counts(tmp_path):
 def test_the_largest_part_is_named(monkeypatch):
     monkeypatch.setattr(footprint, "free", lambda device: 10**9)
     fits = Footprint([Holding("a", 4e8)], [Holding("b", 5e8), Holding("c", 6e8)])
-    judge(fits, CPU)
+    check_memory(fits, CPU)
     assert total_of(fits) == 1e9
     with pytest.raises(UserError) as caught:
-        judge(Footprint([Holding("a", 4e8)], [Holding("b", 5e8), Holding("c", 7e8)]), CPU)
+        check_memory(Footprint([Holding("a", 4e8)], [Holding("b", 5e8), Holding("c", 7e8)]), CPU)
     (problem,) = caught.value.problems
     assert problem.key == "c"
     assert problem.text == ("c: the run would hold about 1.1 GB of memory, 700 MB of them by c, and 1 GB are free; lower c")
     with pytest.raises(UserError, match="more bytes than any machine has"):
-        judge(Footprint([Holding("a", math.inf)]), CPU)
+        check_memory(Footprint([Holding("a", math.inf)]), CPU)
     monkeypatch.setattr(footprint, "free", lambda device: None)
-    judge(Footprint([Holding("a", math.inf)]), CPU)
+    check_memory(Footprint([Holding("a", math.inf)]), CPU)
 
 
 def test_processes_of_a_run_share_what_is_free(monkeypatch):
@@ -205,12 +205,12 @@ def test_processes_of_a_run_share_what_is_free(monkeypatch):
     for processes, devices in (("2", [CPU, GPU]), ("3", [GPU])):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         for device in devices:
-            judge(cost, device)
+            check_memory(cost, device)
     with pytest.raises(UserError, match=r"and 333 MB are free; lower a$"):
-        judge(cost, CPU)
+        check_memory(cost, CPU)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
     with pytest.raises(UserError, match=r"and 333 MB are free on cuda; lower a$"):
-        judge(cost, GPU)
+        check_memory(cost, GPU)
 
 
 def test_what_freed_tensors_have_left_is_free(monkeypatch):
@@ -224,11 +224,11 @@ def test_what_an_earlier_job_left_is_given_back(monkeypatch):
     left = [1e9]  # bytes that the process keeps
     monkeypatch.setattr(footprint, "free", lambda device: 2 * 10**9 - int(sum(left)))
     monkeypatch.setattr(footprint, "release", left.clear)
-    judge(Footprint([Holding("a", 5e8)]), CPU)
+    check_memory(Footprint([Holding("a", 5e8)]), CPU)
     assert left, "there is no need"
-    judge(Footprint([Holding("a", 15e8)]), CPU)
+    check_memory(Footprint([Holding("a", 15e8)]), CPU)
     with pytest.raises(UserError, match="2 GB are free"):
-        judge(Footprint([Holding("a", 25e8)]), CPU)
+        check_memory(Footprint([Holding("a", 25e8)]), CPU)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep nothing")

@@ -64,9 +64,9 @@ def _load(benchmark: str, arguments: str) -> tuple[dict[str, Any], list[Any]]:
     if package.count(".") or not package:
         raise ValueError(f"benchmark={benchmark} must be a package and its class, such as metaworld.ML10")
     packages.load(package)
-    found: Any = getattr(importlib.import_module(package), name, None)
-    is_class = inspect.isclass(found)
-    if not is_class or not all(hasattr(found, part) for part in PARTS):
+    kind: Any = getattr(importlib.import_module(package), name, None)
+    is_class = inspect.isclass(kind)
+    if not is_class or not all(hasattr(kind, part) for part in PARTS):
         raise ValueError(f"{benchmark} is no class with {', '.join(PARTS)}")
-    made = found(**json.loads(arguments))
+    made = kind(**json.loads(arguments))
     return {**made.train_classes, **made.test_classes}, [*made.train_tasks, *made.test_tasks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from typing_extensions import override
 from metarl_cli.config.messages import one_line
 from metarl_cli.envs.gymnasium.build import simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
-from metarl_cli.envs.gymnasium.trial import check_held, try_out
+from metarl_cli.envs.gymnasium.trial import opened, try_out
 from metarl_cli.envs.gymnasium.workers import LocalWorker, RemoteWorker, Worker, WorkerPool, close_all
 from metarl_cli.envs.simulator import whole
 from metarl_cli.envs.tasks import ParametricFamily, in_words
@@ -165,12 +166,12 @@ class GymnasiumFamily(ParametricFamily):
         super().__init__(config, device)
         self.config, self.pool = config, WorkerPool(config.idle)
         nominal = simulator(config, self._row(self.parameters))
-        self.spec, self.action = _spec(nominal.env, config), _action(nominal.env)
-        self.first_action = nominal.first_action
-        self.threshold = _threshold(config)
-        self.simulator_bytes = SIMULATOR + config.horizon * self.action.nbytes
-        try_out(config, nominal, list(self._extremes()))
-        nominal.env.close()
+        with contextlib.closing(nominal.env):
+            self.spec, self.action = _spec(nominal.env, config), _action(nominal.env)
+            self.first_action = nominal.first_action
+            self.threshold = _threshold(config)
+            self.simulator_bytes = SIMULATOR + config.horizon * self.action.nbytes
+            try_out(config, nominal, list(self._extremes()))
 
     def _extremes(self) -> Iterator[Row]:
         """Tasks with the extreme values of every parameter: what the simulator rejects, it rejects before training."""
@@ -195,14 +196,12 @@ class GymnasiumFamily(ParametricFamily):
     @override
     def named_task(self, values: dict[str, float]) -> Task:
         task = super().named_task(values)
-        named = simulator(self.config, self.rows(task)[0])  # the simulator may reject a value, or overwrite it
-        check_held(self.config, named)
-        named.env.close()
-        return task
+        with opened(self.config, self.rows(task)[0]):  # the simulator may reject a value, or overwrite it
+            return task
 
     @override
     def solved(self, task: Task) -> Tensor | None:
-        return None if self.threshold is None else torch.full((num_tasks(task),), self.threshold)
+        return None if self.threshold is None else torch.full((num_tasks(task),), self.threshold, device=self.device)
 
     def rows(self, task: Task) -> list[Row]:
         """Return the parameters of each task."""

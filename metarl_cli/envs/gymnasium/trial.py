@@ -47,13 +47,13 @@ def try_out(config: Config, nominal: Simulator, extremes: list[Row]) -> None:
         names = ", ".join(wrapper.name for wrapper in config.wrappers)
         raise ValueError(f"{config.id} does not report {fault.__cause__}, which a wrapper needs (of {names})") from fault
     for row in extremes:
-        with _simulator(config, row) as simulated:
+        with opened(config, row) as simulated:
             _check_spaces(config, nominal, simulated, row)
     if extremes:
-        with _simulator(config, extremes[0]) as lowest:
+        with opened(config, extremes[0]) as lowest:
             for name, value in extremes[-1].items():
                 if value != extremes[0][name]:
-                    with _simulator(config, {**extremes[0], name: value}) as other:
+                    with opened(config, {**extremes[0], name: value}) as other:
                         _check_effect(config, name, lowest, other)
 
 
@@ -74,12 +74,18 @@ def _size(space: gymnasium.Space[Any]) -> list[int] | int:
 
 
 @contextmanager
-def _simulator(config: Config, row: Row) -> Iterator[Simulator]:
-    """Build an environment for the block, and check what it was given."""
+def opened(config: Config, row: Row) -> Iterator[Simulator]:
+    """Build an environment for the block, and check that it keeps the parameters of a task; it is closed in any case.
+
+    Raises:
+        ValueError: if the simulator rejects a value, or overwrites it.
+    """
     simulated = simulator(config, row)
-    check_held(config, simulated)
-    yield simulated
-    simulated.env.close()
+    try:
+        check_held(config, simulated)
+        yield simulated
+    finally:
+        simulated.env.close()
 
 
 def _check_effect(config: Config, name: str, one: Simulator, other: Simulator) -> None:
@@ -123,8 +129,8 @@ def _check_seed(simulated: Simulator) -> None:
 def _play(simulated: Simulator, steps: int, seed: int = 1) -> Iterator[Answer]:
     """Yield the start and every step of episodes with random actions; both depend on the seed and the step alone."""
     rng, space = np.random.default_rng(seed), simulated.env.action_space
-    shown = getattr(simulated.env, "env", None)
-    begun, masked = False, shown.actions if isinstance(shown, MaskedActions) else 0
+    inner = getattr(simulated.env, "env", None)  # within the time limit
+    begun, masked = False, inner.actions if isinstance(inner, MaskedActions) else 0
     for t in range(steps):
         if not begun:
             answer = Answer(simulated.reset(seed + t), 0.0, False, False)

@@ -39,9 +39,9 @@ def draw(model: Any, position: Tensor, view: View, goal: Sequence[float] = ()) -
             left, _ = pixel(np.array([x, centre[1], 0.0]))
             pen.line([(left, view.ground), (left - 8, SIZE[1])], fill="silver")
     capsules, spheres = (model.geom_type == kind for kind in (mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE))
-    shown = (capsules | spheres) & (model.body_rootid[model.geom_bodyid] == 1)
+    visible = (capsules | spheres) & (model.body_rootid[model.geom_bodyid] == 1)
     for i in np.argsort(-data.geom_xpos[:, 1]):  # the farthest first
-        if not shown[i]:
+        if not visible[i]:
             continue
         radius, half = model.geom_size[i, :2]
         along = data.geom_xmat[i].reshape(3, 3)[:, 2] * (half if capsules[i] else 0.0)

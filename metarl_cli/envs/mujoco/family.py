@@ -81,7 +81,7 @@ class MujocoEnv(NativeEnv):
     @override
     def _simulate(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         after = self.family.advance(self.models, self.state, action)
-        return after, *self.family.judge(self.models, self.state, after, action, self.task)
+        return after, *self.family.reward_and_end(self.models, self.state, after, action, self.task)
 
     @override
     def render(self) -> Image:
@@ -185,7 +185,9 @@ class MujocoFamily(NativeFamily):
         """Return where the bodies of M tasks are in the states ``[M, N, S]``: x and y ``[M, N, 2]`` [m]."""
         return self.body.place(models, self.position(state), self._data(1)[0])
 
-    def judge(self, models: list[Any], before: Tensor, after: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    def reward_and_end(
+        self, models: list[Any], before: Tensor, after: Tensor, action: Tensor, task: Task
+    ) -> tuple[Tensor, Tensor]:
         """Return the rewards of a step ``[M, N]``, and whether each episode terminated ``[M, N]``."""
         config, position, motion = self.config, self.position(after), self.place(models, after)
         if not self.goal.place:
@@ -201,7 +203,7 @@ class MujocoFamily(NativeFamily):
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         models = self.models_of({name: value[:, 0] for name, value in task.items()})
         after = self.advance(models, state, action)
-        return after, *self.judge(models, state, after, action, task)
+        return after, *self.reward_and_end(models, state, after, action, task)
 
     @override
     def compile(self, compiler: Compiler) -> None:

@@ -135,12 +135,12 @@ class Models:
 def mass_centres(models: Sequence[Any], position: Tensor, data: Any) -> Tensor:
     """Return the centres of mass ``[M, N, 3]`` [m] of M models with the positions ``[M, N, nq]``, computed in ``data``."""
     kinematics, coordinates, centres = simulator().mj_kinematics, data.qpos, data.xipos
-    found = np.empty((*position.shape[:2], *centres.shape))
-    for model, rows, bodies in zip(models, position.cpu().numpy(), found, strict=True):
+    of_bodies = np.empty((*position.shape[:2], *centres.shape))
+    for model, rows, bodies in zip(models, position.cpu().numpy(), of_bodies, strict=True):
         for row, out in zip(rows, bodies, strict=True):
             coordinates[:] = row
             kinematics(model, data)
             out[:] = centres
     masses = np.stack([model.body_mass for model in models])
-    weighted = np.einsum("mb,mnbx->mnx", masses / masses.sum(1, keepdims=True), found)
+    weighted = np.einsum("mb,mnbx->mnx", masses / masses.sum(1, keepdims=True), of_bodies)
     return torch.from_numpy(weighted).to(position.device)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from metarl_cli.adaptation.gradient import NetworkPolicy, adapted_names, loss_gradients, prepare_each
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import experience, peak, size_of
+from metarl_cli.config.footprint import blank_transitions, peak, size_of
 from metarl_cli.errors import UserError
 from metarl_cli.evolution.interfaces import Cost, Traits
 from metarl_cli.evolution.lifetimes.traits import rates
@@ -95,7 +95,7 @@ class DQNLife:
         replays = rows // copies if config.shared else rows
         each = spec.bytes_per_transition
         window = 2 * rows * config.envs * config.env_steps * each
-        batch = experience(spec, rows, 1, config.largest_batch)
+        batch = blank_transitions(spec, rows, 1, config.largest_batch)
 
         def update() -> object:
             prepared = prepare_each(self.learner, params, params, batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 from metarl_cli.adaptation.gradient import SupportConfig, adapted_names, collect_support, fading, support_gradients
 from metarl_cli.adaptation.learning import Learning
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import experience, peak, size_of
+from metarl_cli.config.footprint import blank_transitions, peak, size_of
 from metarl_cli.evolution.interfaces import Cost, Traits
 from metarl_cli.evolution.lifetimes.traits import rates
 from metarl_cli.experience.returns import ReturnsConfig
@@ -64,7 +64,7 @@ class Gradient:
     def cost(self, params: Params, copies: int) -> Cost:
         """Return the memory of the support, of the weights before and after a step, and of the gradient."""
         support, spec = self.config.support, self.family.spec
-        batch = experience(spec, len(first(params)), support.steps, support.rollouts)
+        batch = blank_transitions(spec, len(first(params)), support.steps, support.rollouts)
         collected = batch.reward.numel() * spec.bytes_per_transition
         names = adapted_names(params, self.config.scope)
         step = peak(lambda: support_gradients(self.learner, params, names, batch, self.config.returns))

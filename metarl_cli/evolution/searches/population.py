@@ -44,11 +44,14 @@ def shape_by_rank(fitness: Tensor, utilities: Tensor) -> Tensor:
 
 
 def metrics(fitness: Tensor, genomes: Tensor, scale: Tensor, step: float) -> dict[str, float]:
-    """Return the metrics of ``genomes [P, G]`` with ``fitness [P]``; diversity and ``step`` are in units of ``scale [G]``."""
+    """Return the metrics of ``genomes [P, G]`` with ``fitness [P]``.
+
+    Diversity, the mean standard deviation of a gene, and ``step`` are in units of ``scale [G]``; one genome has no diversity.
+    """
     return {
         "search/best": float(fitness.max()),
         "search/mean": float(fitness.mean()),
-        "search/diversity": float((genomes.std(0) / scale).mean()),
+        "search/diversity": float((genomes.std(0) / scale).mean()) if len(genomes) > 1 else 0.0,
         "search/step": step,
     }
 

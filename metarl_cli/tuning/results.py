@@ -1,4 +1,4 @@
-"""What came of a search: the best trial beside the defaults, the settings as a file, and a picture of the trials."""
+"""The results of a search: the best trial beside the defaults, the settings as a file, and a picture of the trials."""
 
 from __future__ import annotations
 

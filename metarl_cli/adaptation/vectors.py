@@ -18,15 +18,15 @@ LARGEST = 10.0  # [deviations] of an entry of a transition: what training never 
 LEAST = 1e-6  # deviation below which an entry counts as constant
 
 
-class Read(NamedTuple):
-    """The transitions of supports as vectors, normalised."""
+class Vectors(NamedTuple):
+    """The transitions of supports as vectors, normalised; I entries each."""
 
     entries: Tensor  # [..., T N, I]
     weight: Tensor  # [..., T N, 1]
 
 
 class Reader:
-    """What makes vectors of transitions.
+    """Makes vectors of transitions, each entry divided by its deviation.
 
     Args:
         spec: the family's.
@@ -40,10 +40,10 @@ class Reader:
         """Return the normalisation of a transition's entries before it is measured: none."""
         return {"mean": torch.zeros(self.size, device=device), "scale": torch.ones(self.size, device=device)}
 
-    def blank(self, tasks: int, support: RolloutsConfig) -> Read:
+    def blank(self, tasks: int, support: RolloutsConfig) -> Vectors:
         """Return the transitions of the supports of so many tasks without content."""
         shape = tasks, support.rollouts * support.steps
-        return Read(torch.zeros(*shape, self.size, device=META), torch.zeros(*shape, 1, device=META))
+        return Vectors(torch.zeros(*shape, self.size, device=META), torch.zeros(*shape, 1, device=META))
 
     def measure(self, support: Transitions, before: Params | None = None, share: float = 1.0) -> Params:
         """Measure the mean and the deviation of each entry of transitions, ``[I]`` each.
@@ -54,18 +54,19 @@ class Reader:
             share: of these transitions among all.
         """
         entries = self._entries(support)[support.weight.flatten(-2) > 0]
-        mean, scale = entries.mean(0), entries.std(0)
+        mean = entries.mean(0)
+        scale = entries.std(0) if len(entries) > 1 else torch.zeros_like(mean)  # as of what is constant
         if before is None:
             return {"mean": mean, "scale": scale}
         both = torch.lerp(before["mean"], mean, share)
         old, new = (s.square() + (m - both).square() for m, s in ((before["mean"], before["scale"]), (mean, scale)))
         return {"mean": both, "scale": torch.lerp(old, new, share).sqrt()}
 
-    def read(self, measured: Params, support: Transitions) -> Read:
+    def read(self, measured: Params, support: Transitions) -> Vectors:
         """Return transitions ``[..., T, N, ...]`` as a network takes them; nothing of it is learned."""
         scale = torch.where(measured["scale"] > LEAST, measured["scale"], 1.0)
         entries = ((self._entries(support) - measured["mean"]) / scale).clamp(-LARGEST, LARGEST)
-        return Read(entries, support.weight.flatten(-2)[..., None])
+        return Vectors(entries, support.weight.flatten(-2)[..., None])
 
     def _entries(self, support: Transitions) -> Tensor:
         """Return transitions ``[..., T, N, ...]`` as vectors ``[..., T N, I]``."""

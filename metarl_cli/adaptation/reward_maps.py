@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def rewards_drawn(
+def draw_rewards(
     inferred: Tensor, true: Tensor, labels: tuple[str, str], paths: Iterable[Tensor] = (), half: float | None = None
 ) -> Figure:
     """Draw two maps of rewards beside each other.
