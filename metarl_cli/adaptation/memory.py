@@ -18,6 +18,7 @@ from typing_extensions import override
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.experience.finite import StepCheck
+from metarl_cli.experience.returns import deviation, variance
 from metarl_cli.experience.rollout import rollout
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Family, Params, Policy, State, Step, Task
@@ -154,11 +155,11 @@ class Agent:
         """Measure the normalisation on ``trials``; their largest normalised reward is at most ``LARGEST_REWARD``."""
         inside = trials.weight > 0
         reward, obs = trials.reward[inside], trials.inputs[inside][:, : self.inputs.obs_size]
-        scale = torch.maximum(reward.std(), (reward - reward.mean()).abs().max() / LARGEST_REWARD)
+        scale = torch.maximum(deviation(reward), (reward - reward.mean()).abs().max() / LARGEST_REWARD)
         self.measured = {
             "reward_mean": reward.mean(),
             "reward_scale": torch.where(scale > 1e-6, scale, 1.0),
-            "obs_variance": obs.var(0).sum().clamp(min=1),  # small observations are not scaled up
+            "obs_variance": variance(obs).sum().clamp(min=1),  # small observations are not scaled up
         }
 
     def begin(self, rows: int) -> State:

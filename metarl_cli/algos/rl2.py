@@ -26,7 +26,7 @@ from metarl_cli.adaptation.memory import Prediction, collect_trials
 from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
 from metarl_cli.config.base import Share, StrictModel
 from metarl_cli.config.footprint import peak, size_of
-from metarl_cli.experience.returns import generalized_advantages
+from metarl_cli.experience.returns import deviation, generalized_advantages, variance
 from metarl_cli.experience.schedules import linear
 from metarl_cli.experience.trials import Trials
 from metarl_cli.interfaces import Context, Footprint, Holding, Params, State
@@ -198,10 +198,10 @@ class RL2(MemoryAlgorithm):
         advantage = generalized_advantages(trials.reward, value, trials.weight, ppo.gamma, ppo.lambda_)
         target = advantage + value
         self._measure_returns(target[inside])
-        explained = 1 - advantage[inside].var() / target[inside].var().clamp(min=1e-12)
+        explained = 1 - variance(advantage[inside]) / variance(target[inside]).clamp(min=1e-12)
         signal = Signal(
             log_prob=policy.log_prob(trials.action),
-            advantage=(advantage - advantage[inside].mean()) / advantage[inside].std().clamp(min=1e-8),
+            advantage=(advantage - advantage[inside].mean()) / deviation(advantage[inside]).clamp(min=1e-8),
             target=(target - self.returns["mean"]) / self.returns["std"],
         )
         return signal, float(explained)
@@ -266,7 +266,7 @@ class RL2(MemoryAlgorithm):
 
     def _measure_returns(self, target: Tensor) -> None:
         """Update the running mean and standard deviation of returns; the first batch of learning sets them."""
-        batch = {"mean": target.mean(), "std": target.std().clamp(min=1e-6)}
+        batch = {"mean": target.mean(), "std": deviation(target).clamp(min=1e-6)}
         keep = DECAY if self.iteration > 1 else 0.0
         self.returns = {name: keep * self.returns[name] + (1 - keep) * value for name, value in batch.items()}
 

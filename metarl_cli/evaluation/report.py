@@ -127,8 +127,9 @@ def table(report: Report, title: str) -> Table:
         rows.add_row(f"sum of {report.total.episodes} episodes", "", "", str(report.total), style="bold")
     for name, points in _differences(report):
         rows.add_section()
-        for step, point in list(zip(report.curve.steps, points, strict=True))[name == THERE :]:
-            rows.add_row(f"{name}, {step}", "", "", str(point), style="bold" if step in report.curve.steps[1::last] else "")
+        for k, (step, point) in enumerate(zip(report.curve.steps, points, strict=True)):
+            if k or name != THERE:
+                rows.add_row(f"{name}, {step}", "", "", str(point), style="bold" if k in (1, last) else "")
     if report.regret is not None and report.curve.differences is None:
         rows.add_row("regret per episode (optimum minus return)", "", "", number(report.regret), style="dim")
     if report.sampled and report.sampled.total:

@@ -18,6 +18,16 @@ class ReturnsConfig(StrictModel):
     lambda_: float = Field(ge=0, le=1, alias="lambda", description="weight of longer returns; 0: one-step DQN, 1: Monte Carlo")
 
 
+def deviation(values: Tensor) -> Tensor:
+    """Return the sample standard deviation of ``values [n]``; that of a single value is 0."""
+    return values.std() if len(values) > 1 else values.new_zeros(())
+
+
+def variance(values: Tensor) -> Tensor:
+    """Return the sample variance of ``values [n, ...]`` over n; that of a single value is 0."""
+    return values.var(0) if len(values) > 1 else torch.zeros_like(values[0])
+
+
 def lambda_returns(
     reward: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float | Tensor, lambda_: float
 ) -> Tensor:

@@ -354,6 +354,14 @@ def test_rl2_runs_on_every_family(name):
         assert ((lengths >= 1) & (lengths <= min(family.spec.horizon, 20))).all()
 
 
+def test_an_iteration_of_a_single_step_is_finite():
+    overrides = ["algo.tasks=1", "algo.episodes=1", "algo.ppo.minibatches=1", "algo.memory.size=8"]
+    algorithm = built(short("bandit"), *overrides, iterations=2)
+    for _ in range(2):
+        assert all(np.isfinite(v) for v in algorithm.train_step().values())
+    assert all(torch.isfinite(x).all() for x in flat(algorithm.weights()))
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
