@@ -138,7 +138,7 @@ class Config(StrictModel):
     inner: InnerConfig
     query: QueryConfig
     outer: OuterConfig
-    explorer: ExplorerConfig | None = Field(description="learned exploration policy, collects the supports; none: the policy")
+    explorer: ExplorerConfig | None = Field(description="learned exploration, which collects the supports; none: the policy")
 
     @model_validator(mode="after")
     def _check_combination(self) -> Config:

@@ -136,10 +136,8 @@ class MemoryAlgorithm(Algorithm):
 
     def blank_trials(self, steps: int, rows: int, segment: int) -> Trials:
         """Return R trials of T steps without content."""
-        number, action = (
-            torch.zeros(steps, rows, device=META),
-            blank_transitions(self.family.spec, steps, rows, 1).action[:, :, 0],
-        )
+        number = torch.zeros(steps, rows, device=META)
+        action = blank_transitions(self.family.spec, steps, rows, 1).action[:, :, 0]
         inputs = torch.zeros(steps, rows, self.agent.inputs.size, device=META)
         start = self.agent.memory.start(rows, META)
         position = {"position": torch.zeros(rows)} if "position" in start else {}  # a transformer looks at it

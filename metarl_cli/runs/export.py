@@ -154,7 +154,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes], values: dict[str, A
     """Write the files of an export and their contract, in the place of an earlier export.
 
     Raises:
-        UserError: if that cannot be write_files, or the folder holds other files of these names.
+        UserError: if that cannot be written, or the folder holds other files of these names.
     """
     try:
         clear(folder)

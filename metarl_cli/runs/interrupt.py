@@ -12,9 +12,7 @@ from typing import Any
 from metarl_cli.signals import SIGNALS, send_again
 
 TOGETHER = 0.5  # [s] within which several signals are one: a launcher and a terminal may each send their own
-SCHEDULER_GRACE = (
-    30.0  # [s] after SIGTERM in which a job scheduler ends the process, or tells it by another signal to queue again
-)
+SCHEDULER_GRACE = 30.0  # [s] after SIGTERM for a job scheduler to end the process, or to send the signal to queue again
 
 
 class Interrupt:
