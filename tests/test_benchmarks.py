@@ -22,7 +22,7 @@ from report import Spread
 from tables import COMPILED, GROWTH, Case, Entry, tables
 from torch.utils.flop_counter import FlopCounterMode
 
-from metarl_cli.comparison import saved
+from metarl_cli.comparison import kept, saved
 from metarl_cli.comparison.saved import Curve, Saved
 from metarl_cli.comparison.tables import in_markdown
 from metarl_cli.evaluation.statistics import over_seeds
@@ -382,6 +382,31 @@ def test_what_is_kept_of_runs_is_in_the_documents():
     marked = {match[2] for match in evidence.MARKER.finditer(page)} - set(evidence.OVERVIEWS)
     assert marked == set(matrix.FAMILIES)
     assert marked >= {path.stem for path in matrix.RESULTS.glob("*.json")}
+
+
+@pytest.mark.parametrize(
+    ("page", "file", "rows", "digits"),
+    [
+        ("mandril", "sprite_grid", ["mandril", "pretrain_irl", "maxent_irl", "bayes_irl", "meta_bc"], 2),
+        ("pemirl", "navigation", ["pemirl", "context_bc"], 2),
+        ("pemirl", "half_cheetah_vel", ["pemirl", "context_bc"], 1),
+    ],
+)
+def test_the_tables_of_demonstrations_have_the_numbers_of_the_results(page, file, rows, digits):
+    """By the number of demonstrations: returns, or on sprites how far they are below the optimum."""
+    text = (ROOT / "docs" / "algorithms" / f"{page}.md").read_text()
+    runs = kept.read(RESULTS / "demonstrations" / f"{file}.json", "test")
+    assert {run.choices["algo"] for run in runs} == {*rows}
+    for algo in rows:
+        tested = [run.tested for run in runs if run.choices["algo"] == algo]
+        assert len(tested) == 5
+        steps = tested[0].adapted.steps
+        values = np.stack([result.adapted.scores.mean(1) for result in tested], 1)  # [P, seeds]
+        if file == "sprite_grid":
+            values = np.mean(tested[0].references["optimum"]) - values
+        cells = [over_seeds(value) for step, value in zip(steps, values, strict=True) if step]
+        row = " | ".join(f"{c.value:.{digits}f} [{c.low:.{digits}f}, {c.high:.{digits}f}]" for c in cells)
+        assert f"| {row} |" in text, algo
 
 
 def test_a_probe_has_a_row_for_each_method_and_a_column_for_each_support(tmp_path, monkeypatch):
