@@ -157,7 +157,7 @@ class Family(ABC):
         return None
 
     def rule(self, support: Transitions) -> Policy | None:
-        """Return a policy by hand, which reads each task from its support ``[M, T, N, ...]``; None where there is none."""
+        """Return a hand-written policy, which reads each task from its support ``[M, T, N, ...]``; None where there is none."""
         return None
 
     def elsewhere(self, task: Task, rng: torch.Generator) -> Task | None:

@@ -3,7 +3,7 @@
     min over π, q of   -E log π(a | s, z) + beta KL(q || N(0, I)),     z ~ q(z | demonstrations)
 
 over other demonstrations of the same task than those that z is inferred from. No environment is stepped but by whoever
-demonstrates, and no reward is inferred: it is the rival of ``pemirl``, with the same encoder and policy. One-shot imitation
+demonstrates, and no reward is inferred: it is the baseline of ``pemirl``, with the same encoder and policy. One-shot imitation
 (Duan 2017, arXiv:1703.07326) in the words of PEARL's posterior.
 """
 

@@ -1,4 +1,4 @@
-"""Strategies for linear contextual bandits: the rivals of meta-learning on recommendations, which know no other user.
+"""Strategies for linear contextual bandits: the baselines of meta-learning on recommendations, which know no other user.
 
 They keep, for each trial, the posterior of a linear regression of the rewards on the features of what was shown: the item's
 features, its satiation, and a constant. With the precision ``A = λ I + Σ x xᵀ`` and the mean ``θ = A⁻¹ Σ r x``, they show the

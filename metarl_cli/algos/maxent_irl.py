@@ -1,7 +1,7 @@
 """Maximum-entropy inverse RL from scratch: what the demonstrations of a task tell by themselves, without other tasks.
 
 Ziebart 2010 (causal entropy), with a network for the reward (Wulfmeier 2015, arXiv:1507.04888): fresh weights for each task,
-steps of Adam on the likelihood of its demonstrations. There is nothing to train. It is the rival of whatever learns across
+steps of Adam on the likelihood of its demonstrations. There is nothing to train. It is the baseline of whatever learns across
 tasks; its own optimiser is tuned: ``fit.steps`` and ``fit.lr``.
 """
 

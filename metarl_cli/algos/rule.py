@@ -1,7 +1,7 @@
-"""A family's rule by hand: what a few lines that know the physics make of the same support as the other algorithms.
+"""A family's hand-written rule: what a few lines that know the physics make of the same support as the other algorithms.
 
 Many families have a rule (``Family.rule``), which reads a task from random steps, by least squares or by a sign, and then acts
-by hand: CartPole, MountainCar, Acrobot and Pendulum, the points that look for a target, the arms, trading, queues,
+by a formula: CartPole, MountainCar, Acrobot and Pendulum, the points that look for a target, the arms, trading, queues,
 recommendation and car following. There is nothing to train. A learner that falls behind has not learned what can be known
 from its support.
 
@@ -85,7 +85,7 @@ class RulePolicy(Policy):
     def __init__(self, family: Family, support: Transitions):
         rule = family.rule(support)
         if rule is None:
-            raise ValueError("this family has no rule by hand (its method rule returns none)")
+            raise ValueError("this family has no hand-written rule (its method rule returns none)")
         self.rule, self.support = rule, support
 
     @override

@@ -1,4 +1,4 @@
-"""Rules: policies by hand, which a family makes from a support, and the least squares that they read tasks with."""
+"""Rules: hand-written policies, which a family makes from a support, and the least squares that they read tasks with."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_a_saved_rule_acts_as_before(env):
 
 @pytest.mark.parametrize("env", ["scrambled_cartpole", "key_to_door", "classic_mix"])
 def test_a_family_without_a_rule_is_named_in_one_line(env):
-    with pytest.raises(ConfigError, match=r"algo\.module=rule: this family has no rule by hand"):
+    with pytest.raises(ConfigError, match=r"algo\.module=rule: this family has no hand-written rule"):
         built(env)
 
 
