@@ -220,9 +220,8 @@ def compared_values(config: Mapping[str, Any], choices: Mapping[str, str]) -> tu
     notes = list[str]()
     try:
         values = result_values(read_config({**config, "seed": 0}, None, "it", choices))
-        values["demonstrator"] = (
-            demonstrator if isinstance(demonstrator := config.get("demonstrator"), str) else None
-        )  # the hash of its weights
+        demonstrator = config.get("demonstrator")  # the hash of its weights
+        values["demonstrator"] = demonstrator if isinstance(demonstrator, str) else None
     except UserError as error:  # a package that is missing here, or of another version
         values = {key: value for key, value in config.items() if key != "hardware"}
         notes.append(f"is compared by the values in its file, which cannot be checked here: {error.problems[0].text}")

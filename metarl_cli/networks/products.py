@@ -15,11 +15,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 from typing_extensions import override
 
-_ONEDNN = (
-    torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
+_ONEDNN = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
