@@ -48,7 +48,7 @@ SHARED = {
     "learners": set(),
     "evolution.genomes": {"genes"},
     "evolution.lifetimes": {"traits"},
-    "evolution.searches": {"population"},
+    "evolution.searches": {"fitness"},
 }
 
 

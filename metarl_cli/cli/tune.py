@@ -24,7 +24,7 @@ def run(config: TuneConfig, job: Job) -> float:
     """
     if (installed := _optuna()) < OLDEST:
         here = f"; here is {installed}" if installed else ""
-        raise UserError(f'metarl tune needs Optuna {OLDEST} or newer{here}: pip install "metarl-cli[tune]"')
+        raise UserError(f"metarl tune needs Optuna {OLDEST} or newer{here}: pip install 'optuna>={OLDEST}'")
     tune_process(config.hardware)
     with waiting("checking the ranges ..."):
         setting = setting_of(config, job)

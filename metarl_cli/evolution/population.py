@@ -22,7 +22,7 @@ from metarl_cli.config.footprint import BYTES, blank_network, blank_transitions,
 from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.evolution.interfaces import Cost, Life, Search, Traits
 from metarl_cli.evolution.lineage import markdown
-from metarl_cli.evolution.searches.population import shape_by_rank
+from metarl_cli.evolution.searches.fitness import shape_by_rank
 from metarl_cli.experience.finite import StepCheck
 from metarl_cli.experience.rollout import Moment, rollout
 from metarl_cli.interfaces import (

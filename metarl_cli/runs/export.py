@@ -212,7 +212,7 @@ def check_formats(names: Sequence[str]) -> dict[str, Format]:
         if missing := [package for package in kind.packages if find_spec(package) is None]:
             others = [other for other, each in FORMATS.items() if all(map(find_spec, each.packages))]
             problems.append(
-                f"format={name} needs {', '.join(missing)}: pip install 'metarl-cli[export]'; "
+                f"format={name} needs {', '.join(missing)}: pip install {' '.join(missing)}; "
                 f"without it there is format={','.join(others)}"
             )
     if problems:

@@ -51,7 +51,7 @@ def read_dataset(path: Path, most: int) -> list[Recorded]:
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f'{path}: datasets of Minari need h5py; pip install "metarl-cli[minari]"') from error
+        raise UserError(f"{path}: datasets of Minari need h5py: pip install h5py") from error
     try:
         with os.fdopen(open_regular(path), "rb") as stream:
             if os.fstat(stream.fileno()).st_size > LARGEST:

@@ -109,7 +109,7 @@ def test_without_optuna_it_says_how_to_install_it(found, said, monkeypatch):
     with pytest.raises(UserError) as caught:
         tune.run(None, None)
     assert said in str(caught.value)
-    assert 'pip install "metarl-cli[tune]"' in str(caught.value)
+    assert "pip install 'optuna>=5'" in str(caught.value)
 
 
 # -- the ranges that are shipped

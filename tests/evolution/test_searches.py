@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from metarl_cli.errors import UserError
 from metarl_cli.evolution.searches import genetic, openai_es, snes
-from metarl_cli.evolution.searches.population import metrics, shape_by_rank
+from metarl_cli.evolution.searches.fitness import metrics, shape_by_rank
 from metarl_cli.runs import checkpoint
 
 # Every option of conf/algo/search, and the choices within one that another code path takes.

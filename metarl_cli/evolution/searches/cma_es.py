@@ -22,7 +22,7 @@ from typing_extensions import override
 from metarl_cli.config.base import StrictModel
 from metarl_cli.errors import UserError
 from metarl_cli.evolution.interfaces import Search as Base
-from metarl_cli.evolution.searches.population import check, metrics, preserve_rng, sanitize
+from metarl_cli.evolution.searches.fitness import check, metrics, preserve_rng, sanitize
 from metarl_cli.interfaces import State
 
 
