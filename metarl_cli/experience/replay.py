@@ -1,4 +1,7 @@
-"""Experience replay (Lin 1992): a ring buffer of the latest transitions of each task, all tasks in one tensor."""
+"""Experience replay (Lin 1992): a ring buffer of the latest transitions of each task, all tasks in one tensor.
+
+A transition is a row of bytes, so that drawing it reads memory at one place instead of seven.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,37 @@ from metarl_cli.interfaces import State, Transitions
 from metarl_cli.progress import timed
 
 ALL = slice(None)
+
+
+class Rows:
+    """The places of a transition's fields in a row of bytes: those of the largest numbers come first, so that all are aligned.
+
+    Args:
+        content: transitions ``[M, size, ...]`` of these types and shapes.
+    """
+
+    def __init__(self, content: Transitions):
+        self.places = dict[str, tuple[torch.dtype, int, torch.Size]]()  # type, first number of that type, shape
+        used = 0
+        for name, x in sorted(zip(content._fields, content, strict=True), key=lambda field: -field[1].itemsize):
+            shape = x.shape[2:]
+            self.places[name] = x.dtype, used // x.itemsize, shape
+            used += shape.numel() * x.itemsize
+        largest = max(x.itemsize for x in content)
+        self.width = -(-used // largest) * largest
+
+    def fields(self, rows: Tensor) -> Transitions:
+        """Return the fields of ``rows [..., width]``, which share their memory."""
+        typed = {dtype: rows.view(dtype) for dtype in dict.fromkeys(dtype for dtype, *_ in self.places.values())}
+        fields = dict[str, Tensor]()
+        for name, (dtype, begin, shape) in self.places.items():
+            numbers = typed[dtype]
+            if shape:
+                x = numbers.narrow(-1, begin, shape.numel())
+                fields[name] = x if len(shape) == 1 else x.view(*rows.shape[:-1], *shape)
+            else:
+                fields[name] = numbers.select(-1, begin)
+        return Transitions(**fields)
 
 
 class Replay:
@@ -39,21 +73,23 @@ class Replay:
         if size > self.capacity:
             raise ValueError(f"a batch of {size} transitions does not fit a replay of {self.capacity}")
         if self.data is None:
-            self.data = self._allocate(flat)
-        places = (self.added + torch.arange(size, device=flat.reward.device)) % self.capacity
-        for stored, new in zip(self.data, flat, strict=True):
-            stored[:, places] = new
+            self._allocate(Transitions(*(x[:, :0] for x in flat)))
+        new = self.rows.new_empty(self.num_tasks, size, self.layout.width)
+        for stored, x in zip(self.layout.fields(new), flat, strict=True):
+            stored.copy_(x)
+        self.rows[:, (self.added + torch.arange(size, device=new.device)) % self.capacity] = new
         self.added += size
 
-    def _allocate(self, content: Transitions) -> Transitions:
-        """Return a buffer of the whole capacity that starts with ``content [M, size, ...]``.
+    def _allocate(self, content: Transitions) -> None:
+        """Start with ``content [M, size, ...]`` in a buffer of the whole capacity.
 
         The rest is not initialised: the system maps its memory at the first write.
         """
-        buffer = Transitions(*(x.new_empty(self.num_tasks, self.capacity, *x.shape[2:], device=self.device) for x in content))
-        for stored, old in zip(buffer, content, strict=True):
+        self.layout = Rows(content)
+        self.rows = torch.empty(self.num_tasks, self.capacity, self.layout.width, dtype=torch.uint8, device=self.device)
+        self.data = self.layout.fields(self.rows)
+        for stored, old in zip(self.data, content, strict=True):
             stored[:, : old.shape[1]] = old
-        return buffer
 
     @timed("sampling from replay")
     def sample(self, tasks: Tensor, size: int, rng: torch.Generator, own: slice = ALL) -> Transitions:
@@ -65,13 +101,12 @@ class Replay:
         index = torch.randint(len(self), (len(tasks), size), generator=rng, device=tasks.device)
         tasks, index = tasks[own], index[own]
         places = (index + tasks[:, None] * self.capacity).flatten()
-        shape = len(tasks), 1, size
-        return Transitions(*(x.flatten(0, 1).index_select(0, places).view(*shape, *x.shape[2:]) for x in self.data))
+        return self.layout.fields(self.rows.flatten(0, 1).index_select(0, places).view(len(tasks), 1, size, -1))
 
     def select_rows(self, tasks: Tensor) -> None:
         """Replace the content by copies of the rows ``tasks [M]``."""
         if self.data is not None:
-            self.data = self._allocate(Transitions(*(x[tasks] for x in self._filled(self.data))))
+            self._allocate(Transitions(*(x[tasks] for x in self._filled(self.data))))
 
     def clear(self) -> None:
         """Drop the content."""
@@ -82,10 +117,12 @@ class Replay:
         return Transitions(*(x[:, : len(self)] for x in data))
 
     def state_dict(self) -> State:
-        """Return the filled part of the buffer."""
-        data = self.data
-        if data is not None and len(self) < self.capacity:
-            data = Transitions(*(x.clone() for x in self._filled(data)))  # torch.save writes the whole storage of a view
+        """Return a copy of the filled part of the buffer."""
+        data = (
+            None
+            if self.data is None
+            else Transitions(*(x.clone(memory_format=torch.contiguous_format) for x in self._filled(self.data)))
+        )
         return {"data": None if data is None else data._asdict(), "added": self.added}
 
     def load_state_dict(self, state: State) -> None:
@@ -94,10 +131,12 @@ class Replay:
         Raises:
             ValueError: if the numbers of tasks or transitions differ.
         """
-        self.added = state["added"]
+        self.data, self.added = None, state["added"]
         if (state["data"] is None) != (self.added == 0):
             raise ValueError("the saved replay is not whole")
-        data = None if state["data"] is None else self._filled(Transitions(**state["data"]))
-        if data is not None and any(x.shape[:2] != (self.num_tasks, len(self)) for x in data):
+        if state["data"] is None:
+            return
+        data = self._filled(Transitions(**state["data"]))
+        if any(x.shape[:2] != (self.num_tasks, len(self)) for x in data):
             raise ValueError("the saved replay has another size")
-        self.data = None if data is None else self._allocate(data)
+        self._allocate(data)

@@ -27,6 +27,28 @@ def test_keeps_the_latest_of_each_task():
     assert torch.equal(sample.obs[..., 0], sample.reward)
 
 
+@pytest.mark.parametrize("obs", [((3, 5, 7), torch.uint8), ((5,), torch.float32), ((1,), torch.float64), ((2, 3), torch.bool)])
+@pytest.mark.parametrize("action", [((), torch.int64), ((3,), torch.float32), ((1,), torch.uint8)])
+def test_holds_fields_of_any_type_and_shape(obs, action):
+    """A transition is drawn whole: every field as it was added, from the same step."""
+
+    def numbers(shape, dtype):
+        count = torch.arange(2 * 6 * torch.Size(shape).numel()).view(2, 3, 2, *shape)
+        return count % 2 == 1 if dtype == torch.bool else (count % 251).to(dtype)
+
+    number = torch.arange(12.0).view(2, 3, 2)
+    added = Transitions(numbers(*obs), numbers(*action), number, numbers(*obs), number == 1, number == 2, torch.ones(2, 3, 2))
+    replay = Replay(num_tasks=2, capacity=8)
+    replay.add(added)
+    drawn = replay.sample(torch.tensor([1, 0]), 100, torch.Generator().manual_seed(0))
+    steps = drawn.reward.long()  # [2, 1, 100], which of the 12 it is
+    assert set(steps[0].flatten().tolist()) == set(range(6, 12))
+    assert set(steps[1].flatten().tolist()) == set(range(6))
+    for name, field in added._asdict().items():
+        assert getattr(drawn, name).dtype == field.dtype
+        assert torch.equal(getattr(drawn, name), field.flatten(0, 2)[steps]), name
+
+
 def test_refuses_a_batch_it_cannot_hold():
     with pytest.raises(ValueError, match="does not fit"):
         Replay(2, capacity=3).add(batch(0, steps=2))
