@@ -80,6 +80,7 @@ class OuterConfig(StepsConfig):
     rule: Literal["ppo", "trpo", "reptile"] = Field(
         description="ppo: steps of Adam on the clipped loss; trpo: one within a trust region; reptile: to the adapted weights"
     )
+    every_step: bool = Field(description="loss of the policies after every inner step in the place of the last only (MAML++)")
     credit: bool = Field(description="credit how a support was collected with the return after adaptation (E-MAML)")
     inner_kl: float = Field(ge=0, description="weight of the divergence of the policies that collected the supports (ProMP)")
 
@@ -101,6 +102,8 @@ class Config(StrictModel):
         if not self.inner.support.fresh:
             raise ValueError("each gradient step needs the experience of the policy it changes: inner.support.fresh=true")
         outer = self.outer
+        if outer.every_step and outer.rule != "ppo":
+            raise ValueError("outer.every_step=true needs outer.rule=ppo: the others move by the policies after the last step")
         if outer.rule == "reptile" and (self.inner.rates != "fixed" or outer.epochs > 1 or outer.inner_kl):
             raise ValueError(
                 "outer.rule=reptile moves to the adapted weights: it needs inner.rates=fixed, outer.epochs=1, outer.inner_kl=0"
@@ -233,10 +236,12 @@ class MAMLPG(OnPolicy):
     @override
     def loss(self, learned: Meta, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Return the mean loss of the adapted policies, differentiable in ``learned``, and how far they have moved."""
-        *before, params = self.path(learned, batches)
-        query = batches[-1]
-        loss, divergence = self.surrogate(params, query)
-        for policies, support in zip(before, batches, strict=False):
+        steps = list(zip(self.path(learned, batches), batches, strict=True))  # policies, and what they did
+        before, query = steps[:-1], batches[-1]
+        judged = steps[1:] if self.outer.every_step and before else steps[-1:]
+        losses, divergences = zip(*(self.surrogate(policies, did) for policies, did in judged), strict=True)
+        loss, divergence = torch.stack(losses).mean(), torch.stack(divergences).mean()
+        for policies, support in before:
             if self.outer.inner_kl:
                 loss = loss + self.outer.inner_kl * self.moved(policies, support)[1].mean()
             if self.outer.credit:

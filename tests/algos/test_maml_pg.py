@@ -55,6 +55,16 @@ def test_the_meta_gradient_by_differences(float64):
         assert (values[0] - values[1]) / 2e-6 == pytest.approx(float(gradients[name][place]), rel=1e-4, abs=1e-7)
 
 
+def test_the_loss_of_every_step_is_the_mean_of_those_of_one_step_two_and_three(float64):
+    """The support of a step is what the policy before it did, so that it is a query of that policy."""
+    three = algorithm("algo.inner.steps=3", "algo.outer.every_step=true")
+    batches, _ = three.collect()
+    learned = algorithm("algo.inner.steps=3", "seed=1").learned  # other policies than those that acted: the loss is not 0
+    losses = [algorithm(f"algo.inner.steps={k}").loss(learned, batches[: k + 1])[0] for k in (1, 2, 3)]
+    assert torch.allclose(three.loss(learned, batches)[0], sum(losses) / 3, atol=1e-12)
+    assert not torch.allclose(losses[0], losses[2], atol=1e-3)
+
+
 def test_second_order_differs_from_first(float64):
     second, first = algorithm(), algorithm(algo="fomaml_pg")
     batches, _ = second.collect()
@@ -267,6 +277,7 @@ def test_the_credit_is_of_the_return_of_an_episode_and_finite_without_rewards():
         (["algo.inner.support.epsilon=0.5"], "a policy gradient learns from its own actions"),
         (["algo.inner.support.fresh=false"], "inner.support.fresh=true"),
         (["algo.outer.rule=reptile"], "outer.rule=reptile moves to the adapted weights"),
+        (["algo.outer.every_step=true", "algo.outer.rule=trpo"], "outer.every_step=true needs outer.rule=ppo"),
         (["algo.outer.credit=true"], "needs tasks above 1, and outer.rule=trpo or outer.epochs=1"),
         (["algo.outer.credit=true", "algo.outer.rule=trpo", "algo.tasks=1"], "needs tasks above 1"),
         (
