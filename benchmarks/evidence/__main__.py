@@ -66,7 +66,7 @@ def main() -> None:
         code = train(job, args.outputs, args.extra)
         with lock:
             if code == 0:
-                write(job, load(job.folder(args.outputs)))
+                write(job, load(job.folder(args.outputs), job.family))
             print(f"{'done' if code == 0 else f'exit code {code}'}: {job.folder(args.outputs)}", flush=True)
         return code == 0
 

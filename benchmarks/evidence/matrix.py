@@ -99,21 +99,35 @@ def train(job: Job, outputs: Path, extra: list[str]) -> int:
         return subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
 
 
-def load(folder: Path) -> Saved:
-    """Return what the tables need of a finished run, in five digits: adaptations up to where all methods have seen as much."""
+def load(folder: Path, family: str) -> Saved:
+    """Return what the tables need of a finished run, in five digits.
+
+    Adaptations end where all methods have seen as much, but for a family whose table has a column for each step.
+    """
     run = saved.load(folder, "test")
-    results = {split: shortened(tested) for split, tested in run.results.items()}
-    return run._replace(results=results, tested=results["test"], learning={})
+    results = {split: rounded(tested) for split, tested in run.results.items()}
+    run = run._replace(results=results, tested=results["test"], learning={})
+    return run if FAMILIES[family].get("by_step") else shortened(run)
 
 
-def shortened(tested: Tested) -> Tested:
-    """Return a result whose adaptation ends after the first support; a trial, at its end."""
-    curve = tested.adapted if tested.trial else tested.adapted.until_point(first_support(tested.adapted.env_steps))
-    curve = curve._replace(scores=rounded(curve.scores))
-    return tested._replace(adapted=curve, references={role: rounded(each) for role, each in tested.references.items()})
+def shortened(run: Saved) -> Saved:
+    """Return a run whose adaptations end after the first support; trials, at their end."""
+
+    def short(tested: Tested) -> Tested:
+        curve = tested.adapted
+        return tested if tested.trial else tested._replace(adapted=curve.until_point(first_support(curve.env_steps)))
+
+    results = {split: short(tested) for split, tested in run.results.items()}
+    return run._replace(results=results, tested=short(run.tested) if run.tested else None)
 
 
-def rounded(scores: Scores) -> Scores:
+def rounded(tested: Tested) -> Tested:
+    """Return a result in numbers of five digits."""
+    curve = tested.adapted._replace(scores=in_digits(tested.adapted.scores))
+    return tested._replace(adapted=curve, references={role: in_digits(each) for role, each in tested.references.items()})
+
+
+def in_digits(scores: Scores) -> Scores:
     """Return numbers of five digits."""
     return np.array([float(f"{value:.5g}") for value in scores.flat]).reshape(scores.shape)
 

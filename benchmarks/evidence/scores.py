@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from matrix import FAMILIES, Kept, read
+from matrix import FAMILIES, Kept, read, shortened
 
 from metarl_cli.comparison.figures import encode, scores
 from metarl_cli.comparison.groups import Comparison, Group
@@ -29,7 +29,7 @@ ENDS = (*ROBUSTS, *ORACLES, UPPER)
 
 
 def with_upper(family: str, split: str) -> Kept:
-    """Return what is kept of a family's runs that were tested on a split.
+    """Return what is kept of a family's runs that were tested on a split, up to where all methods have seen as much.
 
     Where no run on the family itself is its upper line, the oracle of the family that the matrix names stands beside its own.
     """
@@ -39,7 +39,7 @@ def with_upper(family: str, split: str) -> Kept:
         others = read(entry["upper"], split)
         upper = [others[oracle] for oracle in ORACLES if oracle in others]
         runs = first | dict(zip([UPPER], upper, strict=False)) | runs
-    return {method: found for method, each in runs.items() if (found := [run for run in each if run.tested])}
+    return {method: found for method, each in runs.items() if (found := [shortened(run) for run in each if run.tested])}
 
 
 def comparisons(family: str, split: str = "test") -> list[Comparison]:
@@ -103,6 +103,30 @@ def rows(comparison: Comparison, beyond: Comparison | None) -> str:
     return markdown_rows(Table(comparison.title, columns, lines, []))
 
 
+def steps(family: str) -> str:
+    """Return the returns and normalised scores of a family's methods after each step of adaptation."""
+    runs = read(family)
+    if not runs:
+        return "Not measured yet."
+    last = {method: len(tested(each[0]).adapted.steps) - 1 for method, each in runs.items()}
+    points = range(1, max(last.values()) + 1)
+    columns = ["algorithm", "runs", "before", *(f"after {k}" for k in points), *(f"score {k}" for k in points)]
+    found = dict[str, dict[str, Cell]]()
+    for k in points:
+        groups = [Group(method, [until(run, k) for run in each]) for method, each in runs.items()]
+        for method, row in cells(Comparison("", "", "test", groups, [])).items():
+            named = found.setdefault(method, {name: row[name] for name in ("algorithm", "runs", "before")})
+            if k <= last[method]:
+                named |= {f"after {k}": row["after"], f"score {k}": row["normalised score"]}
+    return markdown_rows(Table("", columns, [[row.get(column) for column in columns] for row in found.values()], []))
+
+
+def until(run: Saved, point: int) -> Saved:
+    """Return a run whose adaptation ends at a point, or at its own end."""
+    found = tested(run)
+    return run._replace(tested=found._replace(adapted=found.adapted.until_point(min(point, len(found.adapted.steps) - 1))))
+
+
 def reference(comparison: Comparison, role: str) -> float | None:
     """Return the mean return of a policy that the results of runs name; None where none does."""
     runs = [tested(run).references for group in comparison.groups if group.name != UPPER for run in group.runs]
@@ -129,9 +153,13 @@ def overview(families: list[str]) -> str:
 
 def fill(page: str) -> str:
     """Return a page with the tables that its markers name."""
-    return MARKER.sub(
-        lambda match: match[1] + (overview(OVERVIEWS[match[2]]) if match[2] in OVERVIEWS else tables(match[2])) + match[3], page
-    )
+
+    def named(name: str) -> str:
+        if name in OVERVIEWS:
+            return overview(OVERVIEWS[name])
+        return steps(name.removesuffix("_steps")) if name.endswith("_steps") else tables(name)
+
+    return MARKER.sub(lambda match: match[1] + named(match[2]) + match[3], page)
 
 
 def draw(path: Path) -> None:
