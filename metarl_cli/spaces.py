@@ -252,10 +252,11 @@ class Spec(NamedTuple):
 
     @property
     def bytes_per_transition(self) -> int:
-        """The bytes of a transition: two observations, an action, the reward, two ends and the weight."""
+        """The bytes of a transition: two observations, an action, the reward, two ends, the weight, and padding."""
         number = torch.get_default_dtype().itemsize
-        action = number * self.actions.size if isinstance(self.actions, Continuous) else 8
-        return 2 * self.bytes_per_obs + action + 2 * number + 2
+        action, widest = (number * self.actions.size, number) if isinstance(self.actions, Continuous) else (8, 8)
+        used = 2 * self.bytes_per_obs + action + 2 * number + 2
+        return -(-used // widest) * widest
 
     def observation(self, array: np.ndarray, device: torch.device) -> Tensor:
         """Return observations as a tensor: images in bytes, booleans as they are, numbers in the default type."""

@@ -26,7 +26,7 @@ from threading import Lock
 
 import supports
 from matrix import FAMILIES, Job, jobs, load, read, train, write
-from scores import draw, fill, tables
+from scores import draw, fill, steps, tables
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "evidence.md", ROOT / "README.md"]
@@ -75,6 +75,8 @@ def main() -> None:
     print(f"{done} of {len(todo)} runs finished")
     for family in dict.fromkeys(job.family for job in todo):
         print(f"\n{family}\n\n{tables(family)}")
+        if FAMILIES[family].get("by_step"):
+            print(f"\n{steps(family)}")
 
 
 if __name__ == "__main__":

@@ -102,10 +102,10 @@ def train(job: Job, outputs: Path, extra: list[str]) -> int:
 def load(folder: Path, family: str) -> Saved:
     """Return what the tables need of a finished run, in five digits.
 
-    Adaptations end where all methods have seen as much, but for a family whose table has a column for each step.
+    Adaptations end where all methods have had as much experience, but for a family whose table has a column for each step.
     """
     run = saved.load(folder, "test")
-    results = {split: rounded(tested) for split, tested in run.results.items()}
+    results = {split: rounded_result(tested) for split, tested in run.results.items()}
     run = run._replace(results=results, tested=results["test"], learning={})
     return run if FAMILIES[family].get("by_step") else shortened(run)
 
@@ -121,13 +121,13 @@ def shortened(run: Saved) -> Saved:
     return run._replace(results=results, tested=short(run.tested) if run.tested else None)
 
 
-def rounded(tested: Tested) -> Tested:
+def rounded_result(tested: Tested) -> Tested:
     """Return a result in numbers of five digits."""
-    curve = tested.adapted._replace(scores=in_digits(tested.adapted.scores))
-    return tested._replace(adapted=curve, references={role: in_digits(each) for role, each in tested.references.items()})
+    curve = tested.adapted._replace(scores=rounded(tested.adapted.scores))
+    return tested._replace(adapted=curve, references={role: rounded(each) for role, each in tested.references.items()})
 
 
-def in_digits(scores: Scores) -> Scores:
+def rounded(scores: Scores) -> Scores:
     """Return numbers of five digits."""
     return np.array([float(f"{value:.5g}") for value in scores.flat]).reshape(scores.shape)
 

@@ -20,7 +20,7 @@ BEYOND = {"after": "out of distribution", "normalised score": "its score"}  # of
 COSTS = ["gradient steps", "support", "env steps", "minutes"]
 MAIN = ["cartpole_family", "navigation_2d", "two_link_arm", "navigation_2d_sparse", "key_to_door"]  # overview, figure
 MORE = ["mountain_car_family", "acrobot_family", "pendulum_family", "classic_mix", "gridworld", "scrambled_cartpole"]
-ROBOTS = ["half_cheetah_dir", "half_cheetah_vel_maml", "navigation_2d_continuous", "reacher_goal", "walker_params", "ant_dir"]
+ROBOTS = ["navigation_2d_continuous", "half_cheetah_vel_maml", "half_cheetah_dir"]
 APPLICATIONS = ["trading", "queues", "recommendation", "following", "arm"]
 OVERVIEWS = {"overview": MAIN, "overview_applications": APPLICATIONS, "overview_more": MORE, "overview_robots": ROBOTS}
 ROBUSTS, ORACLES = ("robust_dqn", "robust_pg"), ("oracle_dqn", "oracle_pg")  # a family has one of each
@@ -29,7 +29,7 @@ ENDS = (*ROBUSTS, *ORACLES, UPPER)
 
 
 def with_upper(family: str, split: str) -> Kept:
-    """Return what is kept of a family's runs that were tested on a split, up to where all methods have seen as much.
+    """Return what is kept of a family's runs that were tested on a split, up to where all methods have had as much experience.
 
     Where no run on the family itself is its upper line, the oracle of the family that the matrix names stands beside its own.
     """
@@ -108,15 +108,15 @@ def steps(family: str) -> str:
     runs = read(family)
     if not runs:
         return "Not measured yet."
-    last = {method: len(tested(each[0]).adapted.steps) - 1 for method, each in runs.items()}
-    points = range(1, max(last.values()) + 1)
-    columns = ["algorithm", "runs", "before", *(f"after {k}" for k in points), *(f"score {k}" for k in points)]
+    last = {method: min(len(tested(run).adapted.steps) for run in each) - 1 for method, each in runs.items()}
+    points = range(max(last.values()) + 1)
+    columns = ["algorithm", "runs", "before", *(f"after {k}" for k in points[1:]), *(f"score {k}" for k in points[1:])]
     found = dict[str, dict[str, Cell]]()
     for k in points:
         groups = [Group(method, [until(run, k) for run in each]) for method, each in runs.items()]
         for method, row in cells(Comparison("", "", "test", groups, [])).items():
             named = found.setdefault(method, {name: row[name] for name in ("algorithm", "runs", "before")})
-            if k <= last[method]:
+            if 0 < k <= last[method]:
                 named |= {f"after {k}": row["after"], f"score {k}": row["normalised score"]}
     return markdown_rows(Table("", columns, [[row.get(column) for column in columns] for row in found.values()], []))
 

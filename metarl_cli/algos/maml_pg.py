@@ -12,6 +12,7 @@ Variants are values of the configuration, not code:
 
 | variant | value | paper |
 |---|---|---|
+| losses of MAML++ | outer.every_step=true, here with equal weights | Antoniou 2019, arXiv:1810.09502 |
 | ProMP | outer.inner_kl=0.0005, inner.rates=fixed | Rothfuss 2019, arXiv:1810.06784 |
 | E-MAML, with learner.estimator=log | outer.credit=true, inner.rates=fixed | Stadie 2018, arXiv:1803.01118 |
 | MAML with TRPO | outer.rule=trpo, inner.rates=fixed | Finn 2017 |
@@ -80,7 +81,7 @@ class OuterConfig(StepsConfig):
     rule: Literal["ppo", "trpo", "reptile"] = Field(
         description="ppo: steps of Adam on the clipped loss; trpo: one within a trust region; reptile: to the adapted weights"
     )
-    every_step: bool = Field(description="loss of the policies after every inner step in the place of the last only (MAML++)")
+    every_step: bool = Field(description="loss after every inner step instead of the last only (MAML++)")
     credit: bool = Field(description="credit how a support was collected with the return after adaptation (E-MAML)")
     inner_kl: float = Field(ge=0, description="weight of the divergence of the policies that collected the supports (ProMP)")
 
@@ -102,8 +103,10 @@ class Config(StrictModel):
         if not self.inner.support.fresh:
             raise ValueError("each gradient step needs the experience of the policy it changes: inner.support.fresh=true")
         outer = self.outer
-        if outer.every_step and outer.rule != "ppo":
-            raise ValueError("outer.every_step=true needs outer.rule=ppo: the others move by the policies after the last step")
+        if outer.every_step and (outer.rule != "ppo" or outer.credit):
+            raise ValueError(
+                "outer.every_step=true needs outer.rule=ppo and outer.credit=false, which are not of the last inner step alone"
+            )
         if outer.rule == "reptile" and (self.inner.rates != "fixed" or outer.epochs > 1 or outer.inner_kl):
             raise ValueError(
                 "outer.rule=reptile moves to the adapted weights: it needs inner.rates=fixed, outer.epochs=1, outer.inner_kl=0"
@@ -236,10 +239,10 @@ class MAMLPG(OnPolicy):
     @override
     def loss(self, learned: Meta, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Return the mean loss of the adapted policies, differentiable in ``learned``, and how far they have moved."""
-        steps = list(zip(self.path(learned, batches), batches, strict=True))  # policies, and what they did
-        before, query = steps[:-1], batches[-1]
-        judged = steps[1:] if self.outer.every_step and before else steps[-1:]
-        losses, divergences = zip(*(self.surrogate(policies, did) for policies, did in judged), strict=True)
+        path = list(zip(self.path(learned, batches), batches, strict=True))  # policies, and the experience of each
+        before, query = path[:-1], batches[-1]
+        scored = path[1:] if self.outer.every_step and before else path[-1:]
+        losses, divergences = zip(*(self.surrogate(policies, experience) for policies, experience in scored), strict=True)
         loss, divergence = torch.stack(losses).mean(), torch.stack(divergences).mean()
         for policies, support in before:
             if self.outer.inner_kl:

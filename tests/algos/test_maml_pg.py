@@ -278,6 +278,10 @@ def test_the_credit_is_of_the_return_of_an_episode_and_finite_without_rewards():
         (["algo.inner.support.fresh=false"], "inner.support.fresh=true"),
         (["algo.outer.rule=reptile"], "outer.rule=reptile moves to the adapted weights"),
         (["algo.outer.every_step=true", "algo.outer.rule=trpo"], "outer.every_step=true needs outer.rule=ppo"),
+        (
+            ["algo.outer.every_step=true", "algo.outer.credit=true", "algo.outer.epochs=1", "learner.estimator=log"],
+            "outer.every_step=true needs .* outer.credit=false",
+        ),
         (["algo.outer.credit=true"], "needs tasks above 1, and outer.rule=trpo or outer.epochs=1"),
         (["algo.outer.credit=true", "algo.outer.rule=trpo", "algo.tasks=1"], "needs tasks above 1"),
         (

@@ -1,10 +1,15 @@
 """Replay keeps the latest transitions of each task and mixes no tasks."""
 
+import weakref
+
 import pytest
 import torch
+from conftest import compose_train
 
-from metarl_cli.experience.replay import Replay
+from metarl_cli.config.footprint import blank_transitions
+from metarl_cli.experience.replay import Replay, RowLayout
 from metarl_cli.interfaces import Transitions
+from metarl_cli.runs.build import build
 
 
 def batch(first: int, steps: int, tasks: int = 2, envs: int = 2) -> Transitions:
@@ -84,11 +89,39 @@ def test_saved_and_loaded_on_the_way_nothing_is_lost():
 def test_another_task_takes_the_place_of_one():
     replay = Replay(2, 6)
     replay.add(batch(0, steps=2))
-    replay.select_rows(torch.tensor([1, 1]))
+    replay.select_tasks(torch.tensor([1, 1]))
     replay.add(batch(4, steps=1))
     found = replay.sample(torch.arange(2), 500, torch.Generator().manual_seed(0)).reward
     assert sorted(set(found[0].flatten().tolist())) == [4, 5, 1000, 1001, 1002, 1003]
     assert sorted(set(found[1].flatten().tolist())) == [1000, 1001, 1002, 1003, 1004, 1005]
+
+
+def test_gives_its_memory_back():
+    replay = Replay(2, 6)
+    replay.add(batch(0, steps=2))
+    memory = weakref.ref(replay.rows.untyped_storage())
+    replay.clear()
+    assert memory() is None
+    assert len(replay) == 0
+
+
+@pytest.mark.parametrize("field", ["obs", "reward"])
+def test_refuses_transitions_of_another_type_or_shape(field):
+    """A number that is converted to another type may be another number."""
+    replay = Replay(2, 6)
+    replay.add(batch(0, steps=1))
+    other = batch(2, steps=1)
+    value = getattr(other, field)
+    other = other._replace(**{field: value.double() if field == "reward" else torch.cat([value, value], -1)})
+    with pytest.raises(ValueError, match="other types or shapes"):
+        replay.add(other)
+
+
+@pytest.mark.parametrize("env", ["cartpole_family", "navigation_2d_continuous", "sprite_grid"])
+def test_takes_the_memory_that_a_transition_is_said_to_take(env):
+    spec = build(compose_train(f"env={env}")).family.spec
+    layout = RowLayout(blank_transitions(spec, 1, 1, 1))
+    assert layout.width * layout.unit.itemsize == spec.bytes_per_transition
 
 
 @pytest.mark.parametrize("tasks", [3, 2])

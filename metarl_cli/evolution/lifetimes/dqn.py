@@ -152,7 +152,7 @@ class Life:
         self.params, self.target = select_rows(self.params, parents), select_rows(self.target, parents)
         self.optimizer.select_rows(parents)
         if not self.lifetime.config.shared:
-            self.replay.select_rows(parents)
+            self.replay.select_tasks(parents)
         self.traits = traits
         if isinstance(self.optimizer, Learned):
             self.optimizer.weights = traits["optimizer"]
