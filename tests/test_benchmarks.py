@@ -351,7 +351,8 @@ def test_all_methods_are_compared_after_one_support(spent, point):
 def test_what_is_kept_of_a_run_ends_after_one_support_and_has_five_digits():
     folder = Path(shipped.FOLDER, "osi_dqn-two_link_arm")
     whole, kept = saved.load(folder, "test"), matrix.load(folder, "two_link_arm")
-    assert matrix.load(folder, "navigation_2d_continuous").tested.adapted.env_steps == [0, 160, 320, 480], "its table has every step"
+    steps = matrix.load(folder, "navigation_2d_continuous").tested.adapted.env_steps  # its table has every step
+    assert steps == [0, 160, 320, 480]
     assert (whole.tested.adapted.env_steps, kept.tested.adapted.env_steps) == ([0, 160, 320, 480], [0, 160])
     np.testing.assert_allclose(kept.tested.adapted.scores, whole.tested.adapted.scores[:2], rtol=6e-5)
     assert max(len(repr(value)) for value in kept.results["ood"].adapted.scores.ravel().tolist() if abs(value) > 1) <= 8
