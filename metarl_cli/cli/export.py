@@ -27,7 +27,7 @@ task before any adaptation.
   adaptation=true   of a run: adaptation.* beside policy.*, with which a device adapts alone, and weights.npz to begin with;
                     of algorithms that adapt by gradient steps, or infer the task
 
-It writes policy.onnx (extra export: pip install -e '.[export]'), policy.pt2 (of torch.export) and contract.json: names,
+It writes policy.onnx (needs pip install onnx onnxscript onnxruntime), policy.pt2 (of torch.export) and contract.json: names,
 shapes and types of what goes in and comes out, the bounds of actions, what a memory starts from and what is fed back. Every
 file is run beside the policy on 1,000 observations first; one that acts differently is not written.
 

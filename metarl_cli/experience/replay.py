@@ -1,6 +1,6 @@
 """Experience replay (Lin 1992): a ring buffer of the latest transitions of each task, all tasks in one tensor.
 
-A transition lies in one row of memory, so that drawing it reads one place in the place of seven.
+A transition is stored in one row, so that sampling it reads one place in memory instead of seven.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from metarl_cli.interfaces import State, Transitions
 from metarl_cli.progress import timed
 
 ALL = slice(None)
-
-
 UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by their bytes
 
 
@@ -33,10 +31,11 @@ class RowLayout:
             used += shape.numel() * x.itemsize
         widest = max(x.itemsize for x in content)
         self.unit, self.width = UNITS[widest], -(-used // widest)
+        self.types = {dtype for dtype, *_ in self.places.values()}
 
     def fields(self, rows: Tensor) -> Transitions:
         """Return the fields ``[..., *shape]`` of ``rows [..., width]``, which share their memory."""
-        typed = {dtype: rows.view(dtype) for dtype in dict.fromkeys(dtype for dtype, *_ in self.places.values())}
+        typed = {dtype: rows.view(dtype) for dtype in self.types}
         fields = dict[str, Tensor]()
         for name, (dtype, offset, shape) in self.places.items():
             items = typed[dtype]

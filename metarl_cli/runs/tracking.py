@@ -135,7 +135,7 @@ class Tracker:
             for group, charts in LAYOUT.items()
         }
         filled = {group: charts for group, charts in layout.items() if charts}
-        self.events.add_summary(custom_scalars(filled), step)  # type: ignore[no-untyped-call]  # it has no types
+        self.events.add_summary(custom_scalars(filled), step)  # type: ignore[no-untyped-call]  # TensorBoard gives custom_scalars no types
 
     def diagnostics(self, diagnostics: Diagnostics, step: int) -> None:
         """Show an algorithm's diagnostics in the Histograms, Text and Images tabs."""

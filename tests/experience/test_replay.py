@@ -100,6 +100,7 @@ def test_gives_its_memory_back():
     replay = Replay(2, 6)
     replay.add(batch(0, steps=2))
     memory = weakref.ref(replay.rows.untyped_storage())
+    assert memory() is not None
     replay.clear()
     assert memory() is None
     assert len(replay) == 0
