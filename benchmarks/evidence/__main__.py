@@ -26,10 +26,7 @@ from threading import Lock
 
 import supports
 from matrix import FAMILIES, Job, jobs, load, read, train, write
-from scores import draw, fill, steps, tables
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "evidence.md", ROOT / "README.md"]
+from scores import PAGES, ROOT, draw, fill, steps, tables
 
 
 def documents() -> None:

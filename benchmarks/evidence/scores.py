@@ -14,6 +14,8 @@ from metarl_cli.comparison.saved import Saved
 from metarl_cli.comparison.tables import Cell, Table, markdown_rows, table, tested
 from metarl_cli.evaluation.statistics import mean
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = [*sorted((ROOT / "docs" / "results").glob("*.md")), ROOT / "docs" / "evidence.md", ROOT / "README.md"]
 MARKER = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 COLUMNS = ["runs", "before", "after", "normalised score", "IQM", "worst tenth", "solved"]  # of the held-out tasks
 BEYOND = {"after": "out of distribution", "normalised score": "its score"}  # of tasks beyond the ranges of training
