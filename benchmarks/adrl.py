@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from adaptation import done, train
+from run_folders import done, train
 
 from metarl_cli.evaluation.statistics import iqm, over_seeds
 

@@ -14,33 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from run_folders import done, train
 
 from metarl_cli.evaluation.statistics import over_seeds
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 EXPERIMENTS = sorted(path.stem.removeprefix("rl2_") for path in CONF.glob("rl2_*.yaml"))
-
-
-def train(command: list[str]) -> int:
-    """One run; finished ones are skipped by metarl itself."""
-    log = Path(next(w for w in command if w.startswith("run=")).removeprefix("run=") + ".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-
-
-def done(folder: Path) -> bool:
-    """Whether the run is finished."""
-    return bool(json.loads((folder / "run.json").read_text())["status"] == "finished")
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:

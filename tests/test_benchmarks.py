@@ -1,12 +1,17 @@
 """Speed beside peers: the protocol of contenders, medians and paired ratios, the documentation's tables. No peer is needed."""
 
+import ast
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 import harness
 import pytest
@@ -23,6 +28,8 @@ from metarl_cli.runs.build import build
 ROOT = CONF.parent
 SPEED, RESULTS = ROOT / "benchmarks" / "speed", ROOT / "benchmarks" / "results"
 PAGE = (ROOT / "docs" / "speed.md").read_text()
+OTHERS = {"contenders", "peers"}  # they run in environments of their own
+SCRIPTS = [path for path in sorted((ROOT / "benchmarks").rglob("*.py")) if path.parent.name not in OTHERS]
 
 
 def contender(name, walls, work=10.0, **more):
@@ -218,6 +225,27 @@ def test_contenders_have_their_scripts_and_environments():
     for entry in ENTRIES:
         assert (SPEED / "contenders" / f"{entry.script}.py").exists()
         assert entry.environment == "metarl" or (ROOT / "benchmarks" / "peers" / f"{entry.environment}.txt").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT / "benchmarks")))
+def test_every_import_of_a_benchmark_is_there(script):
+    """The script is read and not run: else only who starts it would notice that a module it shares with another is gone."""
+    inside = (ROOT / "tests", ROOT / "benchmarks")
+    outside = [folder for folder in sys.path if not any(Path(folder).is_relative_to(each) for each in inside)]
+    for node in ast.walk(ast.parse(script.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in {name.partition(".")[0] for name in names} - {*sys.builtin_module_names}:
+            assert PathFinder.find_spec(name, [str(script.parent), *outside]), name
+        if isinstance(node, ast.ImportFrom) and script.with_name(f"{node.module}.py").exists():
+            sibling = importlib.import_module(node.module)
+            assert not [alias.name for alias in node.names if not hasattr(sibling, alias.name)]
+
+
+def test_every_command_of_the_list_of_benchmarks_is_there():
+    listed = re.findall(r"python (benchmarks/[\w./]+)", (ROOT / "benchmarks" / "README.md").read_text())
+    assert listed
+    assert not [name for name in listed if not (ROOT / name).exists()]
 
 
 def test_every_table_has_its_place_in_the_documentation():

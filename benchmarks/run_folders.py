@@ -1,0 +1,22 @@
+"""What the tables share that train their runs: start a command, and ask whether its run is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+
+def train(command: list[str]) -> int:
+    """Run a command on one core, with its output in a log beside its ``run=`` folder; metarl itself skips a finished run."""
+    log = Path(next(word for word in command if word.startswith("run=")).removeprefix("run=") + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def done(folder: Path) -> bool:
+    """Whether the run in a folder is finished."""
+    return bool(json.loads((folder / "run.json").read_text())["status"] == "finished")
