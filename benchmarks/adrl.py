@@ -22,7 +22,7 @@ from run_folders import done, train
 
 from metarl_cli.evaluation.statistics import iqm, over_seeds
 
-SEEDS = {  # of each family, the most that docs/results has
+SEEDS = {  # of each family, the most that docs/results/evolution.md has
     "cartpole": 10,
     "mountain_car": 10,
     "acrobot": 5,
@@ -65,7 +65,7 @@ def lines(family: str, kind: str, folders: list[Path]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, help="of every family; without it the most that docs/results has")
+    parser.add_argument("--seeds", type=int, help="of every family; without it the most that docs/results/evolution.md has")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/adrl"))
     parser.add_argument("--no-train", action="store_true", help="print the table of what is finished")

@@ -1,4 +1,4 @@
-"""The tables of docs/results: every experiment of RL², several seeds, the same held-out tasks; slow.
+"""The tables of docs/results/rl2.md: every experiment of RL², several seeds, the same held-out tasks; slow.
 
     python benchmarks/rl2_tables.py --seeds 3 --jobs 2                  train what is not finished yet, then print the table
     python benchmarks/rl2_tables.py --only bandit_n10_k5 mdp_n10
