@@ -4,7 +4,8 @@
     ppo        at most ``epochs`` steps of Adam, until the policies have moved by ``stop_kl``
     trpo       one step within the trust region
 
-PPO: Schulman 2017, arXiv:1707.06347, here with a bound on the divergence in the place of a fixed number of steps. TRPO:
+PPO: Schulman 2017, arXiv:1707.06347, here with a bound on the divergence in the place of a fixed number of steps, and a rate
+that falls where a step goes far beyond it (as in Rudin 2021, arXiv:2109.11978, where it may also rise above its start). TRPO:
 Schulman 2015, arXiv:1502.05477. Its products are those of the divergence over all actions; how far a step has moved the
 policies is then estimated from the actions they took.
 Training tasks are drawn for every iteration anew, so that no environment lasts from one to the next.
@@ -12,6 +13,7 @@ Training tasks are drawn for every iteration anew, so that no environment lasts 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -32,6 +34,8 @@ from metarl_cli.networks.stacked import detached
 from metarl_cli.networks.trust_region import TrustConfig, flat, trust_region_step
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
+
+PACE = 1.5  # by which the learning rate falls or rises
 
 
 class StepsConfig(StrictModel):
@@ -72,6 +76,7 @@ class OnPolicy(Algorithm):
     """
 
     saved: ClassVar[tuple[str, ...]] = ("optimizer", "rng")
+    counters = ("iteration", "env_steps", "slower")
     learned: Any  # dicts of what :meth:`loss` is differentiable in
 
     def __init__(self, tasks: int, outer: StepsConfig, trust: bool, context: Context):
@@ -82,6 +87,7 @@ class OnPolicy(Algorithm):
         self.rng = Streams(context.seed, "init", "support", "query", device=context.device)
         self.processes, self.shares = context.processes, tasks
         self.iteration = self.env_steps = 0
+        self.slower = 0  # times that the learning rate has fallen more often than it rose
         self.task = self.draw()
 
     def ready(self, tensors: Sequence[Tensor], what: str) -> None:
@@ -122,24 +128,35 @@ class OnPolicy(Algorithm):
         return metrics
 
     def ppo(self, batches: list[Batch]) -> dict[str, float]:
-        """Take steps of Adam until the policies have moved; returns the metrics of the last."""
-        outer, epochs, divergence = self.outer, 0, 0.0
-        lr = self.optimizer.param_groups[0]["lr"] = outer.lr * cosine(outer.final_lr, self.iteration / self.context.iterations)
-        while epochs < outer.epochs and divergence <= outer.stop_kl:
-            loss, divergence, norm = self.update(batches)
+        """Take steps of Adam until the policies have moved by ``stop_kl``; returns metrics.
+
+        Steps that have moved them further are shortened together, as the divergence grows with the square of their length.
+        Where they went twice as far, the rate falls for the next iterations; it rises again where all steps stay near.
+        """
+        outer, start, epochs = self.outer, [weight.detach().clone() for weight in self.tensors], 0
+        lr = outer.lr * cosine(outer.final_lr, self.iteration / self.context.iterations) / PACE**self.slower
+        self.optimizer.param_groups[0]["lr"] = lr
+        for _ in range(outer.epochs):
+            loss, divergence, norm = self.evaluate(batches)
+            if divergence > outer.stop_kl:
+                shorten(self.tensors, start, math.sqrt(outer.stop_kl / divergence))
+                break
+            self.optimizer.step()
             epochs += 1
+        if divergence > 2 * outer.stop_kl:
+            self.slower += 1
+        elif divergence < outer.stop_kl / 2:
+            self.slower = max(0, self.slower - 1)
         metrics = {"loss/query": loss, "train/kl": divergence, "grad/norm": norm}
         return metrics | {"train/epochs": float(epochs), "train/lr": lr}
 
     @timed("outer update")
-    def update(self, batches: list[Batch]) -> tuple[float, float, float]:
-        """Take one step of Adam; returns the loss, the divergence and the norm of the gradient."""
+    def evaluate(self, batches: list[Batch]) -> tuple[float, float, float]:
+        """Give the weights their gradient, clipped; returns the loss, the divergence and the norm of the gradient."""
         loss, divergence, gradients = self._gradients(batches)
         for weight, gradient in zip(self.tensors, gradients, strict=True):
             weight.grad = gradient
-        norm = torch.nn.utils.clip_grad_norm_(self.tensors, self.outer.clip)
-        self.optimizer.step()
-        return loss, divergence, float(norm)
+        return loss, divergence, float(torch.nn.utils.clip_grad_norm_(self.tensors, self.outer.clip))
 
     @timed("outer update")
     def trpo(self, batches: list[Batch]) -> dict[str, float]:
@@ -228,6 +245,13 @@ def mean_return(batch: Batch) -> float:
     """Return the mean return of the episodes of a batch, as far as they were collected."""
     experience = batch.experience
     return float((experience.reward * experience.weight).sum(1).mean())
+
+
+@torch.no_grad()
+def shorten(tensors: Sequence[Tensor], start: Sequence[Tensor], share: float) -> None:
+    """Move tensors back to a share of their way from where they started."""
+    for tensor, first in zip(tensors, start, strict=True):
+        tensor.copy_(first.lerp(tensor, share))
 
 
 def _tensors(learned: Any) -> list[Tensor]:

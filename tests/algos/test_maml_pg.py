@@ -36,7 +36,29 @@ def test_the_meta_gradient_is_the_mean_of_those_of_tasks_alone(algo, env, float6
     for i, gradient in enumerate(gradients):
         assert torch.allclose(gradient, sum(part[2][i] for part in parts) / 4, atol=1e-9)
     found.outer = found.outer.model_copy(update={"chunk": 3})
-    assert found.update(batches)[0] == pytest.approx(float(loss.detach()), abs=1e-9), "in chunks"
+    assert found.evaluate(batches)[0] == pytest.approx(float(loss.detach()), abs=1e-9), "in chunks"
+
+
+def test_steps_that_move_the_policies_too_far_are_shortened(float64):
+    """They end near the bound, on the way that the steps took."""
+    found = algorithm("algo.outer.stop_kl=0.01", "algo.outer.lr=0.1", "algo.outer.epochs=8")
+    batches, _ = found.collect()
+    start = [weight.detach().clone() for weight in found.tensors]
+    metrics = found.ppo(batches)
+    assert metrics["train/epochs"] < 8
+    assert metrics["train/kl"] > 0.02, "as measured before they were shortened"
+    assert float(found.loss(found.learned, batches)[1].detach()) == pytest.approx(0.01, rel=0.3)
+    assert all((weight != first).any() for weight, first in zip(found.tensors, start, strict=True))
+
+
+def test_the_rate_falls_where_the_policies_moved_twice_as_far_and_rises_again_up_to_its_own():
+    overrides = ("algo.outer.lr=0.3", "algo.outer.final_lr=1", "algo.outer.stop_kl=0.01")
+    far, again = algorithm(*overrides), algorithm(*overrides)
+    assert [far.train_step()["train/lr"] for _ in range(3)] == pytest.approx([0.3, 0.3 / 1.5, 0.3 / 1.5**2])
+    again.load_state_dict(far.state_dict())
+    again.outer = again.outer.model_copy(update={"stop_kl": 1e9})
+    rates = [again.train_step()["train/lr"] for _ in range(5)]
+    assert rates == pytest.approx([0.3 / 1.5**3, 0.3 / 1.5**2, 0.3 / 1.5, 0.3, 0.3])
 
 
 def test_the_meta_gradient_by_differences(float64):
