@@ -6,7 +6,7 @@ Model-Agnostic Meta-Learning (Finn 2017, arXiv:1703.03400), on-policy inside and
     outer   min over theta, alpha of  sum_i L^PPO(theta_i; query_i)     the query by the adapted policy
 
 L_i is the policy gradient of the learner; the outer loss is clipped as PPO's (Schulman 2017, arXiv:1707.06347), which takes
-several steps on the same experience. It ends where the policies have moved by ``stop_kl``. TRPO takes one step in its place.
+several steps on the same experience, within a divergence of ``stop_kl``. TRPO takes one step in its place.
 
 Variants are values of the configuration, not code:
 

@@ -42,7 +42,7 @@ class StepsConfig(StrictModel):
     """What is learned from the experience of an iteration, and how."""
 
     epochs: int = Field(gt=0, description="steps on the experience of an iteration, at most; trpo takes one")
-    stop_kl: float = Field(gt=0, description="divergence of the policies from those that acted, at which ppo's steps end")
+    stop_kl: float = Field(gt=0, description="divergence of the policies from those that acted, within which ppo's steps stay")
     ratio_clip: float = Field(gt=0, description="bound of the ratio of probabilities beyond which ppo gains no more")
     trust: TrustConfig = Field(description="the step of trpo")
     chunk: Annotated[int | None, Operational()] = Field(
