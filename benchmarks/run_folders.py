@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 def train(command: list[str]) -> int:
-    """Run a command on one core, with its output in a log beside its ``run=`` folder; metarl itself skips a finished run."""
+    """Run a command, which names its ``run=`` folder, on one core; its output goes to a log beside the folder.
+
+    metarl itself skips a run that is finished.
+    """
     log = Path(next(word for word in command if word.startswith("run=")).removeprefix("run=") + ".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
@@ -18,5 +21,6 @@ def train(command: list[str]) -> int:
 
 
 def done(folder: Path) -> bool:
-    """Whether the run in a folder is finished."""
-    return bool(json.loads((folder / "run.json").read_text())["status"] == "finished")
+    """Whether a folder holds a run, and a finished one."""
+    manifest = folder / "run.json"
+    return manifest.exists() and bool(json.loads(manifest.read_text())["status"] == "finished")

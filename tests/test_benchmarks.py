@@ -28,6 +28,7 @@ from metarl_cli.runs.build import build
 ROOT = CONF.parent
 SPEED, RESULTS = ROOT / "benchmarks" / "speed", ROOT / "benchmarks" / "results"
 PAGE = (ROOT / "docs" / "speed.md").read_text()
+OPTIONAL = {"websockets"}  # of benchmarks/screenshot.py alone
 OTHERS = {"contenders", "peers"}  # they run in environments of their own
 SCRIPTS = [path for path in sorted((ROOT / "benchmarks").rglob("*.py")) if path.parent.name not in OTHERS]
 
@@ -229,17 +230,20 @@ def test_contenders_have_their_scripts_and_environments():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT / "benchmarks")))
 def test_every_import_of_a_benchmark_is_there(script):
-    """The script is read and not run: else only who starts it would notice that a module it shares with another is gone."""
+    """Else only who starts it would notice that a module or a name is gone which it shares with another."""
     inside = (ROOT / "tests", ROOT / "benchmarks")
-    outside = [folder for folder in sys.path if not any(Path(folder).is_relative_to(each) for each in inside)]
+    outside = [folder for folder in sys.path if folder and not any(Path(folder).is_relative_to(each) for each in inside)]
     for node in ast.walk(ast.parse(script.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) else []
-        for name in {name.partition(".")[0] for name in names} - {*sys.builtin_module_names}:
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in {name.partition(".")[0] for name in names} - {*sys.builtin_module_names, *OPTIONAL}:
             assert PathFinder.find_spec(name, [str(script.parent), *outside]), name
-        if isinstance(node, ast.ImportFrom) and script.with_name(f"{node.module}.py").exists():
-            sibling = importlib.import_module(node.module)
-            assert not [alias.name for alias in node.names if not hasattr(sibling, alias.name)]
+        if isinstance(node, ast.ImportFrom) and (
+            names[0].startswith("metarl_cli") or (script.parent / f"{names[0]}.py").exists()
+        ):
+            module = importlib.import_module(names[0])
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.import_module(f"{names[0]}.{alias.name}")
 
 
 def test_every_command_of_the_list_of_benchmarks_is_there():

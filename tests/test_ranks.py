@@ -129,7 +129,15 @@ class Threads:
 @pytest.mark.parametrize("algo", variants_slow([name for name in algorithms() if name != "adrl"]))
 def test_the_shares_of_several_processes_make_the_whole(algo):
     """After three iterations; every process holds the whole, so that each could go on alone."""
-    config, threads, steps = compose_train(*odd(algo)), Threads(2), 3
+    compare_shares(algo)
+
+
+def test_processes_shorten_their_steps_together():
+    compare_shares("maml_pg", "algo.outer.stop_kl=1e-4", "algo.outer.lr=0.1")
+
+
+def compare_shares(algo, *more):
+    config, threads, steps = compose_train(*odd(algo), *more), Threads(2), 3
     alone = build(config).algorithm
     expected = [alone.train_step() for _ in range(steps)]
     ranks = [build(config, processes=threads.rank(rank)).algorithm for rank in range(threads.size)]

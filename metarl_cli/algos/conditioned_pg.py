@@ -92,7 +92,7 @@ class ConditionedPG(OnPolicy):
         numbers = {"algo__rollouts": config.rollouts, "algo__steps": config.steps}
         held = config.tasks * config.rollouts * config.steps * self.spec.bytes_per_transition
         return Footprint(
-            [Holding(factor(**numbers, algo__tasks=config.tasks), held), Holding("learner.network", 3 * size_of(self.learned))],
+            [Holding(factor(**numbers, algo__tasks=config.tasks), held), Holding("learner.network", 4 * size_of(self.learned))],
             [Holding(factor(**numbers, algo__outer__chunk=chunk), peak(update))],
         )
 

@@ -6,7 +6,7 @@ Model-Agnostic Meta-Learning (Finn 2017, arXiv:1703.03400), on-policy inside and
     outer   min over theta, alpha of  sum_i L^PPO(theta_i; query_i)     the query by the adapted policy
 
 L_i is the policy gradient of the learner; the outer loss is clipped as PPO's (Schulman 2017, arXiv:1707.06347), which takes
-several steps on the same experience, within a divergence of ``stop_kl``. TRPO takes one step in its place.
+several steps on the same experience, to a divergence of about ``stop_kl``. TRPO takes one step in its place.
 
 Variants are values of the configuration, not code:
 
@@ -168,7 +168,7 @@ class MAMLPG(OnPolicy):
         held = config.tasks * episodes * support.steps * each
         collected = Holding(factor(**numbers, algo__tasks=config.tasks), held)
         return Footprint(
-            [collected, Holding("learner.network", 3 * size_of(self.learned["init"]))],
+            [collected, Holding("learner.network", 4 * size_of(self.learned["init"]))],
             [Holding(factor(**numbers, algo__outer__chunk=chunk), update)],
         )
 

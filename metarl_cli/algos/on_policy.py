@@ -1,11 +1,11 @@
 """The base of algorithms that learn a policy gradient across tasks: PPO's steps on the experience of an iteration, or TRPO's.
 
     loss       -mean min(r A, clip(r, 1 - c, 1 + c) A)            r = pi / pi_acted; TRPO does not clip
-    ppo        at most ``epochs`` steps of Adam, until the policies have moved by ``stop_kl``
+    ppo        at most ``epochs`` steps of Adam; shortened where the policies have moved beyond ``stop_kl``
     trpo       one step within the trust region
 
-PPO: Schulman 2017, arXiv:1707.06347, here with a bound on the divergence in the place of a fixed number of steps, and a rate
-that falls where a step goes far beyond it (as in Rudin 2021, arXiv:2109.11978, where it may also rise above its start). TRPO:
+PPO: Schulman 2017, arXiv:1707.06347, here with a bound on the divergence in the place of a fixed number of steps. The learning
+rate depends on the divergence, as in Rudin 2021 (arXiv:2109.11978), here once an iteration and never above its start. TRPO:
 Schulman 2015, arXiv:1502.05477. Its products are those of the divergence over all actions; how far a step has moved the
 policies is then estimated from the actions they took.
 Training tasks are drawn for every iteration anew, so that no environment lasts from one to the next.
@@ -35,14 +35,17 @@ from metarl_cli.networks.trust_region import TrustConfig, flat, trust_region_ste
 from metarl_cli.progress import timed
 from metarl_cli.seeding import Streams, numpy_rng
 
-PACE = 1.5  # by which the learning rate falls or rises
+RATE_FACTOR = 1.5  # by which the learning rate falls or rises
+LOWEST = 20  # times that the rate may fall: to a three-thousandth
 
 
 class StepsConfig(StrictModel):
     """What is learned from the experience of an iteration, and how."""
 
     epochs: int = Field(gt=0, description="steps on the experience of an iteration, at most; trpo takes one")
-    stop_kl: float = Field(gt=0, description="divergence of the policies from those that acted, within which ppo's steps stay")
+    stop_kl: float = Field(
+        gt=0, description="divergence of the policies from those that acted, to which ppo's steps are shortened"
+    )
     ratio_clip: float = Field(gt=0, description="bound of the ratio of probabilities beyond which ppo gains no more")
     trust: TrustConfig = Field(description="the step of trpo")
     chunk: Annotated[int | None, Operational()] = Field(
@@ -76,7 +79,7 @@ class OnPolicy(Algorithm):
     """
 
     saved: ClassVar[tuple[str, ...]] = ("optimizer", "rng")
-    counters = ("iteration", "env_steps", "slower")
+    counters = ("iteration", "env_steps", "lowered")
     learned: Any  # dicts of what :meth:`loss` is differentiable in
 
     def __init__(self, tasks: int, outer: StepsConfig, trust: bool, context: Context):
@@ -87,7 +90,7 @@ class OnPolicy(Algorithm):
         self.rng = Streams(context.seed, "init", "support", "query", device=context.device)
         self.processes, self.shares = context.processes, tasks
         self.iteration = self.env_steps = 0
-        self.slower = 0  # times that the learning rate has fallen more often than it rose
+        self.lowered = 0  # times that the learning rate has fallen and not risen again
         self.task = self.draw()
 
     def ready(self, tensors: Sequence[Tensor], what: str) -> None:
@@ -127,31 +130,38 @@ class OnPolicy(Algorithm):
         self.iteration += 1
         return metrics
 
+    @timed("outer update")
     def ppo(self, batches: list[Batch]) -> dict[str, float]:
-        """Take steps of Adam until the policies have moved by ``stop_kl``; returns metrics.
+        """Take at most ``epochs`` steps of Adam, until the policies have moved by ``stop_kl``.
 
-        Steps that have moved them further are shortened together, as the divergence grows with the square of their length.
-        Where they went twice as far, the rate falls for the next iterations; it rises again where all steps stay near.
+        Steps that lead beyond it are shortened together to about this divergence, which grows with the square of their length.
+        The rate falls for the next iterations where the divergence is above twice the bound, and rises again, up to its own,
+        where it is below half of it. The last of ``epochs`` steps is not measured.
+
+        Returns:
+            Metrics: the number of steps, the rate, and the loss, the divergence and the gradient's norm as last measured,
+            before steps are shortened.
         """
         outer, start, epochs = self.outer, [weight.detach().clone() for weight in self.tensors], 0
-        lr = outer.lr * cosine(outer.final_lr, self.iteration / self.context.iterations) / PACE**self.slower
+        lowered = min(self.lowered, LOWEST)
+        lr = outer.lr * cosine(outer.final_lr, self.iteration / self.context.iterations) / RATE_FACTOR**lowered
         self.optimizer.param_groups[0]["lr"] = lr
         for _ in range(outer.epochs):
-            loss, divergence, norm = self.evaluate(batches)
-            if divergence > outer.stop_kl:
-                shorten(self.tensors, start, math.sqrt(outer.stop_kl / divergence))
+            loss, divergence, norm = self.differentiate(batches)
+            if epochs and not divergence <= outer.stop_kl:
+                if math.isfinite(divergence):
+                    shorten(self.tensors, start, math.sqrt(outer.stop_kl / divergence))
                 break
             self.optimizer.step()
             epochs += 1
         if divergence > 2 * outer.stop_kl:
-            self.slower += 1
+            self.lowered = min(lowered + 1, LOWEST)
         elif divergence < outer.stop_kl / 2:
-            self.slower = max(0, self.slower - 1)
+            self.lowered = max(lowered - 1, 0)
         metrics = {"loss/query": loss, "train/kl": divergence, "grad/norm": norm}
         return metrics | {"train/epochs": float(epochs), "train/lr": lr}
 
-    @timed("outer update")
-    def evaluate(self, batches: list[Batch]) -> tuple[float, float, float]:
+    def differentiate(self, batches: list[Batch]) -> tuple[float, float, float]:
         """Give the weights their gradient, clipped; returns the loss, the divergence and the norm of the gradient."""
         loss, divergence, gradients = self._gradients(batches)
         for weight, gradient in zip(self.tensors, gradients, strict=True):
@@ -160,7 +170,7 @@ class OnPolicy(Algorithm):
 
     @timed("outer update")
     def trpo(self, batches: list[Batch]) -> dict[str, float]:
-        """Take one step within the trust region; returns metrics, the loss before it as :meth:`ppo` does."""
+        """Take one step within the trust region; returns metrics, with the loss before it."""
         loss, _, gradients = self._gradients(batches)
         gradient = flat(gradients)
 

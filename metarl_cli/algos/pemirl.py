@@ -148,7 +148,7 @@ class PEMIRL(OnPolicy):
         batch = prepare_each(self.learner, expand(detached(params), chunk), expand(detached(params), chunk), wide)
         of_demonstrations = factor(algo__tasks=tasks, algo__query=config.query, algo__demonstrations=max(config.demonstrations))
         of_rollouts = factor(algo__tasks=tasks, algo__rollouts=config.rollouts)
-        weights = 3 * size_of((self.learned, self.irl_params))
+        weights = 4 * size_of(self.learned) + 3 * size_of(self.irl_params)
         return Footprint(
             [
                 Holding(of_rollouts, 3 * tasks * config.rollouts * steps * each),
