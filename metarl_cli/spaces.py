@@ -243,7 +243,7 @@ class Spec(NamedTuple):
     actions: Discrete | Continuous
     horizon: int  # [steps] of an episode, the longest where tasks differ
     obs_scale: tuple[float, ...] = ()  # [O] the usual size of each entry, for a network to divide by; none: about 1 already
-    pixels: bool = False  # whether the entries are bytes or booleans, and not numbers of the default type
+    pixels: bool = False  # whether it is an image of bytes or booleans, and not numbers of the default type
 
     @property
     def bytes_per_obs(self) -> int:
@@ -259,8 +259,8 @@ class Spec(NamedTuple):
         return -(-used // widest) * widest
 
     def observation(self, array: np.ndarray, device: torch.device) -> Tensor:
-        """Return observations as a tensor: images in bytes, booleans as they are, numbers in the default type."""
-        keep = array.dtype == bool or (array.dtype == np.uint8 and len(self.obs_shape) == 3)
+        """Return observations as a tensor: images in bytes or booleans as they are, numbers in the default type."""
+        keep = len(self.obs_shape) == 3 and array.dtype in (bool, np.uint8)
         return torch.as_tensor(array, dtype=None if keep else torch.get_default_dtype(), device=device)
 
 

@@ -194,6 +194,7 @@ def tables(revision: str = OLD) -> dict[str, Table]:
             [
                 processes("maml_dqn_cartpole, 32 tasks an update", ["experiment=maml_dqn_cartpole", "algo.outer.tasks=32"]),
                 processes("rl2_bandit_n100_k5", ["experiment=rl2_bandit_n100_k5"]),
+                processes("the same, a memory of 256 units", ["experiment=rl2_bandit_n100_k5", "algo.memory.size=256"]),
             ],
         ),
         "growth": Table(

@@ -64,6 +64,7 @@ from metarl_cli.config.footprint import (
     blank_transitions,
     bytes_per_env,
     bytes_per_task,
+    extrapolated,
     factor,
     joined,
     peak,
@@ -214,8 +215,13 @@ class MAML(Algorithm):
         chunk = min(outer.chunk or outer.tasks, outer.tasks, -(-outer.tasks // self.processes.size))
         meta, slow = without_content((self.meta, self.slow))
         episodes = min(outer.episodes or support.rollouts, support.rollouts)
-        supports = [blank_transitions(spec, chunk, support.steps, episodes)] * config.inner.steps
-        update = peak(lambda: self._gradient(meta, slow, supports, blank_transitions(spec, chunk, 1, outer.batch)))
+        steps, batch = config.inner.steps, blank_transitions(spec, chunk, 1, outer.batch)
+
+        def update_after(num: int) -> float:
+            supports = [blank_transitions(spec, chunk, support.steps, episodes)] * num
+            return peak(lambda: self._gradient(meta, slow, supports, batch))
+
+        update = extrapolated(update_after, steps)
         drawn = outer.tasks * outer.batch * each
         lists = config.inner.steps if support.fresh else min(config.inner.steps, 1)
         held = lists * config.tasks * support.rollouts * support.steps * each
@@ -224,7 +230,9 @@ class MAML(Algorithm):
         collected = factor(algo__tasks=config.tasks, **numbers)
         if episodes < support.rollouts:
             numbers = {"algo__outer__episodes": episodes, "algo__inner__support__steps": support.steps}
-        updated = factor(algo__outer__chunk=chunk, algo__outer__batch=outer.batch, **numbers)
+        updated = factor(algo__outer__chunk=chunk, algo__outer__batch=outer.batch, algo__inner__steps=steps, **numbers)
+        if 2 * steps * chunk * size_of(meta["init"]) > update / 2:  # the weights of each step
+            updated = factor(algo__outer__chunk=chunk, algo__inner__steps=steps)
         window = 2 * config.tasks * query.envs * query.steps * each
         return joined(
             self.explorer.cost_of_training() if self.explorer else None,

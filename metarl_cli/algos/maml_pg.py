@@ -56,7 +56,7 @@ from metarl_cli.adaptation.gradient import (
 from metarl_cli.adaptation.learning import Learning
 from metarl_cli.algos.on_policy import OnPolicy, StepsConfig, mean_return
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import blank_transitions, extrapolated, factor, peak, size_of, without_content
 from metarl_cli.interfaces import (
     Adapted,
     Batch,
@@ -161,10 +161,15 @@ class MAMLPG(OnPolicy):
             of = blank_transitions(spec, chunk, support.steps, rollouts)
             return prepare_each(self.learner, params, params, of, config.inner.returns.gamma, config.inner.returns.lambda_)
 
-        supports = [blank(support.rollouts)] * config.inner.steps
-        update = peak(lambda: self.largest_part(meta, [*supports, self._credited(blank(config.query))]))
+        given = blank(support.rollouts)
+
+        def update_after(steps: int) -> float:
+            return peak(lambda: self.largest_part(meta, [*[given] * steps, self._credited(blank(config.query))]))
+
+        update = extrapolated(update_after, config.inner.steps)
         episodes = config.inner.steps * support.rollouts + config.query
         numbers = {"algo__query": config.query, "algo__inner__support__rollouts": support.rollouts}
+        numbers["algo__inner__steps"] = config.inner.steps
         held = config.tasks * episodes * support.steps * each
         collected = Holding(factor(**numbers, algo__tasks=config.tasks), held)
         return Footprint(

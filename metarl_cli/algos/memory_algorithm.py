@@ -22,6 +22,7 @@ from metarl_cli.config.footprint import (
     blank_transitions,
     bytes_per_env,
     bytes_per_task,
+    extrapolated,
     factor,
     peak,
     size_of,
@@ -152,15 +153,12 @@ class MemoryAlgorithm(Algorithm):
             steps: T.
             loss: computes it over so many steps; it is called with a few, from which the rest follows.
         """
-        few = [min(n, steps) for n in SHORT]
 
         def take(n: int) -> float:
             return peak(lambda: backward(loss(n), list(self.params.values())))
 
         with self.blanked():
-            small, large = map(take, few)
-        slope = (large - small) / (few[1] - few[0]) if few[1] > few[0] else 0.0
-        return large + max(slope, 0.0) * (steps - few[1])
+            return extrapolated(take, steps, SHORT)
 
     @contextmanager
     def blanked(self) -> Iterator[None]:

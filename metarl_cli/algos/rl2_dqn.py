@@ -160,6 +160,13 @@ class RL2DQN(MemoryAlgorithm):
     # -- learning
 
     @override
+    @classmethod
+    def cost_of_building(cls, config: TrialsConfig, context: Context) -> Footprint:
+        assert isinstance(config, Config)
+        held, passing = super().cost_of_building(config, context)
+        return Footprint([*held, Holding("algo.replay.capacity", 8 * config.replay.capacity)], passing)
+
+    @override
     def cost_of_training(self) -> Footprint:
         config, replay, inputs = self.config, self.replay.config, self.agent.inputs.size
         steps = config.episodes * self.family.spec.horizon

@@ -54,6 +54,14 @@ def factor(**numbers: int) -> str:
     return max(numbers, key=lambda key: numbers[key]).replace("__", ".")
 
 
+def extrapolated(cost: Callable[[int], float], num: int, few: tuple[int, int] = (3, 6)) -> float:
+    """Return what ``num`` steps cost [bytes], which from two smaller numbers on grows in proportion to them."""
+    if num <= few[1]:
+        return cost(num)
+    small, large = map(cost, few)
+    return large + max(large - small, 0.0) / (few[1] - few[0]) * (num - few[1])
+
+
 def check_memory(footprint: Footprint, device: torch.device, what: str = "the run") -> None:
     """Compare a footprint with what is free on a device.
 

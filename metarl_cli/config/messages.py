@@ -34,24 +34,49 @@ SYNONYMS = {"gpu": "cuda"}  # what people write -> the name here, which no liken
 
 def describe(model: type[BaseModel], errors: list[ErrorDetails], values: Any, prefix: str = "") -> list[Problem]:
     """Return one problem for each key at fault; keys begin with ``prefix``."""
-    keys = [prefix + ".".join(str(part) for part in error["loc"]) for error in errors]
+    places = [_without_branches(model, error["loc"]) for error in errors]
+    keys = [prefix + ".".join(map(str, place)) for place in places]
     wrong = tuple(f"{key}." for key, error in zip(keys, errors, strict=True) if error["type"] == "extra_forbidden")
     known = {prefix + key for key in (*_fields(model), *flatten(values)) if not f"{prefix}{key}.".startswith(wrong)}
     problems: dict[str, Problem] = {}
-    for key, error in zip(keys, errors, strict=True):
-        problems.setdefault(key, Problem(key, _describe(model, key, error, known)))
+    for key, place, error in zip(keys, places, errors, strict=True):
+        inner = len(place) < len(error["loc"]) and any(other.startswith(f"{key}.") for other in keys)
+        if not inner:  # a part of the value is at fault, for one of the types that it may have
+            problems.setdefault(key, Problem(key, _describe(model, key, place, error, known)))
     return list(problems.values())
 
 
-def _describe(model: type[BaseModel], key: str, error: ErrorDetails, known: set[str]) -> str:
+def _without_branches(model: type[BaseModel], loc: Iterable[int | str]) -> list[int | str]:
+    """Return the keys and places in lists on the way to a value, without pydantic's names of the types it may have."""
+    kind: Any = model
+    keys = []
+    for part in loc:
+        kind, _ = _bare(kind, [])
+        if get_origin(kind) in (Union, UnionType):
+            kind = next((a for a in get_args(kind) if str(part).startswith(getattr(get_origin(a), "__name__", "?"))), Any)
+            continue
+        keys.append(part)
+        kind = _inside(kind, part)
+    return keys
+
+
+def _inside(kind: Any, part: int | str) -> Any:
+    """Return the type of what lies at one key or place of a value of a type."""
+    if _is_model(kind):
+        return next((f.annotation for name, f in kind.model_fields.items() if part in (name, f.alias)), Any)
+    return get_args(kind)[-1] if get_origin(kind) in (list, tuple, dict) and get_args(kind) else Any
+
+
+def _describe(model: type[BaseModel], key: str, place: list[int | str], error: ErrorDetails, known: set[str]) -> str:
     given = f"{key}={show(error['input'])}"
     if error["type"] == "extra_forbidden":
         return f"{given}: {no_such_key(key, known)}"
     if error["type"] == "value_error":  # a rule between several keys
-        place = f"{key.rstrip('.')}: " if key else ""
-        return place + one_line(error["ctx"]["error"])
-    allowed, meaning, choices = expected(model, list(error["loc"]))
+        return (f"{key.rstrip('.')}: " if key else "") + one_line(error["ctx"]["error"])
+    allowed, meaning, choices = expected(model, place)
     meaning = f" ({meaning})" if meaning else ""
+    if error["type"] == "string_pattern_mismatch" and not choices:
+        allowed = f"a text that matches {error['ctx']['pattern']}"
     if error["type"] == "missing":
         return f"{key}: missing; must be {allowed}{meaning}"
     return f"{given}: must be {allowed}{meaning}{did_you_mean(str(error['input']), choices)}"
@@ -70,6 +95,8 @@ def expected(model: type[BaseModel], loc: list[Any]) -> tuple[str, str, list[str
             if info is None:
                 break
             kind, rules, meaning, examples = info.annotation, info.metadata, info.description or "", info.examples or []
+        elif get_origin(kind) in (Union, UnionType) and isinstance(part, int):  # an entry of one of several lists
+            kind, rules = Union[tuple(get_args(a)[0] for a in get_args(kind) if get_origin(a) is list)], []  # noqa: UP007
         elif get_origin(kind) in (list, tuple, dict) and get_args(kind):
             kind, rules = get_args(kind)[-1], []
     bare, _ = _bare(kind, rules)

@@ -15,14 +15,11 @@ from metarl_cli.interfaces import Env, Family, Policy, State, Step, Task, Transi
 Change = Callable[[Env], Env]
 
 
-class Unchanged(Exception):
-    """Environments that a change would leave as they are."""
-
-
 class ChangedEnv(Env):
-    """Environments whose steps a subclass changes."""
+    """Environments whose steps a subclass changes; ``changed`` says whether any was other than it would have been."""
 
     def __init__(self, env: Env):
+        self.changed = False
         self.env, self.obs, self.can_select_rows = env, env.obs, env.can_select_rows
 
     @property
@@ -70,24 +67,18 @@ class WithoutRewards(ChangedEnv):
     @override
     def step(self, action: Tensor) -> Step:
         step = super().step(action)
+        self.changed |= bool(step.reward.any())
         return step._replace(reward=torch.zeros_like(step.reward))
 
 
 class Shuffled(ChangedEnv):
-    """Environments of a task, each of which executes the action that was chosen in the next one.
-
-    Raises:
-        Unchanged: if there is one of each task.
-    """
-
-    def __init__(self, env: Env):
-        super().__init__(env)
-        if env.obs.shape[1] < 2:
-            raise Unchanged
+    """Environments of a task, each of which executes the action that was chosen in the next one."""
 
     @override
     def step(self, action: Tensor) -> Step:
-        return super().step(action.roll(-1, 1))
+        executed = action.roll(-1, 1)
+        self.changed |= not torch.equal(executed, action)
+        return super().step(executed)
 
 
 class ChangedFamily(Family):

@@ -29,6 +29,16 @@ KNOWN = {  # module -> what pip installs
     "panda_gym": "panda-gym",
     "pybullet_envs_gymnasium": "pybullet-envs-gymnasium",
 }
+EXTRAS = {  # module -> the extra of this package that brings it, in versions that fit together
+    "ale_py": "atari",
+    "gym_anytrading": "trading",
+    "gymnasium_robotics": "robotics",
+    "highway_env": "highway",
+    "metaworld": "metaworld",
+    "minigrid": "minigrid",
+    "panda_gym": "panda",
+    "pybullet_envs_gymnasium": "pybullet",
+}
 # where an environment comes from -> whose classes its arguments may name: it imports a text with a dot
 IMPORTING = {"highway_env": "highway_env", "mo_gymnasium": "highway_env"}
 _named: set[str] = set()  # by the user of this process
@@ -70,7 +80,8 @@ def load(module: str) -> None:
     """
     check(module)
     if package := not_installed(module):
-        raise ValueError(f"it needs the package {module}: pip install '{package}'")
+        extra = f", or metarl's extra {EXTRAS[module]}, whose versions fit together" if module in EXTRAS else ""
+        raise ValueError(f"it needs the package {module}: pip install '{package}'{extra}")
     try:
         importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever it does at its import

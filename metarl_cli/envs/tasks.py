@@ -24,6 +24,7 @@ from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Family, Task
 
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+FEW = 100  # whole numbers that are a few values
 Columns = dict[str, np.ndarray]  # one array [num, ...] per task parameter
 
 
@@ -148,6 +149,27 @@ class LogUniform(Between):
 
 
 @dataclass(frozen=True)
+class Whole(Between):
+    """A whole number from low to high, both included, all equally likely."""
+
+    def __str__(self) -> str:
+        return f"{{{self.low:g}, ..., {self.high:g}}}"
+
+    @property
+    @override
+    def finite(self) -> bool:
+        return self.high - self.low < FEW
+
+    @override
+    def sample(self, unit: np.ndarray) -> np.ndarray:
+        return np.floor(self.low + (self.high - self.low + 1) * unit)
+
+    @override
+    def contains(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray((self.low <= values) & (values <= self.high) & (values == np.round(values)))
+
+
+@dataclass(frozen=True)
 class Choice(Distribution):
     """One of a few values, all equally likely."""
 
@@ -201,7 +223,9 @@ class TasksConfig(StrictModel):
                     raise ValueError(f"range of {name} must be [low, high] with low <= high, got [{low}, {high}]")
         for name, (low, high) in self.ood_ranges.items():
             inner = self.ranges.get(name)
-            if inner is None or not (low <= inner[0] and inner[1] <= high):
+            if inner is None:
+                raise ValueError(f"ood_ranges.{name}: {name} must have a range in ranges, too, within this one")
+            if not (low <= inner[0] and inner[1] <= high):
                 raise ValueError(f"ood_ranges.{name} [{low}, {high}] must contain ranges.{name} {inner}")
         if self.ood_ranges and all(self.ranges[name] == wide for name, wide in self.ood_ranges.items()):
             raise ValueError("ood_ranges must be wider than ranges for at least one parameter")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from metarl_cli.envs.changed import Change, ChangedFamily, Shuffled, Unchanged, WithoutRewards
+from metarl_cli.envs.changed import Change, ChangedEnv, ChangedFamily, Shuffled, WithoutRewards
 from metarl_cli.errors import UserError
 from metarl_cli.evaluation.curves import Levels
 from metarl_cli.evaluation.evaluator import Evaluator
@@ -37,7 +37,7 @@ from metarl_cli.evaluation.statistics import (
 from metarl_cli.experience.finite import StepCheck
 from metarl_cli.experience.rollout import rollout, run_episodes
 from metarl_cli.interfaces import Algorithm, Budget, Env, Family, Policy, State, Step, Task, num_tasks
-from metarl_cli.progress import track
+from metarl_cli.progress import note, track
 
 OWN, BEFORE = "its own", "none (before adaptation)"
 Rows = np.ndarray  # [m] indices of tasks
@@ -49,7 +49,7 @@ class Support(NamedTuple):
     name: str
     task: Task  # M tasks whose environments it is collected in
     rows: Rows  # the tasks that have such a support; the others have their own
-    change: Change | None = None  # of these environments
+    change: type[ChangedEnv] | None = None  # of these environments
 
 
 class Effect(NamedTuple):
@@ -87,12 +87,14 @@ def probe(evaluator: Evaluator, algorithm: Algorithm, budget: Budget, levels: Le
     measure = _measurement(evaluator, algorithm, budget)
     changed = list(supports(evaluator.family, evaluator.task))
     every = np.arange(num_tasks(evaluator.task))
-    measured = [(BEFORE, every, measure(None))]
+    measured = [(BEFORE, every, measure(None, []))]
     for each in track(changed, len(changed), "support"):
-        try:
-            measured.append((each.name, each.rows, measure(each)))
-        except Unchanged:  # there is one rollout, whose actions cannot be those of another
-            continue
+        made: list[ChangedEnv] = []
+        returns = measure(each, made)
+        if made and not any(env.changed for env in made):
+            note(f"probe=support: no row for {each.name}: it would be the same experience")
+        else:
+            measured.append((each.name, each.rows, returns))
     before, own, *others = measured
     span = _span(evaluator, levels)
     effects = [_effect(evaluator, *each, own[2], span) for each in (own, before, *others)]
@@ -192,19 +194,25 @@ def _given(task: Task, names: list[str], takers: Rows, givers: Rows) -> Task:
 # -- adaptation to a support, and the return in the own task
 
 
-def _measurement(evaluator: Evaluator, algorithm: Algorithm, budget: Budget) -> Callable[[Support | None], Scores]:
-    """Return a function of a support, or of none, to the mean returns ``[M]`` of episodes in the own tasks."""
+Measure = Callable[[Support | None, list[ChangedEnv]], Scores]
+
+
+def _measurement(evaluator: Evaluator, algorithm: Algorithm, budget: Budget) -> Measure:
+    """Return a function of a support, or of none, to the mean returns ``[M]`` of episodes in the own tasks.
+
+    The changed environments of the support are appended to the list that it gets.
+    """
     if algorithm.adapts_by == "demonstrations":
         raise UserError("probe=support: this algorithm collects no support to change, it is shown episodes; leave probe out")
     first = next(algorithm.adapt(evaluator.task, budget, evaluator.rng("support")))
     if first.episodes is not None:
         if first.episodes < 2:
             raise UserError("probe=support: a trial of one episode has no support before its last one; give trial=2 or more")
-        return lambda support: _after_trial(evaluator, first.policy, support, first.episodes or 0)
+        return lambda support, made: _after_trial(evaluator, first.policy, support, first.episodes or 0, made)
 
-    def after(support: Support | None) -> Scores:
+    def after(support: Support | None, made: list[ChangedEnv]) -> Scores:
         changed = support and support.change
-        family = ChangedFamily(evaluator.family, changed) if changed else None
+        family = ChangedFamily(evaluator.family, _kept(changed, made)) if changed else None
         task = evaluator.task if support is None else support.task
         policies = algorithm.adapt(task, budget, evaluator.rng("support"), family)
         last, adapts = next(policies), support is None
@@ -218,7 +226,19 @@ def _measurement(evaluator: Evaluator, algorithm: Algorithm, budget: Budget) -> 
     return after
 
 
-def _after_trial(evaluator: Evaluator, policy: Policy, support: Support | None, episodes: int) -> Scores:
+def _kept(change: type[ChangedEnv], made: list[ChangedEnv]) -> Change:
+    """Return a change whose environments are appended to ``made``."""
+
+    def changed(env: Env) -> Env:
+        made.append(change(env))
+        return made[-1]
+
+    return changed
+
+
+def _after_trial(
+    evaluator: Evaluator, policy: Policy, support: Support | None, episodes: int, made: list[ChangedEnv]
+) -> Scores:
     """Return the mean returns ``[M]`` of the last episode of trials whose earlier episodes are those of a support."""
     chance = evaluator.rng("trial")
     begun = chance.get_state()
@@ -226,7 +246,7 @@ def _after_trial(evaluator: Evaluator, policy: Policy, support: Support | None, 
     if support is not None:
         env = evaluator.family.make(support.task, evaluator.episodes, evaluator.rng("support"))
         most = (episodes - 1) * evaluator.family.spec.horizon
-        state = live_through(support.change(env) if support.change else env, policy, state, episodes - 1, most)
+        state = live_through(_kept(support.change, made)(env) if support.change else env, policy, state, episodes - 1, most)
     chance.set_state(begun)  # the chance of the last episode is the same after every support
     going_on = _GoingOn(policy, state)
     parts = evaluator.family, evaluator.task, going_on, evaluator.episodes, evaluator.rng("episodes"), chance

@@ -12,13 +12,14 @@ from types import ModuleType
 
 import pytest
 from conftest import CONF, compose_train, compose_values, options, tiny
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from metarl_cli.config import models, registry
+from metarl_cli.config import messages, models, registry
 from metarl_cli.config.base import StrictModel, operational_keys, result_values
 from metarl_cli.config.messages import closest, did_you_mean, flatten
 from metarl_cli.config.models import Job
 from metarl_cli.config.registry import ConfigError, load, validate
+from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm
 from metarl_cli.learners import dqn
@@ -27,6 +28,7 @@ from metarl_cli.runs.naming import default_name, default_path, group_hash
 
 TRAIN = compose_values("train", [])
 MINIGRID = compose_values("train", ["env=minigrid_crossing"])["env"]
+BARE = {key: value for key, value in MINIGRID.items() if key != "module"}
 
 
 def changed(**changes):
@@ -118,6 +120,29 @@ def test_one_problem_one_line(changes, line):
     (problem,) = problems(changed(**changes))
     assert problem.startswith(line)
     assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("parameters", {"p": {"nominal": 1, "set": "attr.x"}}, "parameters.p.set=attr.x: must be a text that matches ^(seed|"),
+        ("parameters", {"p": {"nominal": 1, "set": 3}}, "parameters.p.set=3: must be a text or a list of texts (where it goes"),
+        ("parameters", {"p": {"nominal": 1, "set": ["seed", 4]}}, "parameters.p.set.1=4: must be a text"),
+        (
+            "parameters",
+            {"p": {"nominal": None, "set": "seed"}},
+            "parameters.p.nominal=null: must be true or false or an integer",
+        ),
+        ("choices", {"p": ["a", 1]}, "choices.p.0=a: must be true or false or an integer or a number or a text (the values"),
+        ("id", "a:b:c", "id=a:b:c: must be a text that matches ^"),
+    ],
+)
+def test_a_value_of_several_types_is_one_line_that_names_its_key(key, value, line):
+    with pytest.raises(ValidationError) as error:
+        simulated.Config.model_validate({**BARE, key: value})
+    found = [problem.text for problem in messages.describe(simulated.Config, error.value.errors(), {})]
+    assert found[0].startswith(line)
+    assert len(found) <= 2, "each entry of a list of the wrong type has its own"
 
 
 def test_what_is_wrong_is_not_known():

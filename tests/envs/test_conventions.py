@@ -108,7 +108,7 @@ class Stale(gymnasium.Env):
 
 @pytest.fixture(autouse=True)
 def registered():
-    names = {"Doors-v0": Doors, "Two-v0": Two, "Old-v0": Old, "Stale-v0": Stale}
+    names = {"Doors-v0": Doors, "Two-v0": Two, "Old-v0": Old, "Stale-v0": Stale, "Seen-v0": Seen, "Forgetful-v0": Forgetful}
     for name, environment in names.items():
         gymnasium.register(name, environment)
     yield
@@ -120,6 +120,15 @@ def registered():
 def doors(shown="info", **constructor):
     place = {"constructor": {"shown": shown, **constructor}, "action_mask": f"{shown}.mask"}
     return start({"id": "Doors-v0", "horizon": 9, **place})
+
+
+def train(algo, folder, lines):
+    """Train a little on the environment of a yaml."""
+    (folder / "conf" / "env").mkdir(parents=True)
+    (folder / "conf" / "env" / "ours.yaml").write_text(f"# Ours.\ndefaults: [base/gymnasium@_here_]\n{lines}\n")
+    small = [word for word in tiny(algo) if not word.startswith("env.")]
+    words = ["train", "--config-dir", str(folder / "conf"), "env=ours", f"algo={algo}", *small, f"run={folder / 'run'}"]
+    assert cli.main(words) == 0
 
 
 # -- action masks
@@ -149,15 +158,8 @@ def test_the_mask_of_gymnasiums_taxi():
 @pytest.mark.parametrize("algo", ["maml_dqn", "rl2", "maml_pg", "rl2_dqn"])
 def test_no_algorithm_takes_an_action_that_is_masked(algo, tmp_path):
     """Greedy, exploring, sampling: the environment fails at once if one does."""
-    folder = tmp_path / "conf" / "env"
-    folder.mkdir(parents=True)
-    (folder / "doors.yaml").write_text(
-        "# Doors.\ndefaults: [base/gymnasium@_here_]\nid: Doors-v0\nhorizon: 9\naction_mask: info.mask\n"
-    )
     Doors.taken.clear()
-    small = [word for word in tiny(algo) if not word.startswith("env.")]
-    words = ["train", "--config-dir", str(tmp_path / "conf"), "env=doors", f"algo={algo}", *small, f"run={tmp_path / 'run'}"]
-    assert cli.main(words) == 0
+    train(algo, tmp_path, "id: Doors-v0\nhorizon: 9\naction_mask: info.mask")
     assert set(Doors.taken) == {2, 3, 4, 5, 6}
 
 
@@ -352,3 +354,100 @@ def test_of_many_numbers_some_are_tried():
 def test_held_out_choices_are_others(kind, benchmark):
     with pytest.raises(ValueError, match=f"{kind} of goal must be other values than its choices"):
         config(tasks_of(benchmark, **{kind: {"goal": [2]}}))
+
+
+class Seen(gymnasium.Env):
+    """An environment with any observation space; each observation is a draw."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space=None):
+        self.observation_space = SPACES[space]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.clock += 1
+        return self.observation_space.sample(), 1.0, self.clock == 5, False, {}
+
+
+SPACES = {
+    "scalar": spaces.Box(-1, 1, (), np.float32),
+    "booleans": spaces.Box(0, 1, (4,), bool),
+    "matrix of booleans": spaces.Box(0, 1, (3, 2), bool),
+    "grey": spaces.Box(0, 255, (12, 12), np.uint8),
+    "bytes": spaces.Box(0, 255, (6,), np.uint8),
+    "image in a dict": spaces.Dict({"image": spaces.Box(0, 255, (2, 2), np.uint8), "speed": spaces.Box(-1, 1, (1,))}),
+}
+SHAPES = {"scalar": (1,), "booleans": (4,), "matrix of booleans": (3, 2), "grey": (1, 12, 12), "bytes": (6,)}
+
+
+def seeing(space):
+    return config({"id": "Seen-v0", "horizon": 5, "constructor": {"space": space}})
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_every_array_becomes_numbers_or_an_image(space):
+    family = simulated.Family(seeing(space))
+    assert family.spec.obs_shape == SHAPES.get(space, (5,))
+    env = family.make(family.sample_tasks(2, "train", numpy_rng(0, "tasks")), 3, torch_rng(0, "env"))
+    step = env.step(torch.zeros(2, 3, dtype=torch.long))
+    image = space == "grey"
+    assert family.spec.pixels == image
+    for obs in (env.obs, step.next_obs):
+        assert obs.shape == (2, 3, *family.spec.obs_shape)
+        assert obs.dtype == (torch.uint8 if image else torch.float32)
+    assert family.spec.obs_scale == {"bytes": (255.0,) * 6, "image in a dict": (255.0,) * 4 + (1.0,)}.get(space, ())
+
+
+@pytest.mark.parametrize("algo", ["maml_dqn", "rl2", "maml_pg"])
+@pytest.mark.parametrize("space", ["scalar", "booleans", "bytes"])
+def test_algorithms_learn_from_every_row_of_numbers(algo, space, tmp_path):
+    train(algo, tmp_path, f"id: Seen-v0\nhorizon: 5\nconstructor: {{space: {space}}}")
+
+
+LEVELS = {"id": "CartPole-v1", "horizon": 9, "parameters": {"level": {"nominal": 0, "set": "seed"}}}
+
+
+@pytest.mark.parametrize("high", [3, 1000])
+def test_levels_of_test_tasks_are_none_of_training(high):
+    family = simulated.Family(config(LEVELS, ranges={"level": [0.0, float(high)]}))
+    drawn = {split: family.sample_tasks(500, split, numpy_rng(0, split))["level"] for split in ("train", "validation", "test")}
+    for level in drawn.values():
+        assert torch.equal(level, level.round())
+    assert not {*drawn["test"].tolist()} & {*drawn["train"].tolist(), *drawn["validation"].tolist()}
+    assert int(drawn["train"].min()) <= high // 50
+    assert int(drawn["test"].max()) >= high - high // 50
+    assert "test" in family.held_out
+    assert shares(family, "validation") == (high == 3)
+
+
+@pytest.mark.parametrize("low_high", [[0.5, 3.0], [-1.0, 3.0], [0.0, 1e9]])
+def test_a_level_is_a_whole_number(low_high):
+    with pytest.raises(ValueError, match="range of level must be of whole numbers from 0 to 16,777,216, as it is a seed"):
+        config(LEVELS, ranges={"level": low_high})
+
+
+class Forgetful(gymnasium.Env):
+    """A fault of its own, which no wrapper made."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (1,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return {}["speed"]
+
+
+@pytest.mark.parametrize("wrappers", [[], [{"name": "Velocity", "arguments": {"velocity": 1.0}}]])
+def test_a_missing_key_of_an_environment_is_its_own(wrappers):
+    with pytest.raises(EnvironmentFault, match="reset raised KeyError: 'speed'"):
+        simulated.Family(config({"id": "Forgetful-v0", "horizon": 5, "wrappers": wrappers}))
+
+
+def test_choices_of_a_flag_are_flags():
+    hard = {"hard": {"nominal": False, "set": "constructor.space"}}
+    values = config({**LEVELS, "parameters": hard}, choices={"hard": [False, True]})
+    assert [values.value("hard", number) for number in (0.0, 1.0)] == [False, True]
+    assert all(isinstance(values.value("hard", number), bool) for number in (0.0, 1.0))

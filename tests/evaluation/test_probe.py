@@ -125,7 +125,8 @@ def test_one_that_reads_a_sign_uses_no_more(algorithm):
 @pytest.mark.parametrize("algorithm", [Reader, Rememberer])
 def test_one_that_ignores_its_support_has_no_differences(algorithm):
     effects = probed(algorithm, blind=True).effects
-    assert [effect.support for effect in effects] == ROWS
+    alike = algorithm is Rememberer  # its trials, which all take action 1, so that no shuffling changes them
+    assert [effect.support for effect in effects] == (ROWS[:-1] if alike else ROWS)
     for effect in effects:
         assert effect.difference == (0, 0, 0)
         assert effect.mean == effects[0].mean

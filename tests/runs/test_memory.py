@@ -34,6 +34,12 @@ TOO_MUCH = [
     ("algo.tasks", "algo.tasks=1e10"),
     ("algo.inner.support.rollouts", "algo.inner.support.rollouts=1e8"),
     ("algo.inner.support.steps", "algo.inner.support.steps=1e8"),
+    ("algo.inner.steps", "algo.inner.steps=100000"),
+    ("algo.inner.steps", "algo=maml_pg algo.inner.steps=100000"),
+    (
+        "algo.inner.steps",
+        "algo=maml_dqn algo.inner.steps=200 algo.tasks=20 algo.outer.batch=1 learner.network.hidden=[2048,2048]",
+    ),
     ("algo.outer.batch", "algo.outer.batch=1e7"),
     ("algo.outer.chunk", "algo.outer.tasks=100000 algo.tasks=100000 algo.query.capacity=64"),
     ("algo.query.envs", "algo.query.envs=1e8 algo.query.capacity=1e10"),
@@ -52,6 +58,7 @@ TOO_MUCH = [
     ("algo.tasks", "algo=rl2 algo.tasks=1e6"),
     ("env.horizon", "algo=rl2 env.horizon=1e7"),
     ("algo.replay.capacity", "algo=rl2_dqn algo.replay.capacity=1e7"),
+    ("algo.replay.capacity", "algo=rl2_dqn algo.replay.capacity=1e12"),
     ("algo.replay.batch", "algo=rl2_dqn algo.replay.batch=1e7"),
     ("env.size", "env=gridworld env.size=2000"),
 ]

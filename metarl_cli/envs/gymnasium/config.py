@@ -14,9 +14,9 @@ from metarl_cli.config.base import Operational, StrictModel
 from metarl_cli.config.messages import known_options
 from metarl_cli.envs.gymnasium.addresses import FORMS, LASTING, PATTERN, Address
 from metarl_cli.envs.gymnasium.wrappers import WRAPPERS
-from metarl_cli.envs.tasks import Choice, Distributions, TasksConfig
+from metarl_cli.envs.tasks import Choice, Distributions, TasksConfig, Whole
 
-Number = int | float
+Number = bool | int | float
 LARGEST_WHOLE = 2**24  # up to which numbers of 32 bits hold every whole one
 Plain = TypeAliasType("Plain", "bool | int | float | str | list[Plain] | dict[str, Plain] | None")
 Row = dict[str, Number | str]  # the parameters of one task
@@ -118,6 +118,10 @@ class Config(TasksConfig):
             texts = {isinstance(value, str) for value in (parameter.nominal, *self.every_choice(name))}
             if len(texts) > 1 or (texts == {True} and parameter.nominal not in self.every_choice(name)):
                 raise ValueError(f"{name} must be a number, or one of choices that are texts; its nominal value is one of them")
+        for name in self._levels():
+            for low, high in (self.ranges[name], self.ood_ranges.get(name, self.ranges[name])):
+                if low != round(low) or high != round(high) or low < 0 or high > LARGEST_WHOLE:
+                    raise ValueError(f"range of {name} must be of whole numbers from 0 to {LARGEST_WHOLE:,}, as it is a seed")
         for wrapper in self.wrappers:
             if wrapper.name not in WRAPPERS:
                 raise ValueError(f"no such wrapper: {wrapper.name}{known_options(wrapper.name, WRAPPERS)}")
@@ -138,13 +142,22 @@ class Config(TasksConfig):
     @override
     def distributions(self, signed: Collection[str] = ()) -> tuple[Distributions, Distributions]:
         inside, outside = super().distributions(signed)
+        inside |= {name: Whole(low, middle) for name, (low, middle, _) in self._levels().items()}
+        outside |= {name: Whole(*self.ood_ranges[name]) for name in self._levels() if name in self.ood_ranges}
         choices = {name: self._choice(name, values) for name, values in self.choices.items()}
         wider = {name: self._choice(name, [*values, *self.ood_choices.get(name, [])]) for name, values in self.choices.items()}
         return inside | choices, inside | outside | wider if outside or self.ood_choices else {}
 
     @override
     def tested(self) -> Distributions:
-        return {name: self._choice(name, values) for name, values in self.test_choices.items()}
+        levels = {name: Whole(middle + 1, high) for name, (_, middle, high) in self._levels().items() if middle < high}
+        return levels | {name: self._choice(name, values) for name, values in self.test_choices.items()}
+
+    def _levels(self) -> dict[str, tuple[int, int, int]]:
+        """Return the ranges of seeds, with the last one of training and validation; test tasks have those after it."""
+        seeds = [name for name, each in self.parameters.items() if any(address.how == "seed" for address in each.addresses)]
+        whole = {name: (round(self.ranges[name][0]), round(self.ranges[name][1])) for name in seeds if name in self.ranges}
+        return {name: (low, (low + high) // 2, high) for name, (low, high) in whole.items()}
 
     def _choice(self, name: str, values: Sequence[Number | str]) -> Choice:
         return Choice(tuple(self.number(name, value) for value in values))
@@ -169,11 +182,12 @@ class Config(TasksConfig):
         return float(every.index(value))
 
     def value(self, name: str, number: float) -> Number | str:
-        """Return what the simulator is given for a number: a text, a whole number where all choices are, or the number."""
+        """Return what the simulator is given: a text, true or false, a whole number where all choices are such, or a number."""
         every = self.every_choice(name)
         if every and isinstance(every[0], str):
             return every[round(number)]
-        return round(number) if every and all(isinstance(choice, int) for choice in every) else number
+        kind = next((kind for kind in (bool, int) if every and all(isinstance(choice, kind) for choice in every)), float)
+        return kind(round(number)) if kind is not float else number
 
     def placed(self, row: Row) -> Iterator[tuple[Address, Number | str]]:
         """Yield every address with the value that a task has there."""

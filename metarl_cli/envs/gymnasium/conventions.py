@@ -17,6 +17,8 @@ MOST_ACTIONS = 1024  # of an action that is several choices at once
 def in_numbers(env: gymnasium.Env[Any, Any], action_mask: str | None = None) -> gymnasium.Env[Any, Any]:
     """Flatten observations that are no array, make one choice of an action that is several, and show which can be taken.
 
+    A grey image, bytes of two axes, becomes one of one channel, and a single number a row of one.
+
     Args:
         env: the environment.
         action_mask: where it says which actions can be taken: ``info.KEY``, or ``observation.KEY`` of a Dict; None: all can.
@@ -27,7 +29,10 @@ def in_numbers(env: gymnasium.Env[Any, Any], action_mask: str | None = None) -> 
     place, _, key = (action_mask or "").partition(".")
     if place == "observation":
         env = InInfo(env, key)
-    if not isinstance(env.observation_space, spaces.Box):
+    seen = env.observation_space
+    if isinstance(seen, spaces.Box) and seen.dtype == np.uint8 and len(seen.shape) == 2:  # a grey image
+        env = gymnasium.wrappers.ReshapeObservation(env, (1, *seen.shape))
+    elif not isinstance(seen, spaces.Box) or not seen.shape:
         try:
             env = gymnasium.wrappers.FlattenObservation(env)
         except NotImplementedError:  # what Gymnasium raises for spaces that it cannot flatten, such as graphs
@@ -140,7 +145,7 @@ class OldInterface(gymnasium.Wrapper[Any, Any, Any, Any]):
     @override
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if options:
-            raise ValueError("its reset takes no options, which parameters are set by (options.PATH)")
+            raise ValueError("its reset takes no seed, and so no options, which parameters are set by (options.PATH)")
         if seed is not None:
             gymnasium.Env.reset(self.unwrapped, seed=seed)
             if callable(own := getattr(self.unwrapped, "seed", None)):

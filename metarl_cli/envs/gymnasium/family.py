@@ -28,6 +28,7 @@ from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Discrete, Spec
 
 SIMULATOR = 50_000  # [bytes] of a simulator with its wrappers, at least
+LARGEST_BYTE = 255
 MOST_TRIED = 16  # choices of a parameter that are numbers, before training begins
 
 
@@ -94,8 +95,10 @@ class GymnasiumEnv(Env):
         self.obs = self._tensor(np.concatenate(self._call("begin", *split, actions)))
 
     def _tensor(self, x: np.ndarray) -> Tensor:
-        """Return an array of all environments as ``[M, N, ...]``: images in bytes, booleans, or numbers of the default type."""
-        return self.family.spec.observation(x, self.family.device).reshape(*self.shape, *x.shape[1:])
+        """Return observations ``[M N, ...]``, or a number or an end ``[M N]`` of each environment, as ``[M, N, ...]``."""
+        spec, device = self.family.spec, self.family.device
+        numbers = torch.as_tensor(x, device=device) if x.dtype == bool and x.ndim == 1 else spec.observation(x, device)
+        return numbers.reshape(*self.shape, *x.shape[1:])
 
     @override
     def step(self, action: Tensor) -> Step:
@@ -238,9 +241,17 @@ def _spec(env: gymnasium.Env[Any, Any], config: Config) -> Spec:
     shape = observations.shape or ()
     if len(shape) == 3 and shape[-1] < min(shape[:2]):
         raise ValueError(f"images of {list(shape)} have their channels last: add the wrapper ChannelsFirst")
-    pixels = observations.dtype == bool or (len(shape) == 3 and observations.dtype == np.uint8)
+    pixels, scale = len(shape) == 3 and observations.dtype in (bool, np.uint8), _scale(observations)
     if isinstance(actions, spaces.Discrete):
-        return Spec(shape, Discrete(int(actions.n), config.action_mask is not None), horizon, pixels=pixels)
+        return Spec(shape, Discrete(int(actions.n), config.action_mask is not None), horizon, scale, pixels)
     if not isinstance(actions, spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
         raise ValueError(f"actions are {actions}: only discrete ones and bounded vectors can be learned here")
-    return Spec(shape, Continuous(tuple(actions.low.tolist()), tuple(actions.high.tolist())), horizon, pixels=pixels)
+    return Spec(shape, Continuous(tuple(actions.low.tolist()), tuple(actions.high.tolist())), horizon, scale, pixels)
+
+
+def _scale(observations: gymnasium.Space[Any]) -> tuple[float, ...]:
+    """Return by what a network divides the entries of a row of numbers: bytes by 255; nothing where there are none."""
+    if not isinstance(observations, spaces.Box) or len(observations.shape) != 1:
+        return ()
+    in_bytes = (observations.low == 0) & (observations.high == LARGEST_BYTE)
+    return tuple(np.where(in_bytes, float(LARGEST_BYTE), 1.0).tolist()) if in_bytes.any() else ()

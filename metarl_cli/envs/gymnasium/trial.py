@@ -5,6 +5,7 @@ An attribute that every reset overwrites, or an argument that is not used, makes
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +43,7 @@ def try_out(config: Config, nominal: Simulator, extremes: list[Row]) -> None:
         check_held(config, nominal)
         _check_seed(nominal)
     except EnvironmentFault as fault:
-        if not isinstance(fault.__cause__, KeyError):
+        if not _in_wrapper(fault.__cause__):
             raise
         names = ", ".join(wrapper.name for wrapper in config.wrappers)
         raise ValueError(f"{config.id} does not report {fault.__cause__}, which a wrapper needs (of {names})") from fault
@@ -55,6 +56,14 @@ def try_out(config: Config, nominal: Simulator, extremes: list[Row]) -> None:
                 if value != extremes[0][name]:
                     with opened(config, {**extremes[0], name: value}) as other:
                         _check_effect(config, name, lowest, other)
+
+
+def _in_wrapper(error: BaseException | None) -> bool:
+    """Return whether it says that a key is missing, and a wrapper raised it."""
+    if not isinstance(error, KeyError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return ".wrappers" in frame.f_globals.get("__name__", "")
 
 
 def _check_spaces(config: Config, nominal: Simulator, other: Simulator, row: Row) -> None:

@@ -11,6 +11,8 @@ own, but for what is listed below. So are rewards, but for what the goal replace
 | position | minus the L1 distance from a hidden place | goal_x, goal_y [m] |
 | reach | minus the distance from a hidden place | goal_x, goal_y [m] |
 
+Best possible: unknown. The upper line is a policy that is given the task parameters (``algo=oracle_pg``, ``oracle_dqn``).
+
 A body is where its torso is, a humanoid where its centre of mass is, and an arm where its fingertip is.
 
 Physics vary by factors above 0, in any family: gravity, mass (with inertia), inertia, friction, damping, strength (of the
