@@ -260,7 +260,7 @@ class Spec(NamedTuple):
 
     def observation(self, array: np.ndarray, device: torch.device) -> Tensor:
         """Return observations as a tensor: images in bytes or booleans as they are, numbers in the default type."""
-        keep = len(self.obs_shape) == 3 and array.dtype in (bool, np.uint8)
+        keep = self.pixels and array.dtype in (bool, np.uint8)
         return torch.as_tensor(array, dtype=None if keep else torch.get_default_dtype(), device=device)
 
 

@@ -38,7 +38,8 @@ def probe(family: str, methods: list[str] | None, seeds: range, outputs: Path) -
         chosen = [job for job in there if job.method == method and (methods is None or method in methods)]
         results = [found for job in chosen if (found := effects(job.folder(outputs), ends)) is not None]
         if results:
-            kept[method] = {support: shares([found[support] for found in results]) for support in results[0]}
+            common = [support for support in results[0] if all(support in found for found in results)]
+            kept[method] = {support: shares([found[support] for found in results]) for support in common}
             PROBES.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(kept, indent=1) + "\n")
             print(f"probed: {family}, {method}, {len(results)} seeds", flush=True)

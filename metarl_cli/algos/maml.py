@@ -210,24 +210,18 @@ class MAML(Algorithm):
     @override
     def cost_of_training(self) -> Footprint:
         config, spec, each = self.config, self.family.spec, self.family.spec.bytes_per_transition
-        outer, query, support = config.outer, config.query, config.inner.support
+        outer, query, support, steps = config.outer, config.query, config.inner.support, config.inner.steps
         replay = config.tasks * query.capacity * each
         chunk = min(outer.chunk or outer.tasks, outer.tasks, -(-outer.tasks // self.processes.size))
         meta, slow = without_content((self.meta, self.slow))
         episodes = min(outer.episodes or support.rollouts, support.rollouts)
-        steps, batch = config.inner.steps, blank_transitions(spec, chunk, 1, outer.batch)
-
-        def update_after(num: int) -> float:
-            supports = [blank_transitions(spec, chunk, support.steps, episodes)] * num
-            return peak(lambda: self._gradient(meta, slow, supports, batch))
-
-        update = extrapolated(update_after, steps)
+        given, batch = (blank_transitions(spec, chunk, *shape) for shape in ((support.steps, episodes), (1, outer.batch)))
+        update = extrapolated(lambda num: peak(lambda: self._gradient(meta, slow, [given] * num, batch)), steps)
         drawn = outer.tasks * outer.batch * each
-        lists = config.inner.steps if support.fresh else min(config.inner.steps, 1)
-        held = lists * config.tasks * support.rollouts * support.steps * each
+        held = (steps if support.fresh else min(steps, 1)) * config.tasks * support.rollouts * support.steps * each
         capacity = factor(algo__query__capacity=query.capacity, algo__tasks=config.tasks)
         numbers = {"algo__inner__support__rollouts": support.rollouts, "algo__inner__support__steps": support.steps}
-        collected = factor(algo__tasks=config.tasks, **numbers)
+        collected = factor(algo__tasks=config.tasks, algo__inner__steps=steps if support.fresh else 1, **numbers)
         if episodes < support.rollouts:
             numbers = {"algo__outer__episodes": episodes, "algo__inner__support__steps": support.steps}
         updated = factor(algo__outer__chunk=chunk, algo__outer__batch=outer.batch, algo__inner__steps=steps, **numbers)
@@ -236,11 +230,7 @@ class MAML(Algorithm):
         window = 2 * config.tasks * query.envs * query.steps * each
         return joined(
             self.explorer.cost_of_training() if self.explorer else None,
-            [
-                Holding(capacity, replay),
-                Holding(collected, held),
-                Holding("learner.network", 3 * size_of(self.meta["init"])),
-            ],
+            [Holding(capacity, replay), Holding(collected, held), Holding("learner.network", 3 * size_of(self.meta["init"]))],
             [
                 Holding(updated, update + drawn),
                 Holding(capacity, COPIES * replay),

@@ -55,7 +55,7 @@ def factor(**numbers: int) -> str:
 
 
 def extrapolated(cost: Callable[[int], float], num: int, few: tuple[int, int] = (3, 6)) -> float:
-    """Return what ``num`` steps cost [bytes], which from two smaller numbers on grows in proportion to them."""
+    """Return what ``num`` steps cost [bytes]; of many it is extrapolated linearly from the costs of a few."""
     if num <= few[1]:
         return cost(num)
     small, large = map(cost, few)

@@ -41,7 +41,7 @@ class Simulator:
     def __init__(self, env: gymnasium.Env[Any, Any], name: str, details: str = ""):
         self.env, self.name, self.details = env, name, details
         self.shape = env.observation_space.shape
-        self.pixels = len(self.shape or ()) == 3 and env.observation_space.dtype == np.uint8
+        self.pixels = len(self.shape or ()) == 3 and env.observation_space.dtype in (bool, np.uint8)
         self.first_action = int(getattr(env.action_space, "start", 0))
         self.clock = 0  # [steps] of the episode
 
@@ -93,8 +93,8 @@ class Simulator:
                 f"the observation has the shape {list(array.shape)}, the observation space {list(self.shape or ())}"
             )
         kind = array.dtype.kind
-        if kind not in "fiub" or (self.pixels and array.dtype != np.uint8):
-            declared = self.env.observation_space.dtype
+        declared = self.env.observation_space.dtype
+        if kind not in "fiub" or (self.pixels and array.dtype != declared):
             raise self._fault(f"the observation is of the type {array.dtype}, the observation space of {declared}")
         if kind == "f":
             flat = array.ravel() if array.itemsize > 2 else array.ravel().astype(np.float32)

@@ -1,7 +1,7 @@
 """Distributions of task parameters, shared by every family whose tasks are physical quantities, native or simulated.
 
-Train, validation and test tasks come from the same distributions and disjoint streams; out-of-distribution (ood) tasks come
-from wider distributions.
+Train, validation and test tasks come from the same distributions and disjoint streams, but for parameters whose test tasks have
+values of their own; out-of-distribution (ood) tasks come from wider distributions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from metarl_cli.config.base import StrictModel
 from metarl_cli.interfaces import Family, Task
 
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
-FEW = 100  # whole numbers that are a few values
+MOST_LISTED = 100_000  # tasks of which each is drawn once before any is drawn again
 Columns = dict[str, np.ndarray]  # one array [num, ...] per task parameter
 
 
@@ -152,13 +152,18 @@ class LogUniform(Between):
 class Whole(Between):
     """A whole number from low to high, both included, all equally likely."""
 
+    @property
+    def values(self) -> range:
+        """Every number."""
+        return range(round(self.low), round(self.high) + 1)
+
     def __str__(self) -> str:
-        return f"{{{self.low:g}, ..., {self.high:g}}}"
+        return f"{{{self.low:.0f}, ..., {self.high:.0f}}}"
 
     @property
     @override
     def finite(self) -> bool:
-        return self.high - self.low < FEW
+        return True
 
     @override
     def sample(self, unit: np.ndarray) -> np.ndarray:
@@ -301,6 +306,8 @@ class ParametricFamily(Family):
         if name in self.positive and value <= 0:
             raise ValueError(f"{name} must be above 0, got {value:g}")
         drawn = [each[name] for each in (self.distributions, self.test_distributions, self.ood_distributions) if name in each]
+        if any(isinstance(each, Whole) for each in drawn) and value != round(value):
+            raise ValueError(f"{name} must be a whole number, got {value:g}")
         known = {number: None for each in drawn if isinstance(each, Choice) for number in each.values}  # in this order
         if known and not any(each.contains(np.asarray(value)) for each in drawn):
             raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value:g}")
@@ -332,8 +339,8 @@ class ParametricFamily(Family):
                     rows.append(row)
             return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         distributions = self.test_distributions if split == "test" else self.distributions
-        choices = {name: d.values for name, d in distributions.items() if isinstance(d, Choice)}
-        if not choices or len(choices) < len(distributions):
+        choices = {name: d.values for name, d in distributions.items() if isinstance(d, Choice | Whole)}
+        if not choices or len(choices) < len(distributions) or math.prod(map(len, choices.values())) > MOST_LISTED:
             return self._independent(num, distributions, rng)
         every = list(itertools.product(*choices.values()))
         order = np.concatenate([rng.permutation(len(every)) for _ in range(-(-num // len(every)))])[:num]

@@ -133,7 +133,7 @@ class QNetwork:
 
     def _forward(self, params: Params, obs: Tensor) -> Tensor:
         """Return the values of one network, or of R stacked networks."""
-        x = obs / 255 if obs.dtype == torch.uint8 else obs
+        x = obs / 255 if obs.dtype == torch.uint8 else obs.to(torch.get_default_dtype()) if obs.dtype == torch.bool else obs
         if self.obs_scale:
             x = x / constant(self.obs_scale, x.dtype, x.device)
         leading = x.shape[: x.dim() - len(self.obs_shape)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class AdaptedPolicy:
             ValueError: for an observation of another shape.
         """
         array = np.asarray(obs)
+        if array.shape in ((), self.spec.obs_shape[1:]) and array.size == math.prod(self.spec.obs_shape):
+            array = array.reshape(self.spec.obs_shape)  # a number alone, or a grey image
         if array.shape != self.spec.obs_shape:
             raise ValueError(f"an observation must have the shape {self.spec.obs_shape}, not {array.shape}")
         now = self.spec.observation(array, self.saved["device"])[None, None]

@@ -1,5 +1,6 @@
 """Environments with other conventions: action masks, rewards that are vectors, a reset without a seed, tasks that are set."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -378,11 +379,13 @@ SPACES = {
     "scalar": spaces.Box(-1, 1, (), np.float32),
     "booleans": spaces.Box(0, 1, (4,), bool),
     "matrix of booleans": spaces.Box(0, 1, (3, 2), bool),
+    "image of booleans": spaces.Box(0, 1, (3, 12, 12), bool),
+    "board": spaces.Box(0, 2, (6, 7), np.uint8),
     "grey": spaces.Box(0, 255, (12, 12), np.uint8),
     "bytes": spaces.Box(0, 255, (6,), np.uint8),
     "image in a dict": spaces.Dict({"image": spaces.Box(0, 255, (2, 2), np.uint8), "speed": spaces.Box(-1, 1, (1,))}),
 }
-SHAPES = {"scalar": (1,), "booleans": (4,), "matrix of booleans": (3, 2), "grey": (1, 12, 12), "bytes": (6,)}
+SHAPES = {"scalar": (1,), "grey": (1, 12, 12), "image in a dict": (5,)}
 
 
 def seeing(space):
@@ -392,19 +395,19 @@ def seeing(space):
 @pytest.mark.parametrize("space", SPACES)
 def test_every_array_becomes_numbers_or_an_image(space):
     family = simulated.Family(seeing(space))
-    assert family.spec.obs_shape == SHAPES.get(space, (5,))
+    assert family.spec.obs_shape == SHAPES.get(space, SPACES[space].shape)
     env = family.make(family.sample_tasks(2, "train", numpy_rng(0, "tasks")), 3, torch_rng(0, "env"))
     step = env.step(torch.zeros(2, 3, dtype=torch.long))
-    image = space == "grey"
-    assert family.spec.pixels == image
+    images = {"grey": torch.uint8, "image of booleans": torch.bool}
+    assert family.spec.pixels == (space in images)
     for obs in (env.obs, step.next_obs):
         assert obs.shape == (2, 3, *family.spec.obs_shape)
-        assert obs.dtype == (torch.uint8 if image else torch.float32)
+        assert obs.dtype == images.get(space, torch.float32)
     assert family.spec.obs_scale == {"bytes": (255.0,) * 6, "image in a dict": (255.0,) * 4 + (1.0,)}.get(space, ())
 
 
 @pytest.mark.parametrize("algo", ["maml_dqn", "rl2", "maml_pg"])
-@pytest.mark.parametrize("space", ["scalar", "booleans", "bytes"])
+@pytest.mark.parametrize("space", ["scalar", "booleans", "image of booleans"])
 def test_algorithms_learn_from_every_row_of_numbers(algo, space, tmp_path):
     train(algo, tmp_path, f"id: Seen-v0\nhorizon: 5\nconstructor: {{space: {space}}}")
 
@@ -422,13 +425,34 @@ def test_levels_of_test_tasks_are_none_of_training(high):
     assert int(drawn["train"].min()) <= high // 50
     assert int(drawn["test"].max()) >= high - high // 50
     assert "test" in family.held_out
-    assert shares(family, "validation") == (high == 3)
+    assert shares(family, "validation")
+    assert len({*drawn["test"].tolist()}) == high - high // 2, "each is drawn once before any is drawn again"
 
 
-@pytest.mark.parametrize("low_high", [[0.5, 3.0], [-1.0, 3.0], [0.0, 1e9]])
-def test_a_level_is_a_whole_number(low_high):
-    with pytest.raises(ValueError, match="range of level must be of whole numbers from 0 to 16,777,216, as it is a seed"):
-        config(LEVELS, ranges={"level": low_high})
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ranges": {"level": [0.5, 3.0]}},
+        {"ranges": {"level": [-1.0, 3.0]}},
+        {"ranges": {"level": [0.0, math.inf]}},
+        {"choices": {"level": [1, -2]}},
+        {"choices": {"level": [0.5, 2]}},
+    ],
+)
+def test_a_level_is_a_whole_number(values):
+    with pytest.raises(ValueError, match="level is a seed: its values must be whole numbers from 0 to 16,777,216"):
+        config(LEVELS, **values)
+
+
+def test_levels_are_no_other_distribution():
+    with pytest.raises(ValueError, match="leave it out of ood_ranges"):
+        config(LEVELS, ranges={"level": [0.0, 9.0]}, ood_ranges={"level": [0.0, 99.0]})
+
+
+def test_a_level_between_two_is_refused():
+    family = simulated.Family(config(LEVELS, ranges={"level": [0.0, 9.0]}))
+    with pytest.raises(ValueError, match="level must be a whole number"):
+        family.named_task({"level": 0.5})
 
 
 class Forgetful(gymnasium.Env):

@@ -10,10 +10,10 @@ A task parameter goes to one place or to several, its addresses ``set``:
 | ``reset.PATH`` | an attribute that every reset draws anew, written after it |
 | ``options.PATH`` | an option of every reset |
 | ``wrapper.NAME.PATH`` | an argument of one of ``wrappers``, e.g. ``wrapper.Direction.angle`` |
-| ``seed`` | the seed of every episode |
+| ``seed`` | the seed of every episode: a task is a level |
 
 Parameters vary within ``ranges``, or over a few ``choices``; where all are choices, the splits share the tasks, but for
-``test_choices``, which test tasks have in their place.
+``test_choices``, which test tasks have in their place. Levels are whole numbers: test tasks have the upper half of a range.
 
 Action and observation space, reward and ends: the environment's own, as its wrappers leave them; discrete actions or bounded
 vectors; observations are tensors, images ``[C, H, W]`` in bytes. Start: the environment's, each episode from a seed of its own.

@@ -25,7 +25,7 @@ RESERVED = ("id", "render_mode", "max_episode_steps", "disable_env_checker")  # 
 
 
 class Parameter(StrictModel):
-    """A number, or one of a few texts, that tasks vary."""
+    """A number, true or false, or one of a few texts, that tasks vary."""
 
     nominal: Number | str = Field(description="its value in the unchanged environment")
     set: Place | list[Place] = Field(description=f"where it goes, one address or several: {FORMS}")
@@ -118,10 +118,14 @@ class Config(TasksConfig):
             texts = {isinstance(value, str) for value in (parameter.nominal, *self.every_choice(name))}
             if len(texts) > 1 or (texts == {True} and parameter.nominal not in self.every_choice(name)):
                 raise ValueError(f"{name} must be a number, or one of choices that are texts; its nominal value is one of them")
-        for name in self._levels():
-            for low, high in (self.ranges[name], self.ood_ranges.get(name, self.ranges[name])):
-                if low != round(low) or high != round(high) or low < 0 or high > LARGEST_WHOLE:
-                    raise ValueError(f"range of {name} must be of whole numbers from 0 to {LARGEST_WHOLE:,}, as it is a seed")
+        for name in self._seeds():
+            levels = [*self.ranges.get(name, []), *self.every_choice(name)]
+            if not all(isinstance(level, int | float) and level in range(LARGEST_WHOLE + 1) for level in levels):
+                raise ValueError(f"{name} is a seed: its values must be whole numbers from 0 to {LARGEST_WHOLE:,}")
+            if name in self.ood_ranges:
+                raise ValueError(
+                    f"{name} is a seed: levels of other seeds are no other distribution; leave it out of ood_ranges"
+                )
         for wrapper in self.wrappers:
             if wrapper.name not in WRAPPERS:
                 raise ValueError(f"no such wrapper: {wrapper.name}{known_options(wrapper.name, WRAPPERS)}")
@@ -143,7 +147,6 @@ class Config(TasksConfig):
     def distributions(self, signed: Collection[str] = ()) -> tuple[Distributions, Distributions]:
         inside, outside = super().distributions(signed)
         inside |= {name: Whole(low, middle) for name, (low, middle, _) in self._levels().items()}
-        outside |= {name: Whole(*self.ood_ranges[name]) for name in self._levels() if name in self.ood_ranges}
         choices = {name: self._choice(name, values) for name, values in self.choices.items()}
         wider = {name: self._choice(name, [*values, *self.ood_choices.get(name, [])]) for name, values in self.choices.items()}
         return inside | choices, inside | outside | wider if outside or self.ood_choices else {}
@@ -153,10 +156,15 @@ class Config(TasksConfig):
         levels = {name: Whole(middle + 1, high) for name, (_, middle, high) in self._levels().items() if middle < high}
         return levels | {name: self._choice(name, values) for name, values in self.test_choices.items()}
 
+    def _seeds(self) -> list[str]:
+        """Return the parameters that are the seed of every episode."""
+        return [name for name, each in self.parameters.items() if any(address.how == "seed" for address in each.addresses)]
+
     def _levels(self) -> dict[str, tuple[int, int, int]]:
         """Return the ranges of seeds, with the last one of training and validation; test tasks have those after it."""
-        seeds = [name for name, each in self.parameters.items() if any(address.how == "seed" for address in each.addresses)]
-        whole = {name: (round(self.ranges[name][0]), round(self.ranges[name][1])) for name in seeds if name in self.ranges}
+        whole = {
+            name: (round(self.ranges[name][0]), round(self.ranges[name][1])) for name in self._seeds() if name in self.ranges
+        }
         return {name: (low, (low + high) // 2, high) for name, (low, high) in whole.items()}
 
     def _choice(self, name: str, values: Sequence[Number | str]) -> Choice:
@@ -186,8 +194,11 @@ class Config(TasksConfig):
         every = self.every_choice(name)
         if every and isinstance(every[0], str):
             return every[round(number)]
-        kind = next((kind for kind in (bool, int) if every and all(isinstance(choice, kind) for choice in every)), float)
-        return kind(round(number)) if kind is not float else number
+        if isinstance(self.parameters[name].nominal, bool):
+            return bool(round(number))
+        if name in self.ranges and name in self._seeds():
+            return round(number)
+        return round(number) if every and all(isinstance(choice, int) for choice in every) else number
 
     def placed(self, row: Row) -> Iterator[tuple[Address, Number | str]]:
         """Yield every address with the value that a task has there."""

@@ -30,7 +30,7 @@ def in_numbers(env: gymnasium.Env[Any, Any], action_mask: str | None = None) -> 
     if place == "observation":
         env = InInfo(env, key)
     seen = env.observation_space
-    if isinstance(seen, spaces.Box) and seen.dtype == np.uint8 and len(seen.shape) == 2:  # a grey image
+    if isinstance(seen, spaces.Box) and seen.dtype == np.uint8 and len(seen.shape) == 2 and (seen.high == 255).all():  # grey
         env = gymnasium.wrappers.ReshapeObservation(env, (1, *seen.shape))
     elif not isinstance(seen, spaces.Box) or not seen.shape:
         try:

@@ -180,6 +180,7 @@ class GymnasiumFamily(ParametricFamily):
         """Tasks with the extreme values of every parameter: what the simulator rejects, it rejects before training."""
         distributions = self.distributions | self.ood_distributions
         values = {name: distribution.extremes for name, distribution in distributions.items()}
+        values |= {name: (*values[name], *tested.extremes) for name, tested in self.config.tested().items()}
         values |= {name: self._tried(name) for name in self.config.choices}
         for number in range(max(map(len, values.values()), default=0)):
             yield self._row({**self.parameters, **{name: float(v[min(number, len(v) - 1)]) for name, v in values.items()}})
