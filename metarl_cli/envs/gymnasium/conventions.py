@@ -11,13 +11,14 @@ import numpy as np
 from gymnasium import spaces
 from typing_extensions import override
 
+LARGEST_BYTE = 255
 MOST_ACTIONS = 1024  # of an action that is several choices at once
 
 
 def in_numbers(env: gymnasium.Env[Any, Any], action_mask: str | None = None) -> gymnasium.Env[Any, Any]:
     """Flatten observations that are no array, make one choice of an action that is several, and show which can be taken.
 
-    A grey image, bytes of two axes, becomes one of one channel, and a single number a row of one.
+    A grey image, bytes from 0 to 255 of two axes, becomes one of one channel, and a single number a row of one.
 
     Args:
         env: the environment.
@@ -30,7 +31,7 @@ def in_numbers(env: gymnasium.Env[Any, Any], action_mask: str | None = None) -> 
     if place == "observation":
         env = InInfo(env, key)
     seen = env.observation_space
-    if isinstance(seen, spaces.Box) and seen.dtype == np.uint8 and len(seen.shape) == 2 and (seen.high == 255).all():  # grey
+    if isinstance(seen, spaces.Box) and seen.dtype == np.uint8 and len(seen.shape) == 2 and (seen.high == LARGEST_BYTE).all():
         env = gymnasium.wrappers.ReshapeObservation(env, (1, *seen.shape))
     elif not isinstance(seen, spaces.Box) or not seen.shape:
         try:

@@ -19,6 +19,7 @@ from typing_extensions import override
 from metarl_cli.config.messages import one_line
 from metarl_cli.envs.gymnasium.build import simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.envs.gymnasium.conventions import LARGEST_BYTE
 from metarl_cli.envs.gymnasium.trial import opened, try_out
 from metarl_cli.envs.gymnasium.workers import LocalWorker, RemoteWorker, Worker, WorkerPool, close_all
 from metarl_cli.envs.simulator import whole
@@ -28,7 +29,6 @@ from metarl_cli.interfaces import Env, State, Step, Task, num_tasks
 from metarl_cli.spaces import Continuous, Discrete, Spec
 
 SIMULATOR = 50_000  # [bytes] of a simulator with its wrappers, at least
-LARGEST_BYTE = 255
 MOST_TRIED = 16  # choices of a parameter that are numbers, before training begins
 
 
