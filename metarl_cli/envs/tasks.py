@@ -329,8 +329,8 @@ class ParametricFamily(Family):
     def draw(self, num: int, split: str, rng: np.random.Generator) -> Columns:
         """Draw the parameters of ``num`` tasks of a split, row by row, so that the first n do not depend on ``num``.
 
-        Where all that varies are choices or whole numbers, of at most ``MOST_LISTED`` combinations, each task is drawn once before
-        any is drawn again.
+        Where all that varies are choices or whole numbers, of at most ``MOST_LISTED`` combinations, each task is drawn once
+        before any is drawn again.
         """
         if split == "ood":
             rows = [self._independent(0, self.ood_distributions, rng)]
