@@ -1,10 +1,11 @@
-"""What is stored and passed on: tasks, weights, steps, experience and demonstrations; and nothing that acts.
+"""What is stored and passed on: tasks, weights, steps, physics, experience and demonstrations; and nothing that acts.
 
 Axes, in this order: M tasks, N envs per task, T time; ``...`` an observation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -38,6 +39,16 @@ def device_of(task: Task) -> torch.device:
 def dtype_of(task: Task) -> torch.dtype:
     """Return the type of the tasks' first parameter."""
     return next(iter(task.values())).dtype
+
+
+class Physics(NamedTuple):
+    """The steps of environments that draw nothing, as functions of tensors."""
+
+    state: Tensor  # [M, N, S] now
+    constants: Task  # [M, 1, ...]
+    starts: Tensor  # [M, N, S] where episodes begin
+    dynamics: Callable[[Tensor, Tensor, Task], tuple[Tensor, Tensor, Tensor]]  # as in envs.native, without randomness
+    observe: Callable[[Tensor], Tensor]  # states -> observations [M, N, ...]
 
 
 class Step(NamedTuple):

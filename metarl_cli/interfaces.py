@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metarl_cli.data import Demonstrations as Demonstrations
 from metarl_cli.data import Params as Params
+from metarl_cli.data import Physics as Physics
 from metarl_cli.data import State as State
 from metarl_cli.data import Step as Step
 from metarl_cli.data import Task as Task
@@ -56,6 +57,14 @@ class Env(ABC):
     def select_rows(self, rows: Tensor) -> None:
         """Drop all tasks but those of the mask ``rows [M]``, in mid-episode; NotImplementedError unless ``can_select_rows``."""
         raise NotImplementedError(f"{type(self).__name__} cannot drop the environments of single tasks")
+
+    def physics(self) -> Physics | None:
+        """Return the environments as functions to compile together with others; None where they are not such."""
+        return None
+
+    def advance(self, state: Tensor, steps: int) -> None:
+        """Go on from the states ``[M, N, S]`` to which so many steps of :meth:`physics` led, before any time limit."""
+        raise NotImplementedError(f"{type(self).__name__} has no physics")
 
     @abstractmethod
     def render(self) -> Image:

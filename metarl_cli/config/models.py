@@ -36,7 +36,7 @@ class Hardware(StrictModel):
 class TrainHardware(Hardware):
     """Where and how a run is trained."""
 
-    compile: bool = Field(description="compile the meta-gradient, dqn's gradient and native dynamics; needs a C++ compiler")
+    compile: bool = Field(description="compile gradients, native dynamics and fitness; needs a C++ compiler")
     profile: bool = Field(description="measure where the time of an iteration goes: a table, and a trace in the run folder")
 
 

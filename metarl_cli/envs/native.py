@@ -19,7 +19,7 @@ from typing_extensions import override
 from metarl_cli.data import untracked
 from metarl_cli.envs.tasks import ParametricFamily, TasksConfig, in_words
 from metarl_cli.errors import UserError
-from metarl_cli.interfaces import Code, Compiler, Env, State, Step, Task, device_of, dtype_of, num_tasks
+from metarl_cli.interfaces import Code, Compiler, Env, Physics, State, Step, Task, device_of, dtype_of, num_tasks
 from metarl_cli.seeding import CommonRandomNumbers, without_draws
 
 FEW = 512  # environments, for which it is as fast to draw a start for each as for those alone whose episode ended
@@ -85,13 +85,12 @@ class NativeFamily(ParametricFamily):
 
     @override
     def compile(self, compiler: Compiler) -> None:
-        unused = torch.Generator()
         if not self.stochastic:
+            self.code = compiler(self.pure, f"the dynamics of {type(self).__name__}")
 
-            def pure(state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-                return self.dynamics(state, action, task, unused)
-
-            self.code = compiler(pure, f"the dynamics of {type(self).__name__}")
+    def pure(self, state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+        """Simulate one step as :meth:`dynamics` does, where it draws nothing."""
+        return self.dynamics(state, action, task, torch.Generator())
 
     @override
     def make(self, task: Task, num_envs: int, rng: torch.Generator, render: bool = False) -> NativeEnv:
@@ -215,6 +214,16 @@ class NativeEnv(Env):
         self.task = {name: value[rows] for name, value in self.task.items()}
         self.starts = None if self.starts is None else _by_column(self.starts[rows])
         self._continue(self.state[rows], self.clock[rows])
+
+    @override
+    def physics(self) -> Physics | None:
+        if self.family.code is None or self.starts is None:
+            return None
+        return Physics(self.state, self.constants, self.starts, self.family.pure, self.family.observe)
+
+    @override
+    def advance(self, state: Tensor, steps: int) -> None:
+        self.state, self.obs, self.time = state, self.family.observe(state), self.time + steps
 
     @property
     def clock(self) -> Tensor:

@@ -22,28 +22,24 @@ from metarl_cli.config.footprint import BYTES, blank_network, blank_transitions,
 from metarl_cli.config.registry import ConfigError, load
 from metarl_cli.evolution.interfaces import Cost, Life, Search, Traits
 from metarl_cli.evolution.lineage import markdown
+from metarl_cli.evolution.measuring import Measuring
 from metarl_cli.evolution.searches.fitness import shape_by_rank
-from metarl_cli.experience.finite import StepCheck
-from metarl_cli.experience.rollout import Moment, rollout
 from metarl_cli.interfaces import (
     Adapted,
     Algorithm,
     Budget,
     Context,
     Diagnostics,
-    Env,
     Family,
     Footprint,
     Holding,
     Learner,
-    Params,
     State,
-    Step,
     Task,
     num_tasks,
 )
 from metarl_cli.networks.q_network import structured
-from metarl_cli.networks.stacked import first, fresh, select_rows, sound
+from metarl_cli.networks.stacked import fresh, sound
 from metarl_cli.progress import timed
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
 
@@ -99,6 +95,7 @@ class Evolution(Algorithm):
         self.learner, self.family, self.seed, self.device = learner, family, seed, device
         self.lifetime = config.lifetime.module.Lifetime(config.lifetime.config, learner, family, device)
         self.trained_steps = self.lifetime.steps or None
+        self.measuring, self.compiled = Measuring(learner, compile=False), Measuring(learner, context.compile)
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
         self.search: Search = config.search.module.Search(
@@ -201,56 +198,18 @@ class Evolution(Algorithm):
     def _measure(
         self, life: Life, task: Task, copies: int, episodes: int, steps: int | None, name: str
     ) -> tuple[Tensor, Tensor]:
-        """Measure the mean greedy return ``[P, M]`` of learners in float64; returns the environment steps ``[P M]`` too.
-
-        Finished individuals are dropped from the batch where the environment can select rows; with common random numbers the
-        others are unaffected.
-        """
+        """Measure the mean greedy return ``[P, M]`` of learners in float64; returns the environment steps ``[P M]`` too."""
         rng = torch_rng(self.seed, name, "episodes", str(self.iteration), device=self.device)
         with CommonRandomNumbers(copies):
             env = self.family.make(tile(task, copies), episodes, rng)
         env.one_episode()
-        drawn = rng.get_state()
-        params, alive = life.params, torch.arange(copies, device=self.device)
-        moments, watch = self._rollout(env, params, copies), StepCheck(env)
-        returns, lengths = torch.zeros(2, copies, num_tasks(task), episodes, device=self.device)
-        total, length = torch.zeros(2, *env.obs.shape[:2], device=self.device)  # of the rows in the batch
-        running, left = torch.ones_like(total), total.numel()
-        for _ in range(steps or self.family.spec.horizon):
-            step = next(moments).step
-            watch.see(step)
-            total.addcmul_(step.reward, running)
-            length += running
-            running.masked_fill_(step.ended, 0)
-            before, left = left, int(running.count_nonzero())
-            if left == 0:
-                break
-            if (
-                left == before or not env.can_select_rows or 2 * left > running.numel()
-            ):  # half of the individuals cannot be over
-                continue
-            lives = running.view(len(alive), -1).any(1)
-            num = int(lives.count_nonzero())
-            # a selection copies the batch, hence at most log2 P of them; BLAS rounds a single row differently
-            if 2 * num <= len(alive) and num * num_tasks(task) > 1:
-                returns[alive], lengths[alive] = (x.view(-1, *returns.shape[1:]) for x in (total, length))
-                rows = lives.repeat_interleave(num_tasks(task))
-                alive, (total, length, running) = alive[lives], (x[rows] for x in (total, length, running))
-                watch.finish()
-                env.select_rows(rows)
-                params = select_rows(params, lives if len(first(params)) == len(lives) else rows)
-                moments = self._rollout(env, params, num)
-        watch.finish()
+        drawn, horizon = rng.get_state(), self.family.spec.horizon
+        # validation, which is rare, would be compiled for numbers of individuals of its own
+        measure = self.compiled if name == "fitness" else self.measuring
+        returns, lengths = measure(env, life.params, copies, min(steps or horizon, horizon))
         if not env.draws and not torch.equal(drawn, rng.get_state()):
             raise RuntimeError(f"{env.name}: the dynamics draw random numbers: set stochastic = True in the class")
-        returns[alive], lengths[alive] = (x.view(-1, *returns.shape[1:]) for x in (total, length))
         return returns.double().mean(2), lengths.sum(2).long().flatten()
-
-    def _rollout(self, env: Env, params: Params, copies: int) -> Iterator[Moment]:
-        """Act greedily in environments whose copies draw the same random numbers."""
-        policy = NetworkPolicy(self.learner, params)
-        acted = CommonEnv(env, copies) if env.draws else env
-        return rollout(acted, policy, policy.start(env.obs.shape[1], torch.Generator()))
 
     def _begin(self, genomes: Tensor, task: Task, rng: torch.Generator, lifetime: Any = None, **more: Any) -> Any:
         """Begin the lifetimes of P individuals on M tasks; ``more`` are arguments of the lifetime."""
@@ -363,20 +322,6 @@ class Genes:
         """Return the genes ``[P, G]`` in natural units, ``{part/name: [P]}``."""
         parts = zip(self.parts.items(), torch.split(genes, self.sizes, 1), strict=True)
         return {f"{name}/{key}": value for (name, part), own in parts for key, value in part.describe(own).items()}
-
-
-class CommonEnv:
-    """An environment in which P copies of the same rows draw the same random numbers."""
-
-    def __init__(self, env: Env, copies: int):
-        self.env, self.copies, self.obs = env, copies, env.obs
-
-    def step(self, action: Tensor) -> Step:
-        """Act in every environment."""
-        with CommonRandomNumbers(self.copies):
-            step = self.env.step(action)
-        self.obs = step.obs
-        return step
 
 
 def tile(rows: Task, copies: int) -> Task:

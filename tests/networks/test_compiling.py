@@ -50,7 +50,7 @@ VARIANTS = {
 def train(name: str, *overrides: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Train three iterations plain and three compiled; returns the weights of both."""
     algo = name.split(",")[0]
-    small = [f"algo={algo}", f"env={fitting(algo)}", *tiny(algo), *VARIANTS[name], *overrides]
+    small = [f"algo={algo}", f"env={fitting(algo)}", *tiny(algo), *VARIANTS.get(name, []), *overrides]
     algorithms = [build(compose_train(*small, f"hardware.compile={c}")).algorithm for c in ("false", "true")]
     for algorithm in algorithms:
         for _ in range(3):
@@ -79,6 +79,14 @@ def test_the_graph_of_a_derivative_follows_the_weights(name, traced, notes, monk
     assert found <= fixed(fitting(name.split(",")[0])), "weights have to be inputs"
     for a, b in zip(plain, fast, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", slow_if(["es_dqn", "evo_dqn", "adrl"], lambda name: name != "es_dqn"))
+def test_the_search_is_the_same_where_fitness_is_compiled(name, traced, notes):
+    for a, b in zip(*train(name), strict=True):
+        torch.testing.assert_close(a, b)
+    assert len(traced) >= 2, "the dynamics, and the episodes of individuals"
+    assert not notes
 
 
 @pytest.mark.slow

@@ -106,13 +106,20 @@ def meta_gradient(options: dict[str, Any]) -> Contender:
     return Contender(run, facts={"operations": operations}, extras=lambda: {"loss": float(loss)})
 
 
+WARMUP = 6  # generations
+
+
 def evolution(options: dict[str, Any]) -> Contender:
     """Generations of SNES over policies that do not learn, on the shared tasks and from the shared start."""
     algorithm, before = build_run(options).algorithm, 0
+    for _ in range(WARMUP):  # compile for the numbers of individuals to which generations fall
+        algorithm.train_step()
 
     def start(number: int) -> None:
         nonlocal algorithm, before
+        code = algorithm.compiled
         algorithm = build_run(options, f"seed={number}").algorithm
+        algorithm.compiled = code
         mean, deviations = (torch.as_tensor(x, device=options["device"]) for x in cartpole.start(number))
         algorithm.search.mean, algorithm.search.sigma = mean, deviations
         algorithm.task = {k: torch.tensor(v, device=options["device"]) for k, v in cartpole.PHYSICS.items()}
