@@ -26,6 +26,7 @@ from metarl_cli.cli import compose as composing
 from metarl_cli.cli.commands import commands
 from metarl_cli.cli.terminal import MOST_COLUMNS, waiting
 from metarl_cli.config import messages as problems
+from metarl_cli.envs import packages
 from metarl_cli.errors import UserError
 from metarl_cli.progress import Plain
 
@@ -37,7 +38,7 @@ PIPE_COLUMNS = 10_000  # of a pipe: one line per option
 HELP = """\
 metarl {command}: {what}.
 
-usage: metarl {command} [NAME ...] [--config-dir DIR]
+usage: metarl {command} [NAME ...] [--config-dir DIR]{usage}
 
 Without a name, one line for each option of the group "{group}": those that come with metarl, those of installed
 packages, and your own in DIR/{group} (METARL_CONFIG_DIR names a DIR too). With a name, everything about it. Use one:
@@ -53,22 +54,29 @@ def run(command: str, words: list[str]) -> int:
         UsageError: for a flag or a name that does not exist.
     """
     args = composing.parse_flags(words)
-    if any(value for flag, value in vars(args).items() if flag not in ("overrides", "config_dir", "help")):
-        raise composing.UsageError(f"metarl {command}: takes names, --config-dir and --help alone")
+    named = [word for word in args.overrides if command == "envs" and word.startswith("packages=")]
+    names = [word for word in args.overrides if word not in named]
+    flags = any(value for flag, value in vars(args).items() if flag not in ("overrides", "config_dir", "help"))
+    if flags or any("=" in name for name in names):
+        more = ", packages=[...]" if command == "envs" else ""
+        raise composing.UsageError(f"metarl {command}: takes names{more}, --config-dir and --help alone")
     if args.help:
-        print(HELP.format(command=command, what=commands()[command].line, group=GROUPS[command]), end="")
+        usage = " [packages=[MODULE,...]]" if command == "envs" else ""
+        print(HELP.format(command=command, what=commands()[command].line, group=GROUPS[command], usage=usage), end="")
         return 0
     catalogue = Catalogue(command, args.config_dir)
     group, known = catalogue.group, catalogue.names
-    wrong = [name for name in args.overrides if name not in known]
+    if named:
+        packages.allow(catalogue.packages(named))
+    wrong = [name for name in names if name not in known]
     if wrong:
         raise composing.UsageError(*(f"{n}: no such option of {group}{problems.known_options(n, known)}" for n in wrong))
     console = Plain()
     console.width = min(console.width, MOST_COLUMNS) if console.is_terminal else PIPE_COLUMNS
     with waiting("loading ..."), console.capture() as page:
-        if not args.overrides:
+        if not names:
             _list(console, catalogue)
-        for name in args.overrides:
+        for name in names:
             _show(console, catalogue, name)
     print("\n".join(line.rstrip() for line in page.get().splitlines()))
     return 0
@@ -117,6 +125,13 @@ class Catalogue:
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         return composing.plain(config)
+
+    def packages(self, overrides: list[str]) -> dict[str, Any]:
+        """The value of ``packages`` with these overrides; raises UsageError where they are wrong."""
+        config = self.composer.settle(overrides)
+        if self.composer.problems or config is None:
+            raise composing.UsageError(*self.composer.problems.values())
+        return {"packages": OmegaConf.to_container(config["packages"])}
 
     def text(self, name: str, group: str = "") -> str:
         """The yaml of an option."""

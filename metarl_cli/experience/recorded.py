@@ -48,7 +48,8 @@ def demonstrations(spec: Spec, task: Task, episodes: Sequence[Recorded]) -> Demo
     ended = torch.as_tensor(step == length - 1, device=device)[None]
     terminated = ended & torch.tensor([e.terminated for e in episodes], device=device)
     acted = torch.as_tensor(action, dtype=default if isinstance(spec.actions, Continuous) else torch.long, device=device)
-    before, reached = (torch.as_tensor(places, dtype=default, device=device) for places in (obs, after))
+    images = spec.pixels and obs.dtype != bool  # of bytes, which a file has as numbers of any type
+    before, reached = (spec.observation(places.astype(np.uint8) if images else places, device) for places in (obs, after))
     return Demonstrations(task, Transitions(before, acted, 0 * weight, reached, terminated, ended, weight))
 
 
@@ -64,5 +65,7 @@ def _check(name: str, episode: Recorded, spec: Spec) -> None:
         raise ValueError(f"{name} has actions {list(acted.shape[1:])}, and those of this family are {list(shape)}")
     if not all(float(np.abs(numbers).max()) <= LARGEST for numbers in (seen, acted)):  # nan, too
         raise ValueError(f"{name} has a number that is not finite, or larger than {LARGEST:g}")
+    if spec.pixels and (wrong := seen[(seen < 0) | (seen > 255) | (seen % 1 != 0)]).size:
+        raise ValueError(f"{name} has {wrong[0]} in an image, whose entries are bytes, 0 to 255")
     if not isinstance(actions, Continuous) and (wrong := acted[(acted < 0) | (acted >= actions.n) | (acted % 1 != 0)]).size:
         raise ValueError(f"{name}: action {wrong[0]} is none of 0 to {actions.n - 1}")

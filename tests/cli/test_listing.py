@@ -135,7 +135,9 @@ def test_several_names_and_unknown_ones(capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["-m"], "metarl envs: takes names, --config-dir and --help alone"),
+        (["-m"], "metarl envs: takes names, packages=[...], --config-dir and --help alone"),
+        (["cartpole_family", "env.horizon=3"], "metarl envs: takes names, packages=[...], --config-dir and --help alone"),
+        (["packages=[a-b]x"], "packages="),
         (["--nope"], "--nope: no such flag"),
         (["--config-dir", "nowhere"], "--config-dir (or METARL_CONFIG_DIR): no such folder: "),
     ],

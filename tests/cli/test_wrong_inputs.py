@@ -25,7 +25,7 @@ WRONG = {
     "seed=1 train": "the command comes first",
     "algos maml": "no such option of algo; did you mean maml_dqn",
     "envs nope": "no such option of env",
-    "envs --cfg job": "takes names, --config-dir and --help alone",
+    "envs --cfg job": "takes names, packages=[...], --config-dir and --help alone",
     "train --confg-dir CONF": "did you mean --config-dir?",
     "train --config-dir nowhere": "no such folder",
     "train --config-dir": "expected one argument",

@@ -200,9 +200,10 @@ def test_whole_floats_are_integers_and_integers_are_numbers():
     )
 
 
-def test_tasks_take_integers():
-    config = validate(models.AdaptConfig, {**compose_values("adapt", ["run=x"]), "task": {"gravity": 20, "force_mag": -8}})
-    assert config.task == {"gravity": 20.0, "force_mag": -8.0}
+def test_tasks_take_integers_and_truth_values():
+    task = {"gravity": 20, "force_mag": -8, "hard": True}
+    config = validate(models.AdaptConfig, {**compose_values("adapt", ["run=x"]), "task": task})
+    assert config.task == {"gravity": 20.0, "force_mag": -8.0, "hard": True}
 
 
 def test_validated_groups_dump_as_plain_values_and_load_again():

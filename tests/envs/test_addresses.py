@@ -41,7 +41,8 @@ class Room(gymnasium.Env):
 
     def __init__(self, settings=None, layout=None, name="plain", rooms=3):
         self.observation_space = spaces.Dict({**self.observation_space.spaces, "room": spaces.Discrete(rooms)})
-        self.config = {"wind": 0.0, "names": ["a", "b"], "deep": {"light": 1.0}, **(settings or {})}
+        self.config = {"wind": 0.0, "names": ["a", "b"], "deep": {"light": 1.0}, "closed": False, **(settings or {})}
+        self.locked = np.zeros(2, bool)
         self.layout, self.name = layout or [[0, 1], [2, 3]], name
         self.goal, self.done = np.zeros(2), []
 
@@ -96,6 +97,17 @@ def test_a_parameter_reaches_its_place(address, read):
     task = family.sample_tasks(3, "train", numpy_rng(0, "tasks"))
     play(family, env, 8)  # beyond the end of an episode
     assert [read(each) for each in inner(env)] == pytest.approx(task["p"].tolist())
+
+
+@pytest.mark.parametrize("address", ["attribute.config.closed", "attribute.locked.1"])
+def test_an_attribute_may_be_true_or_false(address):
+    family, env = room(parameter(address, nominal=False, choices={"p": [False, True]}), envs=1)
+    task = family.sample_tasks(3, "train", numpy_rng(0, "tasks"))
+    play(family, env, 8)
+    places = [each.config["closed"] if "closed" in address else each.locked[1] for each in inner(env)]
+    assert [bool(place) for place in places] == [bool(value) for value in task["p"]]
+    assert all(isinstance(place, bool | np.bool_) for place in places)
+    assert sorted(set(task["p"].tolist())) == [0, 1]
 
 
 def test_one_parameter_can_have_several_places():
@@ -180,7 +192,8 @@ def test_spaces_become_numbers():
             "constructor.name.x: name is plain, in which there is",
         ),
         (parameter("attribute.config.wnd"), "the environment has no attribute config.wnd; did you mean wind"),
-        (parameter("attribute.name"), "attribute name is 'plain', which '1.0' cannot replace"),
+        (parameter("attribute.name"), "attribute name is 'plain', which 1.0 cannot replace"),
+        (parameter("attribute.config.closed"), "attribute config.closed is False, which 1.0 cannot replace"),
         (parameter("reset.gaol.0"), "no attribute gaol.0; did you mean goal"),
         (parameter("constructor.render_mode.x"), "constructor.render_mode cannot be set by a configuration"),
         (parameter("constructor.name", nominal="c", choices={"p": ["a", "b"]}), "its nominal value is one of them"),
@@ -245,6 +258,17 @@ def test_what_the_user_names_is_imported(package, how, monkeypatch):
         packages.allow({"packages": [package]})
     assert validate(TrainConfig, family_values()).env.config.package == package
     assert package in sys.modules
+
+
+def test_the_page_of_a_family_takes_packages_too(package, tmp_path, capsys):
+    (tmp_path / "env").mkdir()
+    text = f"# My rooms\ndefaults: [base/gymnasium@_here_]\nid: MyRoom-v0\npackage: {package}\nhorizon: 5\n"
+    (tmp_path / "env" / "mine.yaml").write_text(text)
+    words = ["envs", "mine", "--config-dir", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert "my_rooms is not imported" in capsys.readouterr().out
+    assert cli.main([*words, f"packages=[{package}]"]) == 0
+    assert "5 steps" in capsys.readouterr().out
 
 
 def test_gymnasiums_own_way_to_name_a_package(package):

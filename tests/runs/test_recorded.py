@@ -86,6 +86,24 @@ def test_episodes_of_different_lengths_are_padded():
     assert isinstance(spec._replace(actions=Continuous((0.0,), (1.0,))), Spec)
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [(np.uint8, torch.uint8), (np.int64, torch.uint8), (bool, torch.bool)])
+def test_images_stay_bytes_or_booleans(kind, dtype):
+    """A network divides bytes by 255, so that an image of a file must not become one of large numbers."""
+    spec = Spec((1, 2, 2), Discrete(3), 5, pixels=True)
+    images = np.array([0, 1, 0, 1] * 2, kind).reshape(2, 1, 2, 2)
+    seen = demonstrations(spec, {"task": torch.zeros(1)}, [Recorded(images, np.array([1]), False)]).experience
+    assert seen.obs.dtype == seen.next_obs.dtype == dtype
+    assert torch.equal(seen.obs[0, 0, 0], torch.as_tensor(images[0]).to(dtype))
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 256.0, 0.5])
+def test_an_image_of_other_numbers_is_one_line(wrong):
+    spec = Spec((1, 1, 1), Discrete(3), 5, pixels=True)
+    images = np.full((2, 1, 1, 1), wrong)
+    with pytest.raises(ValueError, match=f"episode 1 has {wrong} in an image, whose entries are bytes, 0 to 255"):
+        demonstrations(spec, {"task": torch.zeros(1)}, [Recorded(images, np.array([1]), False)])
+
+
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     """A dataset in the layout of Minari 0.5, under its name, and the module that opens it."""

@@ -55,7 +55,7 @@ def _entry(holder: list[Any], part: str, path: str) -> Any:
 
 
 def read(env: Any, path: str) -> Any:
-    """Return a copy of the number, text or array of numbers at ``path`` of an environment.
+    """Return a copy of the number, truth value, text or array of numbers at ``path`` of an environment.
 
     A part of the path names an attribute, or a key of a mapping; digits are an index.
 
@@ -63,21 +63,21 @@ def read(env: Any, path: str) -> Any:
         ValueError: if the path does not exist, is not public or leads to something else.
     """
     value = _follow(env, path.split("."), path)
-    is_array = isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.number)
-    if not is_array and (isinstance(value, bool) or not isinstance(value, (int, float, str, np.number))):
+    is_array = isinstance(value, np.ndarray) and (value.dtype == bool or np.issubdtype(value.dtype, np.number))
+    if not is_array and not isinstance(value, (bool, int, float, str, np.bool_, np.number)):
         raise ValueError(f"attribute {path} is not a number: {type(value).__name__}")
     return value.copy() if is_array else value
 
 
 def write(env: Any, path: str, value: Any) -> None:
-    """Set the number, text or array of numbers at ``path`` to a value of the same kind and shape.
+    """Set the number, truth value, text or array of numbers at ``path`` to a value of the same kind and shape.
 
     Raises:
         ValueError: if it cannot be written, or is not there afterwards.
     """
     before = read(env, path)
-    if isinstance(before, str) != isinstance(value, str):
-        raise ValueError(f"attribute {path} is {one_line(before)!r}, which {one_line(value)!r} cannot replace")
+    if isinstance(before, str) != isinstance(value, str) or (_truths(before) and not _truths(value)):
+        raise ValueError(f"attribute {path} is {_shown(before)}, which {_shown(value)} cannot replace")
     if np.shape(before) != np.shape(value):
         raise ValueError(f"attribute {path} is an array: name one entry, as in {path}.0")
     *parts, last = path.split(".")
@@ -102,6 +102,16 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, str) or isinstance(other, str):
         return bool(one == other)
     return np.allclose(one, other, rtol=1e-6, atol=1e-12)
+
+
+def _shown(value: Any) -> str:
+    text = one_line(value)
+    return repr(text) if isinstance(value, str) else text
+
+
+def _truths(value: Any) -> bool:
+    """Return whether a value is true or false, or an array of such."""
+    return not isinstance(value, str) and np.asarray(value).dtype == bool
 
 
 def _follow(env: Any, parts: Iterable[str], path: str) -> Any:
