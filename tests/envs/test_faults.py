@@ -15,7 +15,7 @@ from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.envs import gymnasium as simulated
 from metarl_cli.envs.live import LiveFamily
-from metarl_cli.envs.simulator import Simulator
+from metarl_cli.envs.simulator import Simulator, together
 from metarl_cli.errors import EnvironmentFault
 from metarl_cli.experience.finite import MOST, StepCheck
 from metarl_cli.experience.rollout import RandomPolicy, collect, run_episodes
@@ -233,3 +233,33 @@ def test_pixels_and_half_numbers_are_read():
     assert half._observation(np.array([6e4, -6e4], np.float16)).dtype == np.float16
     with pytest.raises(EnvironmentFault, match="holds nan"):
         half._observation(np.array([0, np.nan], np.float16))
+
+
+@pytest.mark.parametrize(
+    ("observations", "rewards"),
+    [
+        ([[0.0, 1.0], [0.0, math.nan]], [0.0, 0.0]),
+        ([[0.0, 1.0], [0.0, 1e30]], [0.0, 0.0]),
+        ([[0.0, 1.0], [0.0]], [0.0, 0.0]),
+        ([["a", "b"], ["c", "d"]], [0.0, 0.0]),
+        ([[0.0, 1.0]] * 2, [0.0, -math.inf]),
+        ([[0.0, 1.0]] * 2, [0.0, 2**62]),
+        ([[0.0, 1.0]] * 2, [0.0, None]),
+        ([[0.0, 1.0]] * 2, [0.0, [1.0, 2.0]]),
+        ([[0.0, 1.0]] * 2, [[1.0, 2.0], [1.0, 2.0]]),
+        ([[[0.0], [1.0]]] * 2, [0.0, 0.0]),
+    ],
+)
+def test_a_look_at_all_answers_misses_none_that_is_refused_alone(observations, rewards):
+    like = Simulator(broken.Broken(), "broken")
+    assert like.shape == (2,)
+    assert together(observations, rewards, like) is None
+    with pytest.raises(EnvironmentFault):
+        [like.checked(obs, reward, False, False) for obs, reward in zip(observations, rewards, strict=True)]
+
+
+def test_what_all_answers_become():
+    like = Simulator(broken.Broken(), "broken")
+    seen, gained = together([np.array([0, 1], np.float32)] * 3, [1, True, np.float32(0.5)], like)
+    assert (seen.shape, seen.dtype, gained.dtype) == ((3, 2), np.float32, np.float64)
+    assert gained.tolist() == [1, 1, 0.5]

@@ -107,11 +107,13 @@ class GymnasiumEnv(Env):
         clock = self.clock.flatten().numpy()
         self.history[clock, np.arange(len(clock))] = actions
         results = self._call("step", [actions[part] for part in self.parts])
-        step = Step(*(self._tensor(np.concatenate(field)) for field in zip(*results, strict=True)))
+        *fields, begun = results[0] if len(results) == 1 else map(np.concatenate, zip(*results, strict=True))
+        next_obs, reward, terminated, truncated = map(self._tensor, fields)
+        self.obs = next_obs if begun is fields[0] else self._tensor(begun)
+        step = Step(next_obs, reward, terminated, truncated, self.obs)
         ended = step.ended.cpu()
         self.clock = torch.where(ended, 0, self.clock + 1)
         self.episodes = self.episodes + ended
-        self.obs = step.obs
         return step
 
     @override

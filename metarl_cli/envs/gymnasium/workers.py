@@ -20,10 +20,12 @@ from typing_extensions import override
 
 from metarl_cli.envs.gymnasium.build import simulator
 from metarl_cli.envs.gymnasium.config import Config, Row
+from metarl_cli.envs.simulator import together
 from metarl_cli.errors import EnvironmentFault, ProcessLost
 from metarl_cli.processes import end_with_owner, patience
 from metarl_cli.signals import SIGNALS
 
+TRUTHS = bool, np.bool_
 ENDING = 5.0  # [s] for a process to end that was asked to, and for its exit status to be known
 
 
@@ -58,16 +60,29 @@ class Simulators:
         return np.stack(observations)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Take ``actions [K, ...]`` and reset what ends; return the fields of a :class:`Step`, ``[K, ...]`` each."""
-        steps = []
-        for i, action in enumerate(actions):
-            next_obs, reward, terminated, truncated = self.envs[i].step(action)
-            obs = next_obs
-            if terminated or truncated:
+        """Take ``actions [K, ...]`` and reset what ends; return the fields of a :class:`Step`, ``[K, ...]`` each.
+
+        The first and the last are the same array where no episode ended.
+        """
+        answers, begun = [], {}
+        for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+            answer = env.act(action)
+            going_on = type(answer[2]) in TRUTHS and type(answer[3]) in TRUTHS and not (answer[2] or answer[3])
+            if not going_on and any((answer := env.checked(*answer))[2:]):
                 self.episodes[i] += 1
-                next_obs, obs = next_obs.copy(), self._reset(i)
-            steps.append((next_obs, reward, terminated, truncated, obs))
-        return tuple(np.stack(field) for field in zip(*steps, strict=True))
+                answer = (answer[0].copy(), *answer[1:])
+                begun[i] = self._reset(i)
+            answers.append(answer)
+        next_obs, reward, terminated, truncated = map(list, zip(*answers, strict=True))
+        sound = together(next_obs, reward, self.envs[0])
+        if sound is None:
+            checked = [answer if i in begun else self.envs[i].checked(*answer) for i, answer in enumerate(answers)]
+            sound = np.stack([each[0] for each in checked]), np.array([each[1] for each in checked])
+        seen, gained = sound
+        obs = seen.copy() if begun else seen
+        for i, first in begun.items():
+            obs[i] = first
+        return seen, gained, np.array(terminated, bool), np.array(truncated, bool), obs
 
     def render(self) -> np.ndarray:
         """Draw the first environment, ``[H, W, 3]``."""
