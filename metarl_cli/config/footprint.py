@@ -16,17 +16,20 @@ import platform
 import resource
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from typing_extensions import override
 
+from metarl_cli.config.base import Group
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.interfaces import Algorithm, Family, Footprint, Holding, Params, Transitions
 from metarl_cli.spaces import Continuous, Spec
@@ -259,6 +262,24 @@ def peak(compute: Callable[[], object]) -> float:
     except (NotImplementedError, TypeError, ValueError):  # a value was read that a tensor without content lacks
         return 0.0
     return float(count.peak)
+
+
+def hidden_layers(config: object, key: str) -> list[Holding]:
+    """Return what the hidden layers take of every network in a configuration: their weights, a gradient and Adam's two moments.
+
+    Args:
+        config: a model, a group, or a dict of these.
+        key: of the configuration.
+    """
+    if isinstance(config, Group):
+        return hidden_layers(config.config, key)
+    parts = config.items() if isinstance(config, dict) else config if isinstance(config, BaseModel) else ()
+    found = [holding for name, value in parts for holding in hidden_layers(value, f"{key}.{name}")]
+    if isinstance(config, BaseModel) and (units := getattr(config, "hidden", None)):
+        units = units if isinstance(units, list) else [units]
+        weights = sum(units) + sum(below * above for below, above in pairwise(units))
+        found.append(Holding(f"{key}.hidden", 4 * BYTES * weights))
+    return found
 
 
 def bytes_per_task(family: Family) -> float:

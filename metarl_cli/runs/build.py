@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from metarl_cli.config.base import Group
-from metarl_cli.config.footprint import check_memory, cost_of_evaluating
+from metarl_cli.config.footprint import check_memory, cost_of_evaluating, hidden_layers
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.envs.experts import known_by
@@ -79,7 +79,8 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     learner: Any = None if config.learner is None else _learner(config.learner, family)
     try:
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
-        check_memory(algo.module.Algo.cost_of_building(algo.config, context), device)
+        held, passing = algo.module.Algo.cost_of_building(algo.config, context)
+        check_memory(Footprint([*held, *hidden_layers(algo.config, "algo")], passing), device)
         with waiting(config.hardware.patience):  # some start environments
             algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:

@@ -79,6 +79,26 @@ def test_what_does_not_fit_is_one_line_with_the_key(key, overrides, little):
         check_training_memory(config := validate(TrainConfig, values), build(config))
 
 
+def networks(values, place=""):
+    """The keys of all lists of hidden layers in a configuration."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from networks(value, f"{place}.{key}")
+        elif key == "hidden" and isinstance(value, list):
+            yield f"{place}.{key}"[1:]
+
+
+HIDDEN = [(algo, key) for algo in algorithms() for key in networks({"algo": compose_values("train", [f"algo={algo}"])["algo"]})]
+
+
+@pytest.mark.parametrize(("algo", "key"), HIDDEN)
+def test_layers_that_do_not_fit_are_refused_before_they_are_built(algo, key, little):
+    assert len(HIDDEN) > 15
+    values = compose_values("train", ["hardware=cpu", f"algo={algo}", f"env={fitting(algo)}", f"{key}=[20000,20000]"])
+    with pytest.raises(UserError, match=rf"^{key}: the run would hold about .* are free; lower {key}$"):
+        build(validate(TrainConfig, values))
+
+
 @pytest.mark.parametrize("algo", algorithms())
 def test_the_shipped_settings_fit(algo, little):
     config = compose_train(f"algo={algo}", f"env={fitting(algo)}", "hardware=cpu")
