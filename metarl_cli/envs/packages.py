@@ -12,12 +12,14 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from metarl_cli.config.messages import one_line
 
 VARIABLE = "METARL_PACKAGES"
 KNOWN = {  # module -> what pip installs
+    "JSSEnv": "JSSEnv",
     "ale_py": "ale-py",
     "flappy_bird_gymnasium": "flappy-bird-gymnasium",
     "gym_anytrading": "gym-anytrading",
@@ -30,6 +32,7 @@ KNOWN = {  # module -> what pip installs
     "pybullet_envs_gymnasium": "pybullet-envs-gymnasium",
 }
 EXTRAS = {  # module -> the extra of this package that brings it, in versions that fit together
+    "JSSEnv": "scheduling",
     "ale_py": "atari",
     "gym_anytrading": "trading",
     "gymnasium_robotics": "robotics",
@@ -86,6 +89,19 @@ def load(module: str) -> None:
         importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever it does at its import
         raise ValueError(f"the package {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+
+
+def file_of(module: str, path: str) -> str:
+    """Return where a file of an installed package lies.
+
+    Raises:
+        ValueError: if the package has no such file.
+    """
+    spec = find_spec(module)
+    for folder in (spec and spec.submodule_search_locations) or []:
+        if (file := Path(folder, path)).is_file():
+            return str(file)
+    raise ValueError(f"the package {module} has no file {path}")
 
 
 def check_arguments(package: str, arguments: object) -> None:

@@ -236,6 +236,52 @@ def package(tmp_path, monkeypatch):
     gymnasium.registry.pop("MyRoom-v0", None)
 
 
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A package with two files in a folder."""
+    folder = tmp_path / "my_jobs" / "in" / "days"
+    folder.mkdir(parents=True)
+    (tmp_path / "my_jobs" / "__init__.py").write_text(
+        "import gymnasium\nfrom test_addresses import Room\ngymnasium.register('MyJobs-v0', Room)\n"
+    )
+    for name in ("monday", "friday.txt"):
+        (folder / name).write_text("1")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(packages, "_named", {"my_jobs"})
+    yield folder
+    sys.modules.pop("my_jobs", None)
+    gymnasium.registry.pop("MyJobs-v0", None)
+
+
+def jobs(choices, nominal="monday", **more):
+    day = {"nominal": nominal, "set": "constructor.name", "folder": "in/days"}
+    values = {"id": "MyJobs-v0", "package": "my_jobs", "horizon": 4}
+    return {**values, "parameters": {"day": day}, "choices": {"day": choices}, **more}
+
+
+def test_a_text_can_name_a_file_of_the_package(files):
+    """Tasks have its name alone, so that no folder of this machine is in what a run writes."""
+    family, env = start(jobs(["monday", "friday.txt"]), tasks=2, envs=1)
+    assert {each.name for each in inner(env)} == {str(files / name) for name in ("monday", "friday.txt")}
+    assert {row["day"] for row in env.rows} == {"monday", "friday.txt"}
+    assert str(files) not in str(family.config.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (jobs(["monday", "sunday"]), "the package my_jobs has no file in/days/sunday"),
+        (jobs(["monday", "../secret"]), "day has a folder: its values must be names of files there"),
+        (jobs(["monday", ".."]), "day has a folder: its values must be names of files there"),
+        (jobs([1, 2], nominal=1), "day has a folder: its values must be names of files there"),
+        (jobs(["monday", "friday.txt"], package=None), "day has a folder: .* package says whose it is"),
+    ],
+)
+def test_a_file_that_the_package_has_not_is_refused(files, values, message):
+    with pytest.raises(ValueError, match=message):
+        start(values)
+
+
 def family_values(name="my_rooms"):
     values = compose_values("train", ["env=lunar_lander_family", "algo=maml_dqn"])
     mine = {"id": "MyRoom-v0", "package": name, "parameters": {}, "ranges": {}, "ood_ranges": {}, "constructor": {}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from typing_extensions import TypeAliasType, override
 
 from metarl_cli.config.base import Operational, StrictModel
 from metarl_cli.config.messages import known_options
+from metarl_cli.envs import packages
 from metarl_cli.envs.gymnasium.addresses import FORMS, LASTING, PATTERN, Address
 from metarl_cli.envs.gymnasium.wrappers import WRAPPERS
 from metarl_cli.envs.tasks import Choice, Distributions, TasksConfig, Whole
@@ -21,6 +23,7 @@ LARGEST_WHOLE = 2**24  # up to which numbers of 32 bits hold every whole one
 Plain = TypeAliasType("Plain", "bool | int | float | str | list[Plain] | dict[str, Plain] | None")
 Row = dict[str, Number | str]  # the parameters of one task
 Place = Annotated[str, Field(pattern=PATTERN)]
+FILE = r"\w[\w.-]*"  # a name without a folder
 RESERVED = ("id", "render_mode", "max_episode_steps", "disable_env_checker")  # arguments of gymnasium.make itself
 
 
@@ -29,6 +32,9 @@ class Parameter(StrictModel):
 
     nominal: Number | str = Field(description="its value in the unchanged environment")
     set: Place | list[Place] = Field(description=f"where it goes, one address or several: {FORMS}")
+    folder: Annotated[str, Field(pattern=r"^\w+(/\w+)*$")] | None = Field(
+        default=None, description="of the package, where its texts are names of files in it; none: they are no files"
+    )
 
     @property
     def addresses(self) -> list[Address]:
@@ -118,6 +124,9 @@ class Config(TasksConfig):
             texts = {isinstance(value, str) for value in (parameter.nominal, *self.every_choice(name))}
             if len(texts) > 1 or (texts == {True} and parameter.nominal not in self.every_choice(name)):
                 raise ValueError(f"{name} must be a number, or one of choices that are texts; its nominal value is one of them")
+            files = [parameter.nominal, *self.every_choice(name)] if parameter.folder else []
+            if files and not (self.package and all(isinstance(file, str) and re.fullmatch(FILE, file) for file in files)):
+                raise ValueError(f"{name} has a folder: its values must be names of files there, and package says whose it is")
         for name in self._seeds():
             levels = [*self.ranges.get(name, []), *self.every_choice(name)]
             if not all(isinstance(level, int | float) and level in range(LARGEST_WHOLE + 1) for level in levels):
@@ -201,10 +210,17 @@ class Config(TasksConfig):
         return round(number) if every and all(isinstance(choice, int) for choice in every) else number
 
     def placed(self, row: Row) -> Iterator[tuple[Address, Number | str]]:
-        """Yield every address with the value that a task has there."""
+        """Yield every address with the value that a task has there.
+
+        Raises:
+            ValueError: if the package has not the file that a task names.
+        """
         for name, parameter in self.parameters.items():
+            value = row[name]
+            if parameter.folder and self.package:
+                value = packages.file_of(self.package, f"{parameter.folder}/{value}")
             for address in parameter.addresses:
-                yield address, row[name]
+                yield address, value
 
     def _targets(self, how: str) -> list[str]:
         """Return what the addresses of one kind name."""
