@@ -59,11 +59,14 @@ class Env(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot drop the environments of single tasks")
 
     def physics(self) -> Physics | None:
-        """Return the environments as functions to compile together with others; None where they are not such."""
+        """Return the environments as functions, to be compiled with others, after :meth:`one_episode`; None if they are not."""
         return None
 
     def advance(self, state: Tensor, steps: int) -> None:
-        """Go on from the states ``[M, N, S]`` to which so many steps of :meth:`physics` led, before any time limit."""
+        """Go on from the states ``[M, N, S]`` to which so many steps of :meth:`physics` led, none beyond the time limit.
+
+        Only the first episode of each environment counts (:meth:`one_episode`): later ones have the clock of the first.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no physics")
 
     @abstractmethod
@@ -126,8 +129,8 @@ class Family(ABC):
         """Return one task (M=1) with these parameters, else nominal ones; raises ValueError for those it does not allow."""
 
     def number(self, name: str, value: float | str) -> float:
-        """Return the number by which a task holds a parameter's value; raises ValueError for a text that means none."""
-        if isinstance(value, str):
+        """Return the number by which a task holds a parameter's value; raises ValueError for a value that means none."""
+        if isinstance(value, str | bool):
             raise ValueError(f"{name} must be a number, got {value}")
         return float(value)
 

@@ -131,7 +131,9 @@ class Catalogue:
         config = self.composer.settle(overrides)
         if self.composer.problems or config is None:
             raise composing.UsageError(*self.composer.problems.values())
-        return {"packages": OmegaConf.to_container(config["packages"])}
+        if not OmegaConf.is_list(named := config["packages"]):
+            raise composing.UsageError(f"packages={named}: must be a list of modules, as in packages=[my_module]")
+        return {"packages": OmegaConf.to_container(named)}
 
     def text(self, name: str, group: str = "") -> str:
         """The yaml of an option."""

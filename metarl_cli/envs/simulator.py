@@ -49,7 +49,7 @@ def together(observations: list[Any], rewards: list[Any], like: Simulator) -> tu
 
 
 def _moderate(numbers: np.ndarray) -> bool:
-    """Return whether the numbers are finite and not too large; may say no where the sum of their squares alone is."""
+    """Return whether numbers are finite and not too large; False also where many large ones have too large a sum of squares."""
     flat = numbers.ravel()
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.dot(flat, flat) <= LARGEST**2)  # false for nan, too

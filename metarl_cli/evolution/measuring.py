@@ -18,6 +18,7 @@ from metarl_cli.experience.rollout import rollout
 from metarl_cli.interfaces import Env, Learner, Params, Physics, State, Step, Task
 from metarl_cli.networks.compiling import Compiled
 from metarl_cli.networks.stacked import first, select_rows
+from metarl_cli.progress import timed
 from metarl_cli.seeding import CommonRandomNumbers
 
 UNROLLED = 4  # steps of the compiled function; with more of them it takes longer to compile
@@ -33,7 +34,7 @@ class Sums(NamedTuple):
 
     def after(self, reward: Tensor, ended: Tensor) -> Sums:
         """Return the sums after one more step."""
-        total, length = torch.addcmul(self.total, reward, self.running), self.length + self.running
+        total, length = torch.addcmul(self.total, reward, self.running).to(self.total.dtype), self.length + self.running
         return Sums(total, length, self.running.masked_fill(ended, 0))
 
 
@@ -71,8 +72,10 @@ class Measuring:
         moments = rollout(common(env, copies), *self._acting(params, env))
         time, left = 0, sums.running.numel()
         while time < limit:
-            ahead = self._ahead(env, params, sums) if time + UNROLLED <= limit else None
+            # the first step is a plain one, whose shapes and types are checked
+            ahead = self._ahead(env, params, sums) if 0 < time <= limit - UNROLLED else None
             if ahead is not None:
+                watch.finish()
                 sums, time, watch.seen = ahead, time + UNROLLED, watch.seen + UNROLLED
             else:
                 step = next(moments).step
@@ -81,16 +84,15 @@ class Measuring:
             before, left = left, int(sums.running.count_nonzero())
             if left == 0:
                 break
-            fewer = 2 if ahead is None else FEWER
-            if left == before or not env.can_select_rows or fewer * left > sums.running.numel():
-                continue  # so many individuals cannot be over
+            if left == before or not env.can_select_rows or 2 * left > sums.running.numel():
+                continue  # half of the individuals cannot be over
             lives = sums.running.view(len(alive), -1).any(1)
-            # a selection copies the batch, hence at most log P of them; BLAS rounds a single row differently
-            num = int(lives.count_nonzero())
-            if fewer * num <= len(alive) and num * shape[0] // copies > 1:
+            tasks = returns.shape[1]
+            num = _kept(len(alive), int(lives.count_nonzero()), tasks, ahead is not None)
+            if num < len(alive):
                 returns[alive], lengths[alive] = (x.view(-1, *returns.shape[1:]) for x in sums[:2])
-                chosen = lives if ahead is None else _filled(lives, len(alive) // FEWER)
-                rows = chosen.repeat_interleave(shape[0] // copies)
+                chosen = _filled(lives, num)
+                rows = chosen.repeat_interleave(tasks)
                 alive, sums = alive[chosen], Sums(*(x[rows] for x in sums))
                 watch.finish()
                 env.select_rows(rows)
@@ -114,8 +116,12 @@ class Measuring:
             return None
         if self.code is None:
             self.code = Compiled(self._unrolled(physics), "the episodes of individuals")
-        state, largest, *after = self.code(params, physics.constants, physics.starts, physics.state, *sums)
-        if self.code.failed or not float(largest) <= LARGEST:  # false for nan, too
+        arguments = (params, physics.constants, physics.starts, physics.state, *sums)
+        run = self.code.prepared(*arguments)
+        if self.code.failed:
+            return None
+        state, largest, *after = timed("compiled code")(run)(*arguments)
+        if not float(largest) <= LARGEST:  # false for nan, too
             return None
         env.advance(state, UNROLLED)
         return Sums(*after)
@@ -126,7 +132,7 @@ class Measuring:
 
         def steps(params: Params, constants: Task, starts: Tensor, state: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
             after, num = Sums(*sums), len(first(params))
-            largest = state.new_zeros(())
+            largest = sums[0].new_zeros(())
             for _ in range(UNROLLED):
                 obs = observe(state)
                 policy = self.learner.policy(params, obs if len(obs) == num else obs.reshape(num, -1, *obs.shape[2:]))
@@ -134,7 +140,9 @@ class Measuring:
                 action = action if len(obs) == num else action.reshape(*obs.shape[:2], *action.shape[2:])
                 state, reward, terminated = dynamics(state, action, constants)
                 after = after.after(reward, terminated)
-                largest = torch.maximum(largest, torch.maximum(observe(state).abs().amax(), reward.abs().amax()))
+                for numbers in (observe(state), reward):
+                    if numbers.is_floating_point():
+                        largest = torch.maximum(largest, numbers.abs().amax())
                 state = torch.where(terminated.unsqueeze(-1), starts, state)
             return state, largest, *after
 
@@ -158,6 +166,18 @@ class CommonEnv:
             step = self.env.step(action)
         self.obs = step.obs
         return step
+
+
+def _kept(individuals: int, living: int, tasks: int, compiled: bool) -> int:
+    """Return how many individuals stay in a batch; all where it does not pay to drop some.
+
+    A selection copies the batch, hence at most log P of them. BLAS rounds a single row differently.
+    """
+    if not compiled:
+        return living if 2 * living <= individuals and living * tasks > 1 else individuals
+    while individuals // FEWER >= living and individuals // FEWER * tasks > 1:
+        individuals //= FEWER
+    return individuals
 
 
 def _filled(lives: Tensor, num: int) -> Tensor:

@@ -95,7 +95,7 @@ class Evolution(Algorithm):
         self.learner, self.family, self.seed, self.device = learner, family, seed, device
         self.lifetime = config.lifetime.module.Lifetime(config.lifetime.config, learner, family, device)
         self.trained_steps = self.lifetime.steps or None
-        self.measuring, self.compiled = Measuring(learner, compile=False), Measuring(learner, context.compile)
+        self.measure, self.measure_fitness = Measuring(learner, compile=False), Measuring(learner, context.compile)
         self.genome = Genes(config.genome, learner, torch_rng(seed, "init", device=device))
         self._check_traits()
         self.search: Search = config.search.module.Search(
@@ -205,7 +205,7 @@ class Evolution(Algorithm):
         env.one_episode()
         drawn, horizon = rng.get_state(), self.family.spec.horizon
         # validation, which is rare, would be compiled for numbers of individuals of its own
-        measure = self.compiled if name == "fitness" else self.measuring
+        measure = self.measure_fitness if name == "fitness" else self.measure
         returns, lengths = measure(env, life.params, copies, min(steps or horizon, horizon))
         if not env.draws and not torch.equal(drawn, rng.get_state()):
             raise RuntimeError(f"{env.name}: the dynamics draw random numbers: set stochastic = True in the class")

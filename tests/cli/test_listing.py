@@ -138,6 +138,8 @@ def test_several_names_and_unknown_ones(capsys):
         (["-m"], "metarl envs: takes names, packages=[...], --config-dir and --help alone"),
         (["cartpole_family", "env.horizon=3"], "metarl envs: takes names, packages=[...], --config-dir and --help alone"),
         (["packages=[a-b]x"], "packages="),
+        (["packages=mine"], "packages=mine: must be a list of modules, as in packages=[my_module]"),
+        (["packages=null"], "packages=None: must be a list of modules"),
         (["--nope"], "--nope: no such flag"),
         (["--config-dir", "nowhere"], "--config-dir (or METARL_CONFIG_DIR): no such folder: "),
     ],

@@ -110,6 +110,16 @@ def test_an_attribute_may_be_true_or_false(address):
     assert sorted(set(task["p"].tolist())) == [0, 1]
 
 
+@pytest.mark.parametrize(("nominal", "fits"), [(False, True), (1.0, False)])
+def test_true_is_a_value_of_a_truth_alone(nominal, fits):
+    family, _ = room(parameter("constructor.settings.wind", nominal=nominal), envs=1)
+    if fits:
+        assert family.number("p", True) == 1
+    else:
+        with pytest.raises(ValueError, match="p must be a number, got True"):
+            family.number("p", True)
+
+
 def test_one_parameter_can_have_several_places():
     _, env = room(parameter("reset.goal.0", "attribute.config.wind", ranges={"p": [1.0, 2.0]}), envs=1)
     for each in inner(env):

@@ -14,6 +14,7 @@ from conftest import compose_values, load, tiny
 from metarl_cli.config.models import TrainConfig
 from metarl_cli.config.registry import ConfigError, validate
 from metarl_cli.envs import gymnasium as simulated
+from metarl_cli.envs.gymnasium.workers import Simulators
 from metarl_cli.envs.live import LiveFamily
 from metarl_cli.envs.simulator import Simulator, together
 from metarl_cli.errors import EnvironmentFault
@@ -263,3 +264,22 @@ def test_what_all_answers_become():
     seen, gained = together([np.array([0, 1], np.float32)] * 3, [1, True, np.float32(0.5)], like)
     assert (seen.shape, seen.dtype, gained.dtype) == ((3, 2), np.float32, np.float64)
     assert gained.tolist() == [1, 1, 0.5]
+
+
+class Mixed(broken.Broken):
+    """Whole numbers in a step, and others at the start of an episode, as lists of Python's numbers may have."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return [0.5, -0.25], {}
+
+    def step(self, action):
+        return [1, 2], 1, True, False, {}
+
+
+def test_first_observations_keep_their_numbers_where_those_of_steps_are_whole():
+    simulators = object.__new__(Simulators)
+    simulators.envs, simulators.seeds, simulators.episodes = [Simulator(Mixed(), "mixed") for _ in range(2)], [0, 0], [0, 0]
+    seen, *_, begun = simulators.step(np.zeros(2, int))
+    assert seen.tolist() == [[1, 2]] * 2
+    assert begun.tolist() == [[0.5, -0.25]] * 2

@@ -9,7 +9,7 @@ from conftest import ENVS, compose_train, inherited, load, short
 
 from metarl_cli.envs.native import NativeFamily
 from metarl_cli.errors import EnvironmentFault
-from metarl_cli.evolution.measuring import Measuring, _filled
+from metarl_cli.evolution.measuring import Measuring, _filled, _kept
 from metarl_cli.networks.compiling import Compiled
 from metarl_cli.networks.stacked import fresh
 from metarl_cli.seeding import CommonRandomNumbers, numpy_rng, torch_rng
@@ -73,9 +73,18 @@ def test_individuals_leave_the_batch(graphs):
     plain = measured(family, False, 500)
     family.compile(Compiled)
     found = measured(family, True, 500)
-    assert len(graphs) == 2
+    assert len(graphs) == 3, "the dynamics of the first step, and the episodes of nine and of two"
     for a, b in zip(plain, found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("individuals", "living", "tasks", "plain", "compiled"),
+    [(64, 40, 2, 64, 64), (64, 32, 2, 32, 64), (64, 16, 2, 16, 16), (64, 3, 2, 3, 4), (64, 1, 2, 1, 1), (64, 1, 1, 64, 4)],
+)
+def test_how_many_stay(individuals, living, tasks, plain, compiled):
+    assert _kept(individuals, living, tasks, False) == plain
+    assert _kept(individuals, living, tasks, True) == compiled
 
 
 def test_those_that_live_stay_and_others_fill_in():
@@ -101,4 +110,41 @@ def test_a_compiled_step_that_is_not_finite_is_named_as_a_plain_one(wrong, graph
         measured(family, True, 20)
     assert str(found.value) == str(plain.value)
     assert "after 1 steps" not in str(plain.value)
+    assert graphs
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 18])
+def test_a_single_step_that_is_not_finite_is_named_as_a_plain_one(step, graphs, monkeypatch):
+    """In compiled code the states tell which step it is."""
+    family = short("pendulum_v1")
+
+    def counts(state, action, task, rng):
+        after = torch.stack([state[..., 0] * 0, state[..., 1] + 1, *state[..., 2:].unbind(-1)], -1)
+        return after, torch.where(after[..., 1] == step, math.nan, after[..., 1]), torch.zeros_like(after[..., 0]).bool()
+
+    monkeypatch.setattr(family, "dynamics", counts)
+    monkeypatch.setattr(family, "initial_state", lambda shape, like, rng: like.new_zeros(*shape, 2))
+    monkeypatch.setattr(family, "observe", lambda state: torch.nn.functional.pad(state, (0, 1)))
+    for compile in (False, True):
+        if compile:
+            family.compile(Compiled)
+        with pytest.raises(EnvironmentFault, match=f"the reward is nan after {step} steps"):
+            measured(family, compile, 20)
+    assert graphs or step == 1
+
+
+def test_rewards_of_more_bits_are_summed(graphs, monkeypatch):
+    family = short("cartpole_family")
+    lengths = measured(family, False, 20)[1]
+    calm = family.dynamics
+
+    def doubled(*arguments):
+        state, reward, terminated = calm(*arguments)
+        return state, 2 * reward.double(), terminated
+
+    monkeypatch.setattr(family, "dynamics", doubled)
+    for compile in (False, True):
+        if compile:
+            family.compile(Compiled)
+        assert torch.equal(measured(family, compile, 20)[0], 2 * lengths)
     assert graphs

@@ -117,9 +117,9 @@ def evolution(options: dict[str, Any]) -> Contender:
 
     def start(number: int) -> None:
         nonlocal algorithm, before
-        code = algorithm.compiled
+        code = algorithm.measure_fitness
         algorithm = build_run(options, f"seed={number}").algorithm
-        algorithm.compiled = code
+        algorithm.measure_fitness = code
         mean, deviations = (torch.as_tensor(x, device=options["device"]) for x in cartpole.start(number))
         algorithm.search.mean, algorithm.search.sigma = mean, deviations
         algorithm.task = {k: torch.tensor(v, device=options["device"]) for k, v in cartpole.PHYSICS.items()}

@@ -197,7 +197,9 @@ class GymnasiumFamily(ParametricFamily):
 
     @override
     def number(self, name: str, value: float | str) -> float:
-        return self.config.number(name, value) if name in self.config.choices else super().number(name, value)
+        own = self.config.parameters.get(name)
+        meant = name in self.config.choices or (own is not None and isinstance(own.nominal, bool))
+        return self.config.number(name, value) if meant else super().number(name, value)
 
     @override
     def named_task(self, values: dict[str, float]) -> Task:

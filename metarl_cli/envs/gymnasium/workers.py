@@ -79,7 +79,7 @@ class Simulators:
             checked = [answer if i in begun else self.envs[i].checked(*answer) for i, answer in enumerate(answers)]
             sound = np.stack([each[0] for each in checked]), np.array([each[1] for each in checked])
         seen, gained = sound
-        obs = seen.copy() if begun else seen
+        obs = seen.astype(np.result_type(seen.dtype, *(first.dtype for first in begun.values()))) if begun else seen  # a copy
         for i, first in begun.items():
             obs[i] = first
         return seen, gained, np.array(terminated, bool), np.array(truncated, bool), obs
