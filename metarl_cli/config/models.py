@@ -167,7 +167,7 @@ class AdaptConfig(StrictModel):
     """``metarl adapt``."""
 
     run: str = Field(description="the run folder to adapt from, or zoo:NAME")
-    task: dict[str, bool | float | str] = Field(description="task parameters, e.g. task.gravity=20; nominal ones elsewhere")
+    task: dict[str, float | bool | str] = Field(description="task parameters, e.g. task.gravity=20; nominal ones elsewhere")
     steps: int | None = Field(gt=0, description="gradient steps, supports or demonstrations; none: as in training")
     trial: int | None = Field(gt=0, description="episodes of a trial, for algorithms with memory; none: as in training")
     episodes: int = Field(gt=0, description="full episodes measured before, at each step and after")
