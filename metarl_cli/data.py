@@ -49,6 +49,7 @@ class Physics(NamedTuple):
     starts: Tensor  # [M, N, S] where episodes begin
     dynamics: Callable[[Tensor, Tensor, Task], tuple[Tensor, Tensor, Tensor]]  # as in envs.native, without randomness
     observe: Callable[[Tensor], Tensor]  # states -> observations [M, N, ...]
+    advance: Callable[[Tensor, int], None]  # have the environments go on from the states after so many steps
 
 
 class Step(NamedTuple):

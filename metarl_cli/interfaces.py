@@ -62,13 +62,6 @@ class Env(ABC):
         """Return the environments as functions, to be compiled with others, after :meth:`one_episode`; None if they are not."""
         return None
 
-    def advance(self, state: Tensor, steps: int) -> None:
-        """Go on from the states ``[M, N, S]`` to which so many steps of :meth:`physics` led, none beyond the time limit.
-
-        Only the first episode of each environment counts (:meth:`one_episode`): later ones have the clock of the first.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no physics")
-
     @abstractmethod
     def render(self) -> Image:
         """Draw the first environment of the first task.

@@ -219,10 +219,10 @@ class NativeEnv(Env):
     def physics(self) -> Physics | None:
         if self.family.code is None or self.starts is None:
             return None
-        return Physics(self.state, self.constants, self.starts, self.family.pure, self.family.observe)
+        return Physics(self.state, self.constants, self.starts, self.family.pure, self.family.observe, self._advance)
 
-    @override
-    def advance(self, state: Tensor, steps: int) -> None:
+    def _advance(self, state: Tensor, steps: int) -> None:
+        """Go on from the states ``[M, N, S]`` after so many steps, none beyond the time limit; only first episodes count."""
         self.state, self.obs, self.time = state, self.family.observe(state), self.time + steps
 
     @property

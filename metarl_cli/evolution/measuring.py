@@ -22,7 +22,7 @@ from metarl_cli.progress import timed
 from metarl_cli.seeding import CommonRandomNumbers
 
 UNROLLED = 4  # steps of the compiled function; with more of them it takes longer to compile
-FEWER = 4  # compiled code is for one number of individuals, so that three quarters leave at once, and half of them otherwise
+FEWER = 4  # a compiled batch shrinks to a quarter at a time, as the code for each batch size has to be compiled
 
 
 class Sums(NamedTuple):
@@ -123,7 +123,7 @@ class Measuring:
         state, largest, *after = timed("compiled code")(run)(*arguments)
         if not float(largest) <= LARGEST:  # false for nan, too
             return None
-        env.advance(state, UNROLLED)
+        physics.advance(state, UNROLLED)
         return Sums(*after)
 
     def _unrolled(self, physics: Physics) -> Callable[..., tuple[Tensor, ...]]:

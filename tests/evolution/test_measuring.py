@@ -29,7 +29,7 @@ def drawing_nothing() -> list[str]:
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Run what was traced as it is, as compiling it takes long; the graphs, one for each number of individuals."""
+    """Run traced graphs without compiling them, which takes long; yield the list of graphs, one for each batch size."""
     made = []
     monkeypatch.setattr("torch._inductor.compile", lambda graph, *_: made.append(graph) or graph)
     return made
