@@ -194,10 +194,11 @@ class Batch(NamedTuple):
 
 
 class Learner(ABC):
-    """How one task is learned: functions of its weights, written for ONE task; the caller batches them over tasks by ``vmap``.
+    """How one task is learned: functions of its weights, written for ONE task; the caller applies them to M tasks.
 
     Built by ``Learner(config, spec)``. The words fit Q-learning, policy gradients and reward learning alike. A learner whose
-    functions reduce over the last two axes alone sets ``stacked``: it is called once for all tasks, which is faster.
+    functions reduce over the last two axes alone sets ``stacked``: it is called once for all tasks, which is faster; others
+    are called through ``vmap``.
     """
 
     config: Any  # its values
