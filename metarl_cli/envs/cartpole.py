@@ -95,8 +95,8 @@ class CartPole(NativeFamily):
         theta_acc = numerator / torch.addcmul(task["reach"], cos, cos, value=-1)
         x_acc = torch.addcmul(temp, cos, theta_acc, value=-1)
         state = torch.addcmul(state, columns(x_dot, x_acc, theta_dot, theta_acc), task["steps"])
-        x, _, theta, _ = state.unbind(-1)
-        terminated = torch.bitwise_or(x * x > task["x_limit²"], theta * theta > task["theta_limit²"])
+        x_square, _, theta_square, _ = (state * state).unbind(-1)
+        terminated = torch.bitwise_or(x_square > task["x_limit²"], theta_square > task["theta_limit²"])
         return state, torch.ones_like(x_acc), terminated
 
     @override
