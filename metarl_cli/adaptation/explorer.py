@@ -28,7 +28,15 @@ from metarl_cli.adaptation.inference import EncoderConfig, PosteriorEncoder
 from metarl_cli.adaptation.support import RolloutsConfig
 from metarl_cli.adaptation.vectors import Vectors
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import blank_transitions, bytes_per_env, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import (
+    blank_network,
+    blank_transitions,
+    bytes_per_env,
+    factor,
+    peak,
+    size_of,
+    without_content,
+)
 from metarl_cli.errors import UserError
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.rollout import collect
@@ -254,6 +262,11 @@ class Explorer:
         exploring = EpsilonGreedy(policy, self.learner.actions, share, self.config.repeat)
         env = self.family.make(task, self.support.rollouts, rng)
         return collect(env, exploring, exploring.start(self.support.rollouts, rng), self.support.steps, one_episode=True)
+
+    @staticmethod
+    def cost_of_building(support: RolloutsConfig, context: Context, key: str) -> Footprint:
+        """Return the memory of the networks, one for each rollout of a support, whose key is given."""
+        return Footprint([Holding(key, 4 * support.rollouts * size_of(blank_network(context.learner)))])
 
     def cost_of_training(self) -> Footprint:
         """Return the memory of :meth:`train_step`."""

@@ -39,6 +39,7 @@ from metarl_cli.config.footprint import (
     blank_transitions,
     bytes_per_env,
     bytes_per_task,
+    extrapolated,
     factor,
     peak,
     size_of,
@@ -211,11 +212,18 @@ class Conditioned(Algorithm):
     @classmethod
     def cost_of_building(cls, config: TrainingConfig, context: Context) -> Footprint:
         family, envs = context.family, config.tasks * config.envs
+
+        def with_history(steps: int) -> float:
+            wide = widened(family.spec, History(steps, family.spec).scale) if steps else family.spec
+            return 2 * size_of(blank_network(context.learner.rebuilt(wide)))
+
+        network = with_history(0)
         return Footprint(
             [
                 Holding("algo.tasks", config.tasks * bytes_per_task(family)),
                 Holding(factor(algo__envs=config.envs, algo__tasks=config.tasks), envs * bytes_per_env(family)),
-                Holding("learner.network", 2 * size_of(blank_network(context.learner))),
+                Holding("learner.network", network),
+                Holding("algo.history", extrapolated(with_history, config.history) - network),
             ]
         )
 

@@ -59,6 +59,13 @@ class DREAM(Conditioned):
         return knowledge_of(family or self.family, task)
 
     @override
+    @classmethod
+    def cost_of_building(cls, config: TrainingConfig, context: Context) -> Footprint:
+        assert isinstance(config, Config)
+        networks = Explorer.cost_of_building(config.support, context, "algo.support.rollouts")
+        return joined(networks, *super().cost_of_building(config, context))
+
+    @override
     def cost_of_training(self) -> Footprint:
         return joined(self.explorer.cost_of_training(), *super().cost_of_training())
 

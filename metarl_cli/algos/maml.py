@@ -204,8 +204,9 @@ class MAML(Algorithm):
         weights = size_of(blank_network(context.learner))
         envs_key = factor(algo__query__envs=config.query.envs, algo__tasks=config.tasks)
         of_tasks, of_envs = config.tasks * bytes_per_task(family), envs * bytes_per_env(family)
-        tasks = [Holding("algo.tasks", of_tasks), Holding(envs_key, of_envs)]
-        return Footprint([*tasks, Holding("learner.network", 3 * weights)])
+        held = [Holding("algo.tasks", of_tasks), Holding(envs_key, of_envs), Holding("learner.network", 3 * weights)]
+        key, support = "algo.inner.support.rollouts", config.inner.support
+        return joined(Explorer.cost_of_building(support, context, key) if config.explorer else None, held, [])
 
     @override
     def cost_of_training(self) -> Footprint:

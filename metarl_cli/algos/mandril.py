@@ -51,7 +51,7 @@ from metarl_cli.adaptation.demonstrations import (
 )
 from metarl_cli.adaptation.gradient import descended, normalised
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import COPIES, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import COPIES, extrapolated, factor, peak, size_of, without_content
 from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.experience.schedules import cosine
 from metarl_cli.interfaces import (
@@ -152,14 +152,21 @@ class Mandril(Algorithm):
         support, query = blank_examples(family, config.tasks, max(most, 1)), blank_examples(family, config.tasks, config.query)
         learned = [value for group in meta.values() for value in group.values() if value.requires_grad]
 
-        def update() -> list[Tensor]:
-            params = self.adapted(meta, support, config.tasks)
-            return backward(likelihood_loss(self.model, params, query).mean(), learned)
+        def update_after(steps: int) -> float:
+            def update() -> list[Tensor]:
+                params = self.adapted(meta, support, config.tasks, steps)
+                return backward(likelihood_loss(self.model, params, query).mean(), learned)
+
+            return peak(update)
 
         demonstrated = cost_of_demonstrations(family, config.tasks, most + config.query)
-        key = factor(algo__tasks=config.tasks, algo__demonstrations=most, algo__query=config.query)
+        steps = config.inner.steps if config.inner else 0
+        key = factor(algo__tasks=config.tasks, algo__demonstrations=most, algo__query=config.query, algo__inner__steps=steps)
         weights = Holding("algo.model.hidden", 3 * size_of(self.meta))
-        return Footprint([weights], [Holding(key, demonstrated + peak(update)), Holding(weights.key, COPIES * weights.bytes)])
+        return Footprint(
+            [weights],
+            [Holding(key, demonstrated + extrapolated(update_after, steps)), Holding(weights.key, COPIES * weights.bytes)],
+        )
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
@@ -192,13 +199,20 @@ class Mandril(Algorithm):
         self.env_steps += int(examples.weight.sum())
         return examples
 
-    def adapted(self, meta: Meta, examples: Examples | None, num: int) -> Params:
-        """Return the weights ``[M, ...]`` after the inner steps on demonstrations, differentiable in ``meta``."""
+    def adapted(self, meta: Meta, examples: Examples | None, num: int, steps: int | None = None) -> Params:
+        """Return the weights ``[M, ...]`` after the inner steps on demonstrations, differentiable in ``meta``.
+
+        Args:
+            meta: what is learned.
+            examples: the demonstrations; None: no inner steps.
+            num: M, the number of tasks.
+            steps: how many inner steps; None: as configured.
+        """
         params, inner = expand(meta["init"], num), self.config.inner
         if inner is None or examples is None:
             return params
         second = inner.order == 2 and torch.is_grad_enabled()
-        for _ in range(inner.steps):
+        for _ in range(inner.steps if steps is None else steps):
             gradients = likelihood_gradients(self.model, params, examples, create_graph=second)
             params = descended(params, meta["rates"], normalised(gradients) if inner.normalise else gradients, None)
         return params

@@ -103,10 +103,13 @@ class MemoryAlgorithm(Algorithm):
     @override
     @classmethod
     def cost_of_building(cls, config: TrialsConfig, context: Context) -> Footprint:
-        agent = Agent(config.memory, config.inputs, context.family.spec, context.device)
-        weights = size_of(blank_network(agent.memory))
-        tasks = config.tasks * bytes_per_task(context.family)
-        return Footprint([Holding("algo.tasks", tasks), Holding("algo.memory.size", 2 * weights)])
+        def with_layers(layers: int) -> float:
+            memory = config.memory.model_copy(update={"layers": layers})
+            return 2 * size_of(blank_network(Agent(memory, config.inputs, context.family.spec, context.device).memory))
+
+        weights = extrapolated(with_layers, config.memory.layers)
+        key = factor(algo__memory__size=config.memory.size, algo__memory__layers=config.memory.layers)
+        return Footprint([Holding("algo.tasks", config.tasks * bytes_per_task(context.family)), Holding(key, weights)])
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:

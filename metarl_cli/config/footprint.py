@@ -39,7 +39,15 @@ BYTES = 4  # of a number
 PYTHON = 200  # [bytes] of a task as a tuple of Python's numbers
 COPIES = 2  # of all that a checkpoint saves, while it is written: one of what is filled, and one in the file's format
 UNLIMITED = 2**60  # [bytes] a limit at or above means that there is none
-OUT = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
+OUT = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "storage size calculation overflowed",
+    "integer multiplication overflow",
+)
 
 
 def total_of(footprint: Footprint) -> float:
@@ -280,6 +288,21 @@ def hidden_layers(config: object, key: str) -> list[Holding]:
         weights = sum(units) + sum(below * above for below, above in pairwise(units))
         found.append(Holding(f"{key}.hidden", 4 * BYTES * weights))
     return found
+
+
+def largest_number(config: object, key: str) -> tuple[int, str]:
+    """Return the largest whole number in a configuration, and its key.
+
+    Args:
+        config: a model, a group, a dict of these, or a value.
+        key: of the configuration.
+    """
+    if isinstance(config, Group):
+        return largest_number(config.config, key)
+    if isinstance(config, int):
+        return config, key
+    parts = config.items() if isinstance(config, dict) else config if isinstance(config, BaseModel) else ()
+    return max((largest_number(value, f"{key}.{name}" if key else name) for name, value in parts), default=(0, key))
 
 
 def bytes_per_task(family: Family) -> float:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from metarl_cli.config.base import Group
-from metarl_cli.config.footprint import check_memory, cost_of_evaluating, hidden_layers
+from metarl_cli.config.footprint import check_memory, cost_of_evaluating, hidden_layers, largest_number, out_of_memory
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.envs.experts import known_by
@@ -81,7 +81,7 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
         context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
         held, passing = algo.module.Algo.cost_of_building(algo.config, context)
         check_memory(Footprint([*held, *hidden_layers(algo.config, "algo")], passing), device)
-        with waiting(config.hardware.patience):  # some start environments
+        with waiting(config.hardware.patience), _naming_the_largest(config):  # some start environments
             algorithm = algo.module.Algo(algo.config, context)
     except ValueError as error:
         raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
@@ -126,10 +126,24 @@ def check_training_memory(config: TrainConfig, components: Components) -> None:
         UserError: if they do not; it names the key to lower.
     """
     family, algorithm, device = components
-    cost = algorithm.cost_of_training()
     evaluations = {"eval.tasks": config.eval, "test.tasks": config.test}
-    measured = [cost_of_evaluating(algorithm, family, e.tasks, e.episodes, key) for key, e in evaluations.items()]
+    with _naming_the_largest(config):
+        cost = algorithm.cost_of_training()
+        measured = [cost_of_evaluating(algorithm, family, e.tasks, e.episodes, key) for key, e in evaluations.items()]
     check_memory(Footprint(cost.held, [*cost.passing, *measured]), device)
+
+
+@contextlib.contextmanager
+def _naming_the_largest(config: TrainConfig) -> Iterator[None]:
+    """Raise UserError with the largest number of the configuration where memory runs out within the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not out_of_memory(error):
+            raise
+        number, key = largest_number({"algo": config.algo, "env": config.env, "eval": config.eval, "test": config.test}, "")
+        text = f"{key}={number:g}: the run would hold more than the memory, and this is its largest number; lower {key}"
+        raise UserError(Problem(key, text)) from error
 
 
 @contextlib.contextmanager

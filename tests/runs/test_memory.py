@@ -1,5 +1,6 @@
 """Memory is judged before it is taken, and what runs out of it says so in one line."""
 
+import contextlib
 import errno
 import json
 import math
@@ -10,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, TINY_MAML, algorithms, compose_train, compose_values, fitting, proof_if, tiny
+from conftest import TINY, TINY_MAML, algorithms, compose_train, compose_values, fitting, proof_if, slow_if, tiny
 from launching import PATIENCE
 
 from metarl_cli.algos.maml import MAML
@@ -61,6 +62,14 @@ TOO_MUCH = [
     ("algo.replay.capacity", "algo=rl2_dqn algo.replay.capacity=1e12"),
     ("algo.replay.batch", "algo=rl2_dqn algo.replay.batch=1e7"),
     ("env.size", "env=gridworld env.size=2000"),
+    ("algo.history", "algo=stacked_dqn algo.history=3000000"),
+    ("algo.memory.layers", "algo=rl2 algo.memory.layers=100000"),
+    ("algo.support.rollouts", "algo=dream_dqn algo.support.rollouts=1000000"),
+    (
+        "algo.inner.support.rollouts",
+        "algo=learned_loss_dqn algo/explorer=learned algo.inner.support.epsilon=0 algo.inner.support.rollouts=1000000",
+    ),
+    ("algo.inner.steps", "algo=meta_bc env=sprite_grid algo.inner.steps=100000000"),
 ]
 
 
@@ -76,6 +85,34 @@ def test_what_does_not_fit_is_one_line_with_the_key(key, overrides, little):
     values = compose_values("train", ["hardware=cpu", *overrides.split(" ")])
     line = rf"^(env: )?{key}: the (run|family) would hold about .* are free; lower {key}$"
     with pytest.raises((UserError, ConfigError), match=line):
+        check_training_memory(config := validate(TrainConfig, values), build(config))
+
+
+def whole_numbers(values, place="algo"):
+    """The keys of all whole numbers in a configuration."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from whole_numbers(value, f"{place}.{key}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield f"{place}.{key}"
+
+
+NUMBERS = [(algo, key) for algo in algorithms() for key in whole_numbers(compose_values("train", [f"algo={algo}"])["algo"])]
+
+
+@pytest.mark.parametrize(("algo", "key"), slow_if(NUMBERS, lambda case: case[1] not in ("algo.steps", "algo.history")))
+def test_no_number_is_so_large_that_it_ends_in_a_traceback(algo, key, little):
+    """10^15 of anything that takes memory are more bytes than addresses, so that asking for them fails on every machine."""
+    values = compose_values("train", ["hardware=cpu", f"algo={algo}", f"env={fitting(algo)}", f"{key}=1000000000000000"])
+    with contextlib.suppress(UserError, ConfigError):  # a number of iterations may be as large as one likes
+        check_training_memory(config := validate(TrainConfig, values), build(config))
+
+
+@pytest.mark.parametrize("key", ["algo.tasks", "algo.inner.support.steps"])
+def test_a_number_that_runs_out_of_memory_while_building_is_named(key, little):
+    values = compose_values("train", ["hardware=cpu", "algo=maml_pg", "env=cartpole_family", f"{key}=1000000000000000"])
+    line = rf"^{key}=1e\+15: the run would hold more than the memory, and this is its largest number; lower {key}$"
+    with pytest.raises(UserError, match=line):
         check_training_memory(config := validate(TrainConfig, values), build(config))
 
 
