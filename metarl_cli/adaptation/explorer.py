@@ -32,6 +32,7 @@ from metarl_cli.config.footprint import (
     blank_network,
     blank_transitions,
     bytes_per_env,
+    extrapolated,
     factor,
     peak,
     size_of,
@@ -265,8 +266,14 @@ class Explorer:
 
     @staticmethod
     def cost_of_building(support: RolloutsConfig, context: Context, key: str) -> Footprint:
-        """Return the memory of the networks, one for each rollout of a support, whose key is given."""
-        return Footprint([Holding(key, 4 * support.rollouts * size_of(blank_network(context.learner)))])
+        """Return the memory of the networks, one for each rollout, which are given the step; ``key`` is that of the support."""
+        spec = context.family.spec
+
+        def network(steps: int) -> float:
+            return size_of(blank_network(context.learner.rebuilt(widened(spec, (1.0,) * steps))))
+
+        largest = "rollouts" if support.rollouts > support.steps else "steps"
+        return Footprint([Holding(f"{key}.{largest}", 4 * support.rollouts * extrapolated(network, support.steps))])
 
     def cost_of_training(self) -> Footprint:
         """Return the memory of :meth:`train_step`."""

@@ -38,7 +38,6 @@ from metarl_cli.config.footprint import (
     blank_network,
     blank_transitions,
     bytes_per_env,
-    bytes_per_task,
     extrapolated,
     factor,
     peak,
@@ -220,7 +219,6 @@ class Conditioned(Algorithm):
         network = with_history(0)
         return Footprint(
             [
-                Holding("algo.tasks", config.tasks * bytes_per_task(family)),
                 Holding(factor(algo__envs=config.envs, algo__tasks=config.tasks), envs * bytes_per_env(family)),
                 Holding("learner.network", network),
                 Holding("algo.history", extrapolated(with_history, config.history) - network),

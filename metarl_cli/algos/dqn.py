@@ -28,7 +28,6 @@ from metarl_cli.config.footprint import (
     blank_network,
     blank_transitions,
     bytes_per_env,
-    bytes_per_task,
     factor,
     peak,
     size_of,
@@ -128,10 +127,8 @@ class IndependentDQN(Algorithm):
     @override
     @classmethod
     def cost_of_building(cls, config: Config, context: Context) -> Footprint:
-        family, rows = context.family, config.tasks * config.envs
-        weights = size_of(blank_network(context.learner))
-        tasks = Holding("algo.tasks", config.tasks * (bytes_per_task(family) + 4 * weights))
-        return Footprint([tasks, Holding("algo.envs", rows * bytes_per_env(family))])
+        networks = Holding("algo.tasks", 4 * config.tasks * size_of(blank_network(context.learner)))
+        return Footprint([networks, Holding("algo.envs", config.tasks * config.envs * bytes_per_env(context.family))])
 
     @override
     def cost_of_training(self) -> Footprint:

@@ -62,7 +62,7 @@ class DREAM(Conditioned):
     @classmethod
     def cost_of_building(cls, config: TrainingConfig, context: Context) -> Footprint:
         assert isinstance(config, Config)
-        networks = Explorer.cost_of_building(config.support, context, "algo.support.rollouts")
+        networks = Explorer.cost_of_building(config.support, context, "algo.support")
         return joined(networks, *super().cost_of_building(config, context))
 
     @override

@@ -63,7 +63,6 @@ from metarl_cli.config.footprint import (
     blank_network,
     blank_transitions,
     bytes_per_env,
-    bytes_per_task,
     extrapolated,
     factor,
     joined,
@@ -200,13 +199,12 @@ class MAML(Algorithm):
     @override
     @classmethod
     def cost_of_building(cls, config: Config, context: Context) -> Footprint:
-        family, envs = context.family, config.tasks * config.query.envs
         weights = size_of(blank_network(context.learner))
+        envs = config.tasks * config.query.envs * bytes_per_env(context.family)
         envs_key = factor(algo__query__envs=config.query.envs, algo__tasks=config.tasks)
-        of_tasks, of_envs = config.tasks * bytes_per_task(family), envs * bytes_per_env(family)
-        held = [Holding("algo.tasks", of_tasks), Holding(envs_key, of_envs), Holding("learner.network", 3 * weights)]
-        key, support = "algo.inner.support.rollouts", config.inner.support
-        return joined(Explorer.cost_of_building(support, context, key) if config.explorer else None, held, [])
+        held = [Holding(envs_key, envs), Holding("learner.network", 3 * weights)]
+        support = config.inner.support
+        return joined(Explorer.cost_of_building(support, context, "algo.inner.support") if config.explorer else None, held, [])
 
     @override
     def cost_of_training(self) -> Footprint:

@@ -21,7 +21,6 @@ from metarl_cli.config.footprint import (
     blank_network,
     blank_transitions,
     bytes_per_env,
-    bytes_per_task,
     extrapolated,
     factor,
     peak,
@@ -109,7 +108,7 @@ class MemoryAlgorithm(Algorithm):
 
         weights = extrapolated(with_layers, config.memory.layers)
         key = factor(algo__memory__size=config.memory.size, algo__memory__layers=config.memory.layers)
-        return Footprint([Holding("algo.tasks", config.tasks * bytes_per_task(context.family)), Holding(key, weights)])
+        return Footprint([Holding(key, weights)])
 
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator
 from pydantic_core import CoreSchema, core_schema
 
+LARGEST = 2**63 - 1  # of torch's whole numbers
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -17,6 +18,13 @@ class StrictModel(BaseModel):
     """A frozen configuration: unknown keys, wrong types and missing values are errors; the values live in ``conf/``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _fits_a_tensor(cls, value: object) -> object:
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"must be within ±{LARGEST:.3g}")
+        return value
 
 
 class Part(NamedTuple):

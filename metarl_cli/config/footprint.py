@@ -301,6 +301,8 @@ def largest_number(config: object, key: str) -> tuple[int, str]:
         return largest_number(config.config, key)
     if isinstance(config, int):
         return config, key
+    if isinstance(config, list):
+        return max((largest_number(value, key) for value in config), default=(0, key))
     parts = config.items() if isinstance(config, dict) else config if isinstance(config, BaseModel) else ()
     return max((largest_number(value, f"{key}.{name}" if key else name) for name, value in parts), default=(0, key))
 
@@ -315,7 +317,7 @@ def bytes_per_env(family: Family) -> float:
     return 8 * family.spec.bytes_per_obs + 64 + family.simulator_bytes
 
 
-def cost_of_evaluating(algorithm: Algorithm, family: Family, tasks: int, episodes: int, key: str) -> Holding:
+def cost_of_evaluating(algorithm: Algorithm, family: Family, tasks: int, episodes: int, budget: str = "") -> Holding:
     """Return the memory of measuring adaptation to so many tasks, with so many episodes of each at a time.
 
     Args:
@@ -323,8 +325,10 @@ def cost_of_evaluating(algorithm: Algorithm, family: Family, tasks: int, episode
         family: of the tasks.
         tasks: M.
         episodes: E.
-        key: of the number of tasks.
+        budget: the group of the configuration with these numbers; none: they are the command's own.
     """
+    key = f"{budget}." if budget else ""
+    key += "tasks" if tasks >= episodes else "episodes"
     adapting = algorithm.cost_of_adapting(tasks, episodes)
     envs = tasks * episodes * bytes_per_env(family)
     return Holding(key, tasks * bytes_per_task(family) + max(adapting, envs))

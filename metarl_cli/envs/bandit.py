@@ -33,7 +33,7 @@ from metarl_cli.spaces import Discrete, Spec
 class Config(TabularConfig):
     """The arms, their rewards, and the prior of their means."""
 
-    arms: int = Field(gt=0, description="k, the number of arms")
+    arms: int = Field(gt=0, le=10_000, description="k, the number of arms")
     rewards: Literal["bernoulli", "gaussian"] = Field(description="distribution of a reward, given the arm's mean")
     noise: float = Field(ge=0, description="standard deviation of a gaussian reward; 0 for bernoulli, which has its own")
     prior: Literal["uniform", "normal"] = Field(description="distribution of an arm's mean")

@@ -134,8 +134,6 @@ class NativeEnv(Env):
         """Go on from the states ``[M, N, S]`` after ``clock [M, N]`` steps of each episode, with the tasks ``self.task``."""
         self.shape, self.together = clock.shape, self.on_gpu or clock.numel() <= FEW
         self.constants = self.family.constants(self.task)
-        if self.together and self.code is None:  # a few environments: operations on tensors of one shape take less time
-            self.constants = {name: _of_each(value, clock.shape[1]) for name, value in self.constants.items()}
         self.state = _by_column(state)
         self.strides = self.state.stride()
         self.obs = self.family.observe(self.state)
@@ -258,11 +256,3 @@ def _by_column(state: Tensor) -> Tensor:
     """Return ``state [M, N, S]`` with each of its S columns contiguous in memory; itself, where they are."""
     rows, envs, _ = state.shape
     return state if state.stride() == (envs, 1, rows * envs) else state.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-
-
-def _of_each(constant: Tensor, num_envs: int) -> Tensor:
-    """Return a constant ``[M, 1]`` or ``[M, 1, S]`` at each of N environments, ``[M, N, ...]``; another one, as it is."""
-    if constant.shape[1:2] != (1,) or constant.dim() > 3:
-        return constant
-    every = constant.expand(-1, num_envs, *constant.shape[2:])
-    return every.contiguous() if constant.dim() == 2 else _by_column(every)

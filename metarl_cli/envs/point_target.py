@@ -36,7 +36,7 @@ class Config(StrictModel):
     """The number of dimensions, and one range for every coordinate of the target."""
 
     horizon: int = Field(gt=0, description="time limit of an episode [steps]")
-    dimensions: int = Field(gt=0, description="d, of positions and moves")
+    dimensions: int = Field(gt=0, le=10_000, description="d, of positions and moves")
     target: Range = Field(description="[low, high] of each coordinate of the target, drawn uniformly")
     ood_target: Range = Field(description="the wider [low, high] of out-of-distribution tasks")
 

@@ -47,7 +47,7 @@ class Config(StrictModel):
     """The classes and the ranges of their costs, chances and arrivals."""
 
     horizon: int = Field(gt=0, description="time limit of an episode [slots]")
-    classes: int = Field(gt=1, description="K, the number of classes of jobs")
+    classes: int = Field(gt=1, le=10_000, description="K, the number of classes of jobs")
     capacity: int = Field(ge=MOST, description="jobs of a class that can wait; later ones are lost")
     cost: Range = Field(description="[low, high] of the cost of a waiting job of each class [1 / slot]")
     serve: Range = Field(description="[low, high] of the chance that a job in service leaves in a slot, of each class")

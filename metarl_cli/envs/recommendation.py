@@ -45,7 +45,7 @@ class Config(StrictModel):
 
     horizon: int = Field(gt=0, description="time limit of an episode [recommendations]")
     items: int = Field(gt=1, le=20, description="N, the number of items")
-    features: int = Field(gt=0, description="d, the number of features of an item")
+    features: int = Field(gt=0, le=10_000, description="d, the number of features of an item")
     catalogue: int = Field(ge=0, description="seed of the items' features, which are the same for all users")
 
 

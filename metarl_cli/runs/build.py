@@ -9,14 +9,21 @@ from typing import Any, NamedTuple
 import torch
 
 from metarl_cli.config.base import Group
-from metarl_cli.config.footprint import check_memory, cost_of_evaluating, hidden_layers, largest_number, out_of_memory
+from metarl_cli.config.footprint import (
+    bytes_per_task,
+    check_memory,
+    cost_of_evaluating,
+    hidden_layers,
+    largest_number,
+    out_of_memory,
+)
 from metarl_cli.config.models import Hardware, TrainConfig
 from metarl_cli.config.registry import ConfigError
 from metarl_cli.envs.experts import known_by
 from metarl_cli.envs.folds import Folds, folded
 from metarl_cli.errors import Problem, UserError
 from metarl_cli.experience.demonstrations import NO_EXPERT, is_demonstrated
-from metarl_cli.interfaces import Algorithm, Context, Family, Footprint
+from metarl_cli.interfaces import Algorithm, Context, Family, Footprint, Holding
 from metarl_cli.networks.compiling import Compiled, can_compile
 from metarl_cli.processes import ALONE, Processes, waiting
 
@@ -75,16 +82,18 @@ def build(config: TrainConfig, number: int = 0, processes: Processes = ALONE) ->
     family: Family = env.instance if on_cpu else env.module.Family(env.config, device)
     if compiles := config.hardware.compile and can_compile(device):
         family.compile(Compiled)
-    family = _demonstrated(_in_folds(family, config), config)
-    learner: Any = None if config.learner is None else _learner(config.learner, family)
-    try:
-        context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
-        held, passing = algo.module.Algo.cost_of_building(algo.config, context)
-        check_memory(Footprint([*held, *hidden_layers(algo.config, "algo")], passing), device)
-        with waiting(config.hardware.patience), _naming_the_largest(config):  # some start environments
-            algorithm = algo.module.Algo(algo.config, context)
-    except ValueError as error:
-        raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
+    with _naming_the_largest(config):
+        family = _demonstrated(_in_folds(family, config), config)
+        learner: Any = None if config.learner is None else _learner(config.learner, family)
+        try:
+            context = Context(family, learner, config.train.iterations, config.seed, device, processes, compiles)
+            held, passing = algo.module.Algo.cost_of_building(algo.config, context)
+            tasks = Holding("algo.tasks", getattr(algo.config, "tasks", 0) * bytes_per_task(family))
+            check_memory(Footprint([tasks, *held, *hidden_layers(algo.config, "algo")], passing), device)
+            with waiting(config.hardware.patience):  # some start environments
+                algorithm = algo.module.Algo(algo.config, context)
+        except ValueError as error:
+            raise ConfigError(Problem("algo", f"algo.module={algo.name}: {error}")) from error
     if algorithm.adapts_by == "demonstrations" and not is_demonstrated(family):
         raise ConfigError(Problem("env", f"env.module={env.name}: it {NO_EXPERT}"))
     return Components(family, algorithm, device)
@@ -126,10 +135,10 @@ def check_training_memory(config: TrainConfig, components: Components) -> None:
         UserError: if they do not; it names the key to lower.
     """
     family, algorithm, device = components
-    evaluations = {"eval.tasks": config.eval, "test.tasks": config.test}
+    evaluations = {"eval": config.eval, "test": config.test}
     with _naming_the_largest(config):
         cost = algorithm.cost_of_training()
-        measured = [cost_of_evaluating(algorithm, family, e.tasks, e.episodes, key) for key, e in evaluations.items()]
+        measured = [cost_of_evaluating(algorithm, family, e.tasks, e.episodes, name) for name, e in evaluations.items()]
     check_memory(Footprint(cost.held, [*cost.passing, *measured]), device)
 
 
@@ -141,9 +150,10 @@ def _naming_the_largest(config: TrainConfig) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         if not out_of_memory(error):
             raise
-        number, key = largest_number({"algo": config.algo, "env": config.env, "eval": config.eval, "test": config.test}, "")
-        text = f"{key}={number:g}: the run would hold more than the memory, and this is its largest number; lower {key}"
-        raise UserError(Problem(key, text)) from error
+        parts = {"algo": config.algo, "learner": config.learner, "env": config.env, "eval": config.eval, "test": config.test}
+        number, key = largest_number(parts | {"train.pool": config.train.pool}, "")
+        text = "the run would hold more than the memory, and this is its largest number; lower it, or what else is large"
+        raise UserError(Problem(key, f"{key}={number:g}: {text}")) from error
 
 
 @contextlib.contextmanager

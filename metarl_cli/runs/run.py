@@ -138,7 +138,7 @@ class Run:
         tasks, episodes = number("tasks", tasks, 1) or default.tasks, number("episodes", episodes, 1) or default.episodes
         budget = self.budget(steps, trial, default.steps)
         self.folder.check_tasks(self.config, self.family)
-        cost = cost_of_evaluating(self.algorithm, self.family, tasks, episodes, "tasks")
+        cost = cost_of_evaluating(self.algorithm, self.family, tasks, episodes)
         check_memory(Footprint([cost]), self.device, "the test")
         held_out = held_out_tasks(self.family, split, tasks, self.config.tasks_seed)
         evaluator = Evaluator(self.family, held_out, episodes, self.config.seed, split)
