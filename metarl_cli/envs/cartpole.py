@@ -76,8 +76,7 @@ class CartPole(NativeFamily):
         steps = constant((TAU, 1.0, TAU, TAU), mass.dtype, mass.device).repeat(len(mass), 1, 1)  # [M, 1, 4]
         steps[..., 1] = TAU * lever
         return task | {
-            "left": -push,
-            "left_to_right": 2 * push,
+            "pushes": torch.cat((-push, push), 1),  # [M, 2] by action
             "pull": task["gravity"] / lever,  # [1/s²]
             "reach": task["length"] * 4 / 3 / lever,
             "steps": steps,
@@ -90,7 +89,7 @@ class CartPole(NativeFamily):
         """Simulate one step; accelerations of the cart are in units of the lever, which saves products."""
         _, x_dot, theta, theta_dot = state.unbind(-1)
         cos, sin = torch.cos(theta), torch.sin(theta)
-        temp = torch.addcmul(torch.addcmul(task["left"], task["left_to_right"], action), sin, theta_dot * theta_dot)
+        temp = torch.addcmul(task["pushes"].gather(1, action), sin, theta_dot * theta_dot)
         numerator = torch.addcmul(task["pull"] * sin, cos, temp, value=-1)
         theta_acc = numerator / torch.addcmul(task["reach"], cos, cos, value=-1)
         x_acc = torch.addcmul(temp, cos, theta_acc, value=-1)
