@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY, TINY_MAML, algorithms, compose_train, compose_values, fitting, proof_if, slow_if, tiny
+from conftest import TINY, TINY_MAML, algorithms, compose_train, compose_values, fitting, proof_if, tiny
 from launching import PATIENCE
 
 from metarl_cli.algos.maml import MAML
@@ -104,7 +104,9 @@ def whole_numbers(values, place="algo"):
 NUMBERS = [(algo, key) for algo in algorithms() for key in whole_numbers(compose_values("train", [f"algo={algo}"])["algo"])]
 
 
-@pytest.mark.parametrize(("algo", "key"), slow_if(NUMBERS, lambda case: case[1] not in ("algo.steps", "algo.history")))
+@pytest.mark.slow
+@pytest.mark.proof
+@pytest.mark.parametrize(("algo", "key"), NUMBERS)
 def test_no_number_is_so_large_that_it_ends_in_a_traceback(algo, key, little):
     """10^15 of anything that takes memory are more bytes than addresses, so that asking for them fails on every machine."""
     values = compose_values("train", ["hardware=cpu", f"algo={algo}", f"env={fitting(algo)}", f"{key}=1000000000000000"])
