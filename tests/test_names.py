@@ -83,7 +83,7 @@ def test_errors_show_names_as_they_are(name, capsys):
 
 
 @every_name
-def test_a_figure_shows_names_as_they_are(name):
+def test_a_figure_shows_names_as_they_are(name, pictures):
     def drawn(title, **how):
         figure = Figure(figsize=(4, 2))
         axes = figure.subplots()
@@ -101,7 +101,7 @@ def test_a_figure_shows_names_as_they_are(name):
     assert png(drawn(name)) == png(drawn(shown, parse_math=False, usetex=False))
 
 
-def test_the_numbers_of_a_logarithmic_axis_are_still_set():
+def test_the_numbers_of_a_logarithmic_axis_are_still_set(pictures):
     figure = Figure()
     axes = figure.subplots()
     axes.semilogy([1, 1000])

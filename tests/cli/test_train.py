@@ -114,7 +114,7 @@ def test_every_algorithm_trains_tests_and_says_so(algo, tmp_path, capsys):
             assert result["adapted"]["beside"][-1]["mean"] == pytest.approx(means[-1].mean())
         assert updates[0] == 0
         assert result["tasks"]["hash"] == manifest["tasks"][split]
-        assert (folder.results / f"{split}.png").stat().st_size > 10_000
+        assert (folder.results / f"{split}.png").is_file()
     tags = {tag for row in logged(folder.path) for tag in row}
     shared = {"eval/return_before", "eval/return_after", "eval/gain", "eval/auc", f"eval/return_step_{min(points, 2) - 1}"}
     assert shared | {f"{split}/return_after" for split in splits} | {"test/return_random"} <= tags
@@ -179,6 +179,7 @@ def test_a_run_folder_holds_what_it_must(finished):
     tasks = json.loads((finished / "tasks.json").read_text())
     for split, num in (("validation", 3), ("test", 4), ("ood", 4)):
         assert tasks[split]["hash"] == task_hash(held_out_tasks(family, split, num, config.tasks_seed))
+    assert all((finished / "results" / f"{split}.png").stat().st_size > 10_000 for split in ("test", "ood"))
 
 
 def test_a_run_goes_on_with_other_values_that_change_no_result(finished):
@@ -475,7 +476,7 @@ def test_adapt_to_a_named_task(finished, tmp_path):
 
 
 @pytest.mark.parametrize("algo", algorithms(by="memory"))
-def test_adapt_within_a_trial_keeps_a_memory_to_go_on_from(algo, tmp_path, capsys):
+def test_adapt_within_a_trial_keeps_a_memory_to_go_on_from(algo, tmp_path, capsys, pictures):
     run_here(tmp_path / "run", *small(algo, "gridworld"))
     folder = RunFolder(tmp_path / "run")
     values = [f"run={folder}", "+task.goal_x=4", "+task.goal_y=2", "trial=3", "episodes=3", "hardware=cpu"]

@@ -240,7 +240,7 @@ def test_models_are_selected_by_the_whole_trial(tmp_path, monkeypatch, capsys):
     assert f"first {last[2]:.4g}  last {last[2]:.4g}  trial {whole[2]:.4g}" in capsys.readouterr().out
 
 
-def test_adapt_keeps_one_trial_its_path_and_its_memory(tmp_path, monkeypatch, capsys):
+def test_adapt_keeps_one_trial_its_path_and_its_memory(tmp_path, monkeypatch, capsys, pictures):
     run_here(
         tmp_path / "run",
         monkeypatch,

@@ -83,7 +83,7 @@ def test_references_are_runs_that_were_tested_on_the_same_tasks(run, references,
     assert several == [("the mean of A, A1", [7.0, *[5.0] * (tasks - 1)]), None], "by task"
 
 
-def test_the_command_prints_references_score_and_probe(run, references, capsys):
+def test_the_command_prints_references_score_and_probe(run, references, capsys, pictures):
     keys = [f"run={run}", f"robust={references[0]}", f"oracle=[{references[1]}]", "hardware=cpu"]
     retest.run(validate(retest.Config, compose_values("test", keys)), Job({}, []))
     shown = capsys.readouterr().out
