@@ -379,6 +379,10 @@ class Algorithm(ABC):
         """Return the bytes that adapting to so many tasks takes, with so many episodes at a time by each policy."""
         return 0.0
 
+    def numbers_of_adapting(self) -> dict[str, int]:
+        """Return the numbers of the configuration, by key, which :meth:`cost_of_adapting` grows with."""
+        return {}
+
     @abstractmethod
     def train_step(self) -> dict[str, float]:
         """Run one meta-iteration; returns metrics ``{"group/name": value}``."""

@@ -287,7 +287,8 @@ class Explorer:
         each = 4 * self.encoder.size + 3 * spec.bytes_per_transition  # of a transition: as it is read, and for the explorer
         collected = config.supports * support.steps * support.rollouts * config.tasks * each
         envs = config.tasks * support.rollouts * bytes_per_env(self.family)
-        key = factor(algo__explorer__tasks=config.tasks, algo__explorer__supports=config.supports)
+        numbers = {"algo__explorer__supports": config.supports, "algo__explorer__rollouts": config.rollouts}
+        key = factor(algo__explorer__tasks=config.tasks, algo__explorer__estimate_tasks=config.estimate_tasks, **numbers)
         return Footprint(
             [Holding("algo.explorer.hidden", 3 * size_of((self.learned, self.slow)))],
             [Holding(key, collected + envs + max(fitting, exploring, self.cost_of_reading(config.tasks)))],

@@ -22,7 +22,15 @@ from metarl_cli.adaptation.learned_loss import LossConfig, in_learned_loss
 from metarl_cli.adaptation.learning import Learning
 from metarl_cli.adaptation.support import Exploring, RolloutsConfig, collect_rollouts
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import blank_transitions, bytes_per_env, peak, size_of, without_content
+from metarl_cli.config.footprint import (
+    LENGTHS,
+    blank_transitions,
+    bytes_per_env,
+    extrapolated,
+    peak,
+    size_of,
+    without_content,
+)
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import Adapted, Batch, Budget, Family, Learner, Params, Policy, State, Task, Transitions, num_tasks
 from metarl_cli.networks.optimizers import Adam
@@ -377,9 +385,13 @@ def cost_of_steps(
         episodes: played at a time by the adapted policy of each task.
     """
     weights = {name: value.expand(tasks, *value.shape) for name, value in without_content(params).items()}
-    batch = blank_transitions(family.spec, tasks, support.steps, support.rollouts)
+
+    def step_on(length: int) -> float:
+        batch = blank_transitions(family.spec, tasks, length, support.rollouts)
+        return peak(lambda: support_gradients(learner, weights, list(weights), batch, returns))
+
+    step = extrapolated(step_on, support.steps, LENGTHS)
     obs = blank_transitions(family.spec, tasks, 1, episodes).obs[:, 0]
-    step = peak(lambda: support_gradients(learner, weights, list(weights), batch, returns))
     act = peak(lambda: learner.policy(weights, obs).mode())
     networks = 2 * tasks * size_of(params)  # of this step and the next
     collected = 2 * tasks * support.steps * support.rollouts * family.spec.bytes_per_transition

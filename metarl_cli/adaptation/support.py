@@ -25,6 +25,10 @@ class RolloutsConfig(StrictModel):
     epsilon: float = Field(ge=0, le=1, description="share of random actions")
     repeat: int = Field(gt=0, description="duration of a random action [steps]; above 1: temporally extended exploration")
 
+    def sizes(self, key: str) -> dict[str, int]:
+        """Return the numbers that the size of a support grows with, by their keys; ``key`` is that of this configuration."""
+        return {f"{key}.rollouts": self.rollouts, f"{key}.steps": self.steps}
+
 
 def collect_rollouts(
     policy: Policy, actions: ActionSpace, family: Family, task: Task, config: RolloutsConfig, rng: torch.Generator

@@ -75,15 +75,16 @@ class ADRL(Evolution):
 
     @override
     def cost_of_training(self) -> Footprint:
-        config, population = self.config, len(self.search.ask())
-        lives = self.cost_of_lives(population, config.fitness.tasks, config.fitness.episodes)
-        held = [Holding("algo.lifetime.capacity", lives)]
-        passing = [Holding("algo.lifetime.capacity", COPIES * lives)]
-        if candidates := 2 * config.validation.candidates:
-            each = self.cost_of_lives(candidates, config.validation.tasks, config.validation.episodes)
-            capacity = int(config.lifetime.values.get("capacity", 0))
-            key = factor(algo__validation__tasks=config.validation.tasks, algo__lifetime__capacity=capacity)
-            passing.append(Holding(key, each))
+        fitness, validation, population = self.config.fitness, self.config.validation, len(self.search.ask())
+        numbers = self.numbers_of_adapting()
+        lives = self.cost_of_lives(population, fitness.tasks, fitness.episodes)
+        of_fitness = {"algo.fitness.tasks": fitness.tasks, "algo.fitness.episodes": fitness.episodes}
+        key = factor(**numbers, **of_fitness, algo__search__population=population)
+        held, passing = [Holding(key, lives)], [Holding(key, COPIES * lives)]
+        if candidates := 2 * validation.candidates:
+            each = self.cost_of_lives(candidates, validation.tasks, validation.episodes)
+            of_validation = {"algo.validation.tasks": validation.tasks, "algo.validation.episodes": validation.episodes}
+            passing.append(Holding(factor(**numbers, **of_validation, algo__validation__candidates=candidates), each))
         return Footprint(held, passing)
 
     # -- one generation

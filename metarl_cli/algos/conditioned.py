@@ -238,11 +238,15 @@ class Conditioned(Algorithm):
         return Footprint(
             [Holding(capacity, replay), Holding("learner.network", 3 * size_of(self.params))],
             [
-                Holding(factor(algo__batch=config.batch, algo__update_tasks=config.update_tasks), update + 2 * drawn),
+                Holding(factor(**self.numbers_of_update()), update + 2 * drawn),
                 Holding(capacity, COPIES * replay),
                 Holding(window, 3 * config.tasks * config.envs * config.steps * each),
             ],
         )
+
+    def numbers_of_update(self) -> dict[str, int]:
+        """Return the numbers of the configuration, by key, which the memory of an update grows with."""
+        return {"algo.batch": self.config.batch, "algo.update_tasks": self.config.update_tasks}
 
     def blank_sources(self, num: int) -> Any:
         """Return tensors like :meth:`sources` of so many tasks; their content does not matter."""

@@ -22,7 +22,7 @@ from metarl_cli.adaptation.gradient import prepare_each
 from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, mean_return
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import LENGTHS, blank_transitions, extrapolated, factor, peak, size_of, without_content
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import (
     Adapted,
@@ -84,16 +84,17 @@ class ConditionedPG(OnPolicy):
     def cost_of_training(self) -> Footprint:
         config, own = self.config, -(-self.num // self.processes.size)
         chunk = min(config.outer.chunk or own, own)
-        params, of = without_content(self.learned), blank_transitions(self.spec, chunk, config.steps, config.rollouts)
+        params = without_content(self.learned)
 
-        def update() -> object:
-            return self.largest_part(params, [self.prepared(expand(detached(params), chunk), of)])
+        def update_of(length: int) -> float:
+            of = blank_transitions(self.spec, chunk, length, config.rollouts)
+            return peak(lambda: self.largest_part(params, [self.prepared(expand(detached(params), chunk), of)]))
 
         numbers = {"algo__rollouts": config.rollouts, "algo__steps": config.steps}
         held = config.tasks * config.rollouts * config.steps * self.spec.bytes_per_transition
         return Footprint(
             [Holding(factor(**numbers, algo__tasks=config.tasks), held), Holding("learner.network", 4 * size_of(self.learned))],
-            [Holding(factor(**numbers, algo__outer__chunk=chunk), peak(update))],
+            [Holding(factor(**numbers, algo__outer__chunk=chunk), extrapolated(update_of, config.steps, LENGTHS))],
         )
 
     @override

@@ -106,7 +106,8 @@ class ContextBC(Algorithm):
         vectors = self.encoder.blank(config.tasks, support)
         noise = without_content(torch.zeros(config.tasks, config.context.size))
         query, params = blank_transitions(spec, config.tasks, config.context.steps, config.query), without_content(self.params)
-        key = factor(algo__tasks=config.tasks, algo__query=config.query, algo__demonstrations=most)
+        numbers = {"algo.tasks": config.tasks, "algo.context.steps": config.context.steps}
+        key = factor(**numbers, algo__query=config.query, algo__demonstrations=most)
         demonstrated = 2 * config.tasks * (most + config.query) * spec.horizon * spec.bytes_per_transition
         update = peak(lambda: backward(self.cloned(params, vectors, noise, query), list(params.values())))
         return Footprint([Holding("learner.network", 3 * size_of(self.params))], [Holding(key, demonstrated + update)])

@@ -154,6 +154,10 @@ class IndependentDQN(Algorithm):
         config, network = self.config, {name: value[0] for name, value in self.params.items()}
         return cost_of_steps(self.learner, network, self.family, tasks, config.support, config.returns, episodes)
 
+    @override
+    def numbers_of_adapting(self) -> dict[str, int]:
+        return self.config.support.sizes("algo.support")
+
     def train_step(self) -> dict[str, float]:
         """Collect experience with every network on its own task, then update the networks from replay."""
         config = self.config

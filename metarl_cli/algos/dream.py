@@ -74,6 +74,10 @@ class DREAM(Conditioned):
         return super().cost_of_adapting(tasks, episodes) + self.explorer.cost_of_reading(tasks)
 
     @override
+    def numbers_of_adapting(self) -> dict[str, int]:
+        return self.config.support.sizes("algo.support")
+
+    @override
     def train_step(self) -> dict[str, float]:
         metrics = self.explorer.train_step(self.iteration)
         self.env_steps += self.explorer.env_steps

@@ -30,6 +30,7 @@ from typing_extensions import override
 
 from metarl_cli.adaptation.learning import Learning
 from metarl_cli.config.base import Operational
+from metarl_cli.config.footprint import factor
 from metarl_cli.evolution.lifetimes.gradient import Gradient
 from metarl_cli.evolution.population import Evolution, EvolutionConfig, ValidationConfig
 from metarl_cli.interfaces import Context, Footprint, Holding, Task, num_tasks
@@ -79,12 +80,16 @@ class Evolve(Evolution):
         together = min(config.chunk or individuals, individuals)
         tasks, candidates = config.fitness.tasks, validation.candidates + 2
         lives = self.cost_of_lives(together, tasks, config.fitness.episodes)
-        key = "algo.chunk" if config.chunk or together > 1 else "algo.fitness.tasks"
+        own = "algo.chunk" if config.chunk or together > 1 else "algo.fitness.tasks"
+        numbers = self.numbers_of_adapting()
+        key = factor(**numbers, **{own: max(together, tasks)}, algo__fitness__episodes=config.fitness.episodes)
         passing = [Holding(key, lives)]
         if validation.candidates:
             number = min(config.chunk or candidates, candidates)
             most = max(validation.tasks, -(-config.tasks // validation.folds) if validation.folds else 0)
-            passing.append(Holding("algo.validation.tasks", self.cost_of_lives(number, most, validation.episodes)))
+            numbers |= {"algo.validation.tasks": most, "algo.validation.candidates": number}
+            key = factor(**numbers, algo__validation__episodes=validation.episodes)
+            passing.append(Holding(key, self.cost_of_lives(number, most, validation.episodes)))
         return Footprint((), passing)
 
     def learning(self) -> Learning | None:

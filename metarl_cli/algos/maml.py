@@ -244,6 +244,10 @@ class MAML(Algorithm):
         parts = (self.objective, initial_params(self.meta), self.family, tasks, inner.support, inner.returns, episodes)
         return cost_of_steps(*parts) + reading
 
+    @override
+    def numbers_of_adapting(self) -> dict[str, int]:
+        return self.config.inner.support.sizes("algo.inner.support")
+
     def _learned(self, meta: Meta) -> list[Tensor]:
         """Return the tensors that the outer optimiser updates."""
         return [v for group in self.learned_groups for v in meta[group].values()]

@@ -56,7 +56,7 @@ from metarl_cli.adaptation.gradient import (
 from metarl_cli.adaptation.learning import Learning
 from metarl_cli.algos.on_policy import OnPolicy, StepsConfig, mean_return
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import blank_transitions, extrapolated, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import LENGTHS, blank_transitions, extrapolated, factor, peak, size_of, without_content
 from metarl_cli.interfaces import (
     Adapted,
     Batch,
@@ -157,19 +157,17 @@ class MAMLPG(OnPolicy):
         meta = without_content(self.learned)
         params = expand(detached(meta["init"]), chunk)
 
-        def blank(rollouts: int) -> Batch:
-            of = blank_transitions(spec, chunk, support.steps, rollouts)
+        def blank(length: int, rollouts: int) -> Batch:
+            of = blank_transitions(spec, chunk, length, rollouts)
             return prepare_each(self.learner, params, params, of, config.inner.returns.gamma, config.inner.returns.lambda_)
 
-        given = blank(support.rollouts)
+        def update_of(length: int) -> float:
+            given, query = blank(length, support.rollouts), self._credited(blank(length, config.query))
+            return extrapolated(lambda num: peak(lambda: self.largest_part(meta, [*[given] * num, query])), config.inner.steps)
 
-        def update_after(steps: int) -> float:
-            return peak(lambda: self.largest_part(meta, [*[given] * steps, self._credited(blank(config.query))]))
-
-        update = extrapolated(update_after, config.inner.steps)
+        update = extrapolated(update_of, support.steps, LENGTHS)
         episodes = config.inner.steps * support.rollouts + config.query
-        numbers = {"algo__query": config.query, "algo__inner__support__rollouts": support.rollouts}
-        numbers["algo__inner__steps"] = config.inner.steps
+        numbers = support.sizes("algo.inner.support") | {"algo.query": config.query, "algo.inner.steps": config.inner.steps}
         held = config.tasks * episodes * support.steps * each
         collected = Holding(factor(**numbers, algo__tasks=config.tasks), held)
         return Footprint(
@@ -181,6 +179,10 @@ class MAMLPG(OnPolicy):
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
         inner = self.config.inner
         return cost_of_steps(self.learner, self.learned["init"], self.family, tasks, inner.support, inner.returns, episodes)
+
+    @override
+    def numbers_of_adapting(self) -> dict[str, int]:
+        return self.config.inner.support.sizes("algo.inner.support")
 
     @override
     @torch.no_grad()

@@ -107,6 +107,10 @@ class OSI(Conditioned):
         return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(vectors)) + reading
 
     @override
+    def numbers_of_adapting(self) -> dict[str, int]:
+        return self.config.support.sizes("algo.support")
+
+    @override
     def train_step(self) -> dict[str, float]:
         metrics = super().train_step()
         return metrics | self._estimate()

@@ -152,10 +152,19 @@ class PEARL(Conditioned):
         return Footprint([*cost.held, Holding("algo.support.rollouts", 4 * size_of(tuple(vectors)))], cost.passing)
 
     @override
+    def numbers_of_update(self) -> dict[str, int]:
+        numbers = super().numbers_of_update() | {"algo.supports": self.config.supports}
+        return numbers | {"algo.latent.batch": self.config.latent.batch or 0} | self.config.support.sizes("algo.support")
+
+    @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
         params, vectors = without_content(self.slow), self.encoder.blank(tasks, self.config.support)
         reading = peak(lambda: self.encoder.posterior(params, vectors))
         return super().cost_of_adapting(tasks, episodes) + 4 * size_of(tuple(vectors)) + reading
+
+    @override
+    def numbers_of_adapting(self) -> dict[str, int]:
+        return self.config.support.sizes("algo.support")
 
     @torch.no_grad()
     def policy_after(self, params: Params, task: Task, support: Transitions | None) -> ConditionedPolicy:

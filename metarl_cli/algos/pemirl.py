@@ -44,7 +44,7 @@ from metarl_cli.adaptation.support import RolloutsConfig, collect_rollouts
 from metarl_cli.adaptation.vectors import Vectors
 from metarl_cli.algos.on_policy import OnPolicy, OuterConfig, mean_return
 from metarl_cli.config.base import StrictModel
-from metarl_cli.config.footprint import blank_transitions, factor, peak, size_of, without_content
+from metarl_cli.config.footprint import LENGTHS, blank_transitions, extrapolated, factor, peak, size_of, without_content
 from metarl_cli.experience.demonstrations import demonstrate
 from metarl_cli.experience.returns import ReturnsConfig
 from metarl_cli.interfaces import (
@@ -139,15 +139,24 @@ class PEMIRL(OnPolicy):
         steps, tasks = config.context.steps, config.tasks
         most = max(config.demonstrations) + config.query
         chunk = min(config.outer.chunk or tasks, tasks)
-        query, collected = (blank_transitions(self.family.spec, tasks, steps, num) for num in (config.query, config.rollouts))
-        vectors = [self.encoder.blank(tasks, self._rollouts(num)) for num in (max(config.demonstrations), config.rollouts)]
         blank = without_content(torch.zeros(tasks, config.context.size))
-        seen = Evidence(vectors[0], blank, query, query.reward, collected, collected.reward, vectors[1], blank)
         irl_params, params = without_content((self.irl_params, self.learned))
-        wide = blank_transitions(self.learner.spec, chunk, steps, config.rollouts)
-        batch = prepare_each(self.learner, expand(detached(params), chunk), expand(detached(params), chunk), wide)
-        of_demonstrations = factor(algo__tasks=tasks, algo__query=config.query, algo__demonstrations=max(config.demonstrations))
-        of_rollouts = factor(algo__tasks=tasks, algo__rollouts=config.rollouts)
+
+        def explaining(length: int) -> float:
+            query, collected = (blank_transitions(self.family.spec, tasks, length, n) for n in (config.query, config.rollouts))
+            nums = max(config.demonstrations), config.rollouts
+            vectors = [self.encoder.blank(tasks, self._rollouts(n).model_copy(update={"steps": length})) for n in nums]
+            seen = Evidence(vectors[0], blank, query, query.reward, collected, collected.reward, vectors[1], blank)
+            return peak(lambda: backward(self.irl_loss(irl_params, seen), list(irl_params.values())))
+
+        def imitating(length: int) -> float:
+            wide = blank_transitions(self.learner.spec, chunk, length, config.rollouts)
+            batch = prepare_each(self.learner, expand(detached(params), chunk), expand(detached(params), chunk), wide)
+            return peak(lambda: self.largest_part(params, [batch]))
+
+        numbers = {"algo.tasks": tasks, "algo.rollouts": config.rollouts, "algo.context.steps": steps}
+        of_rollouts = factor(**numbers)
+        of_demonstrations = factor(**numbers, algo__query=config.query, algo__demonstrations=max(config.demonstrations))
         weights = 4 * size_of(self.learned) + 3 * size_of(self.irl_params)
         return Footprint(
             [
@@ -156,8 +165,8 @@ class PEMIRL(OnPolicy):
             ],
             [
                 Holding(of_demonstrations, 2 * tasks * most * self.family.spec.horizon * each),
-                Holding(of_demonstrations, peak(lambda: backward(self.irl_loss(irl_params, seen), list(irl_params.values())))),
-                Holding(of_rollouts, peak(lambda: self.largest_part(params, [batch]))),
+                Holding(of_demonstrations, extrapolated(explaining, steps, LENGTHS)),
+                Holding(of_rollouts, extrapolated(imitating, steps, LENGTHS)),
             ],
         )
 
@@ -168,10 +177,20 @@ class PEMIRL(OnPolicy):
         if config.scratch is None:
             return demonstrated
         weights = expand(without_content(self.plain.init(torch_rng(0, "blank"))), tasks)
-        seen = blank_transitions(self.family.spec, tasks, config.context.steps, config.scratch.rollouts)
-        batch = prepare_each(self.plain, weights, weights, seen)
-        step = peak(lambda: loss_gradients(self.plain, weights, list(weights), batch))
-        return demonstrated + step + 4 * size_of(weights)
+        rollouts = config.scratch.rollouts
+
+        def step_on(length: int) -> float:
+            seen = blank_transitions(self.family.spec, tasks, length, rollouts)
+            batch = prepare_each(self.plain, weights, weights, seen)
+            return peak(lambda: loss_gradients(self.plain, weights, list(weights), batch))
+
+        return demonstrated + extrapolated(step_on, config.context.steps, LENGTHS) + 4 * size_of(weights)
+
+    @override
+    def numbers_of_adapting(self) -> dict[str, int]:
+        scratch = self.config.scratch
+        numbers = {"algo.context.steps": self.config.context.steps}
+        return numbers if scratch is None else numbers | {"algo.scratch.rollouts": scratch.rollouts}
 
     def _rollouts(self, num: int) -> RolloutsConfig:
         return RolloutsConfig(rollouts=num, steps=self.config.context.steps, epsilon=0.0, repeat=1)

@@ -32,7 +32,7 @@ from typing_extensions import override
 from metarl_cli.adaptation.memory import Prediction, collect_trials
 from metarl_cli.algos.memory_algorithm import MemoryAlgorithm, TrialsConfig
 from metarl_cli.config.base import Share, StrictModel
-from metarl_cli.config.footprint import BYTES, COPIES, META, size_of, without_content
+from metarl_cli.config.footprint import BYTES, COPIES, META, factor, size_of, without_content
 from metarl_cli.experience.exploration import EpsilonGreedy
 from metarl_cli.experience.returns import trial_returns
 from metarl_cli.experience.schedules import linear
@@ -175,6 +175,7 @@ class RL2DQN(MemoryAlgorithm):
         per_step = BYTES * (inputs + 3 + self.family.spec.actions.size)
         state = size_of(self.agent.memory.start(1, META)) if replay.segment else 0
         kept = replay.capacity * (steps * per_step + segments * state)
+        capacity = factor(algo__replay__capacity=replay.capacity, algo__episodes=config.episodes)
         length, own = min(replay.burn_in + self.replay.segment + 1, steps), -(-replay.batch // self.processes.size)
 
         def loss(n: int) -> Tensor:
@@ -184,13 +185,13 @@ class RL2DQN(MemoryAlgorithm):
 
         return Footprint(
             [
-                Holding("algo.replay.capacity", kept),
+                Holding(capacity, kept),
                 trials,
                 Holding("algo.memory.size", 3 * size_of(self.params)),
             ],
             [
                 Holding("algo.replay.batch", self.cost_of_loss(length, loss) + replay.batch * length * per_step),
-                Holding("algo.replay.capacity", (COPIES - 1) * kept),
+                Holding(capacity, (COPIES - 1) * kept),
                 trials,
             ],
         )

@@ -65,6 +65,9 @@ def factor(**numbers: int) -> str:
     return max(numbers, key=lambda key: numbers[key]).replace("__", ".")
 
 
+LENGTHS = (200, 400)  # steps, from whose costs those of longer episodes are extrapolated: returns take a loop over the steps
+
+
 def extrapolated(cost: Callable[[int], float], num: int, few: tuple[int, int] = (3, 6)) -> float:
     """Return what ``num`` steps cost [bytes]; of many it is extrapolated linearly from the costs of a few."""
     if num <= few[1]:
@@ -327,10 +330,13 @@ def cost_of_evaluating(algorithm: Algorithm, family: Family, tasks: int, episode
         episodes: E.
         budget: the group of the configuration with these numbers; none: they are the command's own.
     """
-    key = f"{budget}." if budget else ""
-    key += "tasks" if tasks >= episodes else "episodes"
-    adapting = algorithm.cost_of_adapting(tasks, episodes)
-    envs = tasks * episodes * bytes_per_env(family)
+    numbers = {"tasks": tasks, "episodes": episodes}
+    if budget:
+        numbers = {f"{budget}.{name}": number for name, number in numbers.items()}
+    adapting, envs = algorithm.cost_of_adapting(tasks, episodes), tasks * episodes * bytes_per_env(family)
+    if budget and adapting > envs:
+        numbers |= algorithm.numbers_of_adapting()
+    key = factor(**numbers)
     return Holding(key, tasks * bytes_per_task(family) + max(adapting, envs))
 
 

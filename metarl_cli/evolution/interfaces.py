@@ -91,6 +91,10 @@ class Lifetime(Protocol):
         """The memory of the lifetimes of R networks ``[R, ...]``, without content, of P individuals."""
         ...
 
+    def sizes(self, key: str) -> dict[str, int]:
+        """The numbers that this memory grows with, by their keys; ``key`` is that of the lifetime's configuration."""
+        ...
+
     def at(self, family: Family, episodes: int | None) -> Lifetime:
         """The same lifetime in the environments of another family, with so many episodes of support if given.
 

@@ -62,6 +62,9 @@ class ValidationConfig(StrictModel):
     episodes: int = Field(gt=0, description="greedy episodes on each validation task after the lifetime")
 
 
+INDIVIDUAL = 256  # bytes of an individual with a few genes
+
+
 class EvolutionConfig(StrictModel):
     """The genome, the lifetime and the search of evolution, with its evaluation."""
 
@@ -117,11 +120,12 @@ class Evolution(Algorithm):
         weights = size_of(blank_network(context.learner))
         genes = weights if any(group.name == "init" for group in config.genome.values()) else 0.0
         search = config.search.values
-        drawn = (config.fitness.tasks + config.validation.tasks) * bytes_per_task(context.family)
-        held = [Holding("algo.search.population", 3 * int(search.get("population", 0)) * genes)]
+        held = [Holding("algo.search.population", 3 * int(search.get("population", 0)) * max(genes, INDIVIDUAL))]
+        for name, each in (("fitness", config.fitness), ("validation", config.validation)):
+            held.append(Holding(f"algo.{name}.tasks", each.tasks * bytes_per_task(context.family)))
         if search.get("covariance") == "full":  # three matrices in float64
             held.append(Holding("algo.search.covariance", 6 * genes**2 / BYTES))
-        return Footprint([*held, Holding("algo.fitness.tasks", drawn), Holding("learner.network", 4 * weights)])
+        return Footprint([*held, Holding("learner.network", 4 * weights)])
 
     def cost_of_lives(self, copies: int, tasks: int, episodes: int) -> float:
         """Return the bytes that the lifetimes of P individuals on M tasks take, with the measurement at their end."""
@@ -136,6 +140,11 @@ class Evolution(Algorithm):
     @override
     def cost_of_adapting(self, tasks: int, episodes: int) -> float:
         return self.cost_of_lives(1, tasks, episodes)
+
+    @override
+    def numbers_of_adapting(self) -> dict[str, int]:
+        sizes: dict[str, int] = self.lifetime.sizes("algo.lifetime")
+        return sizes
 
     def _check_traits(self) -> None:
         """Raise ValueError for traits that the lifetime does not read, and for values outside its limits."""

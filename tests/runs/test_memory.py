@@ -73,6 +73,15 @@ TOO_MUCH = [
         "algo.inner.support.rollouts",
         "algo=learned_loss_dqn algo/explorer=learned algo.inner.support.epsilon=0 algo.inner.support.rollouts=1000000",
     ),
+    ("algo.support.rollouts", "algo=dqn algo.support.rollouts=1e8"),
+    ("algo.inner.support.rollouts", "algo=anil_pg env=cartpole_family algo.inner.support.rollouts=1e8"),
+    ("algo.lifetime.support.steps", "algo=es_dqn algo.lifetime.support.steps=1e8"),
+    ("algo.lifetime.largest_batch", "algo=adrl algo.lifetime.largest_batch=1e8"),
+    ("algo.explorer.rollouts", "algo=dream_dqn algo.explorer.rollouts=1e8"),
+    ("algo.inner.support.steps", "algo=promp env=cartpole_family algo.inner.support.steps=1e8"),
+    ("algo.context.steps", "algo=pemirl env=navigation_2d_continuous algo.context.steps=1e8"),
+    ("algo.supports", "algo=pearl_dqn algo.supports=1e8"),
+    ("algo.validation.tasks", "algo=adrl algo.validation.tasks=1e8"),
     ("algo.inner.steps", "algo=meta_bc env=sprite_grid algo.inner.steps=100000000"),
 ]
 
@@ -107,6 +116,19 @@ NUMBERS = [(algo, key) for algo in algorithms() for key in whole_numbers(compose
 @pytest.mark.slow
 @pytest.mark.proof
 @pytest.mark.parametrize(("algo", "key"), NUMBERS)
+def test_a_refusal_names_the_number_that_is_too_large(algo, key, little):
+    values = compose_values("train", ["hardware=cpu", f"algo={algo}", f"env={fitting(algo)}", f"{key}=100000000"])
+    refused = ""
+    try:
+        check_training_memory(config := validate(TrainConfig, values), build(config))
+    except (UserError, ConfigError) as error:
+        refused = str(error)
+    assert "would hold" not in refused or refused.startswith((f"{key}: ", f"{key}="))
+
+
+@pytest.mark.slow
+@pytest.mark.proof
+@pytest.mark.parametrize(("algo", "key"), NUMBERS)
 def test_no_number_is_so_large_that_it_ends_in_a_traceback(algo, key, little):
     """10^15 of anything that takes memory are more bytes than addresses, so that asking for them fails on every machine."""
     values = compose_values("train", ["hardware=cpu", f"algo={algo}", f"env={fitting(algo)}", f"{key}=1000000000000000"])
@@ -115,8 +137,10 @@ def test_no_number_is_so_large_that_it_ends_in_a_traceback(algo, key, little):
 
 
 def test_a_number_that_runs_out_of_memory_while_building_is_named(little):
-    key = "algo.inner.support.steps"
-    values = compose_values("train", ["hardware=cpu", "algo=maml_pg", "env=cartpole_family", f"{key}=1000000000000000"])
+    key = "algo.context.size"
+    values = compose_values(
+        "train", ["hardware=cpu", "algo=context_bc", f"env={fitting('context_bc')}", f"{key}=1000000000000000"]
+    )
     line = rf"^{key}=1e\+15: the run would hold more than the memory, and this is its largest number; lower it, or "
     with pytest.raises(UserError, match=line):
         check_training_memory(config := validate(TrainConfig, values), build(config))

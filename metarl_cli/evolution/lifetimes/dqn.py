@@ -104,6 +104,11 @@ class DQNLife:
         passing = peak(update) + 3 * size_of(params) + rows * config.largest_batch * each
         return Cost(replays * config.capacity * each + 4 * size_of(params), max(passing, window))
 
+    def sizes(self, key: str) -> dict[str, int]:
+        """Return the sizes of the replay, the window and the batch, by their keys."""
+        names = ("capacity", "largest_batch", "envs", "env_steps")
+        return {f"{key}.{name}": getattr(self.config, name) for name in names}
+
     def at(self, family: Family, episodes: int | None) -> DQNLife:
         """Return the same lifetime in the environments of another family.
 

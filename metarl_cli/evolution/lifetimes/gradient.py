@@ -71,6 +71,10 @@ class Gradient:
         moments = 2 * (self.config.rule == "adam")
         return Cost((2 + moments) * size_of(params) + collected, max(step + size_of(params), collected))
 
+    def sizes(self, key: str) -> dict[str, int]:
+        """Return the sizes of the support, by their keys."""
+        return self.config.support.sizes(f"{key}.support")
+
     def at(self, family: Family, episodes: int | None) -> Gradient:
         """Return the same lifetime in the environments of another family, with so many support episodes if given."""
         support = self.config.support

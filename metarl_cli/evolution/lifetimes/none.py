@@ -32,6 +32,10 @@ class NoLearning:
         """Return the memory of the weights."""
         return Cost(size_of(params), 0.0)
 
+    def sizes(self, key: str) -> dict[str, int]:
+        """Return nothing: the configuration is empty."""
+        return {}
+
     def at(self, family: Family, episodes: int | None) -> NoLearning:
         """Return itself: nothing is collected."""
         return self
