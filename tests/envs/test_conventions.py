@@ -407,7 +407,9 @@ def test_every_array_becomes_numbers_or_an_image(space):
 
 
 @pytest.mark.parametrize("algo", ["maml_dqn", "rl2", "maml_pg"])
-@pytest.mark.parametrize("space", ["scalar", "booleans", "image of booleans"])
+@pytest.mark.parametrize(
+    "space", ["scalar", *(pytest.param(space, marks=pytest.mark.slow) for space in ("booleans", "image of booleans"))]
+)
 def test_algorithms_learn_from_every_row_of_numbers(algo, space, tmp_path):
     train(algo, tmp_path, f"id: Seen-v0\nhorizon: 5\nconstructor: {{space: {space}}}")
 

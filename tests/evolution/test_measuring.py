@@ -54,7 +54,7 @@ def measured(family, compile, limit):
 
 
 @pytest.mark.parametrize("env", drawing_nothing())
-@pytest.mark.parametrize("limit", [20, 7])
+@pytest.mark.parametrize("limit", [20, pytest.param(7, marks=pytest.mark.slow)])
 def test_compiled_measurement_is_the_plain_one(env, limit, graphs):
     family = short(env)
     limit = min(limit, family.spec.horizon)

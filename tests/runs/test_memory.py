@@ -163,6 +163,7 @@ def networks(values, place=""):
 HIDDEN = [(algo, key) for algo in algorithms() for key in networks({"algo": compose_values("train", [f"algo={algo}"])["algo"]})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algo", "key"), HIDDEN)
 def test_layers_that_do_not_fit_are_refused_before_they_are_built(algo, key, little):
     assert len(HIDDEN) > 15
