@@ -14,6 +14,8 @@ import torch
 from conftest import TINY, TINY_MAML, algorithms, compose_train, compose_values, fitting, proof_if, tiny
 from launching import PATIENCE
 
+from metarl_cli.adaptation import gradient
+from metarl_cli.algos import conditioned_pg, maml_pg, pemirl
 from metarl_cli.algos.maml import MAML
 from metarl_cli.cli.main import main
 from metarl_cli.config import footprint
@@ -134,6 +136,23 @@ def test_no_number_is_so_large_that_it_ends_in_a_traceback(algo, key, little):
     values = compose_values("train", ["hardware=cpu", f"algo={algo}", f"env={fitting(algo)}", f"{key}=1000000000000000"])
     with contextlib.suppress(UserError, ConfigError):  # a number of iterations may be as large as one likes
         check_training_memory(config := validate(TrainConfig, values), build(config))
+
+
+@pytest.mark.parametrize("algo", ["maml_dqn", "promp", "oracle_pg", "pemirl"])
+def test_long_episodes_are_estimated_from_shorter_ones(algo, monkeypatch):
+    key = {"oracle_pg": "algo.steps", "pemirl": "algo.context.steps"}.get(algo, "algo.inner.support.steps")
+    config = compose_train("hardware=cpu", f"algo={algo}", f"env={fitting(algo)}", f"{key}=600")
+    algorithm = build(config).algorithm
+
+    def cost():
+        return [each.bytes for each in algorithm.cost_of_training().passing], algorithm.cost_of_adapting(3, 2)
+
+    training, adapting = cost()
+    for module in (gradient, maml_pg, conditioned_pg, pemirl):
+        monkeypatch.setattr(module, "LENGTHS", (600, 600))
+    exact, exactly = cost()
+    assert training == pytest.approx(exact, rel=0.05)
+    assert adapting == pytest.approx(exactly, rel=0.05)
 
 
 def test_a_number_that_runs_out_of_memory_while_building_is_named(little):
