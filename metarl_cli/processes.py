@@ -17,12 +17,15 @@ import ctypes
 import datetime
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -31,6 +34,7 @@ from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from metarl_cli.errors import PeerLost, ProcessLost, visible
+from metarl_cli.shared_sums import SharedMemory
 from metarl_cli.signals import SIGNALS, send_again
 
 LONGEST = datetime.timedelta(days=365)  # of an exchange: the others wait while rank 0 validates and tests; Watch ends it
@@ -86,6 +90,7 @@ class Processes(NamedTuple):
     rank: int = 0
     nccl: bool = False  # whether each process has a GPU of its own, so that sums stay on the GPUs
     watch: Watch | None = None  # within its block
+    memory: SharedMemory | None = None  # of processes on the CPUs of one machine, for sums
 
     def shard(self, num: int) -> slice:
         """Return this process's share of ``num`` rows; shares differ by one row at most."""
@@ -99,7 +104,7 @@ class Processes(NamedTuple):
             return list(values)
         flat = torch.cat([value.detach().flatten() for value in values])
         shared = flat if self.nccl or not flat.is_cuda else flat.cpu()
-        self._exchange(distributed.all_reduce, shared)
+        self._exchange(distributed.all_reduce if self.memory is None else self.memory.sum, shared)
         parts = torch.split(shared.to(flat.device), [value.numel() for value in values])
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
@@ -144,7 +149,7 @@ class Processes(NamedTuple):
             self.watch.waits_since = time.monotonic()
         try:
             operation(*arguments)
-        except RuntimeError:
+        except (RuntimeError, ConnectionError):
             if self.watch is not None:
                 self.watch.explain()
             raise
@@ -168,7 +173,8 @@ def join(patience: float) -> Processes:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE
-    nccl = distributed.is_nccl_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nccl = distributed.is_nccl_available() and local <= torch.cuda.device_count()
     if not distributed.is_initialized():
         limit = datetime.timedelta(seconds=patience)
         try:
@@ -179,7 +185,29 @@ def join(patience: float) -> Processes:
         _set_pg_timeout(LONGEST)
         atexit.register(distributed.destroy_process_group)  # its threads would sometimes abort the interpreter's end
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    return Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
+    processes = Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
+    return processes._replace(memory=None if nccl or local < size else _share_memory(processes, patience))
+
+
+def _share_memory(processes: Processes, patience: float) -> SharedMemory | None:
+    """Have the processes of one machine share memory; None, for all of them, where the system does not let them."""
+    if not hasattr(os, "memfd_create"):
+        return None
+
+    def agree(able: bool) -> bool:
+        answers = torch.tensor([able], dtype=torch.uint8)
+        distributed.all_reduce(answers, distributed.ReduceOp.MIN)
+        return bool(answers)
+
+    own = tempfile.mkdtemp(prefix="metarl-") if processes.rank == 0 else ""
+    try:
+        folder = Path(os.fsdecode(processes.broadcast(os.fsencode(own))))
+        return SharedMemory(processes.size, processes.rank, folder, agree, patience)
+    except OSError:
+        return None
+    finally:
+        if own:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def gpu_number(job: int) -> int:

@@ -27,7 +27,7 @@ ROOMS = (
     "experience",
     "config",
 )
-MODULES = ("interfaces", "data", "spaces", "seeding", "processes", "progress", "errors", "signals")
+MODULES = ("interfaces", "data", "spaces", "seeding", "processes", "shared_sums", "progress", "errors", "signals")
 # Siblings that are one thing's parts: what several modules of a folder of plug-ins share.
 SHARED = {
     "algos": {"conditioned", "reference", "memory_algorithm", "on_policy"},

@@ -162,14 +162,18 @@ def test_two_processes_equal_one(algo, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_them(tmp_path):
+@pytest.mark.parametrize("temporary", ["short", pytest.param("no-socket-has-such-a-name-" * 5, id="long")])
+def test_torchrun_starts_them(temporary, tmp_path):
+    """Where the name of the temporary folder is too long for a socket, they exchange sums over gloo."""
+    (tmp_path / temporary).mkdir()
     small = ["algo=maml_dqn", *tiny("maml_dqn")]
     assert cli.main(["train", f"run={tmp_path / 'one'}", *small]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # on a port that is free
     command = [*torchrun, "-m", "metarl_cli", "train", f"run={tmp_path / 'two'}", *small]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / temporary)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / temporary).glob("metarl-*")), "the place where they met is left behind"
     assert_same(tmp_path / "one", tmp_path / "two", 1e-5)
 
 
