@@ -5,7 +5,7 @@
     python benchmarks/evidence --minutes 60 --jobs 2           start nothing after an hour; the next call goes on
     python benchmarks/evidence --extra hardware.compile=true   options that change no result
     python benchmarks/evidence probe --seeds 3                 what the adaptation of each finished run uses of its support
-    python benchmarks/evidence docs                            make the tables and the figure from what is kept
+    python benchmarks/evidence docs                            make the tables and the figures from what is kept
 
 The first seed of every method comes first, then the second. A run is an ordinary ``metarl train`` with the overrides that
 ``matrix.yaml`` names, so that it can be repeated alone. What a report needs of it is kept in
@@ -30,10 +30,10 @@ from scores import PAGES, ROOT, draw, fill, steps, tables
 
 
 def documents() -> None:
-    """Fill the tables of the documents, and draw the figure."""
+    """Fill the tables of the documents, and draw the figures."""
     for page in PAGES:
         page.write_text(supports.fill(fill(page.read_text())))
-    draw(ROOT / "docs" / "evidence.png")
+    draw(ROOT / "docs")
 
 
 def main() -> None:

@@ -100,14 +100,17 @@ def train(job: Job, outputs: Path, extra: list[str]) -> int:
 
 
 def load(folder: Path, family: str) -> Saved:
-    """Return what the tables need of a finished run, in five digits.
+    """Return what the tables and figures need of a finished run, in five digits.
 
-    Adaptations end where all methods have had as much experience, but for a family whose table has a column for each step.
+    Adaptations end where all methods have had as much experience, but for a family whose table has a column for each step: its
+    learning curves are kept, too.
     """
     run = saved.load(folder, "test")
     results = {split: rounded_result(tested) for split, tested in run.results.items()}
-    run = run._replace(results=results, tested=results["test"], learning={})
-    return run if FAMILIES[family].get("by_step") else shortened(run)
+    by_step = FAMILIES[family].get("by_step", False)
+    learning = {name: rounded(curve) for name, curve in run.learning.items()} if by_step else {}
+    run = run._replace(results=results, tested=results["test"], learning=learning)
+    return run if by_step else shortened(run)
 
 
 def shortened(run: Saved) -> Saved:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matrix import FAMILIES, Kept, read, shortened
 
-from metarl_cli.comparison.figures import encode, scores
+from metarl_cli.comparison.figures import encode, learning, scores
 from metarl_cli.comparison.groups import Comparison, Group
 from metarl_cli.comparison.saved import Saved
 from metarl_cli.comparison.tables import Cell, Table, markdown_rows, table, tested
@@ -163,8 +163,10 @@ def fill(page: str) -> str:
     return MARKER.sub(lambda match: match[1] + named(match[2]) + match[3], page)
 
 
-def draw(path: Path) -> None:
-    """Draw the normalised scores of all methods on the main families."""
+def draw(docs: Path) -> None:
+    """Draw the normalised scores of all methods on the main families, and the learning curves of robots."""
     figure = scores([each for family in MAIN for each in comparisons(family)])
     assert figure
-    path.write_bytes(encode(figure, "png"))
+    (docs / "evidence.png").write_bytes(encode(figure, "png"))
+    robots = [each for family in FAMILIES if FAMILIES[family].get("by_step") for each in comparisons(family)]
+    (docs / "results" / "robots.png").write_bytes(encode(learning(robots), "png"))

@@ -106,6 +106,21 @@ def scores(comparisons: Sequence[Comparison]) -> Figure | None:
     return figure
 
 
+def learning(comparisons: Sequence[Comparison], against: Sequence[str] = ("env_steps", "seconds")) -> Figure:
+    """Draw learning curves: a row of panels for each comparison, and a column for each of the axes ``against``."""
+    figure = _figure((4.2 * len(against) + 1.6, 2.6 * len(comparisons)))
+    panels = figure.subplots(len(comparisons), len(against), sharey="row", squeeze=False)
+    for comparison, row in zip(comparisons, panels, strict=True):
+        for axis, axes in zip(against, row, strict=True):
+            _learn(axes, comparison, axis)
+            axes.set(xlabel=AXIS_LABELS[axis])
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        row[0].set(ylabel="return after adaptation\n(validation tasks)", title=comparison.title)
+        row[-1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
 def _short(name: str) -> str:
     """Return a name that has room beside a panel."""
     name = visible(name)
@@ -167,9 +182,15 @@ def _levels(comparison: Comparison, draw: Callable[..., Any]) -> None:
 
 
 def _learning(comparison: Comparison, against: str) -> Figure | None:
+    figure, axes = _empty(comparison, AXIS_LABELS[against], "return after adaptation\n(validation tasks)")
+    _learn(axes, comparison, against)
+    return _finished(figure, axes)
+
+
+def _learn(axes: Axes, comparison: Comparison, against: str) -> None:
+    """Draw the learning curve of each group, as far as all of its runs have one there."""
     from matplotlib.ticker import EngFormatter
 
-    figure, axes = _empty(comparison, AXIS_LABELS[against], "return after adaptation\n(validation tasks)")
     axes.xaxis.set_major_formatter(EngFormatter())
     for place, group in enumerate(comparison.groups):
         known = [(run.learning[AXES[against]], run.learning[LEARNING]) for run in group.runs if AXES[against] in run.learning]
@@ -177,7 +198,6 @@ def _learning(comparison: Comparison, against: str) -> Figure | None:
         if len(known) == len(group.runs) and begin < end:  # where every run counts
             grid = np.linspace(begin, end, POINTS)
             _line(axes, place, group, grid, np.stack([np.interp(grid, x, y) for x, y in known]))
-    return _finished(figure, axes)
 
 
 def _adaptation(comparison: Comparison) -> Figure | None:
