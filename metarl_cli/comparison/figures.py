@@ -108,16 +108,19 @@ def scores(comparisons: Sequence[Comparison]) -> Figure | None:
 
 def learning(comparisons: Sequence[Comparison], against: Sequence[str] = ("env_steps", "seconds")) -> Figure:
     """Draw learning curves: a row of panels for each comparison, and a column for each of the axes ``against``."""
+    names = list(dict.fromkeys(group.name for comparison in comparisons for group in comparison.groups))
     figure = _figure((4.2 * len(against) + 1.6, 2.6 * len(comparisons)))
     panels = figure.subplots(len(comparisons), len(against), sharey="row", squeeze=False)
     for comparison, row in zip(comparisons, panels, strict=True):
         for axis, axes in zip(against, row, strict=True):
-            _learn(axes, comparison, axis)
+            _learn(axes, comparison, axis, names)
             axes.set(xlabel=AXIS_LABELS[axis])
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         row[0].set(ylabel="return after adaptation\n(validation tasks)", title=comparison.title)
-        row[-1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+        row[-1].legend(
+            *row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8
+        )
     return figure
 
 
@@ -183,21 +186,21 @@ def _levels(comparison: Comparison, draw: Callable[..., Any]) -> None:
 
 def _learning(comparison: Comparison, against: str) -> Figure | None:
     figure, axes = _empty(comparison, AXIS_LABELS[against], "return after adaptation\n(validation tasks)")
-    _learn(axes, comparison, against)
+    _learn(axes, comparison, against, [group.name for group in comparison.groups])
     return _finished(figure, axes)
 
 
-def _learn(axes: Axes, comparison: Comparison, against: str) -> None:
-    """Draw the learning curve of each group, as far as all of its runs have one there."""
+def _learn(axes: Axes, comparison: Comparison, against: str, names: list[str]) -> None:
+    """Draw the learning curve of each group, as far as all of its runs have one there; the place in ``names`` is its colour."""
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter())
-    for place, group in enumerate(comparison.groups):
+    for group in comparison.groups:
         known = [(run.learning[AXES[against]], run.learning[LEARNING]) for run in group.runs if AXES[against] in run.learning]
         begin, end = (max((x[0] for x, _ in known), default=0), min((x[-1] for x, _ in known), default=0))
         if len(known) == len(group.runs) and begin < end:  # where every run counts
             grid = np.linspace(begin, end, POINTS)
-            _line(axes, place, group, grid, np.stack([np.interp(grid, x, y) for x, y in known]))
+            _line(axes, names.index(group.name), group, grid, np.stack([np.interp(grid, x, y) for x, y in known]))
 
 
 def _adaptation(comparison: Comparison) -> Figure | None:

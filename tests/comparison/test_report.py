@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import metarl_cli as metarl
 from metarl_cli.cli.main import main
-from metarl_cli.comparison.figures import FORMATS, scores
+from metarl_cli.comparison.figures import FORMATS, learning, scores
 from metarl_cli.comparison.groups import Comparison, Group, compare
 from metarl_cli.comparison.report import TEXTS, report, write
 from metarl_cli.comparison.tables import as_csv, as_latex, as_markdown, number, table, text
@@ -265,6 +265,20 @@ def test_the_scores_of_several_comparisons_are_one_figure(trained, outputs, tmp_
     assert dots == pytest.approx(
         [rows({"tables": [found.values()["tables"][0]]})[n]["normalised score"]["value"] for n in ("anil_dqn", "maml_dqn")]
     )
+
+
+def test_the_learning_of_several_comparisons_is_one_figure(outputs):
+    """A row for each comparison, a column for each axis; a group has one colour, and its known mean over runs."""
+    (found,) = report([outputs]).comparisons
+    alone = found._replace(groups=found.groups[1:])
+    figure = learning([found, alone], ("env_steps", "iterations"))
+    panels = np.reshape(figure.get_axes(), (2, 2))
+    lines = [{line.get_label().split(" (")[0]: line for line in panel.lines} for panel in panels.flat]
+    assert [len(each) for each in lines] == [len(found.groups)] * 2 + [len(alone.groups)] * 2
+    name = alone.groups[0].name
+    assert len({each[name].get_color() for each in lines}) == 1
+    ends = [run.learning["eval/return_after_mean"][-1] for run in alone.groups[0].runs]
+    assert lines[0][name].get_ydata()[-1] == pytest.approx(np.mean(ends))
 
 
 def test_folds_count_each_though_their_runs_have_one_name(outputs):
