@@ -90,7 +90,6 @@ class Processes(NamedTuple):
     rank: int = 0
     nccl: bool = False  # whether each process has a GPU of its own, so that sums stay on the GPUs
     watch: Watch | None = None  # within its block
-    memory: SharedMemory | None = None  # of processes on the CPUs of one machine, for sums
 
     def shard(self, num: int) -> slice:
         """Return this process's share of ``num`` rows; shares differ by one row at most."""
@@ -104,7 +103,7 @@ class Processes(NamedTuple):
             return list(values)
         flat = torch.cat([value.detach().flatten() for value in values])
         shared = flat if self.nccl or not flat.is_cuda else flat.cpu()
-        self._exchange(distributed.all_reduce if self.memory is None else self.memory.sum, shared)
+        self._exchange(distributed.all_reduce if self.watch is None or shared.is_cuda else self.watch.sum, shared)
         parts = torch.split(shared.to(flat.device), [value.numel() for value in values])
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
@@ -173,8 +172,7 @@ def join(patience: float) -> Processes:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    nccl = distributed.is_nccl_available() and local <= torch.cuda.device_count()
+    nccl = distributed.is_nccl_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
     if not distributed.is_initialized():
         limit = datetime.timedelta(seconds=patience)
         try:
@@ -185,29 +183,7 @@ def join(patience: float) -> Processes:
         _set_pg_timeout(LONGEST)
         atexit.register(distributed.destroy_process_group)  # its threads would sometimes abort the interpreter's end
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    processes = Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
-    return processes._replace(memory=None if nccl or local < size else _share_memory(processes, patience))
-
-
-def _share_memory(processes: Processes, patience: float) -> SharedMemory | None:
-    """Have the processes of one machine share memory; None, for all of them, where the system does not let them."""
-    if not hasattr(os, "memfd_create"):
-        return None
-
-    def agree(able: bool) -> bool:
-        answers = torch.tensor([able], dtype=torch.uint8)
-        distributed.all_reduce(answers, distributed.ReduceOp.MIN)
-        return bool(answers)
-
-    own = tempfile.mkdtemp(prefix="metarl-") if processes.rank == 0 else ""
-    try:
-        folder = Path(os.fsdecode(processes.broadcast(os.fsencode(own))))
-        return SharedMemory(processes.size, processes.rank, folder, agree, patience)
-    except OSError:
-        return None
-    finally:
-        if own:
-            shutil.rmtree(own, ignore_errors=True)
+    return Processes(distributed.get_world_size(), distributed.get_rank(), nccl)
 
 
 def gpu_number(job: int) -> int:
@@ -247,6 +223,8 @@ class Watch:
         self.leaving = threading.Event()  # the other processes are to be told so
         self.lost: str | None = None  # which process, and how
         self.raised = False
+        self.memory: SharedMemory | None = None
+        self.may_share = hasattr(os, "memfd_create") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == self.size
         self.last_words: Callable[[PeerLost], BaseException] = lambda error: error  # before the process ends by itself
 
     def __enter__(self) -> Processes:
@@ -279,6 +257,39 @@ class Watch:
         self.over.set()  # before the handlers go: a listener that is left signals no more
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
+
+    def sum(self, values: Tensor) -> None:
+        """Replace ``values [n]`` by their sums over all processes, through shared memory where these are on one machine."""
+        if self.may_share:
+            self.memory, self.may_share = self._share_memory(), False
+        if self.memory is None or not self.memory.sum(values):
+            distributed.all_reduce(values)
+
+    def _share_memory(self) -> SharedMemory | None:
+        """Have the processes share memory; None, for all of them, where the system does not let them."""
+
+        def agree(able: bool) -> bool:
+            answers = torch.tensor([able], dtype=torch.uint8)
+            distributed.all_reduce(answers, distributed.ReduceOp.MIN)
+            return bool(answers)
+
+        own = ""
+        if self.rank == 0:
+            with contextlib.suppress(OSError):
+                own = tempfile.mkdtemp(prefix="metarl-")
+        try:
+            folder = os.fsdecode(self.processes.broadcast(os.fsencode(own)))
+            return SharedMemory(self.size, self.rank, Path(folder) if folder else None, agree, self.patience)
+        except ConnectionError:
+            raise
+        except OSError:
+            return None
+        finally:
+            if own:
+                shutil.rmtree(own, ignore_errors=True)
 
     def explain(self) -> None:
         """Raise the reason why an exchange failed, if another process has ended.

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import algorithms, compose_train, compose_values, fitting, flat, has, slow_if, tiny, variants_slow
 from conftest import module as module_of
-from launching import PATIENCE, start, wait_until
+from launching import FORKS, PATIENCE, start, wait_until
 
 from metarl_cli import processes as ranks_module
 from metarl_cli.cli import main as cli
@@ -161,19 +161,44 @@ def test_two_processes_equal_one(algo, tmp_path):
     assert_same(tmp_path / "one", tmp_path / "two", 0 if exact(algo) else 1e-5)
 
 
+def _sums(rank, size, port, folder, seen):
+    """Sum the ranks, over several runs in one process; a process of its own does this."""
+    meet = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in meet.items()}, MASTER_ADDR="localhost", TMPDIR=str(folder))
+    torch.set_num_threads(1)
+    group = ranks_module.join(PATIENCE)
+    for _ in range(5):
+        with ranks_module.Watch(group, PATIENCE) as processes:
+            total, counts = processes.sum([torch.tensor([float(rank)]), torch.ones(3)])
+            seen.put((total.item(), counts.tolist(), processes.watch.memory is not None))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="processes share memory on Linux")
+@pytest.mark.parametrize("shared", [True, False])
+def test_processes_of_one_machine_share_memory(shared, tmp_path):
+    """But where the name of the temporary folder is too long for a socket; the folder is empty afterwards."""
+    folder = tmp_path / ("short" if shared else "no-socket-has-such-a-name-" * 5)
+    folder.mkdir()
+    port, seen = free_port(), FORKS.SimpleQueue()
+    all_ranks = [FORKS.Process(target=_sums, args=(rank, 3, port, folder, seen)) for rank in range(3)]
+    for process in all_ranks:
+        process.start()
+    for process in all_ranks:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in all_ranks] == [0] * 3
+    assert [seen.get() for _ in range(15)] == [(3.0, [3.0] * 3, shared)] * 15
+    assert not list(folder.iterdir())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("temporary", ["short", pytest.param("no-socket-has-such-a-name-" * 5, id="long")])
-def test_torchrun_starts_them(temporary, tmp_path):
-    """Where the name of the temporary folder is too long for a socket, they exchange sums over gloo."""
-    (tmp_path / temporary).mkdir()
+def test_torchrun_starts_them(tmp_path):
     small = ["algo=maml_dqn", *tiny("maml_dqn")]
     assert cli.main(["train", f"run={tmp_path / 'one'}", *small]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # on a port that is free
     command = [*torchrun, "-m", "metarl_cli", "train", f"run={tmp_path / 'two'}", *small]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / temporary)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
-    assert not list((tmp_path / temporary).glob("metarl-*")), "the place where they met is left behind"
     assert_same(tmp_path / "one", tmp_path / "two", 1e-5)
 
 

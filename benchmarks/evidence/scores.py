@@ -1,4 +1,4 @@
-"""The tables and the figure of the documents: those of ``metarl report``, of the kept runs, in the order of the matrix."""
+"""The tables and the figures of the documents: those of ``metarl report``, of the kept runs, in the order of the matrix."""
 
 from __future__ import annotations
 
@@ -165,8 +165,11 @@ def fill(page: str) -> str:
 
 def draw(docs: Path) -> None:
     """Draw the normalised scores of all methods on the main families, and the learning curves of robots."""
-    figure = scores([each for family in MAIN for each in comparisons(family)])
-    assert figure
-    (docs / "evidence.png").write_bytes(encode(figure, "png"))
     robots = [each for family in FAMILIES if FAMILIES[family].get("by_step") for each in comparisons(family)]
-    (docs / "results" / "robots.png").write_bytes(encode(learning(robots), "png"))
+    figures = {
+        "evidence": scores([each for family in MAIN for each in comparisons(family)]),
+        "results/robots": learning(robots),
+    }
+    for name, figure in figures.items():
+        assert figure
+        (docs / f"{name}.png").write_bytes(encode(figure, "png"))

@@ -106,21 +106,29 @@ def scores(comparisons: Sequence[Comparison]) -> Figure | None:
     return figure
 
 
-def learning(comparisons: Sequence[Comparison], against: Sequence[str] = ("env_steps", "seconds")) -> Figure:
-    """Draw learning curves: a row of panels for each comparison, and a column for each of the axes ``against``."""
-    names = list(dict.fromkeys(group.name for comparison in comparisons for group in comparison.groups))
-    figure = _figure((4.2 * len(against) + 1.6, 2.6 * len(comparisons)))
-    panels = figure.subplots(len(comparisons), len(against), sharey="row", squeeze=False)
-    for comparison, row in zip(comparisons, panels, strict=True):
+def learning(comparisons: Sequence[Comparison], against: Sequence[str] = ("env_steps", "seconds")) -> Figure | None:
+    """Draw learning curves: a row of panels for each comparison that has some, and a column for each axis of ``against``.
+
+    A group is left out unless all of its runs have curves.
+    """
+    known = [each for each in comparisons if any(run.learning for group in each.groups for run in group.runs)]
+    if not known:
+        return None
+    names = list(dict.fromkeys(group.name for comparison in known for group in comparison.groups))
+    figure = _figure((4.2 * len(against) + 1.6, 2.6 * len(known)))
+    panels = figure.subplots(len(known), len(against), sharey="row", squeeze=False)
+    for comparison, row in zip(known, panels, strict=True):
+        legend: dict[str, Any] = {}
         for axis, axes in zip(against, row, strict=True):
             _learn(axes, comparison, axis, names)
             axes.set(xlabel=AXIS_LABELS[axis])
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
+            handles, labels = axes.get_legend_handles_labels()
+            legend |= dict(zip(labels, handles, strict=True))
         row[0].set(ylabel="return after adaptation\n(validation tasks)", title=comparison.title)
-        row[-1].legend(
-            *row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8
-        )
+        words = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False, "fontsize": 8}
+        row[-1].legend(list(legend.values()), list(legend), **words)
     return figure
 
 

@@ -271,7 +271,9 @@ def test_the_learning_of_several_comparisons_is_one_figure(outputs):
     """A row for each comparison, a column for each axis; a group has one colour, and its known mean over runs."""
     (found,) = report([outputs]).comparisons
     alone = found._replace(groups=found.groups[1:])
-    figure = learning([found, alone], ("env_steps", "iterations"))
+    bare = found._replace(groups=[Group("none", [run._replace(learning={}) for run in found.groups[0].runs])])
+    assert learning([bare]) is None
+    figure = learning([found, bare, alone], ("env_steps", "iterations"))
     panels = np.reshape(figure.get_axes(), (2, 2))
     lines = [{line.get_label().split(" (")[0]: line for line in panel.lines} for panel in panels.flat]
     assert [len(each) for each in lines] == [len(found.groups)] * 2 + [len(alone.groups)] * 2
