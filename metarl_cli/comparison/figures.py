@@ -111,6 +111,8 @@ def learning(comparisons: Sequence[Comparison], against: Sequence[str] = ("env_s
 
     A group is left out unless all of its runs have curves.
     """
+    from matplotlib.ticker import MaxNLocator
+
     known = [each for each in comparisons if any(run.learning for group in each.groups for run in group.runs)]
     if not known:
         return None
@@ -121,6 +123,7 @@ def learning(comparisons: Sequence[Comparison], against: Sequence[str] = ("env_s
         legend: dict[str, Any] = {}
         for axis, axes in zip(against, row, strict=True):
             _learn(axes, comparison, axis, names)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.set(xlabel=AXIS_LABELS[axis])
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
