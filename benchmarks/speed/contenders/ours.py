@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -26,14 +27,23 @@ def build_run(options: dict[str, Any], *more: str) -> Any:
     from metarl_cli.cli.compose import compose_train
     from metarl_cli.cli.process import tune_process
     from metarl_cli.errors import UserError
-    from metarl_cli.processes import gpu_number, join
+    from metarl_cli.processes import Watch, gpu_number, join
 
     try:
         config, _ = compose_train(overrides)
     except UserError as error:
         raise Unavailable(str(error)) from error
     tune_process(config.hardware)
-    return build(config, gpu_number(0), join(config.hardware.patience))
+    watch = Watch(join(config.hardware.patience), config.hardware.patience)  # as in a run: it shares memory
+    processes = watch.__enter__()
+
+    def leave() -> None:
+        if processes.rank > 0:
+            processes.wait()
+        watch.__exit__(None, None, None)
+
+    atexit.register(leave)
+    return build(config, gpu_number(0), processes)
 
 
 def build_flat(overrides: list[str]) -> Any:
