@@ -57,13 +57,15 @@ class SharedMemory:
         Raises:
             ConnectionError: if another process has ended.
         """
+        if not values.nbytes:
+            return True
         num = -(-values.nbytes // ALIGNMENT) * ALIGNMENT
         if 2 * self.size * num > MOST:
             return False
         if num > self.places.shape[-1]:
             self._allocate(num)
         self.turn = 1 - self.turn
-        rows = self.places[self.turn, :, : values.nbytes].view(values.dtype) if num else values.new_empty(self.size, 0)
+        rows = self.places[self.turn, :, : values.nbytes].view(values.dtype)
         rows[self.rank] = values
         self._meet()
         torch.sum(rows, 0, dtype=values.dtype, out=values)

@@ -173,10 +173,9 @@ def _sums(rank, size, port, folder, seen):
             seen.put((total.item(), counts.tolist(), processes.watch.memory is not None))
 
 
-@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="processes share memory on Linux")
 @pytest.mark.parametrize("shared", [True, False])
 def test_processes_of_one_machine_share_memory(shared, tmp_path):
-    """But where the name of the temporary folder is too long for a socket; the folder is empty afterwards."""
+    """Unless the name of the temporary folder is too long for a socket; in both cases it is empty afterwards."""
     folder = tmp_path / ("short" if shared else "no-socket-has-such-a-name-" * 5)
     folder.mkdir()
     port, seen = free_port(), FORKS.SimpleQueue()

@@ -1,6 +1,5 @@
 """Sums through shared memory: the known sums, for any size and type, and an error where a process is lost."""
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,8 +10,6 @@ from metarl_cli import shared_sums
 from metarl_cli.shared_sums import SharedMemory
 
 PATIENCE = 60.0
-
-pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="processes share memory on Linux")
 
 
 class Agreement:
