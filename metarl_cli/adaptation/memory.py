@@ -187,10 +187,10 @@ class Agent:
         steps, rows = trials.reward.shape
         if steps <= segment:
             return self.memory.scan(params, trials.inputs, {k: v[0] for k, v in trials.starts.items()})
-        segments = len(next(iter(trials.starts.values())))
+        segments = -(-steps // segment)
         padding = trials.inputs.new_zeros(segments * segment - steps, *trials.inputs.shape[1:])
         inputs = torch.cat([trials.inputs, padding]).view(segments, segment, rows, -1).transpose(0, 1).flatten(1, 2)
-        features = self.memory.scan(params, inputs, {k: v.flatten(0, 1) for k, v in trials.starts.items()})
+        features = self.memory.scan(params, inputs, {k: v[:segments].flatten(0, 1) for k, v in trials.starts.items()})
         return features.view(segment, segments, rows, -1).transpose(0, 1).flatten(0, 1)[:steps]
 
 

@@ -84,9 +84,9 @@ class Signal(NamedTuple):
     advantage: Tensor  # normalised to mean 0 and standard deviation 1
     target: Tensor  # normalised return, for the value function
 
-    def rows(self, rows: Tensor) -> Signal:
-        """Select the signals of trials ``rows [B]``."""
-        return Signal(*(x.index_select(1, rows) for x in self))
+    def rows(self, rows: Tensor, steps: int) -> Signal:
+        """Select the signals of the first steps of trials ``rows [B]``."""
+        return Signal(*(x[:steps].index_select(1, rows) for x in self))
 
 
 class RL2(MemoryAlgorithm):
@@ -214,9 +214,9 @@ class RL2(MemoryAlgorithm):
         sums: dict[str, Tensor] = {}
         for _ in range(ppo.epochs):
             for rows in torch.randperm(trials.reward.shape[1], generator=rng, device=self.device).tensor_split(ppo.minibatches):
-                own = rows[self.processes.shard(len(rows))]
-                whole = trials.weight.index_select(1, rows)
-                loss, metrics = self.loss(self.params, trials.rows(own), signal.rows(own), entropy_weight, whole)
+                own, whole = rows[self.processes.shard(len(rows))], trials.weight.index_select(1, rows)
+                mine = trials.rows(own)
+                loss, metrics = self.loss(self.params, mine, signal.rows(own, len(mine.reward)), entropy_weight, whole)
                 shared = self.processes.sum([*metrics.values(), *backward(loss, weights)])
                 metrics = dict(zip(metrics, shared, strict=False))
                 for weight, gradient in zip(weights, shared[len(metrics) :], strict=True):

@@ -23,8 +23,9 @@ class Trials(NamedTuple):
     starts: State  # the memory's state at the start of each segment of back-propagation, [S, R, ...]
 
     def rows(self, rows: Tensor) -> Trials:
-        """Return the trials that an index selects."""
-        steps = {k: v.index_select(1, rows) for k, v in self._asdict().items() if k != "starts"}
+        """Return the trials that an index selects, up to the end of the longest of them."""
+        longest = int(self.weight.index_select(1, rows).sum(0).max())
+        steps = {k: v[:longest].index_select(1, rows) for k, v in self._asdict().items() if k != "starts"}
         return Trials(**steps, starts={k: v.index_select(1, rows) for k, v in self.starts.items()})
 
     def summary(self) -> dict[str, float]:

@@ -124,7 +124,8 @@ class GRUSequence(torch.autograd.Function):
 
     Each gradient of a gate is dh' times a factor that depends on the forward pass alone. So the factors of a block of steps,
     which fits in the cache, are computed at once, and a step backward is little more than a product with dh' and three matrix
-    products. Gates are the first axis: those of a step are contiguous.
+    products. Gates are the first axis: those of a step are contiguous. The hyperbolic tangent is tanh(x) = 2 sigmoid(2 x) - 1,
+    which takes half of its time in float32: weights and biases of gate n are doubled first, and p_n and m are twice the above.
     """
 
     BLOCK = 2**16  # entries of one gate in a block of steps
@@ -143,20 +144,23 @@ class GRUSequence(torch.autograd.Function):
             c: biases of the state ``[3 H]``.
         """
         (steps, rows, _), size = x.shape, start.shape[1]
-        u_r, u_z, u_n, c_n = *u.view(3, size, size).mT, c[2 * size :]
+        w, u, b, c = (torch.cat([part[: 2 * size], 2 * part[2 * size :]]) for part in (w, u, b, c))
+        u_r, u_z, u_n = u.view(3, size, size).mT
         inputs = torch.cat([x, x.new_ones(steps, rows, 1)], 2).flatten(0, 1)  # 1, which the biases multiply
         bias = torch.cat([b[: 2 * size] + c[: 2 * size], b[2 * size :]])
         weights = torch.cat([w, bias[:, None]], 1).view(3, size, -1)
         gates = torch.bmm(inputs.expand(3, -1, -1), weights.mT).view(3, steps, rows, size)
-        states, m = x.new_empty(steps + 1, rows, size), x.new_empty(steps, rows, size)
+        states, m = x.new_empty(steps + 1, rows, size), c[2 * size :].expand(steps, rows, size).contiguous()
         states[0] = start
-        per_step = zip(states[:-1], states[1:], *gates, gates[:2].unbind(1), m, strict=True)
+        at, below = states.unbind(0), x.new_full((), -1)
+        per_step = zip(at[:-1], at[1:], *(gate.unbind(0) for gate in gates), gates[:2].unbind(1), m.unbind(0), strict=True)
         for h, after, r, z, n, r_and_z, m_t in per_step:
             r.addmm_(h, u_r)
             z.addmm_(h, u_z)
+            m_t.addmm_(h, u_n)
             r_and_z.sigmoid_()
-            torch.addmm(c_n, h, u_n, out=m_t)
-            n.addcmul_(r, m_t).tanh_()
+            n.addcmul_(r, m_t).sigmoid_()
+            torch.add(below, n, alpha=2, out=n)
             torch.lerp(n, h, z, out=after)
         ctx.save_for_backward(inputs, w, u, states, gates, m)
         return states[1:]
@@ -174,21 +178,22 @@ class GRUSequence(torch.autograd.Function):
         dh = torch.zeros_like(m[0])  # of the state before the steps done so far
         length = min(steps, max(1, GRUSequence.BLOCK // (rows * size)))
         buffers = [m.new_empty(*axes, length, rows, size) for axes in ((3,), (3,), (), ())]
+        views = [t.unbind(-3)[::-1] for t in (buffers[0], buffers[1], *buffers[1], buffers[3])]  # of each step, the last first
         for end in range(steps, 0, -length):
             block = slice(max(0, end - length), end)
             (r, z, n), before, now = gates[:, block], states[:-1][block], slice(block.start * rows, end * rows)
             factors, d, dp_n, dh_after = (t[..., : end - block.start, :, :] for t in buffers)
-            torch.mul(n, n, out=dp_n).neg_().add_(1).addcmul_(dp_n, z, value=-1)  # a factor so far, as the others
+            torch.mul(n, n, out=dp_n).mul_(-0.5).add_(0.5).addcmul_(dp_n, z, value=-1)  # a factor so far, as the others
             torch.mul(dp_n, r, out=factors[2])
             torch.mul(factors[2], m[block], out=factors[0]).addcmul_(factors[0], r, value=-1)
             torch.sub(before, n, out=factors[1]).mul_(z).addcmul_(factors[1], z, value=-1)
-            reverse = (t.unbind(0)[::-1] for t in (*d, z, gradient[block], dh_after))
-            per_step = zip(factors.unbind(1)[::-1], d.unbind(1)[::-1], *reverse, strict=True)
-            for factor, d_t, d_r, d_z, d_n, z_t, from_above, after in per_step:
+            written = (view[length - (end - block.start) :] for view in views)
+            for factor, d_t, d_r, d_z, d_n, after, z_t, from_above in zip(
+                *written, z.unbind(0)[::-1], gradient[block].unbind(0)[::-1], strict=True
+            ):
                 torch.add(dh, from_above, out=after)
                 torch.mul(factor, after, out=d_t)
-                torch.mul(after, z_t, out=dh)
-                dh.addmm_(d_r, u_r).addmm_(d_z, u_z).addmm_(d_n, u_n)
+                torch.mul(after, z_t, out=dh).addmm_(d_r, u_r).addmm_(d_z, u_z).addmm_(d_n, u_n)
             flat = d.flatten(1, 2)  # gradients of U h + c
             du.baddbmm_(flat.mT, before.flatten(0, 1).expand(3, -1, -1))
             dc_n += flat[2].sum(0)
@@ -197,6 +202,8 @@ class GRUSequence(torch.autograd.Function):
             db += flat.sum(1)
             if dx is not None:
                 torch.sum(torch.bmm(flat, w.view(3, size, -1)), 0, out=dx[now])
+        for of_n in (dw[2], du[2], db[2], dc_n):
+            of_n.mul_(2)
         dw = dw[..., :-1]
         dx = None if dx is None else dx.view(steps, rows, -1)
         return dx, dh, dw.reshape(w.shape), du.view_as(u), db.reshape(-1), torch.cat([db[0], db[1], dc_n])

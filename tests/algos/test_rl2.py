@@ -268,6 +268,29 @@ def test_ratios_start_at_one(family, segment):
             assert later["train/kl"] > 1e-5
 
 
+@pytest.mark.parametrize("segment", ["null", "5"])
+def test_a_minibatch_ends_with_its_longest_trial(segment, float64):
+    """Steps after the end of all trials of a minibatch are left out, and its loss and gradients are the same."""
+    algorithm = built(Cue(), *SMALL, "algo.memory.size=8", "algo.episodes=3", f"algo.ppo.segment={segment}")
+    algorithm.train_step()
+    (trials,), _ = spied(algorithm)
+    lengths = trials.weight.sum(0)
+    short = lengths.argsort()[:3]
+    longest = int(lengths[short].max())
+    assert longest < len(trials.weight)
+    signal, weights = algorithm.signal(trials)[0], list(algorithm.params.values())
+    fields = {name: x[:, short] for name, x in trials._asdict().items() if name != "starts"}
+    padded = Trials(**fields, starts={name: x[:, short] for name, x in trials.starts.items()})
+    losses = []
+    for batch in (padded, trials.rows(short)):
+        steps = len(batch.reward)
+        loss, metrics = algorithm.loss(algorithm.params, batch, signal.rows(short, steps), 0.1, padded.weight)
+        losses.append((steps, [*metrics.values(), loss, *torch.autograd.grad(loss, weights)]))
+    (whole, expected), (cut, found) = losses
+    assert (whole, cut) == (len(trials.weight), longest)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 # (ratio, advantage) -> what is maximised, min(r A, clip(r) A), and whether it has a gradient
 CLIPPED = {
     (0.5, 2.0): (1.0, True),
