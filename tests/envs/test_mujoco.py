@@ -117,6 +117,11 @@ def test_a_number_names_one_entry(float64):
             family(ranges={wrong: [1.0, 2.0]})
 
 
+def directions(velocity: torch.Tensor):
+    """Cosine and sine for a velocity in x and y, the cosine for one in x alone."""
+    return (torch.cos, torch.sin)[: velocity.shape[-1]]
+
+
 def test_goals_by_hand(float64):
     """From the places before and after."""
     for name in SHIPPED:
@@ -132,8 +137,8 @@ def test_goals_by_hand(float64):
             velocity = (place - ours.place(env.models, before)) / ours.period
             earned = {
                 "forward": lambda velocity=velocity: velocity[..., 0],
-                "direction": lambda velocity=velocity, task=task: (
-                    velocity[..., 0] * task["angle"][:, None].cos() + velocity[..., 1] * task["angle"][:, None].sin()
+                "direction": lambda velocity=velocity, task=task: sum(
+                    velocity[..., i] * along(task["angle"][:, None]) for i, along in enumerate(directions(velocity))
                 ),
                 "velocity": lambda velocity=velocity, task=task: -(velocity[..., 0] - task["velocity"][:, None]).abs(),
                 "position": lambda place=place, task=task: (

@@ -73,7 +73,8 @@ class Body:
 
     def observe(self, position: Tensor, velocity: Tensor) -> Tensor:
         """Return what it observes."""
-        return torch.cat([position[..., self.hidden :], velocity.clamp(-self.fastest, self.fastest)], -1)
+        seen = velocity if self.fastest == math.inf else velocity.clamp(-self.fastest, self.fastest)
+        return torch.cat([position[..., self.hidden :], seen], -1)
 
     def sizes(self, positions: int, velocities: int) -> tuple[float, ...]:
         """Return the usual size of each number that it observes, of so many positions and velocities."""
@@ -88,15 +89,13 @@ class Body:
             data: MuJoCo's, to compute in.
 
         Returns:
-            x and y ``[M, N, 2]`` [m].
+            x and y ``[M, N, 2]``, of a body in the plane of x and z only x ``[M, N, 1]`` [m].
         """
-        x, y = position[..., 0], position[..., 1]
-        return torch.stack([x, torch.zeros_like(x) if self.plane else y], -1)
+        return position[..., : self.hidden]
 
     def healthy(self, position: Tensor, velocity: Tensor) -> Tensor:
-        """Return whether it has not fallen ``[...]``."""
-        if self.height is None:
-            return torch.ones(position.shape[:-1], dtype=torch.bool, device=position.device)
+        """Return whether a body that can fall has not fallen ``[...]``."""
+        assert self.height is not None
         height = position[..., self.hidden]
         low, high = self.height
         if self.angle is None:

@@ -80,8 +80,7 @@ class MujocoEnv(NativeEnv):
 
     @override
     def _simulate(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        after = self.family.advance(self.models, self.state, action)
-        return after, *self.family.reward_and_end(self.models, self.state, after, action, self.task)
+        return self.family.simulated(self.models, self.state, action, self.task)
 
     @override
     def render(self) -> Image:
@@ -161,14 +160,14 @@ class MujocoFamily(NativeFamily):
         Args:
             models: those of M tasks.
             state: the states ``[M, N, S]``.
-            action: the torques ``[M, N, D]``.
+            action: the torques ``[M, N, D]``, within their bounds and in double precision.
 
         Returns:
             The next states ``[M, N, S]``.
         """
         envs, steps, threads = state.shape[1], self.body.frame_skip, torch.get_num_threads()
         before = state.reshape(-1, len(self.nominal)).cpu().numpy()
-        held = self.spec.actions.clip(action).double().reshape(len(before), 1, -1).cpu().numpy().repeat(steps, axis=1)
+        held = action.reshape(len(before), 1, -1).cpu().numpy().repeat(steps, axis=1)
         path = np.empty((len(before), steps, len(self.nominal)))
         copies = models if envs == 1 else [model for model in models for _ in range(envs)]
         stepper(threads).rollout(copies, self._data(threads), before, held, nstep=steps, state=path, skip_checks=True)
@@ -182,28 +181,35 @@ class MujocoFamily(NativeFamily):
         return self.data[:threads]
 
     def place(self, models: list[Any], state: Tensor) -> Tensor:
-        """Return where the bodies of M tasks are in the states ``[M, N, S]``: x and y ``[M, N, 2]`` [m]."""
+        """Return where the bodies of M tasks are in the states ``[M, N, S]``: see :meth:`Body.place`."""
         return self.body.place(models, self.position(state), self._data(1)[0])
 
     def reward_and_end(
         self, models: list[Any], before: Tensor, after: Tensor, action: Tensor, task: Task
     ) -> tuple[Tensor, Tensor]:
-        """Return the rewards of a step ``[M, N]``, and whether each episode terminated ``[M, N]``."""
-        config, position, motion = self.config, self.position(after), self.place(models, after)
+        """Return the rewards of a step ``[M, N]``, and whether each episode terminated ``[M, N]``; see :meth:`advance`."""
+        config, motion = self.config, self.place(models, after)
         if not self.goal.place:
             motion = (motion - self.place(models, before)) / self.period
         reward = config.goal_reward * self.goal.reward(motion, task)
-        healthy = self.body.healthy(position, self.velocity(after))
+        terminated = torch.zeros(action.shape[:2], dtype=torch.bool, device=action.device)
         if self.body.height is not None:
+            healthy = self.body.healthy(self.position(after), self.velocity(after))
             reward = reward + config.healthy_reward * healthy
-        reward = reward - config.control_cost * self.spec.actions.clip(action).double().square().sum(-1)
-        return reward.to(torch.get_default_dtype()), ~healthy & config.terminate
+            terminated = ~healthy if config.terminate else terminated
+        reward = reward - config.control_cost * action.square().sum(-1)
+        return reward.to(torch.get_default_dtype()), terminated
+
+    def simulated(self, models: list[Any], state: Tensor, action: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the states ``[M, N, S]``, the rewards ``[M, N]`` and the ends ``[M, N]`` after a control step."""
+        action = self.spec.actions.clip(action).double()
+        after = self.advance(models, state, action)
+        return after, *self.reward_and_end(models, state, after, action, task)
 
     @override
     def dynamics(self, state: Tensor, action: Tensor, task: Task, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         models = self.models_of({name: value[:, 0] for name, value in task.items()})
-        after = self.advance(models, state, action)
-        return after, *self.reward_and_end(models, state, after, action, task)
+        return self.simulated(models, state, action, task)
 
     @override
     def compile(self, compiler: Compiler) -> None:
