@@ -329,8 +329,8 @@ class Prediction:
             features: of the memory.
             inputs: of the memory.
             weight: of the steps.
-            whole: weights ``[T, B]`` of the minibatch of which these trials are a share, so that the losses of all shares
-                add up to the mean over it; None: they are all of it.
+            whole: weights ``[T', B]`` of the minibatch of which these trials are a share, to its own end, so that the losses
+                of all shares add up to the mean over it; None: they are all of it.
         """
         whole = weight if whole is None else whole
         obs_size = self.agent.inputs.obs_size

@@ -238,8 +238,8 @@ class RL2(MemoryAlgorithm):
             trials: a minibatch.
             signal: of its trials.
             entropy_weight: of the entropy bonus.
-            whole: weights ``[T, B]`` of the minibatch of which these trials are a share, so that the losses of all shares add
-                up to the mean over it; None: they are all of it.
+            whole: weights ``[T', B]`` of the minibatch of which these trials are a share, to its own end, so that the losses of
+                all shares add up to the mean over it; None: they are all of it.
         """
         whole = trials.weight if whole is None else whole
         ppo, weight = self.config.ppo, trials.weight / whole.sum()

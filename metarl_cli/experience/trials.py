@@ -20,7 +20,7 @@ class Trials(NamedTuple):
     weight: Tensor
     clock: Tensor  # [T, R, 2]
     features: Tensor  # [T, R, H] of the memory, when it acted
-    starts: State  # the memory's state at the start of each segment of back-propagation, [S, R, ...]
+    starts: State  # the memory's state at the start of each segment of back-propagation, [S, R, ...], and perhaps of more
 
     def rows(self, rows: Tensor) -> Trials:
         """Return the trials that an index selects, up to the end of the longest of them."""

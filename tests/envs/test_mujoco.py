@@ -249,7 +249,7 @@ def test_a_fork_steps_on():
         env.step(torch.zeros(4, 4, 6))
         child = os.fork()
         if not child:
-            ours.advance(env.models, env.state, torch.zeros(4, 4, 6))
+            ours.advance(env.models, env.state, torch.zeros(4, 4, 6, dtype=torch.float64))
             os._exit(7)
         signal.alarm(30)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
