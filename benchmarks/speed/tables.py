@@ -77,11 +77,11 @@ def iteration(name: str, unit: str, revision: str, overrides: list[str] | None =
     return Case(name, [mine, compiled(mine), old], count, unit)
 
 
-def recurrent_ppo(trials: int = 256, minibatches: int = 4) -> Case:
-    overrides = ["experiment=rl2_bandit_n100_k5", f"algo.tasks={trials}", f"algo.ppo.minibatches={minibatches}"]
+def recurrent_ppo(work: str, *more: str, trials: int = 256, minibatches: int = 4) -> Case:
+    overrides = ["experiment=rl2_bandit_n100_k5", f"algo.tasks={trials}", f"algo.ppo.minibatches={minibatches}", *more]
     mine = ours(kind="training", overrides=overrides, unit="env steps", warm=1)
     peer = Entry("RecurrentPPO", "torch", "recurrent_ppo", {"trials": trials, "minibatches": minibatches})
-    return Case(f"{trials} trials of 100 pulls", [mine, compiled(mine), peer], 1)
+    return Case(work, [mine, compiled(mine), peer], 1)
 
 
 def evolution(population: int) -> Case:
@@ -173,7 +173,14 @@ def tables(revision: str = OLD) -> dict[str, Table]:
                 iteration("evo_dqn_cartpole", "env steps", revision, count=4),
             ],
         ),
-        "recurrent_ppo": Table("RL² on bandits", "env steps", [recurrent_ppo()]),
+        "recurrent_ppo": Table(
+            "RL² on bandits",
+            "env steps",
+            [
+                recurrent_ppo("256 trials of 100 pulls"),
+                recurrent_ppo("the same, without the prediction of rewards", "algo.ppo.predict_weight=0"),
+            ],
+        ),
         "evolution": Table("Evolution of policies that do not learn", "lifetimes", [evolution(64), evolution(1024)]),
         "stepping": Table("Stepping CartPoles", "env steps", [stepping(16, 4), stepping(64, 64), stepping(256, 256)]),
         "bodies": Table(

@@ -329,7 +329,7 @@ class Prediction:
             features: of the memory.
             inputs: of the memory.
             weight: of the steps.
-            whole: weights ``[T', B]`` of the minibatch of which these trials are a share, to its own end, so that the losses
+            whole: weights ``[T', B]`` of the minibatch of which these trials are a share, T' at least T, so that the losses
                 of all shares add up to the mean over it; None: they are all of it.
         """
         whole = weight if whole is None else whole

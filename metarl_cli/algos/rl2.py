@@ -238,7 +238,7 @@ class RL2(MemoryAlgorithm):
             trials: a minibatch.
             signal: of its trials.
             entropy_weight: of the entropy bonus.
-            whole: weights ``[T', B]`` of the minibatch of which these trials are a share, to its own end, so that the losses of
+            whole: weights ``[T', B]`` of the minibatch of which these trials are a share, T' at least T, so that the losses of
                 all shares add up to the mean over it; None: they are all of it.
         """
         whole = trials.weight if whole is None else whole
